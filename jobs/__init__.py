@@ -1,1 +1,1 @@
-"""."""
+"""Ray Job entry points and submission."""

@@ -1,1 +1,1 @@
-"""."""
+"""Ingest, annotation and shards: from normalized records to annotated Parquet."""

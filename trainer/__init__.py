@@ -1,1 +1,1 @@
-"""."""
+"""Pairs of frames, the two-frame diffusion transformer, its training and its samplers."""

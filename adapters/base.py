@@ -1,0 +1,129 @@
+"""What an adapter is: a dataset as its users download it, turned into normalized records.
+
+An adapter lists **partitions** (cheaply: folder and file names only), reads the **records** of one partition (labels
+and file headers, never pixels), and opens a frame's **mask** later, on the worker that annotates it. It knows nothing
+of Ray, storage or progress: the callers do that. Adapters hold no state but their options, so they travel to workers.
+
+``docs/adding-a-source.md`` shows how to write one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from handdata.schemas.arrays import BoolArray
+from handdata.schemas.errors import LayoutError, UsageError
+from handdata.schemas.record import HandRecord, Rejection, Split
+from handdata.schemas.sources import SourceCard
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One arrangement of files that a dataset is known to come in.
+
+    Args:
+        name: what users call it, for messages ("v1", "cropped images").
+        patterns: globs relative to the root, each of which must match at least once.
+
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+
+    def missing_from(self, folder: Path) -> list[str]:
+        """Return the patterns that match nothing below ``folder``."""
+        return [pattern for pattern in self.patterns if next(iter(folder.glob(pattern)), None) is None]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A share of a source that one worker ingests whole.
+
+    All labels of one frame belong to one partition, so that the adapter can merge them into one record.
+
+    Args:
+        name: unique within the source; partitions are ingested and stored in the order of their names.
+        split: the split of all its records.
+        paths: label files or folders to read, POSIX paths relative to the root.
+        selection: which part of ``paths``, in the adapter's own terms, where one file serves several partitions.
+
+    """
+
+    name: str
+    split: Split
+    paths: tuple[str, ...]
+    selection: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOptions:
+    """What a user may tell any adapter.
+
+    Args:
+        mano_dir: folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that are MANO parameters.
+
+    """
+
+    mano_dir: Path | None = None
+
+
+class Adapter(Protocol):
+    """One source. Implementations are plain classes; a contract test runs every registered one."""
+
+    card: ClassVar[SourceCard]
+    """Who made it, under which licence, what it labels."""
+    layouts: ClassVar[tuple[Layout, ...]]
+    """The arrangements it is known to come in; a root must match one."""
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None: ...
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield the partitions below ``root`` in a deterministic order, reading folder and file names only."""
+        ...
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield each frame of a partition once, in a deterministic order, as a record or as a rejection.
+
+        Memory must not grow with the number of records: label files of gigabytes are streamed. An unreadable label is
+        a rejection that names the file, never an exception.
+        """
+        ...
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Return the (height, width) mask of all hands of a record that has one.
+
+        Raises:
+            RecordError: the mask cannot be read.
+
+        """
+        ...
+
+
+def find_root(adapter: type[Adapter], path: Path) -> Path:
+    """Return the dataset's root: ``path`` itself, or the one folder in it that has the source's layout.
+
+    Users point at the folder that a download unpacks to, or at the folder that holds it; both are accepted.
+
+    Raises:
+        UsageError: ``path`` is not a folder.
+        LayoutError: no layout of the source matches; the message says what was looked for and what is there.
+
+    """
+    if not path.is_dir():
+        problem = "is a file, not a folder" if path.exists() else "does not exist"
+        raise UsageError(
+            f"the root {path} of source {adapter.card.name} {problem}",
+            f"download it from {adapter.card.homepage} and pass --root, or set HANDDATA_SOURCES_ROOT",
+        )
+    folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
+    for folder in folders:
+        if any(not layout.missing_from(folder) for layout in adapter.layouts):
+            return folder.resolve()
+    looked_for = " or ".join(f"{' + '.join(layout.patterns)} ({layout.name})" for layout in adapter.layouts)
+    found = sorted(child.name + ("/" if child.is_dir() else "") for child in path.iterdir())
+    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") if found else "nothing"
+    raise LayoutError(
+        f"{path} does not look like {adapter.card.name}: looked for {looked_for}, found {shown}",
+        f"`handdata sources {adapter.card.name}` describes the expected layout",
+    )

@@ -1,0 +1,52 @@
+"""Which adapters there are: the built-in ones, and those that installed packages add.
+
+A package adds a source with an entry point in the group ``handdata.adapters``::
+
+    [project.entry-points."handdata.adapters"]
+    mysource = "my_package.adapter:MySourceAdapter"
+"""
+
+import difflib
+import warnings
+from importlib.metadata import entry_points
+
+from handdata.adapters.base import Adapter
+from handdata.adapters.foundhand10m import FoundHand10MAdapter
+from handdata.adapters.hagrid import HagridAdapter
+from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.schemas import UnknownSourceError
+
+BUILT_IN: dict[str, type[Adapter]] = {
+    "foundhand10m": FoundHand10MAdapter,
+    "hagrid": HagridAdapter,
+    "synthetic": SyntheticAdapter,
+}
+
+
+def registered_adapters() -> dict[str, type[Adapter]]:
+    """Return all adapters by source name. A third-party adapter that fails to import is left out with a warning."""
+    adapters = dict(BUILT_IN)
+    for entry_point in entry_points(group="handdata.adapters"):
+        if entry_point.name in BUILT_IN:
+            warnings.warn(f"{entry_point.value} cannot replace the built-in source {entry_point.name}", stacklevel=2)
+            continue
+        try:
+            adapters[entry_point.name] = entry_point.load()
+        except Exception as error:  # any fault of a foreign package must not stop the other sources
+            warnings.warn(f"the adapter {entry_point.value} cannot be loaded: {error}", stacklevel=2)
+    return dict(sorted(adapters.items()))
+
+
+def find_adapter(source: str) -> type[Adapter]:
+    """Return the adapter of a source.
+
+    Raises:
+        UnknownSourceError: no adapter has this name; the hint suggests close names.
+
+    """
+    adapters = registered_adapters()
+    if source not in adapters:
+        close = difflib.get_close_matches(source, adapters, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise UnknownSourceError(f"unknown source {source!r}", f"{meant}`handdata sources` lists {', '.join(adapters)}")
+    return adapters[source]

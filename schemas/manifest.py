@@ -1,0 +1,74 @@
+"""Documents beside the tables: the marker of a finished unit, and the manifest of a dataset."""
+
+from collections import Counter
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from handdata.schemas.record import Split
+
+FORMAT_VERSION: Final = 1
+"""Version of the dataset's layout and columns; readers refuse a newer one."""
+
+
+class UnitMarker(BaseModel):
+    """What one finished unit wrote. Only files that a marker names exist for readers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit_id: str
+    source: str
+    split: Split
+    files: tuple[str, ...]
+    """Sample files, relative to ``W/dataset``; none where every record was refused."""
+    rejected_files: tuple[str, ...]
+    """Rejected tables, relative to ``W``."""
+    records: int
+    """Records of the unit = samples + the sum of ``rejected``."""
+    samples: int
+    rejected: dict[str, int] = Field(default_factory=dict)
+    """Refused records by reason."""
+    flags: dict[str, int] = Field(default_factory=dict)
+    """Samples by flag."""
+    bytes: int = 0
+    """Size of the sample files."""
+    annotator_hash: str
+
+
+class SplitCounts(BaseModel):
+    """Rows of one split of one source."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    units: int = 0
+    records: int = 0
+    samples: int = 0
+    rejected: Counter[str] = Field(default_factory=Counter)
+    flags: Counter[str] = Field(default_factory=Counter)
+    bytes: int = 0
+
+    def add(self, marker: UnitMarker) -> None:
+        """Count one finished unit."""
+        self.units += 1
+        self.records += marker.records
+        self.samples += marker.samples
+        self.rejected.update(marker.rejected)
+        self.flags.update(marker.flags)
+        self.bytes += marker.bytes
+
+
+class DatasetManifest(BaseModel):
+    """``W/dataset/dataset.json``: what the dataset holds, summed from its markers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    handdata_version: str
+    image_size: int
+    """Side of the crops in pixels."""
+    annotator_hashes: dict[str, dict[str, object]]
+    """Settings and model file hashes behind each ``annotator_hash`` in the rows."""
+    sources: dict[str, dict[Split, SplitCounts]]
+    licenses: dict[str, str]
+    complete: bool
+    """Whether every planned unit has its marker."""
