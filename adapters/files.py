@@ -1,7 +1,11 @@
 """Reading files from outside: paths stay below the root, headers are checked, nothing is unpickled."""
 
+import functools
+import io
+import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from handdata.schemas.errors import RecordError, RejectReason
+from handdata.schemas.record import Rejection
 
 MAX_IMAGE_PIXELS = 178_956_970
 """More pixels than this are a decompression bomb; twice Pillow's own warning limit (about 13,000 x 13,000)."""
@@ -16,17 +21,50 @@ MAX_IMAGE_PIXELS = 178_956_970
 _FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
 
 
+MAX_ARRAY_BYTES = 2**28
+"""No label array of one frame is larger; more is a damaged header or a decompression bomb."""
+
+_PICKLE_MARK = b"\x80"
+_ZIP_ERRORS = (ValueError, OSError, EOFError, RuntimeError, KeyError, struct.error, zipfile.BadZipFile, zlib.error)
+"""What ``zipfile`` and numpy's header parser raise on damaged input."""
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with what UTF-8 cannot encode written as escapes, so that tables can hold it."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def record_name(source: str, split: str, sequence_id: str, frame_index: int = 0, camera_id: str = "0") -> str:
+    """Return the ``record_id`` that a frame has, or would have had if it were not refused."""
+    return f"{source}/{split}/{sequence_id}/{frame_index:06d}-{camera_id}"
+
+
+def rejection(record_id: str, image_uri: str, error: RecordError) -> Rejection:
+    """Return the row of the rejected table for a record that ``error`` made unusable."""
+    return Rejection(
+        record_id=printable(record_id),
+        image_uri=printable(image_uri),
+        reason=error.reason,
+        detail=printable(error.detail),
+    )
+
+
 def resolve_below(root: Path, relative: str) -> Path:
     """Return ``root / relative``, where a label named ``relative``.
 
+    Only the name is judged. Links inside the dataset's folder are the user's own (large datasets are often spread over
+    disks with them) and are followed.
+
     Raises:
-        RecordError: ``path_escapes_root``: the path is absolute or leaves ``root`` through ``..``.
+        RecordError: ``path_escapes_root``: the path is empty, absolute, leaves ``root`` through ``..``, or holds
+            characters that no file name has.
 
     """
-    parts = Path(relative.replace("\\", "/")).parts
-    if not parts or Path(relative).is_absolute() or ".." in parts or "\0" in relative:
+    path = Path(relative.replace("\\", "/"))
+    unusable = "\0" in relative or printable(relative) != relative
+    if not path.parts or path.is_absolute() or ".." in path.parts or unusable:
         raise RecordError(RejectReason.PATH_ESCAPES_ROOT, f"the label names {relative!r}, which is not below {root}")
-    return root.joinpath(*parts)
+    return root / path
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -46,7 +84,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
     except Image.DecompressionBombError as error:
         raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{path}: {error}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        if path.is_file() and path.stat().st_size == 0:
+        if _is_empty_file(path):
             raise RecordError(RejectReason.IMAGE_EMPTY, f"{path} has no bytes") from None
         raise RecordError(RejectReason.IMAGE_CORRUPT, f"{path}: {error}") from None
     if width * height > MAX_IMAGE_PIXELS:
@@ -57,6 +95,13 @@ def read_image_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
+def _is_empty_file(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0 and path.is_file()
+    except (OSError, ValueError):  # for instance a name longer than the file system allows
+        return False
+
+
 def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[np.generic]]:
     """Return the named arrays of an ``.npz`` file; absent optional ones are left out. Pickled objects are refused.
 
@@ -64,18 +109,92 @@ def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = 
         RecordError: ``label_missing``, ``label_unsafe`` (a pickled object) or ``label_corrupt``.
 
     """
+    return read_npz_and_shapes(path, required, optional)[0]
+
+
+def read_npz_and_shapes(
+    path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> tuple[dict[str, NDArray[np.generic]], dict[str, tuple[int, ...]]]:
+    """Return the named arrays of an ``.npz`` file, and the shapes of all its arrays from their headers.
+
+    ``numpy.load`` is not used: it reports any unknown file as a pickle, and has no way to learn the shape of a large
+    array (a mask) without reading it.
+
+    Raises:
+        RecordError: ``label_missing``, ``label_unsafe`` (a pickled object, in whichever array) or ``label_corrupt``.
+
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = [*required, *(name for name in optional if name in archive.files)]
-            return {name: archive[name] for name in names}
+        arrays, shapes = _read_npz_members(path, {*required, *optional})
     except FileNotFoundError:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
-    except KeyError as error:
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} lacks the array {error}") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        reason = RejectReason.LABEL_UNSAFE if "allow_pickle" in str(error) else RejectReason.LABEL_CORRUPT
-        detail = "holds pickled objects, which are never loaded" if reason is RejectReason.LABEL_UNSAFE else str(error)
-        raise RecordError(reason, f"{path}: {detail}") from None
+    except _ZIP_ERRORS as error:
+        if _first_byte(path) == _PICKLE_MARK:
+            raise RecordError(RejectReason.LABEL_UNSAFE, f"{path} is a pickle, which is never loaded") from None
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} lacks the array {missing[0]!r}, has {sorted(shapes)}")
+    return arrays, shapes
+
+
+def _read_npz_members(
+    path: Path, wanted: set[str]
+) -> tuple[dict[str, NDArray[np.generic]], dict[str, tuple[int, ...]]]:
+    arrays: dict[str, NDArray[np.generic]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            with archive.open(member) as stream:
+                magic = stream.read(8)
+                length_format = "<H" if magic[6:7] == b"\x01" else "<I"
+                length = stream.read(struct.calcsize(length_format))
+                header = stream.read(struct.unpack(length_format, length)[0])
+                shape, column_major, dtype = _parse_npy_header(magic + length + header)
+                if dtype.hasobject:
+                    detail = f"{path}: the array {name!r} holds pickled objects, which are never loaded"
+                    raise RecordError(RejectReason.LABEL_UNSAFE, detail)
+                shapes[name] = shape
+                if name in wanted:
+                    if member.file_size > MAX_ARRAY_BYTES:
+                        raise ValueError(f"the array {name!r} announces {member.file_size} bytes")
+                    values = np.frombuffer(stream.read(), dtype)
+                    arrays[name] = values.reshape(shape, order="F" if column_major else "C")
+    return arrays, shapes
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Return shape, column-major order and dtype; cached, as the frames of a dataset share their few headers."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(stream)
+    raise ValueError(f"the .npy format {version} is not known")
+
+
+def _first_byte(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(1)
+    except OSError:
+        return b""
+
+
+def numbers(path: Path, name: str, values: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return a label's array as float64 after checking that it holds numbers in the expected shape.
+
+    Raises:
+        RecordError: ``label_corrupt``, naming the file, the field, what was expected and what was there.
+
+    """
+    if values.dtype.kind not in "biuf" or values.shape != shape:
+        found = f"{values.dtype} {values.shape}"
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name} should hold numbers {shape}, holds {found}")
+    return values.astype(np.float64)
 
 
 def require_finite(path: Path, name: str, values: NDArray[np.generic]) -> None:

@@ -1,0 +1,248 @@
+"""FoundHand-10M as its authors pack it: square crops around hands from thirteen datasets, a ``.npz`` beside each.
+
+Layout (readme of https://github.com/arthurchen0518/FoundHand)::
+
+    FoundHand10M/<Source>/<processed|processed_seq>/<split>/<sequence>/<frame>-<camera>.jpg
+    FoundHand10M/<Source>/<processed|processed_seq>/<split>/<sequence>/<frame>-<camera>.npz
+
+The label holds ``hand_mask`` (H, W) and ``kpts`` (42, 2), pixels of the crop, right hand first. The files published
+with the code also hold the camera (``campos``, ``camrot``, ``focal``, ``princpt``), ``joint3d`` and ``joint_valid``.
+Missing joints are (0, 0), joints outside the crop keep their real coordinates.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.files import (
+    numbers,
+    read_image_size,
+    read_npz,
+    read_npz_and_shapes,
+    record_name,
+    rejection,
+    require_finite,
+)
+from handdata.schemas import (
+    SOURCE_CARDS,
+    SPLITS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    SourceCard,
+    Split,
+    Viewpoint,
+    hand_states,
+)
+from handdata.schemas.arrays import BoolArray
+
+SEQUENCES_PER_PARTITION: Final = 64
+
+_CAMERA_KEYS = ("campos", "camrot", "focal", "princpt")
+_EGO_SOURCES = frozenset({"ego4d", "epickitchensvisor", "visor", "hoi4d"})
+_MILLIMETRES_PER_METRE = 1000.0
+
+
+class FoundHand10MAdapter:
+    """Reads the packed release, whole or in part, of any of its sources."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["foundhand10m"]
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("packed release", ("*/processed*/*/*/*.npz",)),)
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:  # noqa: B008  it is frozen
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield runs of sequences, each within one source, processed folder and split."""
+        groups: list[tuple[str, Split, list[str]]] = []
+        for folder in root.glob("*/processed*/*"):
+            split = next((split for split in SPLITS if split == folder.name.lower()), None)
+            if split is not None and folder.is_dir():
+                prefix = folder.relative_to(root).as_posix()
+                sequences = sorted(child.name for child in folder.iterdir() if child.is_dir())
+                groups.append((prefix, split, sequences))
+        yield from sorted(
+            (
+                Partition(
+                    name=f"{prefix}/{start // SEQUENCES_PER_PARTITION:05d}",
+                    split=split,
+                    paths=tuple(f"{prefix}/{name}" for name in sequences[start : start + SEQUENCES_PER_PARTITION]),
+                )
+                for prefix, split, sequences in groups
+                for start in range(0, len(sequences), SEQUENCES_PER_PARTITION)
+            ),
+            key=lambda partition: partition.name,
+        )
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield the frames of a partition, sequence by sequence, in the order of frame number and camera."""
+        for relative in partition.paths:
+            folder = root / relative
+            try:
+                stems = {path.stem for path in folder.iterdir() if path.suffix in (".jpg", ".npz")}
+            except OSError as problem:
+                error = RecordError(RejectReason.LABEL_MISSING, f"{folder} cannot be listed: {problem}")
+                yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(folder), error)
+                continue
+            for frame in sorted(_frame(relative, stem) for stem in stems):
+                yield _read_frame(folder, partition.split, frame)
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Return the pack's own mask of both hands, at the size of the image.
+
+        It was made by SAM from keypoints, often with the forearm, and sometimes it misses the hand altogether.
+
+        Raises:
+            RecordError: ``mask_unreadable``.
+
+        """
+        path = Path(record.image_uri).with_suffix(".npz")
+        try:
+            mask = read_npz(path, ("hand_mask",))["hand_mask"]
+            _mask_size(path, mask.shape)
+        except RecordError as error:
+            raise RecordError(RejectReason.MASK_UNREADABLE, error.detail) from None
+        picture = Image.fromarray((mask != 0).astype(np.uint8))
+        resized = picture.resize((record.width, record.height), Image.Resampling.NEAREST)
+        return np.asarray(resized, dtype=np.bool_)
+
+
+class _Frame(NamedTuple):
+    """One picture of a sequence folder; frames sort by number, then by name."""
+
+    frame_index: int
+    stem: str
+    upstream: str
+    sequence_id: str
+    camera_id: str
+
+
+def _frame(folder: str, stem: str) -> _Frame:
+    """Return who a file is, from its folder (``<Source>/<processed>/<split>/<sequence>``) and name without suffix.
+
+    The name is split at its last ``-``: the uuids of stills hold more of them, camera names none. A frame whose id is
+    no number is a still, a sequence of its own. The processed folder is kept in the sequence id, for nothing says that
+    ``processed`` and ``processed_seq`` of one source do not share sequence names.
+    """
+    upstream, processed, _, sequence = folder.split("/")
+    sequence_id = f"{upstream}__{processed}__{sequence}"
+    frame_id, _, camera_id = stem.rpartition("-")
+    if not frame_id or not camera_id:
+        frame_id, camera_id = stem, "0"
+    if frame_id.isascii() and frame_id.isdecimal() and int(frame_id) < 2**31:
+        return _Frame(int(frame_id), stem, upstream, sequence_id, camera_id)
+    return _Frame(0, stem, upstream, f"{sequence_id}__{frame_id}", camera_id)
+
+
+def _viewpoint(upstream: str, camera_id: str) -> Viewpoint:
+    """Return ``ego`` for head-mounted cameras.
+
+    Source folders are compared without case and punctuation: only two of the thirteen spellings are published. Camera
+    0 of ARCTIC is on the head, and so are the cameras of AssemblyHands whose names begin with HMC.
+    """
+    name = "".join(character for character in upstream.lower() if character.isalnum())
+    on_head = (
+        name in _EGO_SOURCES
+        or (name == "arctic" and camera_id == "0")
+        or (name == "assemblyhands" and "HMC" in camera_id.upper())
+    )
+    return "ego" if on_head else "exo"
+
+
+def _read_frame(folder: Path, split: Split, frame: _Frame) -> HandRecord | Rejection:
+    image_path = folder / f"{frame.stem}.jpg"
+    label_path = folder / f"{frame.stem}.npz"
+    try:
+        width, height = read_image_size(image_path)
+        optional = ("joint_valid", "joint3d", *_CAMERA_KEYS)
+        arrays, shapes = read_npz_and_shapes(label_path, ("kpts",), optional)
+        # Only where the picture was resized after the label was written do the two sizes differ.
+        mask_width, mask_height = _mask_size(label_path, shapes.get("hand_mask", (height, width)))
+        scale = np.array([width / mask_width, height / mask_height])
+
+        keypoints = numbers(label_path, "kpts", arrays["kpts"], (42, 2))
+        require_finite(label_path, "kpts", keypoints)
+        labels_validity = "joint_valid" in arrays
+        if labels_validity:
+            valid = numbers(label_path, "joint_valid", arrays["joint_valid"], (42,)) != 0
+        else:
+            valid = (keypoints != 0).any(axis=1)
+        camera = _read_camera(label_path, arrays, scale) if arrays.keys() >= set(_CAMERA_KEYS) else None
+        return HandRecord(
+            source=FoundHand10MAdapter.card.name,
+            split=split,
+            sequence_id=frame.sequence_id,
+            frame_index=frame.frame_index,
+            camera_id=frame.camera_id,
+            image_uri=str(image_path),
+            width=width,
+            height=height,
+            viewpoint=_viewpoint(frame.upstream, frame.camera_id),
+            keypoints_valid=valid,
+            keypoints_2d=keypoints * scale,
+            # Without joint_valid a hand of zeros may be one that the pack's own detector missed.
+            hand_state=hand_states(valid, "absent" if labels_validity else "unknown"),
+            keypoints_3d=_read_keypoints_3d(label_path, arrays["joint3d"], valid, camera[1])
+            if camera is not None and "joint3d" in arrays
+            else None,
+            camera_k=None if camera is None else camera[0],
+            camera_t_world=None if camera is None else camera[1],
+            has_mask="hand_mask" in shapes,
+            mask_extent="unknown" if "hand_mask" in shapes else None,
+        )
+    except ValidationError as error:
+        reason = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {error.errors()[0]['msg']}")
+    except RecordError as error:
+        reason = error
+    name = record_name(FoundHand10MAdapter.card.name, split, frame.sequence_id, frame.frame_index, frame.camera_id)
+    return rejection(name, str(image_path), reason)
+
+
+def _mask_size(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return (width, height) of a mask.
+
+    Raises:
+        RecordError: ``label_corrupt``: it is not a picture.
+
+    """
+    if len(shape) != 2 or 0 in shape:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: hand_mask should be (height, width), is {shape}")
+    return shape[1], shape[0]
+
+
+def _read_camera(
+    path: Path, arrays: dict[str, NDArray[np.generic]], scale: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (3, 3) intrinsics in pixels of the image and the (4, 4) transform world to camera in metres.
+
+    The pack gives X_camera = camrot (X_world - campos) in millimetres. The two focal lengths differ, because crops at
+    the border of the original picture were stretched to a square.
+    """
+    shapes = {"campos": (3,), "camrot": (3, 3), "focal": (2,), "princpt": (2,)}
+    values = {name: numbers(path, name, arrays[name], shape) for name, shape in shapes.items()}
+    for name, value in values.items():
+        require_finite(path, name, value)
+    camera_k = np.eye(3)
+    camera_k[[0, 1], [0, 1]] = values["focal"] * scale
+    camera_k[:2, 2] = values["princpt"] * scale
+    camera_t_world = np.eye(4)
+    camera_t_world[:3, :3] = values["camrot"]
+    camera_t_world[:3, 3] = -values["camrot"] @ values["campos"] / _MILLIMETRES_PER_METRE
+    return camera_k, camera_t_world
+
+
+def _read_keypoints_3d(
+    path: Path, joint3d: NDArray[np.generic], valid: BoolArray, camera_t_world: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (42, 3) metres in the camera frame, 0 where not valid."""
+    world = numbers(path, "joint3d", joint3d, (42, 3)) / _MILLIMETRES_PER_METRE
+    require_finite(path, "joint3d", world[valid])
+    camera = world @ camera_t_world[:3, :3].T + camera_t_world[:3, 3]
+    return np.where(valid[:, None], camera, 0.0)
