@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handdata.schemas import HAND_EDGES, SIDES, WRIST, hand_rows
+from handdata.schemas import FINGERS, HAND_EDGES, SIDES, WRIST, hand_rows
 
 Mask = NDArray[np.bool_]
 Points = NDArray[np.float32]
@@ -34,6 +34,8 @@ _FLESH_MM = np.array(
     [16, 16, 13, 11, 8.5, 13, 10.5, 9, 7, 13, 10.5, 9, 7.3, 12.5, 10, 8.5, 7, 12, 9, 7.5, 6.3], dtype=np.float32
 )
 """Radius of the flesh around each joint."""
+_PALM_MM = 86.5
+"""Wrist to middle knuckle."""
 _WRIST_HALF_WIDTH_MM = 24.0
 _WRIST_OFFSET = 0.2
 """The hand ends this far behind the wrist joint, as a share of the distance from wrist to middle knuckle."""
@@ -42,6 +44,11 @@ _PALM = (1, 5, 9, 13, 17, 0)
 """Outline of the palm: thumb base, knuckles, wrist."""
 _KNUCKLES = (9, 13, 5, 17)
 """Finger bases, the best aim for the palm's axis first."""
+
+_FORESHORTENED = 0.6
+"""A palm shorter than this share of its usual length points at the camera or away."""
+_FORESHORTENED_MARGIN = 0.1
+"""In hand lengths."""
 
 _WORKING_SIZE = 256
 _GRABCUT_ROUNDS = 2
@@ -58,25 +65,34 @@ _SUBPIXEL_BITS = 4
 
 
 def hand_length(points: Points, valid: Mask) -> float:
-    """Return the length of one hand in pixels, wrist to tip of the middle finger, as if stretched out flat.
+    """Return the length of one hand in pixels: the longest way from the wrist to a fingertip along the bones, as seen.
 
-    A curled or tilted hand shows all its bones shortened, but hardly all by the same amount: each bone is compared with
-    its usual share of the hand's length and the second longest answer taken, so that one misplaced joint does not
-    decide. With fewer than two such bones it is the longer side of the joints' box; 0 without a valid joint.
+    Curling fingers hardly shortens it, tilting the hand towards the camera does. Joints that are not valid are skipped.
 
     Args:
         points: (21, 2) joints of one hand.
         valid: (21,) which of them count.
 
     """
+    lengths = []
+    for finger in FINGERS.values():
+        way = points[[joint for joint in (WRIST, *finger) if valid[joint]]]
+        lengths.append(float(np.hypot(*np.diff(way, axis=0).T).sum()))
+    return max(lengths)
+
+
+def _stretched_length(points: Points, valid: Mask) -> float:
+    """Return the length in pixels that the hand would have if it lay flat at the same distance: what flesh scales with.
+
+    Each bone is compared with its usual share of the hand's length. A curled or tilted hand shows its bones shortened,
+    but hardly all of them; the second longest answer is taken, so that one misplaced joint does not decide.
+    """
     lengths = sorted(
         float(np.hypot(*(points[a] - points[b]))) * _HAND_MM / bone_mm
         for (a, b), bone_mm in _BONES_MM.items()
         if valid[a] and valid[b]
     )
-    if len(lengths) > 1:
-        return lengths[-2]
-    return float(np.ptp(points[valid], axis=0).max()) if valid.any() else 0.0
+    return lengths[-2] if len(lengths) > 1 else hand_length(points, valid)
 
 
 def _hands(keypoints: Points, valid: Mask) -> list[tuple[Points, Mask]]:
@@ -116,20 +132,36 @@ def _palm_axis(points: Points, valid: Mask) -> Points | None:
     return None
 
 
+def _is_foreshortened(points: Points, valid: Mask) -> bool:
+    axis = _palm_axis(points, valid)
+    usual = _PALM_MM / _HAND_MM * _stretched_length(points, valid)
+    return axis is not None and float(np.hypot(*axis)) < _FORESHORTENED * usual
+
+
 def _behind_wrist(size: int, points: Points, valid: Mask) -> Mask:
-    """Return the half plane of the forearm."""
+    """Return the half plane of the forearm: a little behind the wrist, and behind all flesh around the other joints.
+
+    The second condition matters where the hand points at the camera or away: its palm is short in the picture and
+    fingers, thumb or little finger's edge lie behind the wrist.
+    """
     axis = _palm_axis(points, valid)
     if axis is None:
         return np.zeros((size, size), dtype=bool)
-    edge = points[WRIST] - _WRIST_OFFSET * axis
+    forward = axis / np.hypot(*axis)
+    flesh = _FLESH_MM / _HAND_MM * _stretched_length(points, valid)
+    others = valid & (np.arange(len(valid)) != WRIST)
+    edge = min(
+        points[WRIST] @ forward - _WRIST_OFFSET * np.hypot(*axis),
+        (points[others] @ forward - flesh[others]).min(),
+    )
     y, x = np.ogrid[:size, :size]
-    behind: Mask = (x - edge[0]) * axis[0] + (y - edge[1]) * axis[1] < 0
+    behind: Mask = x * forward[0] + y * forward[1] < edge
     return behind
 
 
 def _flesh(size: int, points: Points, valid: Mask, grow: float = 1.0, margin: float = 0.0) -> Mask:
     """Draw fingers and palm at their usual thickness times ``grow`` plus ``margin`` hand lengths."""
-    length = hand_length(points, valid)
+    length = _stretched_length(points, valid)
     radii = (_FLESH_MM / _HAND_MM * grow + margin) * length
     canvas = np.zeros((size, size), dtype=np.uint8)
     _draw_fingers(canvas, points, valid, radii)
@@ -150,7 +182,7 @@ def _flesh(size: int, points: Points, valid: Mask, grow: float = 1.0, margin: fl
 
 def _bones(size: int, points: Points, valid: Mask) -> Mask:
     """Draw the skeleton so thin that it lies in the hand although joints are a little off."""
-    radii = _FLESH_MM / _HAND_MM * _SURE_BONE * hand_length(points, valid)
+    radii = _FLESH_MM / _HAND_MM * _SURE_BONE * _stretched_length(points, valid)
     canvas = np.zeros((size, size), dtype=np.uint8)
     for a, b in HAND_EDGES:
         if valid[a] and valid[b]:
@@ -164,7 +196,7 @@ def _forearm(size: int, points: Points, valid: Mask) -> Mask:
     axis = _palm_axis(points, valid)
     if axis is not None:
         away = -axis / np.hypot(*axis)
-        across = np.array([-away[1], away[0]], dtype=np.float32) * hand_length(points, valid) * 0.25
+        across = np.array([-away[1], away[0]], dtype=np.float32) * _stretched_length(points, valid) * 0.25
         far = points[WRIST] + away * 1.5 * size
         corners = [points[WRIST] + across, points[WRIST] - across, far - 2.2 * across, far + 2.2 * across]
         _draw_hull(canvas, np.array(corners, dtype=np.float32))
@@ -262,9 +294,10 @@ def _enlarge(mask: Mask, size: int) -> Mask:
 def cut_forearm(mask: Mask, keypoints: Points, valid: Mask) -> Mask:
     """Remove what lies behind the wrist of the hand whose hull it is nearest to.
 
-    The cut runs a little behind the wrist joint, across the line from wrist to middle knuckle. Fingers that reach
-    behind it (a hand that points at the camera or is bent at the wrist) stay. A hand without a valid wrist or without
-    any valid knuckle is not cut.
+    The cut runs across the line from wrist to middle knuckle, a little behind the wrist joint, or behind the flesh
+    around the hindmost joint where that is farther back. A hand that points at the camera or away hardly shows where
+    its forearm leaves: there, what lies beside the usual flesh by more than a tenth of the hand's length goes as well.
+    A hand without a valid wrist or without any valid knuckle is not cut.
 
     Args:
         mask: (S, S).
@@ -274,8 +307,7 @@ def cut_forearm(mask: Mask, keypoints: Points, valid: Mask) -> Mask:
     """
     size = mask.shape[0]
     nearest = np.full((size, size), np.inf, dtype=np.float32)
-    behind_nearest = np.zeros((size, size), dtype=bool)
-    fingers = np.zeros((size, size), dtype=np.uint8)
+    cut_nearest = np.zeros((size, size), dtype=bool)
     for points, joints in _hands(keypoints, valid):
         away = np.ones((size, size), dtype=np.uint8)
         hull = np.zeros((size, size), dtype=np.uint8)
@@ -284,10 +316,11 @@ def cut_forearm(mask: Mask, keypoints: Points, valid: Mask) -> Mask:
         distance = cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_5)
         closer = distance < nearest
         nearest[closer] = distance[closer]
-        behind_nearest[closer] = _behind_wrist(size, points, joints)[closer]
-        _draw_fingers(fingers, points, joints, _FLESH_MM / _HAND_MM * hand_length(points, joints))
-    kept: Mask = mask & ~(behind_nearest & (fingers == 0))
-    return kept
+        cut = _behind_wrist(size, points, joints)
+        if _is_foreshortened(points, joints):
+            cut |= ~_flesh(size, points, joints, margin=_FORESHORTENED_MARGIN)
+        cut_nearest[closer] = cut[closer]
+    return mask & ~cut_nearest
 
 
 # ---- judging masks
