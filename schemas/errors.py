@@ -28,6 +28,8 @@ class RejectReason(StrEnum):
     """The image file's header cannot be read."""
     IMAGE_FORMAT_MISMATCH = "image_format_mismatch"
     """The file's content is another format than its name says."""
+    IMAGE_SIZE_MISMATCH = "image_size_mismatch"
+    """The decoded picture is not as large as the record says, so its labels do not fit."""
     IMAGE_TOO_LARGE = "image_too_large"
     """The header announces more pixels than a photograph has (a decompression bomb)."""
     LABEL_MISSING = "label_missing"

@@ -221,5 +221,5 @@ def hand_states(valid: Any, otherwise: HandState | tuple[HandState, HandState]) 
 
     """
     fallback = (otherwise, otherwise) if isinstance(otherwise, str) else otherwise
-    halves = np.asarray(valid, dtype=bool).reshape(2, KEYPOINTS_PER_HAND).any(axis=1)
+    halves: list[bool] = np.asarray(valid, dtype=bool).reshape(2, KEYPOINTS_PER_HAND).any(axis=1).tolist()
     return ("labelled" if halves[0] else fallback[0]), ("labelled" if halves[1] else fallback[1])

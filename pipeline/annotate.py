@@ -1,0 +1,310 @@
+"""Annotating the records of one unit: decode, keypoints, crop, mask, quality, encode.
+
+Plain functions on plain objects; ``pipeline.engine`` runs them inside Ray actors. Masks come from a ``MaskModel``, to
+which a batch is handed before the next batch is prepared, so that a model elsewhere works meanwhile.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol, TypeVar
+
+import cv2
+import numpy as np
+
+from handdata.adapters import Adapter
+from handdata.pipeline.crop import CropSquare, require_in_picture, square_around
+from handdata.pipeline.detector import HandDetector
+from handdata.pipeline.frames import open_frames
+from handdata.pipeline.keypoints import FrameKeypoints, join_keypoints, needs_detector
+from handdata.pipeline.masks import grabcut_mask, mask_score, mask_spill
+from handdata.pipeline.quality import perceptual_hash, quality_flags, sharpness
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.schemas.record import MaskExtent
+from handdata.schemas.sample import MaskOrigin
+
+BATCH_ROWS = 16
+"""Crops that go to the mask model together."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCrop:
+    """A frame after cropping, before its mask. Keypoints are crop pixels."""
+
+    record: HandRecord
+    frame: FrameKeypoints
+    square: CropSquare
+    image: ByteArray
+    keypoints: FloatArray
+    valid: BoolArray
+    dataset_mask: BoolArray | None
+
+    def outside_picture(self) -> BoolArray:
+        """Return the (S, S) pixels of the crop that lie outside the picture."""
+        inside = np.ones((self.record.height, self.record.width), dtype=bool)
+        return ~self.square.cut_mask(inside)
+
+
+class MaskModel(Protocol):
+    """Makes hand masks from crops and keypoints."""
+
+    origin: MaskOrigin
+
+    def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
+        """Start on a batch; the returned function waits for its (S, S) masks."""
+        ...
+
+
+class GrabCutModel:
+    """GrabCut seeded by the skeleton, on the CPU."""
+
+    origin: MaskOrigin = "grabcut"
+
+    def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
+        """Compute the masks of a batch at once."""
+        masks = [grabcut_mask(crop.image, crop.keypoints, crop.valid, crop.outside_picture()) for crop in crops]
+        return lambda: masks
+
+
+@dataclass(frozen=True, slots=True)
+class Annotator:
+    """All that annotating a unit needs.
+
+    Args:
+        adapter: of the unit's source, for its masks.
+        settings: what to do.
+        annotator_hash: of the settings and model files.
+        detector: MediaPipe; None where the policy never asks it.
+        mask_model: for frames without a usable mask of the dataset; None leaves them without.
+
+    """
+
+    adapter: Adapter
+    settings: AnnotateSettings
+    annotator_hash: str
+    detector: HandDetector | None
+    mask_model: MaskModel | None
+
+    def annotate(self, unit_id: str, records: Sequence[HandRecord]) -> tuple[list[AnnotatedSample], list[Rejection]]:
+        """Return the samples and the rejections of a unit's records, each in their order."""
+        samples: list[AnnotatedSample] = []
+        rejections: list[Rejection] = []
+        under_way: tuple[list[PreparedCrop], Callable[[], list[BoolArray]]] | None = None
+        prepared = self._prepared(records, rejections)
+        while crops := list(islice(prepared, BATCH_ROWS)):
+            submitted = self._submit(crops)
+            if under_way:
+                samples += self._finished(unit_id, *under_way)
+            under_way = crops, submitted
+        if under_way:
+            samples += self._finished(unit_id, *under_way)
+        return samples, rejections
+
+    def _prepared(self, records: Sequence[HandRecord], rejections: list[Rejection]) -> Iterator[PreparedCrop]:
+        """Yield the crops of all usable records and add the others to ``rejections``.
+
+        Stable crops need the hands of a whole run before the first is cut: the frames are then decoded twice, since a
+        unit's frames do not fit into memory at once.
+        """
+        if self.settings.crop == "frame":
+            yield from self._each(
+                records, lambda record, image: self.cut(record, image, self.locate(record, image)), rejections
+            )
+            return
+        located = dict(
+            self._each(records, lambda record, image: (record.record_id, self.locate(record, image)), rejections)
+        )
+        usable = [record for record in records if record.record_id in located]
+        runs: dict[tuple[str, str], list[FrameKeypoints]] = {}
+        for record in usable:
+            runs.setdefault((record.sequence_id, record.camera_id), []).append(located[record.record_id])
+
+        def cut(record: HandRecord, image: ByteArray) -> PreparedCrop:
+            run = runs[record.sequence_id, record.camera_id]
+            return self.cut(record, image, located[record.record_id], run)
+
+        yield from self._each(usable, cut, rejections)
+
+    def _each(
+        self,
+        records: Sequence[HandRecord],
+        stage: Callable[[HandRecord, ByteArray], Result],
+        rejections: list[Rejection],
+    ) -> Iterator[Result]:
+        """Yield ``stage`` of every record and its pixels; a record that fails becomes a rejection."""
+        for record, image in open_frames(records):
+            try:
+                if isinstance(image, RecordError):
+                    raise image
+                yield stage(record, image)
+            except RecordError as error:
+                rejections.append(
+                    Rejection(
+                        record_id=record.record_id,
+                        image_uri=record.image_uri,
+                        reason=error.reason,
+                        detail=error.detail,
+                    )
+                )
+
+    def locate(self, record: HandRecord, image: ByteArray) -> FrameKeypoints:
+        """Return a frame's keypoints: labels, detections or both, by the policy.
+
+        Raises:
+            RecordError: no hand is found.
+
+        """
+        detections = []
+        if self.detector is not None and needs_detector(record, self.settings.keypoints):
+            detections = self.detector.detect(image)
+        return join_keypoints(record, detections, self.settings.keypoints)
+
+    def cut(
+        self, record: HandRecord, image: ByteArray, frame: FrameKeypoints, run: Sequence[FrameKeypoints] = ()
+    ) -> PreparedCrop:
+        """Cut the square around a frame's hands, or around the hands of the whole run that it belongs to.
+
+        Raises:
+            RecordError: the labels cannot be used: no joint lies in the picture, or they are far too large.
+
+        """
+        settings = self.settings
+        require_in_picture(frame.keypoints[frame.valid], record.width, record.height)
+        joints = np.concatenate([other.keypoints[other.valid] for other in run or (frame,)])
+        square = square_around(joints, record.width, record.height, settings.crop_scale, settings.image_size)
+        keypoints = square.to_crop(frame.keypoints)
+        inside = ((keypoints > -0.5) & (keypoints < settings.image_size - 0.5)).all(axis=1)
+        valid = frame.valid & inside
+        keypoints[~valid] = 0
+        return PreparedCrop(
+            record=record,
+            frame=frame,
+            square=square,
+            image=square.cut(image),
+            keypoints=keypoints,
+            valid=valid,
+            dataset_mask=self._dataset_mask(record, square),
+        )
+
+    def _dataset_mask(self, record: HandRecord, square: CropSquare) -> BoolArray | None:
+        if not record.has_mask or self.settings.masks not in ("auto", "dataset"):
+            return None
+        try:
+            mask = self.adapter.open_mask(record)
+            if mask.shape != (record.height, record.width):
+                raise RecordError(
+                    RejectReason.MASK_UNREADABLE,
+                    f"the mask of {record.image_uri} has shape {mask.shape}, its picture is "
+                    f"{record.width} x {record.height}",
+                )
+        except RecordError:
+            if self.mask_model is None:
+                raise
+            return None
+        return square.cut_mask(mask)
+
+    def _submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
+        without = [crop for crop in crops if crop.dataset_mask is None]
+        if self.mask_model is None or not without:
+            return list
+        return self.mask_model.submit(without)
+
+    def _finished(
+        self, unit_id: str, crops: Sequence[PreparedCrop], masks: Callable[[], list[BoolArray]]
+    ) -> Iterator[AnnotatedSample]:
+        made = iter(masks())
+        for crop in crops:
+            mask, origin, extent = crop.dataset_mask, None, None
+            if mask is not None:
+                origin, extent = "dataset", crop.record.mask_extent
+            elif self.mask_model is not None:
+                mask, origin, extent = next(made), self.mask_model.origin, "hand"
+            yield self.finish(unit_id, crop, mask, origin, extent)
+
+    def finish(
+        self,
+        unit_id: str,
+        crop: PreparedCrop,
+        mask: BoolArray | None,
+        mask_origin: MaskOrigin | None,
+        mask_extent: MaskExtent | None,
+    ) -> AnnotatedSample:
+        """Measure a crop with its mask, encode both, and return the row."""
+        record, frame, square, settings = crop.record, crop.frame, crop.square, self.settings
+        score = spill = None
+        if mask is not None:
+            score = mask_score(mask, crop.keypoints, crop.valid)
+            spill = mask_spill(mask, crop.keypoints, crop.valid)
+        hand_px = frame.hand_px()
+        right, left = (None if distance is None else distance / square.scale for distance in frame.agreement)
+        image_sharpness = sharpness(crop.image, crop.keypoints, crop.valid)
+        in_picture = ((frame.keypoints > -0.5) & (frame.keypoints < [record.width - 0.5, record.height - 0.5])).all(1)
+        flags = quality_flags(
+            observed=frame.flags,
+            mask_score=score,
+            mask_spill=spill,
+            hand_px=hand_px,
+            agreement_px=(right, left),
+            image_sharpness=image_sharpness,
+            full_px_per_crop_px=square.scale,
+            joints_outside_picture=bool((frame.valid & ~in_picture).any()),
+            settings=settings.quality,
+        )
+        return AnnotatedSample(
+            sample_id=record.record_id,
+            record_id=record.record_id,
+            unit_id=unit_id,
+            source=record.source,
+            split=record.split,
+            sequence_id=record.sequence_id,
+            frame_index=record.frame_index,
+            camera_id=record.camera_id,
+            timestamp_s=record.timestamp_s,
+            subject_id=record.subject_id,
+            origin_id=record.origin_id,
+            viewpoint=record.viewpoint,
+            hand_state=frame.hand_state,
+            image_uri=record.image_uri,
+            video_frame=record.video_frame,
+            width=record.width,
+            height=record.height,
+            camera_model=record.camera_model,
+            camera_dist=record.camera_dist,
+            camera_t_world=record.camera_t_world,
+            license=self.adapter.card.license,
+            image=EncodedImage(bytes=_encode_jpeg(crop.image, settings.jpeg_quality)),
+            hand_mask=None if mask is None else EncodedImage(bytes=_encode_png(mask)),
+            keypoints_2d=crop.keypoints,
+            keypoints_valid=crop.valid,
+            keypoints_origin=frame.origin,
+            keypoints_score=frame.score,
+            agreement_px=(right, left),
+            hand_px=hand_px,
+            mask_origin=mask_origin,
+            mask_extent=mask_extent,
+            mask_score=score,
+            mask_spill=spill,
+            sharpness=image_sharpness,
+            phash=perceptual_hash(crop.image),
+            crop_xyxy=square.xyxy,
+            pad_ltrb=square.padding(record.width, record.height),
+            crop_mode=settings.crop,
+            keypoints_3d=record.keypoints_3d,
+            camera_k=None if record.camera_k is None else square.intrinsics(record.camera_k),
+            flags=flags,
+            annotator_hash=self.annotator_hash,
+        )
+
+
+def _encode_jpeg(image: ByteArray, quality: int) -> bytes:
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return bytes(data)
+
+
+def _encode_png(mask: BoolArray) -> bytes:
+    _, data = cv2.imencode(".png", mask.astype(np.uint8) * np.uint8(255))
+    return bytes(data)

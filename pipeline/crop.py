@@ -1,0 +1,137 @@
+"""The square crop around the hands: where it lies, how pixels, keypoints and intrinsics map into it."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handdata.schemas import RecordError, RejectReason
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+
+MAX_SIDE_IN_PICTURES = 4.0
+"""A square wider than this many times the picture's longer side comes from a broken label."""
+
+MIN_SIDE_PX = 8
+"""A hand of which one joint is known still gets a square of some pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class CropSquare:
+    """A square of whole full-image pixels and the size that it is resized to.
+
+    Args:
+        left: column of the square's first pixel; may be negative.
+        top: row of the square's first pixel; may be negative.
+        side: length in full-image pixels.
+        size: length in crop pixels.
+
+    """
+
+    left: int
+    top: int
+    side: int
+    size: int
+
+    @property
+    def scale(self) -> float:
+        """Full-image pixels per crop pixel."""
+        return self.side / self.size
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        """Corners in full-image coordinates such that x_full = x0 + x_crop * (x1 - x0) / S holds at pixel centres.
+
+        With (0, 0) at the centre of the top-left pixel, resizing maps the centre of crop pixel 0 onto
+        left - 0.5 + scale / 2: that is x0. (The outer edge of the square is half a crop pixel further out.)
+        """
+        shift = (self.scale - 1) / 2
+        x0, y0 = self.left + shift, self.top + shift
+        return x0, y0, x0 + self.side, y0 + self.side
+
+    def to_crop(self, points: NDArray[np.floating]) -> FloatArray:
+        """Map (..., 2) full-image pixels to crop pixels."""
+        x0, y0, _, _ = self.xyxy
+        return np.asarray((points - np.array([x0, y0])) / self.scale, dtype=np.float32)
+
+    def to_full(self, points: NDArray[np.floating]) -> FloatArray:
+        """Map (..., 2) crop pixels to full-image pixels."""
+        x0, y0, _, _ = self.xyxy
+        return np.asarray(np.array([x0, y0]) + points * self.scale, dtype=np.float32)
+
+    def intrinsics(self, camera_k: NDArray[np.floating]) -> FloatArray:
+        """Return the (3, 3) intrinsics of the crop from those of the full image."""
+        x0, y0, _, _ = self.xyxy
+        crop_t_full = np.array(
+            [[1 / self.scale, 0, -x0 / self.scale], [0, 1 / self.scale, -y0 / self.scale], [0, 0, 1]]
+        )
+        return np.asarray(crop_t_full @ camera_k, dtype=np.float32)
+
+    def padding(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the crop pixels at left, top, right and bottom that lie outside a picture of this size."""
+        overhang = (
+            -self.left,
+            -self.top,
+            self.left + self.side - width,
+            self.top + self.side - height,
+        )
+        left, top, right, bottom = (min(max(pixels, 0), self.side) / self.scale for pixels in overhang)
+        return left, top, right, bottom
+
+    def cut(self, image: ByteArray) -> ByteArray:
+        """Return the (size, size, ...) crop of an image, black outside the picture.
+
+        Shrinks with area averaging and enlarges with cubic interpolation.
+        """
+        return self._resize(image, cv2.INTER_AREA if self.side >= self.size else cv2.INTER_CUBIC)
+
+    def cut_mask(self, mask: BoolArray) -> BoolArray:
+        """Return the (size, size) crop of a mask: a crop pixel is in where at least half of it is."""
+        interpolation = cv2.INTER_AREA if self.side >= self.size else cv2.INTER_LINEAR
+        return self._resize(mask.astype(np.uint8) * np.uint8(255), interpolation) >= 128
+
+    def _resize(self, image: ByteArray, interpolation: int) -> ByteArray:
+        right, bottom = self.left + self.side, self.top + self.side
+        inside = image[max(self.top, 0) : max(bottom, 0), max(self.left, 0) : max(right, 0)]
+        if inside.shape[:2] != (self.side, self.side):
+            square = np.zeros((self.side, self.side, *image.shape[2:]), dtype=np.uint8)
+            row, column = max(-self.top, 0), max(-self.left, 0)
+            square[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
+            inside = square
+        return np.asarray(cv2.resize(inside, (self.size, self.size), interpolation=interpolation), dtype=np.uint8)
+
+
+def require_in_picture(joints: FloatArray, width: int, height: int) -> None:
+    """Check that at least one of (N, 2) joints lies in a picture of this size.
+
+    Raises:
+        RecordError: ``hand_outside_image``.
+
+    """
+    inside = ((joints > -0.5) & (joints < [width - 0.5, height - 0.5])).all(axis=1)
+    if not inside.any():
+        raise RecordError(RejectReason.HAND_OUTSIDE_IMAGE, f"none of {len(joints)} joints lies in {width} x {height}")
+
+
+def square_around(joints: FloatArray, width: int, height: int, scale: float, size: int) -> CropSquare:
+    """Return the square around (N, 2) joints.
+
+    Args:
+        joints: full-image pixels, at least one.
+        width: of the picture, pixels.
+        height: of the picture, pixels.
+        scale: side of the square over the longer side of the joints' box.
+        size: side of the crop, pixels.
+
+    Raises:
+        RecordError: ``label_implausible`` where the square would be many times larger than the picture.
+
+    """
+    low, high = joints.min(axis=0).astype(np.float64), joints.max(axis=0).astype(np.float64)
+    side = max(round(scale * float((high - low).max())), MIN_SIDE_PX)
+    if side > MAX_SIDE_IN_PICTURES * max(width, height):
+        raise RecordError(
+            RejectReason.LABEL_IMPLAUSIBLE, f"the joints span {side / scale:.0f} px in a picture of {width} x {height}"
+        )
+    left, top = np.round((low + high) / 2 - (side - 1) / 2).astype(int)
+    return CropSquare(left=int(left), top=int(top), side=side, size=size)

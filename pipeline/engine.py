@@ -1,0 +1,397 @@
+"""``handdata annotate``: units of records go through Ray actors and come back as committed shards.
+
+A CPU actor takes one unit at a time through all its stages and commits it; SAM actors, where there are any, serve the
+masks of several CPU actors in batches. The driver only hands out units and counts markers, so its memory does not grow
+with the records, and a unit is the only thing that a failure repeats.
+"""
+
+import itertools
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from handdata.adapters import AdapterOptions
+from handdata.adapters.registry import find_adapter
+from handdata.pipeline.annotate import Annotator, GrabCutModel, MaskModel, PreparedCrop
+from handdata.pipeline.detector import HandDetector
+from handdata.pipeline.plan import PlannedUnit, plan_source, read_unit, stored_units
+from handdata.pipeline.records import IngestSummary, ingested_sources, read_ingest_summary
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.shards import DATASET, read_markers, write_manifest, write_unit
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.weights import WEIGHTS, find_weights, require_weights, sha256_of
+from handdata.schemas import DatasetManifest, HandDataError, RunError, UnitMarker, UsageError, WeightsError
+from handdata.schemas.arrays import BoolArray
+from handdata.schemas.sample import MaskOrigin
+
+MAX_ATTEMPTS = 3
+"""A unit whose worker died is tried this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Model files of a run, found on the driver.
+
+    Args:
+        hand_landmarker: MediaPipe's model; None where the detector is never asked.
+        sam: SAM's checkpoint; None without SAM.
+        grabcut: whether frames without another mask get one from GrabCut.
+
+    """
+
+    hand_landmarker: Path | None
+    sam: Path | None
+    grabcut: bool
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each file."""
+        files = {"hand_landmarker": self.hand_landmarker, "sam": self.sam}
+        return {name: sha256_of(path) for name, path in files.items() if path is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotateSummary:
+    """What one ``annotate`` run did, and what the dataset now holds.
+
+    Args:
+        records: taken up by this run.
+        samples: written by this run.
+        rejected: refused by this run, per reason.
+        flags: samples of this run per flag.
+        manifest: of the whole dataset.
+
+    """
+
+    records: int
+    samples: int
+    rejected: dict[str, int]
+    flags: dict[str, int]
+    manifest: DatasetManifest
+
+
+def find_models(settings: AnnotateSettings, weights: Path | None, sam_checkpoint: Path | None) -> Models:
+    """Find the model files that the settings need; may download MediaPipe's model.
+
+    Raises:
+        WeightsError: a needed file is nowhere.
+
+    """
+    hand_landmarker = None if settings.keypoints == "dataset" else require_weights("hand_landmarker", weights)
+    sam: Path | None = None
+    if sam_checkpoint is not None:
+        if not sam_checkpoint.is_file():
+            raise WeightsError(f"the SAM checkpoint {sam_checkpoint} does not exist", "check --sam-checkpoint")
+        sam = sam_checkpoint
+    if settings.masks in ("auto", "sam") and sam is None:
+        candidates = (find_weights(name, weights) for name in ("sam_vit_h", "sam_vit_l", "sam_vit_b"))
+        sam = next((path for path in candidates if path is not None), None)
+        if sam is None and settings.masks == "sam":
+            file = WEIGHTS["sam_vit_h"]
+            raise WeightsError(
+                "no SAM checkpoint is on this machine",
+                f"run `handdata weights fetch {file.name}`, pass --sam-checkpoint, put {file.filename} into the folder "
+                "HANDDATA_WEIGHTS, or choose --masks grabcut",
+            )
+    if settings.masks not in ("auto", "sam"):
+        sam = None
+    grabcut = settings.masks == "grabcut" or (settings.masks == "auto" and sam is None)
+    return Models(hand_landmarker, sam, grabcut)
+
+
+def annotate(
+    storage: Storage,
+    settings: AnnotateSettings,
+    *,
+    sources: Sequence[str] = (),
+    cpus: int | None = None,
+    gpus: int = 0,
+    address: str | None = None,
+    weights: Path | None = None,
+    sam_checkpoint: Path | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    dataset: str = DATASET,
+    on_plan: Callable[[int, int], None] | None = None,
+    on_unit: Callable[[UnitMarker], None] | None = None,
+) -> AnnotateSummary:
+    """Annotate all planned and not yet finished records of some sources.
+
+    Args:
+        storage: the workspace.
+        settings: what makes a sample.
+        sources: ingested sources; all of the workspace where empty.
+        cpus: CPU actors; by default one for each core of the machine or cluster.
+        gpus: SAM actors, each with one GPU.
+        address: of a running Ray cluster; by default a local one is started, or ``RAY_ADDRESS`` is used.
+        weights: folder of model files.
+        sam_checkpoint: SAM's checkpoint file.
+        limit: take only this many records of each source.
+        sample: take this many records of each source, spread over its sequences.
+        dataset: folder of the dataset in the workspace.
+        on_plan: called with (records to do, records done by earlier runs) before the work begins.
+        on_unit: called with each marker as its unit is finished.
+
+    Raises:
+        UsageError: a source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
+        WeightsError: a model file is missing.
+        RunError: a worker died repeatedly over the same unit.
+
+    """
+    names = list(sources) or ingested_sources(storage)
+    if not names:
+        raise UsageError(f"{storage.describe()} has no records", "run `handdata ingest --source NAME` first")
+    ingests = {name: read_ingest_summary(storage, name) for name in names}
+    storage.check_writable()
+    models = find_models(settings, weights, sam_checkpoint)
+    hashes = models.hashes()
+    annotator_hash = settings.digest(hashes)
+    markers = read_markers(storage, dataset)
+    _refuse_mixed_settings(storage, dataset, markers, names, annotator_hash)
+    finished = {marker.unit_id for marker in markers}
+    units = []
+    for name in names:
+        units += plan_source(storage, dataset, name, settings.image_size, limit=limit, sample=sample)
+    to_do = [unit for unit in units if unit.unit_id not in finished]
+    if on_plan:
+        on_plan(sum(unit.rows for unit in to_do), sum(marker.records for marker in markers if marker.source in names))
+    made: list[UnitMarker] = []
+    if to_do:
+        with _Cluster(address, cpus, gpus) as cluster:
+            workers = _start_workers(cluster, storage, dataset, settings, models, annotator_hash)
+            for marker in workers.run(to_do):
+                made.append(marker)
+                if on_unit:
+                    on_unit(marker)
+    manifest = _sum_up(storage, dataset, settings, ingests, {annotator_hash: hashes})
+    return AnnotateSummary(
+        records=sum(marker.records for marker in made),
+        samples=sum(marker.samples for marker in made),
+        rejected=dict(sorted(sum((Counter(marker.rejected) for marker in made), Counter()).items())),
+        flags=dict(sorted(sum((Counter(marker.flags) for marker in made), Counter()).items())),
+        manifest=manifest,
+    )
+
+
+def _refuse_mixed_settings(
+    storage: Storage, dataset: str, markers: Sequence[UnitMarker], sources: Sequence[str], annotator_hash: str
+) -> None:
+    """Raise where a source was annotated, in part or whole, with other settings or model files."""
+    for marker in markers:
+        if marker.source in sources and marker.annotator_hash != annotator_hash:
+            raise UsageError(
+                f"{storage.describe(dataset)} holds {marker.source} annotated with other settings or models "
+                f"({marker.annotator_hash}, now {annotator_hash})",
+                "repeat the earlier options, or annotate into another --workspace",
+            )
+
+
+def _sum_up(
+    storage: Storage,
+    dataset: str,
+    settings: AnnotateSettings,
+    ingests: dict[str, IngestSummary],
+    model_hashes: dict[str, dict[str, str]],
+) -> DatasetManifest:
+    planned = sum(len(stored_units(storage, dataset, name)) for name in ingested_sources(storage))
+    return write_manifest(
+        storage,
+        dataset,
+        image_size=settings.image_size,
+        annotators={
+            annotator_hash: {"settings": settings.model_dump(mode="json"), "models": hashes}
+            for annotator_hash, hashes in model_hashes.items()
+        },
+        licenses={name: ingest.license for name, ingest in ingests.items()},
+        planned_units=planned,
+    )
+
+
+class _Cluster:
+    """A Ray cluster for the time of a run: an existing one, or one on this machine."""
+
+    def __init__(self, address: str | None, cpus: int | None, gpus: int) -> None:
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._cpus, self.gpus = cpus, gpus
+        self._owned = False
+
+    def __enter__(self) -> "_Cluster":
+        if not ray.is_initialized():
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if self._address:
+                options["address"] = self._address
+            else:
+                options |= {"address": "local", "num_cpus": self._cpus, "include_dashboard": False}
+            try:
+                ray.init(**options)
+            except (ConnectionError, RayError, ValueError) as error:
+                raise RunError(
+                    f"cannot reach a Ray cluster at {self._address or 'this machine'}: {error}",
+                    "is it running? `ray status --address ...` tells",
+                ) from None
+            self._owned = True
+        resources = ray.cluster_resources()
+        if self.gpus > resources.get("GPU", 0):
+            available = int(resources.get("GPU", 0))
+            self.__exit__()
+            raise UsageError(
+                f"--gpus {self.gpus} was asked for, the cluster has {available}",
+                "lower --gpus, or add nodes to the cluster",
+            )
+        self.workers = self._cpus or max(1, int(resources.get("CPU", 1)) - self.gpus)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._owned:
+            ray.shutdown()
+
+
+@ray.remote(max_restarts=0)
+class SamActor:
+    """SAM on one GPU, or on the CPU where there is none."""
+
+    def __init__(self, checkpoint: str, device: str) -> None:
+        from handdata.pipeline.sam import SamSegmenter, load_sam
+
+        self._segmenter = SamSegmenter(load_sam(Path(checkpoint)), device)
+
+    def segment(self, images: list[Any], prompts: list[Any]) -> list[Any]:
+        """Return the (S, S) masks of a batch of crops."""
+        return list(self._segmenter.segment(images, prompts))
+
+
+class _SamClient:
+    """Hands batches to the SAM actors in turn."""
+
+    def __init__(self, origin: MaskOrigin, actors: Sequence[Any]) -> None:
+        self.origin = origin
+        self._turns = itertools.cycle(actors)
+
+    def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
+        from handdata.pipeline.masks import sam_prompts
+
+        images = [crop.image for crop in crops]
+        prompts = [sam_prompts(crop.keypoints, crop.valid) for crop in crops]
+        pending = next(self._turns).segment.remote(images, prompts)
+
+        def masks() -> list[BoolArray]:
+            result: list[BoolArray] = ray.get(pending)
+            return result
+
+        return masks
+
+
+@ray.remote(num_cpus=1, max_restarts=0)
+class AnnotateActor:
+    """Takes whole units through all stages and commits them."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        dataset: str,
+        settings: AnnotateSettings,
+        annotator_hash: str,
+        hand_landmarker: str | None,
+        mask_model: MaskModel | None,
+    ) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        self._storage, self._dataset = storage, dataset
+        self._settings, self._annotator_hash = settings, annotator_hash
+        self._mask_model = mask_model
+        self._detector = None
+        if hand_landmarker is not None:
+            self._detector = HandDetector(Path(hand_landmarker), settings.detection_confidence)
+
+    def annotate(self, unit: PlannedUnit) -> UnitMarker:
+        """Annotate and commit one unit."""
+        annotator = Annotator(
+            adapter=find_adapter(unit.source)(AdapterOptions()),
+            settings=self._settings,
+            annotator_hash=self._annotator_hash,
+            detector=self._detector,
+            mask_model=self._mask_model,
+        )
+        records = read_unit(self._storage, unit)
+        samples, rejections = annotator.annotate(unit.unit_id, records)
+        return write_unit(self._storage, self._dataset, unit, samples, rejections, self._annotator_hash)
+
+    def close(self) -> None:
+        """Release MediaPipe before the process ends."""
+        if self._detector is not None:
+            self._detector.close()
+
+
+def _start_workers(
+    cluster: _Cluster,
+    storage: Storage,
+    dataset: str,
+    settings: AnnotateSettings,
+    models: Models,
+    annotator_hash: str,
+) -> "_Workers":
+    mask_model: MaskModel | None = GrabCutModel() if models.grabcut else None
+    if models.sam is not None:
+        from handdata.pipeline.sam import sam_origin
+
+        device = "cuda" if cluster.gpus else "cpu"
+        options = {"num_gpus": 1, "num_cpus": 0} if cluster.gpus else {"num_cpus": 0}
+        actors = [SamActor.options(**options).remote(str(models.sam), device) for _ in range(max(cluster.gpus, 1))]
+        mask_model = _SamClient(sam_origin(models.sam), actors)
+    landmarker = str(models.hand_landmarker) if models.hand_landmarker else None
+
+    def start() -> Any:
+        return AnnotateActor.remote(storage, dataset, settings, annotator_hash, landmarker, mask_model)
+
+    return _Workers(start, cluster.workers)
+
+
+class _Workers:
+    """A fixed number of actors, each busy with one unit."""
+
+    def __init__(self, start: Callable[[], Any], count: int) -> None:
+        self._start, self._count = start, count
+
+    def run(self, units: Sequence[PlannedUnit]) -> "Sequence[UnitMarker] | Any":
+        """Yield the marker of each unit as it is finished.
+
+        Raises:
+            RunError: a unit's worker died ``MAX_ATTEMPTS`` times.
+
+        """
+        waiting = deque((unit, 1) for unit in units)
+        busy: dict[Any, tuple[Any, PlannedUnit, int]] = {}
+        idle = [self._start() for _ in range(min(self._count, len(units)))]
+        try:
+            while waiting or busy:
+                while idle and waiting:
+                    actor, (unit, attempt) = idle.pop(), waiting.popleft()
+                    busy[actor.annotate.remote(unit)] = actor, unit, attempt
+                (done,), _ = ray.wait(list(busy), num_returns=1)
+                actor, unit, attempt = busy.pop(done)
+                try:
+                    marker = ray.get(done)
+                except RayActorError as error:
+                    if attempt == MAX_ATTEMPTS:
+                        raise RunError(
+                            f"the worker of unit {unit.unit_id} died {attempt} times: {error}",
+                            "the same command continues with the other units done",
+                        ) from None
+                    waiting.append((unit, attempt + 1))
+                    idle.append(self._start())
+                    continue
+                except RayTaskError as error:
+                    if isinstance(error.cause, HandDataError):
+                        raise error.cause from None
+                    raise
+                idle.append(actor)
+                yield marker
+        finally:
+            for actor in idle:
+                actor.close.remote()

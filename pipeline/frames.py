@@ -1,0 +1,93 @@
+"""Opening the pixels of records: image files by path or URL, frames of videos decoded forward once."""
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+
+import fsspec
+import numpy as np
+from PIL import Image, ImageFile
+
+from handdata.adapters.files import MAX_IMAGE_PIXELS
+from handdata.adapters.video import VideoReader
+from handdata.schemas import HandRecord, RecordError, RejectReason
+from handdata.schemas.arrays import ByteArray
+
+# A truncated file must raise, not fill up with grey; another library in the process may have switched this on.
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, ByteArray | RecordError]]:
+    """Yield each record with its (height, width, 3) RGB pixels, or with the error that stopped it.
+
+    Records of one video must come in the order of their frames; several videos may alternate. Each video is opened
+    once and decoded forward.
+    """
+    videos: dict[str, Iterator[ByteArray]] = {}
+    for record in records:
+        try:
+            if record.video_frame is None:
+                image = decode_image(read_image_file(record.image_uri), record.image_uri)
+            else:
+                if record.image_uri not in videos:
+                    wanted = [other.video_frame for other in records if other.image_uri == record.image_uri]
+                    frames = VideoReader(record.image_uri).frames([frame for frame in wanted if frame is not None])
+                    videos[record.image_uri] = (pixels for _, pixels in frames)
+                image = _next_frame(videos[record.image_uri], record)
+            if image.shape[:2] != (record.height, record.width):
+                raise RecordError(
+                    RejectReason.IMAGE_SIZE_MISMATCH,
+                    f"{record.image_uri} has {image.shape[1]} x {image.shape[0]} pixels, "
+                    f"the record says {record.width} x {record.height}",
+                )
+        except RecordError as error:
+            yield record, error
+        else:
+            yield record, image
+
+
+def read_image_file(uri: str) -> bytes:
+    """Return an image file's bytes from a path or any fsspec URL.
+
+    Raises:
+        RecordError: ``image_missing`` or ``frame_missing``.
+
+    """
+    try:
+        with fsspec.open(uri, "rb") as stream:
+            return bytes(stream.read())
+    except FileNotFoundError:
+        raise RecordError(RejectReason.IMAGE_MISSING, f"{uri} does not exist") from None
+    except OSError as error:
+        raise RecordError(RejectReason.FRAME_MISSING, f"{uri}: {error}") from None
+
+
+def decode_image(data: bytes, uri: str) -> ByteArray:
+    """Return the (height, width, 3) RGB pixels of an encoded image as stored: EXIF rotation is not applied.
+
+    Raises:
+        RecordError: ``frame_missing`` where the file is truncated or corrupt, ``image_too_large`` for a bomb.
+
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise RecordError(
+                    RejectReason.IMAGE_TOO_LARGE, f"{uri} announces {image.width} x {image.height} pixels"
+                )
+            return np.array(image.convert("RGB"), dtype=np.uint8)
+    except Image.DecompressionBombError as error:
+        raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{uri}: {error}") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise RecordError(RejectReason.FRAME_MISSING, f"{uri} cannot be decoded: {error}") from None
+
+
+def _next_frame(frames: Iterator[ByteArray], record: HandRecord) -> ByteArray:
+    try:
+        return next(frames)
+    except StopIteration:
+        raise RecordError(
+            RejectReason.FRAME_MISSING, f"{record.image_uri} ends before frame {record.video_frame}"
+        ) from None

@@ -1,0 +1,240 @@
+"""``handdata ingest``: a downloaded dataset becomes normalized records, in parallel over its partitions.
+
+The new records are written to a hidden folder, checked for ids that occur twice, and then put in the place of the old
+ones: a second ingest replaces its source's records, and an interrupted one leaves the old ones untouched.
+"""
+
+import json
+import multiprocessing
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from handdata.adapters import Adapter, AdapterOptions, Partition, find_root
+from handdata.pipeline.records import (
+    INGEST_SUMMARY,
+    RECORD_FILE_ROWS,
+    RECORD_ROW_GROUP_ROWS,
+    IngestSummary,
+    records_folder,
+    rejected_folder,
+)
+from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.schemas import (
+    DuplicateRecordError,
+    HandRecord,
+    Rejection,
+    RunError,
+    Split,
+    records_to_table,
+    rejections_to_table,
+)
+
+_STAGING = ".staging"
+
+
+@dataclass(slots=True)
+class PartitionCounts:
+    """What one partition gave."""
+
+    records: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """All that a worker needs to ingest one partition."""
+
+    adapter: Adapter
+    root: Path
+    partition: Partition
+    ordinal: int
+    storage: Storage
+    staging: str
+    limit: int | None
+    stride: int
+
+
+def ingest(
+    adapter_type: type[Adapter],
+    root: Path,
+    storage: Storage,
+    *,
+    split: Split | None = None,
+    limit: int | None = None,
+    stride: int = 1,
+    options: AdapterOptions | None = None,
+    on_progress: Callable[[int, int, int], None] | None = None,
+) -> IngestSummary:
+    """Replace a source's records in a workspace by those of the dataset at ``root``.
+
+    Args:
+        adapter_type: the source's adapter.
+        root: the dataset's folder, or the folder that holds it.
+        storage: the workspace.
+        split: take only this split.
+        limit: stop after this many records.
+        stride: keep each frame whose number is a multiple of this; stills are numbered 0 and all kept.
+        options: for the adapter.
+        on_progress: called with (finished partitions, all partitions, records so far).
+
+    Raises:
+        UsageError: ``root`` is not a folder, or not this dataset.
+        DuplicateRecordError: two records have one id; both files are named.
+        StorageError: the workspace cannot be written.
+
+    """
+    source = adapter_type.card.name
+    root = find_root(adapter_type, root)
+    storage.check_writable()
+    adapter = adapter_type(options or AdapterOptions())
+    partitions = [partition for partition in adapter.partitions(root) if split is None or partition.split == split]
+    if not partitions:
+        wanted = f" of split {split}" if split else ""
+        raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
+    staging = f"{_STAGING}/{source}-{uuid.uuid4().hex[:8]}"
+    storage.make_folder(f"{staging}/records")
+    storage.make_folder(f"{staging}/rejected")
+    try:
+        jobs = [
+            _Job(adapter, root, partition, ordinal, storage, staging, limit, stride)
+            for ordinal, partition in enumerate(partitions)
+        ]
+        total = PartitionCounts()
+        for finished, counts in enumerate(_run(jobs, limit), start=1):
+            total.records += counts.records
+            total.splits.update(counts.splits)
+            total.rejected.update(counts.rejected)
+            if on_progress:
+                on_progress(finished, len(jobs), total.records)
+        _refuse_duplicates(storage, staging, partitions)
+        summary = IngestSummary(
+            source=source,
+            root=str(root),
+            partitions=len(partitions),
+            records=total.records,
+            splits=dict(sorted(total.splits.items())),
+            rejected=dict(sorted(total.rejected.items())),
+            license=adapter.card.license,
+        )
+        document = json.dumps(asdict(summary), indent=2).encode()
+        storage.write_bytes(f"{staging}/records/{INGEST_SUMMARY}", document)
+        storage.replace_folder(f"{staging}/rejected", rejected_folder("ingest", source))
+        storage.replace_folder(f"{staging}/records", records_folder(source))
+    finally:
+        storage.remove(staging)
+    return summary
+
+
+def _run(jobs: Sequence[_Job], limit: int | None) -> Iterator[PartitionCounts]:
+    """Run the jobs in order, in parallel unless a limit makes each depend on those before it."""
+    workers = min(os.cpu_count() or 1, len(jobs))
+    if limit is not None or workers == 1:
+        remaining = limit
+        for job in jobs:
+            counts = _ingest_partition(job, remaining)
+            yield counts
+            if remaining is not None:
+                remaining -= counts.records
+                if remaining <= 0:
+                    return
+        return
+    with _process_pool(workers) as pool:
+        yield from pool.map(_ingest_partition, jobs)
+
+
+@contextmanager
+def _process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    # Not "fork": the parent may hold threads of Arrow and Polars, which a forked child inherits locked.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _PartWriter:
+    """Writes the rows of one partition to the staging folder, in files of bounded size."""
+
+    def __init__(self, job: _Job, folder: str, to_table: Callable[[Sequence[Any]], pa.Table]) -> None:
+        self._job, self._folder, self._to_table = job, folder, to_table
+        self._rows: list[HandRecord | Rejection] = []
+        self._files = 0
+
+    def add(self, row: HandRecord | Rejection) -> None:
+        self._rows.append(row)
+        if len(self._rows) == RECORD_FILE_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            name = f"{self._job.staging}/{self._folder}/part-{self._job.ordinal:05d}-{self._files:04d}.parquet"
+            self._job.storage.write_bytes(name, table_to_parquet(self._to_table(self._rows), RECORD_ROW_GROUP_ROWS))
+            self._files += 1
+            self._rows.clear()
+
+
+def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
+    """Write one partition's records and rejections to the staging folder."""
+    counts = PartitionCounts()
+    records = _PartWriter(job, "records", records_to_table)
+    rejections = _PartWriter(job, "rejected", rejections_to_table)
+    for row in _taken(job.adapter.records(job.root, job.partition), job.stride, limit):
+        if isinstance(row, HandRecord):
+            records.add(row)
+            counts.records += 1
+            counts.splits[row.split] += 1
+        else:
+            rejections.add(row)
+            counts.rejected[row.reason.value] += 1
+    records.flush()
+    rejections.flush()
+    return counts
+
+
+def _taken(rows: Iterator[HandRecord | Rejection], stride: int, limit: int | None) -> Iterator[HandRecord | Rejection]:
+    """Yield the rows that a stride and a limit of records leave."""
+    taken = 0
+    for row in rows:
+        if isinstance(row, HandRecord):
+            if row.frame_index % stride:
+                continue
+            taken += 1
+        yield row
+        if limit is not None and taken >= limit:
+            return
+
+
+def _refuse_duplicates(storage: Storage, staging: str, partitions: Sequence[Partition]) -> None:
+    """Raise where two staged records share an id, and name the files that both come from."""
+    files = storage.list_files(f"{staging}/records", ".parquet")
+    if not files:
+        return
+    ids = pl.concat(
+        pl.DataFrame(storage.read_parquet(name, ["record_id", "image_uri"])).with_columns(
+            partition=int(name.rpartition("/part-")[2].partition("-")[0])
+        )
+        for name in files
+    )
+    doubled = ids.filter(pl.col("record_id").is_duplicated()).sort("record_id", "partition")
+    if doubled.is_empty():
+        return
+    places = [
+        f"{row['image_uri']} (labels: {', '.join(partitions[row['partition']].paths)})"
+        for row in doubled.head(2).iter_rows(named=True)
+    ]
+    raise DuplicateRecordError(
+        f"{doubled['record_id'].n_unique()} record ids occur more than once; {doubled['record_id'][0]} comes from "
+        f"{places[0]} and from {places[1]}",
+        "is the same part of the dataset unpacked twice below the root?",
+    )

@@ -1,0 +1,214 @@
+"""Units of work: which records one worker annotates and commits together.
+
+A unit is a run of frames of a block of cameras of one sequence; short sequences and stills are packed, many to a unit.
+Planning reads only the keys of the records and is deterministic; its result is stored before any work is done, and
+includes the records themselves in the order of the units, so that a later ingest cannot change a unit that is under
+way. Records that a later ingest adds become units of a further generation of the plan.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from handdata.pipeline.records import RECORD_ROW_GROUP_ROWS, read_record_keys, record_files
+from handdata.pipeline.storage import Storage
+from handdata.schemas import RECORD_SCHEMA, ROW_GROUP_ROWS, HandRecord, Split, records_from_table
+
+MAX_UNIT_ROWS: Final = 2048
+MAX_UNIT_BYTES: Final = 128 << 20
+BYTES_PER_PIXEL: Final = 0.5
+"""Room planned for an encoded crop and its mask, per crop pixel; photographs at quality 95 take 0.2 to 0.4."""
+
+MIN_UNIT_ROWS: Final = 64
+UNITS_PER_SOURCE: Final = 32
+"""A small source is still cut into about this many units, so that all workers have something to do."""
+
+CAMERA_BLOCK: Final = 16
+"""Cameras of a sequence that stay together in a unit and in its row groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUnit:
+    """One unit and where its records lie.
+
+    Args:
+        unit_id: unique name, also of the files that the unit writes.
+        source: of all its records.
+        split: of all its records.
+        rows: number of records.
+        plan_file: Parquet file that holds the records, relative to the workspace.
+        row_group: the unit's row group in that file.
+
+    """
+
+    unit_id: str
+    source: str
+    split: Split
+    rows: int
+    plan_file: str
+    row_group: int
+
+
+def plan_folder(dataset: str, source: str) -> str:
+    """Return the folder of a source's plan."""
+    return f"{dataset}/plan/source={source}"
+
+
+def unit_rows(image_size: int, records: int) -> int:
+    """Return the most rows of a unit, for crops of this size in a source of this many records."""
+    by_bytes = int(MAX_UNIT_BYTES / (BYTES_PER_PIXEL * image_size**2))
+    return max(1, min(MAX_UNIT_ROWS, by_bytes, max(MIN_UNIT_ROWS, records // UNITS_PER_SOURCE)))
+
+
+def stored_units(storage: Storage, dataset: str, source: str) -> list[PlannedUnit]:
+    """Return the units that were planned so far, in the order of their generations."""
+    units: list[PlannedUnit] = []
+    for name in storage.list_files(plan_folder(dataset, source), ".json"):
+        units += [PlannedUnit(**unit) for unit in json.loads(storage.read_bytes(name))["units"]]
+    return units
+
+
+def plan_source(
+    storage: Storage,
+    dataset: str,
+    source: str,
+    image_size: int,
+    *,
+    limit: int | None = None,
+    sample: int | None = None,
+) -> list[PlannedUnit]:
+    """Plan the records of a source that no unit has yet, store them, and return all units of the source.
+
+    Args:
+        storage: the workspace.
+        dataset: folder of the dataset in the workspace.
+        source: an ingested source.
+        image_size: side of the crops, pixels; bounds the bytes of a unit.
+        limit: plan only the first this many records, in the order of sequences and frames.
+        sample: plan only this many records, spread evenly over the sequences.
+
+    """
+    units = stored_units(storage, dataset, source)
+    keys = _sorted_keys(storage, source)
+    if limit is not None:
+        keys = keys.head(limit)
+    if sample is not None and sample < len(keys):
+        keys = keys[np.arange(sample) * len(keys) // sample]
+    total = len(keys)
+    planned = _planned_ids(storage, units)
+    if planned is not None:
+        keys = keys.join(planned, on="record_id", how="anti", maintain_order="left")
+    if keys.is_empty():
+        return units
+    generation = len(storage.list_files(plan_folder(dataset, source), ".json"))
+    base = f"{plan_folder(dataset, source)}/generation-{generation:03d}"
+    added = []
+    parts = list(_cut_into_units(keys, unit_rows(image_size, total)))
+    for ordinal, part in enumerate(parts):
+        split: Split = part["split"][0]
+        unit_id = f"{source}-{split}-{generation:03d}-{ordinal:06d}"
+        added.append(PlannedUnit(unit_id, source, split, len(part), f"{base}.parquet", ordinal))
+    _write_records(storage, source, parts, f"{base}.parquet")
+    document = {"records": len(keys), "units": [asdict(unit) for unit in added]}
+    storage.write_bytes(f"{base}.json", json.dumps(document).encode())
+    return units + added
+
+
+def read_unit(storage: Storage, unit: PlannedUnit) -> list[HandRecord]:
+    """Return the records of a unit, in order of sequence, frame and camera."""
+    with storage.open_parquet(unit.plan_file) as file:
+        return list(records_from_table(file.read_row_group(unit.row_group)))
+
+
+def row_group_sizes(records: Sequence[tuple[str, int]]) -> list[int]:
+    """Return the rows of each row group for rows given as (sequence_id, frame_index), in order.
+
+    A row group holds at most ``ROW_GROUP_ROWS`` rows and whole frames (all cameras of a moment), so that view pairs
+    and short video pairs are read with one request.
+    """
+    sizes = [0]
+    start = 0
+    for position in range(1, len(records) + 1):
+        if position < len(records) and records[position] == records[position - 1]:
+            continue
+        frame_rows = position - start
+        start = position
+        if sizes[-1] and sizes[-1] + frame_rows > ROW_GROUP_ROWS:
+            sizes.append(0)
+        sizes[-1] += frame_rows
+    return [size for size in sizes if size]
+
+
+def _sorted_keys(storage: Storage, source: str) -> pl.DataFrame:
+    """Return the keys of all records, with their camera block, in the order of units."""
+    columns = ["record_id", "split", "sequence_id", "frame_index", "camera_id"]
+    keys = pl.DataFrame(read_record_keys(storage, source, columns)).with_columns(pl.col("split").cast(pl.String))
+    camera = pl.col("camera_id").rank("dense").over("split", "sequence_id") - 1
+    keys = keys.with_columns(block=(camera // CAMERA_BLOCK).cast(pl.Int32))
+    return keys.sort("split", "sequence_id", "block", "frame_index", "camera_id", "record_id")
+
+
+def _planned_ids(storage: Storage, units: Sequence[PlannedUnit]) -> pl.DataFrame | None:
+    files = sorted({unit.plan_file for unit in units})
+    if not files:
+        return None
+    return pl.concat(pl.DataFrame(storage.read_parquet(name, ["record_id"])) for name in files)
+
+
+def _cut_into_units(keys: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:
+    """Yield the rows of each unit. Long sequences are cut between frames, short ones are packed."""
+    groups = keys.select(split=pl.col("split"), run=pl.struct("split", "sequence_id", "block").rle_id())
+    sizes = groups.group_by("run", maintain_order=True).agg(pl.len(), pl.col("split").first())
+    start = stop = 0  # the pack under way
+    pack_split = None
+    for rows, split in sizes.select("len", "split").iter_rows():
+        if stop > start and (stop - start + rows > most_rows or split != pack_split):
+            yield keys[start:stop]
+            start = stop
+        pack_split = split
+        if rows <= most_rows:
+            stop += rows
+            continue
+        yield from _cut_sequence(keys[start : start + rows], most_rows)
+        start = stop = start + rows
+    if stop > start:
+        yield keys[start:stop]
+
+
+def _cut_sequence(rows: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:
+    """Yield runs of whole frames of one sequence and camera block."""
+    frames_per_unit = max(1, most_rows // rows["camera_id"].n_unique())
+    frame_rank = rows["frame_index"].rank("dense").cast(pl.Int64) - 1
+    edges = np.flatnonzero(np.diff((frame_rank // frames_per_unit).to_numpy())) + 1
+    for start, stop in pairwise([0, *edges.tolist(), len(rows)]):
+        yield rows[start:stop]
+
+
+def _write_records(storage: Storage, source: str, parts: Sequence[pl.DataFrame], name: str) -> None:
+    """Write the units' records to one Parquet file, a row group a unit; holds a few row groups at a time."""
+    files = record_files(storage, source)
+
+    @lru_cache(maxsize=64)
+    def row_group(file: int, group: int) -> pa.Table:
+        with storage.open_parquet(files[file]) as parquet:
+            return parquet.read_row_group(group)
+
+    with storage.open_output(name) as stream, pq.ParquetWriter(stream, RECORD_SCHEMA, compression="zstd") as writer:
+        for part in parts:
+            places = part.select("file", "row").with_row_index("order")
+            places = places.with_columns(group=pl.col("row") // RECORD_ROW_GROUP_ROWS)
+            tables, order = [], []
+            for (file, group), rows in places.group_by("file", "group", maintain_order=True):
+                offsets = (rows["row"] - int(group) * RECORD_ROW_GROUP_ROWS).to_arrow()
+                tables.append(row_group(int(file), int(group)).take(offsets))
+                order.append(rows["order"].to_numpy())
+            gathered = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
+            writer.write_table(gathered.cast(RECORD_SCHEMA), row_group_size=len(gathered))

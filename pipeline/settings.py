@@ -1,0 +1,86 @@
+"""Settings of a run: flag > environment variable > ``handdata.toml`` > default."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from handdata.schemas.sample import CropMode
+
+KeypointsPolicy = Literal["prefer-dataset", "dataset", "mediapipe"]
+MasksPolicy = Literal["auto", "sam", "grabcut", "dataset", "none"]
+
+SETTINGS_FILE = "handdata.toml"
+
+
+class QualitySettings(BaseModel):
+    """Thresholds behind the flags of a sample. Flags can be recomputed from the stored numbers for others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_mask_score: float = Field(default=0.6, ge=0, le=1)
+    """``low_mask_coverage`` below this share of keypoints inside the mask."""
+    max_mask_spill: float = Field(default=0.3, ge=0, le=1)
+    """``mask_spill`` above this share of the mask's area away from the hands."""
+    min_hand_px: float = Field(default=48, ge=0)
+    """``small_hand`` where the longer side of a hand's keypoint box is below this many full-image pixels."""
+    min_sharpness: float = Field(default=8, ge=0)
+    """``blurry`` below this variance of the Laplacian."""
+    max_disagreement: float = Field(default=0.1, ge=0)
+    """``labels_disagree`` where dataset and MediaPipe differ by more than this share of the hand's size."""
+
+
+class AnnotateSettings(BaseModel):
+    """What makes a sample. Rows made with different settings have different ``annotator_hash`` values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keypoints: KeypointsPolicy = "prefer-dataset"
+    masks: MasksPolicy = "auto"
+    crop: CropMode = "frame"
+    image_size: int = Field(default=512, ge=32, le=2048)
+    """Side of the square crops in pixels."""
+    crop_scale: float = Field(default=1.6, gt=1)
+    """Side of the square over the longer side of the box of all joints."""
+    detection_confidence: float = Field(default=0.3, ge=0, le=1)
+    """MediaPipe's least palm detection confidence."""
+    jpeg_quality: int = Field(default=95, ge=50, le=100)
+    quality: QualitySettings = QualitySettings()
+
+    def digest(self, model_hashes: dict[str, str]) -> str:
+        """Return the ``annotator_hash`` of these settings with these model files (name to SHA-256)."""
+        document = {"settings": self.model_dump(mode="json"), "models": model_hashes}
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Settings(BaseSettings):
+    """Where things are. Variables have the prefix ``HANDDATA_``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HANDDATA_", toml_file=SETTINGS_FILE, extra="forbid", env_nested_delimiter="__"
+    )
+
+    workspace: str = "./workspace"
+    """Folder or fsspec URL of records, dataset and runs."""
+    sources_root: Path = Path("./sources")
+    """Holds one folder per downloaded dataset, named like the source."""
+    weights: Path | None = None
+    """Folder of model files, searched before any download."""
+    mano_dir: Path | None = None
+    """Folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl."""
+    annotate: AnnotateSettings = AnnotateSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment before the TOML file; ``.env`` and secret files are not read."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
