@@ -4,6 +4,7 @@ import json
 import math
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,49 +31,55 @@ def write(folder: Path, content: Any, **options: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny_blocks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder to write to while every token is cut somewhere: blocks are seven bytes."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("json")
+
+
+@contextmanager
+def tiny_blocks() -> Iterator[None]:
+    """Blocks of seven bytes, so that every token is cut somewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_stream, "BLOCK_BYTES", 7)
-        yield tmp_path_factory.mktemp("json")
+        yield
 
 
 @settings(deadline=None, max_examples=40)
 @given(content=st.dictionaries(st.text(max_size=6), VALUES, max_size=6), ascii_only=st.booleans(), pretty=st.booleans())
-def test_items_equal_what_json_reads(
-    tiny_blocks: Path, content: dict[str, Any], ascii_only: bool, pretty: bool
-) -> None:
-    path = write(tiny_blocks, content, ensure_ascii=ascii_only, indent=2 if pretty else None)
-    assert list(stream_items(path)) == list(content.items())
+def test_items_equal_what_json_reads(folder: Path, content: dict[str, Any], ascii_only: bool, pretty: bool) -> None:
+    path = write(folder, content, ensure_ascii=ascii_only, indent=2 if pretty else None)
+    with tiny_blocks():
+        assert list(stream_items(path)) == list(content.items())
 
 
 @settings(deadline=None, max_examples=40)
 @given(before=VALUES, content=st.lists(VALUES, max_size=6))
-def test_a_list_below_a_key_equals_what_json_reads(tiny_blocks: Path, before: Any, content: list[Any]) -> None:
-    path = write(tiny_blocks, {"info": before, "annotations": content, "after": [1]})
-    assert list(stream_list(path, "annotations")) == content
+def test_a_list_below_a_key_equals_what_json_reads(folder: Path, before: Any, content: list[Any]) -> None:
+    path = write(folder, {"info": before, "annotations": content, "after": [1]})
+    with tiny_blocks():
+        assert list(stream_list(path, "annotations")) == content
 
 
 @settings(deadline=None, max_examples=30)
 @given(
     content=st.dictionaries(st.text(max_size=3), st.dictionaries(st.text(max_size=3), VALUES, max_size=3), max_size=4)
 )
-def test_nested_items_equal_what_json_reads(tiny_blocks: Path, content: dict[str, dict[str, Any]]) -> None:
-    path = write(tiny_blocks, {"skipped": {"a": [{}]}, "annotations": content})
+def test_nested_items_equal_what_json_reads(folder: Path, content: dict[str, dict[str, Any]]) -> None:
+    path = write(folder, {"skipped": {"a": [{}]}, "annotations": content})
     expected = [(outer, key, value) for outer, inner in content.items() for key, value in inner.items()]
-    assert list(stream_nested_items(path, "annotations")) == expected
+    with tiny_blocks():
+        assert list(stream_nested_items(path, "annotations")) == expected
 
 
 @settings(deadline=None, max_examples=40)
 @given(content=st.dictionaries(st.text(max_size=6), VALUES, min_size=1, max_size=6), data=st.data())
 def test_a_cut_file_gives_its_whole_records_and_then_an_error(
-    tiny_blocks: Path, content: dict[str, Any], data: st.DataObject
+    folder: Path, content: dict[str, Any], data: st.DataObject
 ) -> None:
-    path = write(tiny_blocks, content, ensure_ascii=False)
+    path = write(folder, content, ensure_ascii=False)
     whole = path.read_bytes()
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     read = []
-    with pytest.raises(RecordError, match=r"labels\.json, byte \d+: ") as caught:
+    with tiny_blocks(), pytest.raises(RecordError, match=r"labels\.json, byte \d+: ") as caught:
         read.extend(stream_items(path))  # extend keeps what came before the error
     assert caught.value.reason is RejectReason.LABEL_CORRUPT
     assert read == list(content.items())[: len(read)]
