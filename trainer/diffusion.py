@@ -1,0 +1,211 @@
+"""The diffusion process: noising, the training loss and the exact reverse step.
+
+Gaussian diffusion over T = 1000 steps with linear betas, noise prediction, and a learned variance that lies between the
+posterior's and beta (Ho et al. 2020, DDPM; Nichol and Dhariwal 2021, improved DDPM, section 3). ``steps`` keeps fewer
+of the T steps for sampling ("respacing", 250 as published).
+
+Why not ``diffusers.DDPMScheduler`` here: it holds its tables in float32, where 1 - alpha_bar loses 3 to 4 digits at
+small t (the published code computes in float64), and it clamps the last step's posterior variance to 1e-20 where the
+published code takes the next one's. Steps and tables would differ from the published ones by more than 1e-5. The fast
+samplers (``handdata.trainer.samplers``) are diffusers' own.
+
+Shapes: N samples, C latent channels, H x W latent pixels. ``t`` and ``index`` (N,) are int64.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from handdata.trainer.presets import DiffusionConfig
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """Loss of each sample (N,), and its parts."""
+
+    total: Tensor
+    mse: Tensor
+    """Mean squared error of the predicted noise."""
+    variational: Tensor
+    """The learned variance's part of the variational bound, bits a dimension; zero without a learned variance."""
+
+
+@dataclass(frozen=True)
+class ReverseStep:
+    """The network's distribution of x_(t-1), and its estimate of the clean latent (each N, C, H, W)."""
+
+    mean: Tensor
+    log_variance: Tensor
+    x0: Tensor
+
+
+class Diffusion(nn.Module):
+    """Tables of a diffusion process and what is computed from them.
+
+    A module only so that ``.to(device)`` moves the tables; it has no parameters and no state to save. ``steps`` None
+    keeps all of the process's steps, which training needs.
+    """
+
+    timestep_map: Tensor
+    """(steps,) the process's timestep behind each kept step, rising: what the network is given as ``t``."""
+    signal: Tensor
+    noise: Tensor
+    inverse_signal: Tensor
+    noise_to_signal: Tensor
+    posterior_x0: Tensor
+    posterior_x_t: Tensor
+    log_beta: Tensor
+    log_posterior_variance: Tensor
+
+    def __init__(self, config: DiffusionConfig | None = None, steps: int | None = None) -> None:
+        super().__init__()
+        config = config or DiffusionConfig()
+        betas = torch.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=torch.float64)
+        alpha_bar_all = torch.cumprod(1 - betas, dim=0)
+        # Equally spaced with both ends kept, as published; equal to DDPMScheduler's timestep_spacing="linspace".
+        kept = (
+            torch.linspace(0, config.train_steps - 1, steps or config.train_steps, dtype=torch.float64).round().long()
+        )
+
+        alpha_bar = alpha_bar_all[kept]
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        beta = 1 - alpha_bar / previous
+        posterior_variance = beta * (1 - previous) / (1 - alpha_bar)
+        # At the first step the posterior is a point, and its logarithm -inf: the second step's stands in.
+        posterior_variance[0] = posterior_variance[1] if len(kept) > 1 else beta[0]
+
+        tables = {
+            "signal": alpha_bar.sqrt(),
+            "noise": (1 - alpha_bar).sqrt(),
+            "inverse_signal": (1 / alpha_bar).sqrt(),
+            "noise_to_signal": (1 / alpha_bar - 1).sqrt(),
+            "posterior_x0": beta * previous.sqrt() / (1 - alpha_bar),  # DDPM, equation 7
+            "posterior_x_t": (1 - previous) * (1 - beta).sqrt() / (1 - alpha_bar),
+            "log_beta": beta.log(),
+            "log_posterior_variance": posterior_variance.log(),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
+        self.register_buffer("timestep_map", kept, persistent=False)
+
+    @property
+    def steps(self) -> int:
+        """Number of kept steps."""
+        return len(self.timestep_map)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        """Return x_t (N, C, H, W): the clean latent ``x0`` with ``noise`` mixed in up to step ``index`` (N,)."""
+        return _at(self.signal, index) * x0 + _at(self.noise, index) * noise
+
+    def predict_x0(self, x_t: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        """Return the clean latent that x_t would come from if ``noise`` were what it holds."""
+        # Not (x_t - noise part) / signal: the published order of operations, which rounds in the same places.
+        return _at(self.inverse_signal, index) * x_t - _at(self.noise_to_signal, index) * noise
+
+    def predict_noise(self, x_t: Tensor, x0: Tensor, index: Tensor) -> Tensor:
+        """Return the noise that x_t holds if ``x0`` is its clean latent: the inverse of ``predict_x0``."""
+        return (x_t - _at(self.signal, index) * x0) / _at(self.noise, index)
+
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
+        """Return the mean of q(x_(t-1) | x_t, x0) (DDPM, equation 7)."""
+        return _at(self.posterior_x0, index) * x0 + _at(self.posterior_x_t, index) * x_t
+
+    def reverse_step(self, output: Tensor, x_t: Tensor, index: Tensor) -> ReverseStep:
+        """Return the network's p(x_(t-1) | x_t) for its ``output`` (N, C or 2C, H, W).
+
+        With 2C channels the second half v in [-1, 1] places the log variance between the posterior's (-1) and beta (1)
+        (improved DDPM, equation 15); with C channels the posterior's variance is taken.
+        """
+        noise, variance = _split(output, x_t)
+        lowest = _at(self.log_posterior_variance, index)
+        if variance is None:
+            log_variance = lowest.expand_as(x_t)
+        else:
+            share = (variance.float() + 1) / 2
+            log_variance = share * _at(self.log_beta, index) + (1 - share) * lowest
+        x0 = self.predict_x0(x_t, noise.float(), index)
+        return ReverseStep(mean=self.posterior_mean(x0, x_t, index), log_variance=log_variance, x0=x0)
+
+    def draw_previous(self, step: ReverseStep, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw x_(t-1) (N, C, H, W) from a reverse step; the last one (index 0) returns the mean, without noise."""
+        noise = draw_noise(step.mean.shape, step.mean.device, generator)
+        return step.mean + (index > 0).view(-1, 1, 1, 1) * (0.5 * step.log_variance).exp() * noise
+
+    def training_loss(
+        self, output: Tensor, x0: Tensor, noise: Tensor, index: Tensor, weight: Tensor | None = None
+    ) -> TrainingLoss:
+        """Return the loss of each sample for the network's ``output`` at ``add_noise(x0, noise, index)``.
+
+        Squared error of the predicted noise, plus, where the output has a variance half, the variational term, which
+        trains the variance only (improved DDPM, section 3.1: the mean's gradient is stopped). ``weight`` (N, 1, H, W)
+        weighs latent pixels: 0 where the crop lies outside the picture. A sample of zero weight has zero loss.
+        """
+        predicted, variance = _split(output, x0)
+        mse = _mean((predicted.float() - noise) ** 2, weight)
+        if variance is None:
+            return TrainingLoss(total=mse, mse=mse, variational=torch.zeros_like(mse))
+        variational = _mean(self._variational_bits(predicted.detach(), variance, x0, noise, index), weight)
+        return TrainingLoss(total=mse + variational, mse=mse, variational=variational)
+
+    def _variational_bits(
+        self, predicted: Tensor, variance: Tensor, x0: Tensor, noise: Tensor, index: Tensor
+    ) -> Tensor:
+        """Return the bound's term of step ``index`` at each latent value, bits (N, C, H, W) (DDPM, equation 5)."""
+        x_t = self.add_noise(x0, noise, index)
+        step = self.reverse_step(torch.cat([predicted, variance], dim=1), x_t, index)
+        true_mean = self.posterior_mean(x0, x_t, index)
+        true_log_variance = _at(self.log_posterior_variance, index)
+        divergence = 0.5 * (
+            step.log_variance
+            - true_log_variance
+            - 1
+            + (true_log_variance - step.log_variance).exp()
+            + (true_mean - step.mean) ** 2 * (-step.log_variance).exp()
+        )
+        # The last step ends at data: there the bound is the likelihood of x0 itself.
+        first = (index == 0).view(-1, 1, 1, 1)
+        return torch.where(first, -_binned_log_likelihood(x0, step.mean, step.log_variance), divergence) / math.log(2)
+
+
+def draw_noise(shape: torch.Size, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Draw standard normal float32 noise on the generator's device: a CPU seed gives the same noise anywhere."""
+    source = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=source).to(device)
+
+
+def _at(table: Tensor, index: Tensor) -> Tensor:
+    return table[index].view(-1, 1, 1, 1)
+
+
+def _split(output: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    channels = like.shape[1]
+    if output.shape[1] == channels:
+        return output, None
+    return output[:, :channels], output[:, channels:]
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over all but the first axis, weighted by (N, 1, H, W)."""
+    if weight is None:
+        return values.mean(dim=(1, 2, 3))
+    weighed = (values.mean(dim=1, keepdim=True) * weight).sum(dim=(1, 2, 3))
+    return weighed / weight.sum(dim=(1, 2, 3)).clamp(min=1e-6)
+
+
+def _binned_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return the log probability (nats) that a Gaussian gives to x's bin of width 2/255, the outermost bins being open.
+
+    DDPM, equation 13, with the normal distribution function approximated by tanh as in DiT and its ancestors, so that
+    the published loss is reproduced. (The bins are those of 8-bit pixels; on latents the term is a convention.)
+    """
+    inverse_deviation = (-0.5 * log_variance).exp()
+    upper = _normal_cdf((x - mean + 1 / 255) * inverse_deviation)
+    lower = _normal_cdf((x - mean - 1 / 255) * inverse_deviation)
+    probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return probability.clamp(min=1e-12).log()
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -1,0 +1,218 @@
+"""The two-frame diffusion transformer of FoundHand: a DiT that attends jointly over a target and a reference frame.
+
+    noisy target latent + target condition   reference condition           t   task   class
+                   |                                |                       |    |     | (null entry)
+                   +-------- one patch embedder ----+                       +----+-----+
+                   |         + learned positions    |                            | c
+                   +--------------- concatenate ----+                            |
+                                        |                                        |
+                            depth x adaLN-Zero block  <--------------------------+
+                                        |                                        |
+                           target half, final layer   <--------------------------+
+                                        |
+                           predicted noise (and variance)
+
+Sources: Chen et al., FoundHand (CVPR 2025), section 4; Peebles and Xie, DiT (ICCV 2023), section 3, for the block and
+its initialisation. Shapes: N pairs, C latent channels, H = W latent pixels, P patches a frame, T = 2P tokens, D hidden
+size.
+"""
+
+import math
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from timm.layers.activations import GELUTanh
+from timm.layers.mlp import Mlp
+from timm.layers.patch_embed import PatchEmbed
+from torch import Tensor, nn
+
+from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
+
+IMAGENET_CLASSES: Final = 1000
+TIMESTEP_FREQUENCIES: Final = 256
+MLP_RATIO: Final = 4
+
+
+class TimestepEmbedding(nn.Module):
+    """Embeds timesteps (N,) as (N, D): 256 cosines and sines of falling frequency, then an MLP."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = Mlp(TIMESTEP_FREQUENCIES, hidden_size, hidden_size, act_layer=nn.SiLU)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Return the embedding (N, D) of timesteps (N,)."""
+        half = TIMESTEP_FREQUENCIES // 2
+        frequencies = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10_000) / half))
+        angles = t.float().unsqueeze(-1) * frequencies  # N, 128
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        embedding: Tensor = self.mlp(features.to(self.mlp.fc1.weight.dtype))
+        return embedding
+
+
+class Attention(nn.Module):
+    """Multi-head attention of the first ``queries`` tokens of (N, T, D) over all T tokens, as (N, queries, D)."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.projection = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, queries: int) -> Tensor:
+        """Return what the first ``queries`` tokens gather from all."""
+        if queries == x.shape[1]:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        else:
+            hidden_size = x.shape[-1]
+            q = F.linear(x[:, :queries], self.qkv.weight[:hidden_size], self.qkv.bias[:hidden_size])
+            k, v = F.linear(x, self.qkv.weight[hidden_size:], self.qkv.bias[hidden_size:]).chunk(2, dim=-1)
+        heads = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v))
+        attended: Tensor = self.projection(heads.transpose(1, 2).flatten(2))
+        return attended
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # N, heads, T, D / heads
+
+
+class Block(nn.Module):
+    """A transformer block whose layer norms are shifted, scaled and gated by the condition (adaLN-Zero)."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(hidden_size, MLP_RATIO * hidden_size, act_layer=GELUTanh)
+        self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
+
+    def forward(self, x: Tensor, c: Tensor, kept: int) -> Tensor:
+        """Return the first ``kept`` tokens of (N, T, D) after the block; ``c`` (N, D) is the activated condition."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).unsqueeze(1).chunk(6, dim=-1)  # N, 1, D
+        attended = self.attention(modulate(self.norm1(x), shift1, scale1), kept)
+        x = x[:, :kept] + gate1 * attended
+        mixed: Tensor = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return x + gate2 * mixed
+
+
+class FinalLayer(nn.Module):
+    """Turns tokens (N, P, D) into patches of the output (N, P, patch pixels x channels)."""
+
+    def __init__(self, hidden_size: int, patch_outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
+        self.linear = nn.Linear(hidden_size, patch_outputs)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return the patches of (N, P, D); ``c`` (N, D) is the activated condition."""
+        shift, scale = self.modulation(c).unsqueeze(1).chunk(2, dim=-1)
+        patches: Tensor = self.linear(modulate(self.norm(x), shift, scale))
+        return patches
+
+
+class DiT(nn.Module):
+    """Predicts the noise in a target latent from a reference frame, target keypoints and task.
+
+    ``learn_sigma`` adds C output channels for the learned variance (see ``handdata.trainer.diffusion``).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        patch_size: int,
+        latent_channels: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        learn_sigma: bool = True,
+    ) -> None:
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.patch_size = patch_size
+        self.grid_size = input_size // patch_size
+        self.patches = self.grid_size**2
+        self.out_channels = latent_channels * (2 if learn_sigma else 1)
+
+        self.patch_embedding = PatchEmbed(input_size, patch_size, latent_channels + CONDITION_CHANNELS, hidden_size)
+        self.positions = nn.Parameter(torch.empty(1, 2 * self.patches, hidden_size))
+        self.timestep_embedding = TimestepEmbedding(hidden_size)
+        self.task_embedding = nn.Embedding(len(Task), hidden_size)
+        # Only its last, null entry is used. Kept so that the weights of an ImageNet DiT and the published ones load.
+        self.class_embedding = nn.Embedding(IMAGENET_CLASSES + 1, hidden_size)
+        self.blocks = nn.ModuleList([Block(hidden_size, num_heads) for _ in range(depth)])
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
+        self._initialise()
+
+    def forward(self, x_t: Tensor, t: Tensor, target_cond: Tensor, ref_cond: Tensor, task: Tensor) -> Tensor:
+        """Predict the noise, and with ``learn_sigma`` the variance, as (N, C or 2C, H, W).
+
+        ``x_t`` (N, C, H, W) noisy target latent, ``t`` (N,) its timestep in 0..999, ``target_cond`` (N, 43, H, W),
+        ``ref_cond`` (N, C + 43, H, W), ``task`` (N,): see ``handdata.trainer.conditioning``.
+        """
+        target = self.patch_embedding(torch.cat([x_t, target_cond.to(x_t.dtype)], dim=1))  # N, P, D
+        reference = self.patch_embedding(ref_cond.to(x_t.dtype))  # N, P, D
+        x = torch.cat([target, reference], dim=1) + self.positions  # N, 2P, D
+
+        null_class = self.class_embedding.weight[IMAGENET_CLASSES]
+        c = F.silu(self.timestep_embedding(t) + self.task_embedding(task) + null_class)  # N, D
+
+        for index, block in enumerate(self.blocks):
+            # Nothing reads the reference tokens after the last block: it makes the target's only.
+            kept = self.patches if index == len(self.blocks) - 1 else 2 * self.patches
+            x = block(x, c, kept)
+        return self._unpatchify(self.final_layer(x, c))
+
+    def _unpatchify(self, patches: Tensor) -> Tensor:
+        grid, size = self.grid_size, self.patch_size
+        image = patches.view(-1, grid, grid, size, size, self.out_channels)  # N, row, column, y, x, channel
+        return image.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.out_channels, grid * size, grid * size)
+
+    def _initialise(self) -> None:
+        """Initialise as DiT does: Xavier for matrices, zero for what gates the blocks and the output (adaLN-Zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.proj.weight.flatten(1))
+        nn.init.zeros_(self.patch_embedding.proj.bias)
+        for weight in (
+            self.timestep_embedding.mlp.fc1.weight,
+            self.timestep_embedding.mlp.fc2.weight,
+            self.task_embedding.weight,
+            self.class_embedding.weight,
+        ):
+            nn.init.normal_(weight, std=0.02)
+        blocks = [module for module in self.modules() if isinstance(module, Block)]
+        for layer in (*(block.modulation for block in blocks), self.final_layer.modulation, self.final_layer.linear):
+            nn.init.zeros_(layer.weight)
+        with torch.no_grad():
+            table = sincos_positions(2 * self.grid_size, self.grid_size, self.positions.shape[-1])
+            self.positions.copy_(table.unsqueeze(0))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale normalised tokens (N, T, D) by (N, 1, D)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def sincos_positions(rows: int, columns: int, hidden_size: int) -> Tensor:
+    """Return a 2-D sine-cosine position table (rows x columns, D), row by row.
+
+    Half of D encodes the column, half the row; each half is sines, then cosines, of frequencies 1 to 1/10000. The
+    target takes the upper half of the rows, the reference the lower: 32 rows x 16 columns for two frames of 16 x 16
+    patches.
+    """
+    quarter = hidden_size // 4
+    frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+
+    def encode(position: Tensor) -> Tensor:
+        angles = position.unsqueeze(-1) * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    row, column = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
+    )
+    return torch.cat([encode(column.flatten()), encode(row.flatten())], dim=-1).float()

@@ -1,0 +1,139 @@
+"""Settings of each part of the trainer, and the table of presets.
+
+One frozen pydantic model a part; unknown keys are refused. This module imports no torch, so that the command line can
+show and check settings at once. What a run was trained with is embedded in its checkpoints as ``Preset.model_dump()``.
+"""
+
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AutoencoderConfig(Config):
+    """Which autoencoder turns images into latents."""
+
+    kind: Literal["pixel", "sd-vae", "taef2"] = "sd-vae"
+    weights: str | None = None
+    """Folder, URL or Hugging Face name of the weights; None: the autoencoder's own default."""
+
+
+class ModelConfig(Config):
+    """Sizes of the two-frame diffusion transformer, as ``DiT`` takes them."""
+
+    input_size: int = Field(gt=0)
+    """Height and width of the latent."""
+    patch_size: int = Field(default=2, gt=0)
+    latent_channels: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    learn_sigma: bool = True
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        if self.input_size % self.patch_size:
+            raise ValueError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 (two axes of sine and cosine)")
+        return self
+
+
+class DiffusionConfig(Config):
+    """The noise schedule: betas linear from start to end (DDPM, section 4)."""
+
+    train_steps: int = Field(default=1000, gt=1)
+    beta_start: float = Field(default=1e-4, gt=0, lt=1)
+    beta_end: float = Field(default=0.02, gt=0, lt=1)
+
+
+class DropoutConfig(Config):
+    """How often training drops each condition, so that guidance has a null to compare with."""
+
+    reference: Probability = 0.1
+    """All reference tokens: latent, heatmaps and mask."""
+    target_keypoints: Probability = 0.1
+    """The target's 42 heatmaps."""
+    reference_mask: Probability = 0.1
+    """The reference's hand mask alone."""
+    both: Probability = 0.1
+    """Reference, target keypoints and task together: the null condition of guidance."""
+
+
+class OptimisationConfig(Config):
+    """Optimiser, batch and length of a training run."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    """Pairs an optimiser step, over all processes."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class SamplingConfig(Config):
+    """How samples are drawn."""
+
+    scheduler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
+    steps: int = Field(default=250, gt=0)
+    guidance_scale: float = Field(default=2.5, ge=0)
+    guided_channels: int | None = Field(default=None, gt=0)
+    """Guide the first so many latent channels; None: all (the published sampler: 3)."""
+    clip_x0: float | None = Field(default=None, gt=0)
+    """Keep each step's estimate of the clean latent within +- this value; 1 for pixels, None for latents."""
+
+
+class Preset(Config):
+    """All settings of the network's half of a training run."""
+
+    image_size: int = Field(gt=0)
+    """Height and width of training images, pixels."""
+    autoencoder: AutoencoderConfig
+    model: ModelConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    dropout: DropoutConfig = DropoutConfig()
+    optimisation: OptimisationConfig
+    sampling: SamplingConfig = SamplingConfig()
+
+
+def _foundhand(hidden_size: int, depth: int, num_heads: int) -> Preset:
+    """Return the published setting (8 GPUs x 50 pairs, 256 px, Stable Diffusion's latents) at one size of network."""
+    return Preset(
+        image_size=256,
+        autoencoder=AutoencoderConfig(kind="sd-vae"),
+        model=ModelConfig(
+            input_size=32, latent_channels=4, hidden_size=hidden_size, depth=depth, num_heads=num_heads, patch_size=2
+        ),
+        optimisation=OptimisationConfig(steps=320_000, batch_size=400, learning_rate=1e-5, precision="float16"),
+    )
+
+
+PRESETS: Final[dict[str, Preset]] = {
+    # Pixels instead of latents: learns hands within minutes on two CPU cores.
+    "tiny": Preset(
+        image_size=32,
+        autoencoder=AutoencoderConfig(kind="pixel"),
+        model=ModelConfig(input_size=32, patch_size=4, latent_channels=3, hidden_size=192, depth=6, num_heads=6),
+        optimisation=OptimisationConfig(
+            steps=300, batch_size=32, learning_rate=1e-3, warmup_steps=20, weight_decay=0.01, ema_decay=0.98
+        ),
+        sampling=SamplingConfig(scheduler="ddim", steps=25, guidance_scale=2.0, clip_x0=1.0),
+    ),
+    # Sizes S, B, L and XL of DiT (Peebles and Xie 2023, table 1), with patch 2.
+    "foundhand-s": _foundhand(hidden_size=384, depth=12, num_heads=6),
+    "foundhand-b": _foundhand(hidden_size=768, depth=12, num_heads=12),
+    "foundhand-l": _foundhand(hidden_size=1024, depth=24, num_heads=16),
+    "foundhand-xl": _foundhand(hidden_size=1152, depth=28, num_heads=16),
+}
+"""Presets by the name that ``handdata train --preset`` takes."""

@@ -1,0 +1,175 @@
+"""Drawing samples: classifier-free guidance, and the loop from noise to latent.
+
+Three small parts that tasks combine:
+
+- ``guided``: one guided evaluation of the network;
+- ``Predict``: a function (x_t, t) -> network output; a task that changes its conditions from step to step (video draws
+  another reference at each) passes its own;
+- ``denoise``: the loop over steps, for the exact DDPM of the paper and for diffusers' fast schedulers.
+
+``sample`` joins them for the plain case: fixed conditions, such as gesture transfer and unconditional samples.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor, nn
+
+from handdata.trainer.conditioning import null_conditions
+from handdata.trainer.diffusion import Diffusion, draw_noise
+from handdata.trainer.presets import DiffusionConfig, SamplingConfig
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (N, C, H, W), t (N,)) -> output (N, C or 2C, H, W): predicted noise, then the learned variance if any."""
+
+Progress = Callable[[int, int], None]
+"""Called after each step with (steps done, steps in all)."""
+
+
+def guided(
+    model: nn.Module,
+    x_t: Tensor,
+    t: Tensor,
+    target_cond: Tensor,
+    ref_cond: Tensor,
+    task: Tensor,
+    guidance_scale: float,
+    guided_channels: int | None = None,
+) -> Tensor:
+    """Return the guided output (N, C or 2C, H, W) of the network: null + scale * (conditional - null).
+
+    Conditional and null (zero target, zero reference, ``Task.NULL``) go through the network as one batch. Guidance acts
+    on the first ``guided_channels`` of the predicted noise, None meaning all (the published sampler: 3 of 4, a habit of
+    DiT's); the rest, and the learned variance, are the conditional's. A scale of 1 is the conditional output, at half
+    the work.
+    """
+    if guidance_scale == 1:
+        plain: Tensor = model(x_t, t, target_cond, ref_cond, task)
+        return plain
+    null_target, null_ref, null_task = null_conditions(target_cond, ref_cond, task)
+    output = model(
+        torch.cat([x_t, x_t]),
+        torch.cat([t, t]),
+        torch.cat([target_cond, null_target]),
+        torch.cat([ref_cond, null_ref]),
+        torch.cat([task, null_task]),
+    )
+    conditional, null = output.chunk(2)
+    channels = x_t.shape[1] if guided_channels is None else guided_channels
+    noise = torch.lerp(null[:, :channels], conditional[:, :channels], guidance_scale)
+    return torch.cat([noise, conditional[:, channels:]], dim=1)
+
+
+@torch.no_grad()
+def denoise(
+    predict: Predict,
+    noise: Tensor,
+    *,
+    scheduler: Literal["ddpm", "ddim", "dpm++"],
+    steps: int,
+    diffusion: DiffusionConfig | None = None,
+    clip_x0: float | None = None,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Turn noise (N, C, H, W) into a latent of the same shape by ``steps`` evaluations of ``predict``.
+
+    ``ddpm`` is the published sampler (learned variance, about 250 steps); ``ddim`` (deterministic) and ``dpm++``
+    (second order) are diffusers' and need 20 to 50. ``clip_x0`` keeps each step's estimate of the clean latent within
+    +- that value. ``generator`` draws the noise that ``ddpm`` adds at each step.
+    """
+    schedule = diffusion or DiffusionConfig()
+    process = Diffusion(schedule).to(noise.device)
+
+    def clipped(output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        if clip_x0 is None:
+            return output
+        channels = x_t.shape[1]
+        x0 = process.predict_x0(x_t, output[:, :channels], t).clamp(-clip_x0, clip_x0)
+        return torch.cat([process.predict_noise(x_t, x0, t), output[:, channels:]], dim=1)
+
+    x = noise
+    if scheduler == "ddpm":
+        respaced = Diffusion(schedule, steps).to(noise.device)
+        for done in range(steps):
+            index = torch.full((len(x),), steps - 1 - done, device=x.device)
+            t = respaced.timestep_map[index]
+            output = clipped(predict(x, t).float(), x, t)
+            x = respaced.draw_previous(respaced.reverse_step(output, x, index), index, generator)
+            if progress:
+                progress(done + 1, steps)
+        return x
+
+    fast = _fast_scheduler(scheduler, schedule)
+    fast.set_timesteps(steps, device=noise.device)
+    for done, timestep in enumerate(fast.timesteps):
+        t = timestep.expand(len(x))
+        output = clipped(predict(x, t).float(), x, t)
+        x = fast.step(output[:, : x.shape[1]], timestep, x).prev_sample
+        if progress:
+            progress(done + 1, len(fast.timesteps))
+    return x
+
+
+def sample(
+    model: nn.Module,
+    target_cond: Tensor,
+    ref_cond: Tensor,
+    task: Tensor,
+    config: SamplingConfig,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    diffusion: DiffusionConfig | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw one latent (N, C, H, W) for each of N conditions, with guidance; scaled as the network sees latents.
+
+    The starting noise is ``noise`` (N, C, H, W), or drawn by ``generator``. For unconditional samples give the null
+    conditions and a guidance scale of 1.
+    """
+    if noise is None:
+        channels = ref_cond.shape[1] - target_cond.shape[1]
+        shape = torch.Size((ref_cond.shape[0], channels, *ref_cond.shape[2:]))
+        noise = draw_noise(shape, ref_cond.device, generator)
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        return guided(model, x_t, t, target_cond, ref_cond, task, config.guidance_scale, config.guided_channels)
+
+    return denoise(
+        predict,
+        noise,
+        scheduler=config.scheduler,
+        steps=config.steps,
+        diffusion=diffusion,
+        clip_x0=config.clip_x0,
+        generator=generator,
+        progress=progress,
+    )
+
+
+class _Scheduler(Protocol):
+    """What both diffusers' schedulers have in common (they carry no types)."""
+
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> None: ...
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any: ...
+
+
+def _fast_scheduler(name: Literal["ddim", "dpm++"], config: DiffusionConfig) -> _Scheduler:
+    common = {
+        "num_train_timesteps": config.train_steps,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
+        "beta_schedule": "linear",
+        # Starts at the last step, where x_t is the pure noise that it is given (Lin et al. 2023, table 2).
+        "timestep_spacing": "trailing",
+    }
+    if name == "ddim":
+        return cast(_Scheduler, DDIMScheduler(**common, clip_sample=False))  # type: ignore[no-untyped-call]
+    solver = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++")  # type: ignore[no-untyped-call]
+    return cast(_Scheduler, solver)
