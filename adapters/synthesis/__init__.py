@@ -1,0 +1,1 @@
+"""A procedural hand, rendered on the CPU, with exact labels."""
