@@ -1,5 +1,6 @@
 """Reading files from outside: paths stay below the root, headers are checked, nothing is unpickled."""
 
+import errno
 import functools
 import io
 import struct
@@ -19,6 +20,8 @@ MAX_IMAGE_PIXELS = 178_956_970
 """More pixels than this are a decompression bomb; twice Pillow's own warning limit (about 13,000 x 13,000)."""
 
 _FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
+_FORMATS = tuple(sorted(set(_FORMAT_OF_SUFFIX.values())))
+"""The only decoders that files from outside reach."""
 
 
 MAX_ARRAY_BYTES = 2**28
@@ -67,6 +70,14 @@ def resolve_below(root: Path, relative: str) -> Path:
     return root / path
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a file is there; ``False`` also for names that no file can have (too long)."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def read_image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) of an image file from its header, without decoding pixels.
 
@@ -76,15 +87,19 @@ def read_image_size(path: Path) -> tuple[int, int]:
     """
     try:
         with warnings.catch_warnings(), path.open("rb") as stream:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(stream) as image:
-                (width, height), kind = image.size, image.format
-    except FileNotFoundError:
+            warnings.simplefilter("ignore")  # of large images and of odd EXIF blocks; neither matters here
+            with Image.open(stream, formats=_FORMATS) as image:
+                width, height = image.size
+                # Phones store a preview behind the picture; Pillow then calls the JPEG file an MPO.
+                kind = "JPEG" if image.format == "MPO" else image.format
+    except (FileNotFoundError, NotADirectoryError):
         raise RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist") from None
     except Image.DecompressionBombError as error:
         raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{path}: {error}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        if _is_empty_file(path):
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise RecordError(RejectReason.IMAGE_MISSING, f"{path.name[:80]}...: {error.strerror}") from None
+        if is_file(path) and path.stat().st_size == 0:
             raise RecordError(RejectReason.IMAGE_EMPTY, f"{path} has no bytes") from None
         raise RecordError(RejectReason.IMAGE_CORRUPT, f"{path}: {error}") from None
     if width * height > MAX_IMAGE_PIXELS:
@@ -93,13 +108,6 @@ def read_image_size(path: Path) -> tuple[int, int]:
     if expected is not None and kind != expected:
         raise RecordError(RejectReason.IMAGE_FORMAT_MISMATCH, f"{path} is named {path.suffix} but holds {kind}")
     return width, height
-
-
-def _is_empty_file(path: Path) -> bool:
-    try:
-        return path.stat().st_size == 0 and path.is_file()
-    except (OSError, ValueError):  # for instance a name longer than the file system allows
-        return False
 
 
 def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[np.generic]]:
@@ -197,12 +205,14 @@ def numbers(path: Path, name: str, values: NDArray[np.generic], shape: tuple[int
     return values.astype(np.float64)
 
 
-def require_finite(path: Path, name: str, values: NDArray[np.generic]) -> None:
-    """Raise ``label_not_finite`` where a label holds NaN or infinity.
+def require_finite(where: Path | str, name: str, values: NDArray[np.generic]) -> None:
+    """Raise ``label_not_finite`` where a label holds NaN, infinity, or a number that float32 cannot hold.
 
     Raises:
-        RecordError: naming the file and the field.
+        RecordError: naming the place (a file, or an entry of a file) and the field.
 
     """
-    if not np.isfinite(values).all():
-        raise RecordError(RejectReason.LABEL_NOT_FINITE, f"{path}: {name} holds NaN or infinity")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(values.astype(np.float32)).all()
+    if not finite:
+        raise RecordError(RejectReason.LABEL_NOT_FINITE, f"{where}: {name} holds NaN or infinity")

@@ -1,0 +1,239 @@
+"""HaGRID (HAnd Gesture Recognition Image Dataset): photographs of people who show a gesture; v1, v2 and v2-1M.
+
+Layouts (readmes of https://github.com/hukenovs/hagrid, branches Hagrid_v1, Hagrid_v2 and master)::
+
+    v1             train_val_<gesture>/<uuid>.jpg or <gesture>/<uuid>.jpg    ann_train_val/<gesture>.json
+                   test/<gesture>/<uuid>.jpg                                 ann_test/<gesture>.json
+    v2 and v2-1M   hagrid_dataset/<gesture>/<uuid>.jpg                       hagrid_annotations/<split>/<gesture>.json
+
+An annotation is ``{uuid: {"bboxes": [[x, y, w, h], ...], "labels": [...], "landmarks" or "hand_landmarks": [...]}}``
+with coordinates divided by the image's width and height. The 2023 annotations of v2 have no landmarks; where MediaPipe
+missed a hand, its list is empty: the record stays, with boxes and without joints. The split is that of the annotation
+folder (``train_val`` is train; ``ann_subsample`` repeats it and is left out).
+
+**Which hand is which.** v1 names the hand that shows the gesture (``leading_hand``, the person's own left or right);
+the other one is its opposite. v2-1M names none. Of two hands the one at smaller x is the person's right (the authors'
+rule: people face the camera, pictures are not mirrored). For a single hand this adapter guesses in the same way: right
+where the centre of its box lies in the left half of the picture. ``extra["side"]`` says which rule was used:
+``leading_hand``, ``position`` or ``guessed`` (``unknown``: more than two hands). A hand without landmarks, or without a
+box, is ``unknown``: that a second hand was not boxed does not say that it cannot be seen.
+
+Pixels are x * width and y * height, as everyone reads these files; the landmarks' own error is far above half a pixel.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.files import is_file, read_image_size, record_name, rejection, require_finite, resolve_below
+from handdata.adapters.json_stream import stream_items
+from handdata.schemas import (
+    KEYPOINT_COUNT,
+    KEYPOINTS_PER_HAND,
+    SOURCE_CARDS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    Side,
+    SourceCard,
+    Split,
+    hand_rows,
+    hand_states,
+)
+from handdata.schemas.arrays import BoolArray
+
+_NO_GESTURE: Final = "no_gesture"
+_OTHER: Final[dict[str, Side]] = {"right": "left", "left": "right"}
+_ANNOTATIONS: Final[tuple[tuple[str, Split, tuple[str, ...]], ...]] = (
+    ("ann_test", "test", ("test/{gesture}", "test", "{gesture}")),
+    ("ann_train_val", "train", ("train_val_{gesture}", "{gesture}")),
+    ("hagrid_annotations/test", "test", ("hagrid_dataset/{gesture}", "{gesture}")),
+    ("hagrid_annotations/train", "train", ("hagrid_dataset/{gesture}", "{gesture}")),
+    ("hagrid_annotations/val", "val", ("hagrid_dataset/{gesture}", "{gesture}")),
+)
+"""Annotation folder, split, and where its images may lie."""
+_SPELLINGS: Final = {"hand_heart2": "hands_heart2", "hands_heart2": "hand_heart2"}
+"""One image archive of v2-1M is spelled differently by its download script and by its annotations."""
+
+
+class HagridAdapter:
+    """Reads v1, v2 and v2-1M, whole or only some gestures of them."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["hagrid"]
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("v1", ("ann_train_val/*.json",)),
+        Layout("v1, test only", ("ann_test/*.json",)),
+        Layout("v2 or v2-1M", ("hagrid_annotations/*/*.json",)),
+    )
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:  # noqa: B008  it is frozen
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield one partition for each annotation file: a gesture of a split."""
+        for folder, split, _ in _ANNOTATIONS:
+            for path in sorted((root / folder).glob("*.json")):
+                yield Partition(f"{folder}/{path.stem}", split, (f"{folder}/{path.name}",))
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield the photographs of one annotation file in its order; the file is streamed."""
+        (relative,) = partition.paths
+        label_path = root / relative
+        folders = _image_folders(root, relative)
+        try:
+            for uuid, entry in stream_items(label_path):
+                yield _read_entry(label_path, folders, partition.split, uuid, entry)
+        except RecordError as error:
+            yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(label_path), error)
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Raise: the dataset has no masks.
+
+        Raises:
+            RecordError: ``mask_unreadable``, always.
+
+        """
+        raise RecordError(RejectReason.MASK_UNREADABLE, f"hagrid has no masks, asked for that of {record.image_uri}")
+
+
+def _image_folders(root: Path, annotation: str) -> list[Path]:
+    """Return the folders that may hold the images of an annotation file, likely ones first; one at least."""
+    folder, _, name = annotation.rpartition("/")
+    gesture = name.removesuffix(".json")
+    patterns = next(patterns for known, _, patterns in _ANNOTATIONS if known == folder)
+    spellings = [gesture] + ([_SPELLINGS[gesture]] if gesture in _SPELLINGS else [])
+    candidates = [root / pattern.format(gesture=spelling) for pattern in patterns for spelling in spellings]
+    return [path for path in candidates if path.is_dir()] or candidates[:1]
+
+
+def _find_image(folders: list[Path], uuid: str) -> Path:
+    paths = [resolve_below(folder, f"{uuid}.jpg") for folder in folders]
+    return paths[0] if len(paths) == 1 else next(filter(is_file, paths), paths[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Hands:
+    """What one annotation says, still divided by the image's size."""
+
+    boxes: NDArray[np.float64]
+    """(n, 4) x, y, width, height."""
+    gestures: list[str]
+    landmarks: list[NDArray[np.float64] | None]
+    """(21, 2) for each box; None where MediaPipe missed the hand."""
+    leading_hand: Side | None
+
+
+def _read_entry(
+    label_path: Path, folders: list[Path], split: Split, uuid: str, entry: object
+) -> HandRecord | Rejection:
+    image_uri = f"{folders[0]}/{uuid}.jpg"
+    try:
+        image_path = _find_image(folders, uuid)
+        image_uri = str(image_path)
+        where = f"{label_path}: {uuid}"
+        hands = _parse_entry(where, entry)
+        width, height = read_image_size(image_path)
+        sides, rule = _sides(hands)
+        size = np.array([width, height], dtype=np.float64)
+        keypoints = np.zeros((KEYPOINT_COUNT, 2))
+        valid = np.zeros(KEYPOINT_COUNT, dtype=np.bool_)
+        for side, landmarks in zip(sides, hands.landmarks, strict=True):
+            if side is not None and landmarks is not None:
+                keypoints[hand_rows(side)] = landmarks * size
+                valid[hand_rows(side)] = True
+        corners = np.concatenate([hands.boxes[:, :2], hands.boxes[:, :2] + hands.boxes[:, 2:]], axis=1)
+        boxes = (corners * np.tile(size, 2)).round(2)
+        user = entry.get("user_id") if isinstance(entry, dict) else None
+        return HandRecord(
+            source=HagridAdapter.card.name,
+            split=split,
+            sequence_id=uuid,
+            frame_index=0,
+            subject_id=user if isinstance(user, str) else None,
+            image_uri=image_uri,
+            width=width,
+            height=height,
+            viewpoint="exo",
+            keypoints_valid=valid,
+            keypoints_2d=keypoints,
+            hand_state=hand_states(valid, "unknown"),
+            extra={
+                "boxes_xyxy_px": boxes.tolist(),
+                "box_sides": list(sides),
+                "gestures": hands.gestures,
+                "side": rule,
+            },
+        )
+    except ValidationError as error:
+        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {uuid!r}: {error.errors()[0]['msg']}")
+    except RecordError as error:
+        problem = error
+    return rejection(record_name(HagridAdapter.card.name, split, uuid), image_uri, problem)
+
+
+def _parse_entry(where: str, entry: object) -> _Hands:
+    """Return the hands of one annotation.
+
+    Raises:
+        RecordError: ``label_corrupt`` or ``label_not_finite``.
+
+    """
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    if not isinstance(fields.get("bboxes"), list) or not isinstance(fields.get("labels"), list):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no lists bboxes and labels")
+    boxes = _array(where, "bboxes", fields["bboxes"], columns=4)
+    gestures = [str(label) for label in fields["labels"]]
+    if len(gestures) != len(boxes):
+        detail = f"{where} has {len(boxes)} bboxes but {len(gestures)} labels"
+        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
+    listed = fields.get("landmarks") or fields.get("hand_landmarks") or []
+    if not isinstance(listed, list):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: landmarks should be a list")
+    # Where the lengths differ nothing tells which landmarks belong to which box, and so to which hand.
+    matched = listed if len(listed) == len(boxes) else [None] * len(boxes)
+    points = [_array(where, "landmarks", hand, columns=2) if hand else None for hand in matched]
+    leading_hand: Side | None = next((side for side in _OTHER.values() if side == fields.get("leading_hand")), None)
+    return _Hands(
+        boxes=boxes,
+        gestures=gestures,
+        landmarks=[hand if hand is not None and len(hand) == KEYPOINTS_PER_HAND else None for hand in points],
+        leading_hand=leading_hand,
+    )
+
+
+def _array(where: str, name: str, values: object, columns: int) -> NDArray[np.float64]:
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: {name}: {error}") from None
+    if not array.size:
+        return array.reshape(0, columns)
+    if array.ndim != 2 or array.shape[1] != columns:
+        detail = f"{where}: {name} should have {columns} numbers each, has the shape {array.shape}"
+        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
+    require_finite(where, name, array)
+    return array
+
+
+def _sides(hands: _Hands) -> tuple[tuple[Side | None, ...], str]:
+    """Return the side of each box (``None``: cannot be told), and the name of the rule that says so."""
+    count = len(hands.boxes)
+    showing = [index for index, gesture in enumerate(hands.gestures) if gesture != _NO_GESTURE]
+    if hands.leading_hand is not None and len(showing) == 1 and count <= 2:
+        other = _OTHER[hands.leading_hand]
+        return tuple(hands.leading_hand if index in showing else other for index in range(count)), "leading_hand"
+    if hands.leading_hand is not None and not showing and count == 1:
+        return (_OTHER[hands.leading_hand],), "leading_hand"
+    if count == 2:
+        return ("right", "left") if hands.boxes[0, 0] <= hands.boxes[1, 0] else ("left", "right"), "position"
+    if count == 1:
+        x, _, width, _ = hands.boxes[0]
+        return ("right" if x + width / 2 < 0.5 else "left",), "guessed"
+    return (None,) * count, "unknown"
