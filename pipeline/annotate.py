@@ -218,12 +218,12 @@ class Annotator:
     ) -> Iterator[AnnotatedSample]:
         made = iter(masks())
         for crop in crops:
-            mask, origin, extent = crop.dataset_mask, None, None
-            if mask is not None:
-                origin, extent = "dataset", crop.record.mask_extent
+            if crop.dataset_mask is not None:
+                yield self.finish(unit_id, crop, crop.dataset_mask, "dataset", crop.record.mask_extent)
             elif self.mask_model is not None:
-                mask, origin, extent = next(made), self.mask_model.origin, "hand"
-            yield self.finish(unit_id, crop, mask, origin, extent)
+                yield self.finish(unit_id, crop, next(made), self.mask_model.origin, "hand")
+            else:
+                yield self.finish(unit_id, crop, None, None, None)
 
     def finish(
         self,

@@ -8,7 +8,7 @@ with the records, and a unit is the only thing that a failure repeats.
 import itertools
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from handdata.pipeline.shards import DATASET, read_markers, write_manifest, writ
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import WEIGHTS, find_weights, require_weights, sha256_of
 from handdata.schemas import DatasetManifest, HandDataError, RunError, UnitMarker, UsageError, WeightsError
-from handdata.schemas.arrays import BoolArray
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.schemas.sample import MaskOrigin
 
 MAX_ATTEMPTS = 3
@@ -41,18 +41,17 @@ class Models:
     Args:
         hand_landmarker: MediaPipe's model; None where the detector is never asked.
         sam: SAM's checkpoint; None without SAM.
+        sam_origin: the ``mask_origin`` of its masks.
         grabcut: whether frames without another mask get one from GrabCut.
+        hashes: SHA-256 of each file.
 
     """
 
     hand_landmarker: Path | None
     sam: Path | None
+    sam_origin: MaskOrigin | None
     grabcut: bool
-
-    def hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each file."""
-        files = {"hand_landmarker": self.hand_landmarker, "sam": self.sam}
-        return {name: sha256_of(path) for name, path in files.items() if path is not None}
+    hashes: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +99,21 @@ def find_models(settings: AnnotateSettings, weights: Path | None, sam_checkpoint
             )
     if settings.masks not in ("auto", "sam"):
         sam = None
-    grabcut = settings.masks == "grabcut" or (settings.masks == "auto" and sam is None)
-    return Models(hand_landmarker, sam, grabcut)
+    files = {"hand_landmarker": hand_landmarker, "sam": sam}
+    return Models(
+        hand_landmarker=hand_landmarker,
+        sam=sam,
+        sam_origin=None if sam is None else _sam_origin(sam),
+        grabcut=settings.masks == "grabcut" or (settings.masks == "auto" and sam is None),
+        hashes={name: sha256_of(path) for name, path in files.items() if path is not None},
+    )
+
+
+def _sam_origin(checkpoint: Path) -> MaskOrigin:
+    from handdata.pipeline.sam import sam_model_type_of
+
+    origins: dict[str, MaskOrigin] = {"vit_h": "sam_vit_h", "vit_l": "sam_vit_l", "vit_b": "sam_vit_b"}
+    return origins[sam_model_type_of(checkpoint)]
 
 
 def annotate(
@@ -149,8 +161,7 @@ def annotate(
     ingests = {name: read_ingest_summary(storage, name) for name in names}
     storage.check_writable()
     models = find_models(settings, weights, sam_checkpoint)
-    hashes = models.hashes()
-    annotator_hash = settings.digest(hashes)
+    annotator_hash = settings.digest(models.hashes)
     markers = read_markers(storage, dataset)
     _refuse_mixed_settings(storage, dataset, markers, names, annotator_hash)
     finished = {marker.unit_id for marker in markers}
@@ -163,12 +174,14 @@ def annotate(
     made: list[UnitMarker] = []
     if to_do:
         with _Cluster(address, cpus, gpus) as cluster:
-            workers = _start_workers(cluster, storage, dataset, settings, models, annotator_hash)
+            actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
+            sam_actors = _start_sam(models, gpus)
+            workers = _Workers(lambda: actor.remote(storage, dataset, settings, models, sam_actors), cluster.workers)
             for marker in workers.run(to_do):
                 made.append(marker)
                 if on_unit:
                     on_unit(marker)
-    manifest = _sum_up(storage, dataset, settings, ingests, {annotator_hash: hashes})
+    manifest = _sum_up(storage, dataset, settings, ingests, {annotator_hash: models.hashes})
     return AnnotateSummary(
         records=sum(marker.records for marker in made),
         samples=sum(marker.samples for marker in made),
@@ -235,7 +248,7 @@ class _Cluster:
                     "is it running? `ray status --address ...` tells",
                 ) from None
             self._owned = True
-        resources = ray.cluster_resources()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         if self.gpus > resources.get("GPU", 0):
             available = int(resources.get("GPU", 0))
             self.__exit__()
@@ -243,7 +256,8 @@ class _Cluster:
                 f"--gpus {self.gpus} was asked for, the cluster has {available}",
                 "lower --gpus, or add nodes to the cluster",
             )
-        self.workers = self._cpus or max(1, int(resources.get("CPU", 1)) - self.gpus)
+        cores = max(1, int(resources.get("CPU", 1)))
+        self.workers = min(self._cpus or cores, cores)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -251,33 +265,36 @@ class _Cluster:
             ray.shutdown()
 
 
-@ray.remote(max_restarts=0)
-class SamActor:
-    """SAM on one GPU, or on the CPU where there is none."""
+class SamWorker:
+    """SAM on one GPU, or on the CPU where there is none; runs as a Ray actor."""
 
-    def __init__(self, checkpoint: str, device: str) -> None:
+    def __init__(self, checkpoint: Path, device: str) -> None:
         from handdata.pipeline.sam import SamSegmenter, load_sam
 
-        self._segmenter = SamSegmenter(load_sam(Path(checkpoint)), device)
+        self._segmenter = SamSegmenter(load_sam(checkpoint), device)
 
-    def segment(self, images: list[Any], prompts: list[Any]) -> list[Any]:
+    def segment(
+        self, images: Sequence[ByteArray], keypoints: Sequence[FloatArray], valid: Sequence[BoolArray]
+    ) -> list[BoolArray]:
         """Return the (S, S) masks of a batch of crops."""
-        return list(self._segmenter.segment(images, prompts))
+        return self._segmenter.segment(images, keypoints, valid)
 
 
-class _SamClient:
-    """Hands batches to the SAM actors in turn."""
+class SamClient:
+    """A ``MaskModel`` that hands batches to SAM actors in turn."""
 
     def __init__(self, origin: MaskOrigin, actors: Sequence[Any]) -> None:
         self.origin = origin
         self._turns = itertools.cycle(actors)
 
-    def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
-        from handdata.pipeline.masks import sam_prompts
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a SamClient belongs to one worker: send its actors instead")
 
-        images = [crop.image for crop in crops]
-        prompts = [sam_prompts(crop.keypoints, crop.valid) for crop in crops]
-        pending = next(self._turns).segment.remote(images, prompts)
+    def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
+        """Send a batch to the next actor."""
+        pending = next(self._turns).segment.remote(
+            [crop.image for crop in crops], [crop.keypoints for crop in crops], [crop.valid for crop in crops]
+        )
 
         def masks() -> list[BoolArray]:
             result: list[BoolArray] = ray.get(pending)
@@ -286,28 +303,32 @@ class _SamClient:
         return masks
 
 
-@ray.remote(num_cpus=1, max_restarts=0)
-class AnnotateActor:
-    """Takes whole units through all stages and commits them."""
+class AnnotateWorker:
+    """Takes whole units through all stages and commits them; runs as a Ray actor with one CPU.
+
+    Args:
+        storage: the workspace.
+        dataset: folder of the dataset in it.
+        settings: what makes a sample.
+        models: model files, at the same paths on every node.
+        sam_actors: Ray handles of the SAM workers, none without SAM.
+
+    """
 
     def __init__(
-        self,
-        storage: Storage,
-        dataset: str,
-        settings: AnnotateSettings,
-        annotator_hash: str,
-        hand_landmarker: str | None,
-        mask_model: MaskModel | None,
+        self, storage: Storage, dataset: str, settings: AnnotateSettings, models: Models, sam_actors: Sequence[Any] = ()
     ) -> None:
         import cv2
 
         cv2.setNumThreads(1)
-        self._storage, self._dataset = storage, dataset
-        self._settings, self._annotator_hash = settings, annotator_hash
-        self._mask_model = mask_model
-        self._detector = None
-        if hand_landmarker is not None:
-            self._detector = HandDetector(Path(hand_landmarker), settings.detection_confidence)
+        self._storage, self._dataset, self._settings = storage, dataset, settings
+        self._annotator_hash = settings.digest(models.hashes)
+        self._detector: HandDetector | None = None
+        if models.hand_landmarker is not None:
+            self._detector = HandDetector(models.hand_landmarker, settings.detection_confidence)
+        self._mask_model: MaskModel | None = GrabCutModel() if models.grabcut else None
+        if models.sam_origin is not None:
+            self._mask_model = SamClient(models.sam_origin, sam_actors)
 
     def annotate(self, unit: PlannedUnit) -> UnitMarker:
         """Annotate and commit one unit."""
@@ -328,28 +349,12 @@ class AnnotateActor:
             self._detector.close()
 
 
-def _start_workers(
-    cluster: _Cluster,
-    storage: Storage,
-    dataset: str,
-    settings: AnnotateSettings,
-    models: Models,
-    annotator_hash: str,
-) -> "_Workers":
-    mask_model: MaskModel | None = GrabCutModel() if models.grabcut else None
-    if models.sam is not None:
-        from handdata.pipeline.sam import sam_origin
-
-        device = "cuda" if cluster.gpus else "cpu"
-        options = {"num_gpus": 1, "num_cpus": 0} if cluster.gpus else {"num_cpus": 0}
-        actors = [SamActor.options(**options).remote(str(models.sam), device) for _ in range(max(cluster.gpus, 1))]
-        mask_model = _SamClient(sam_origin(models.sam), actors)
-    landmarker = str(models.hand_landmarker) if models.hand_landmarker else None
-
-    def start() -> Any:
-        return AnnotateActor.remote(storage, dataset, settings, annotator_hash, landmarker, mask_model)
-
-    return _Workers(start, cluster.workers)
+def _start_sam(models: Models, gpus: int) -> list[Any]:
+    """Start a SAM actor a GPU, or one on the CPU."""
+    if models.sam is None:
+        return []
+    actor: Any = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0)(SamWorker)
+    return [actor.remote(models.sam, "cuda" if gpus else "cpu") for _ in range(max(gpus, 1))]
 
 
 class _Workers:
@@ -358,7 +363,7 @@ class _Workers:
     def __init__(self, start: Callable[[], Any], count: int) -> None:
         self._start, self._count = start, count
 
-    def run(self, units: Sequence[PlannedUnit]) -> "Sequence[UnitMarker] | Any":
+    def run(self, units: Sequence[PlannedUnit]) -> Iterator[UnitMarker]:
         """Yield the marker of each unit as it is finished.
 
         Raises:

@@ -57,23 +57,39 @@ def load_sam(checkpoint: Path, build: "Callable[[], Sam] | None" = None) -> "Sam
         WeightsError: the file is missing, unreadable, or not the weights of that model.
 
     """
-    import torch
     from segment_anything import sam_model_registry
 
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"no file {checkpoint}") from error
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"cannot read {checkpoint} as PyTorch weights", "download it again") from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"{checkpoint} does not hold a state dict")
+    state = _read_state(checkpoint)
     sam: Sam = build() if build else sam_model_registry[sam_model_type(state)]()
     try:
         sam.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{checkpoint} does not fit the model", str(error).splitlines()[0]) from error
     return sam.eval()
+
+
+def sam_model_type_of(checkpoint: Path) -> SamModelType:
+    """Return which released model a checkpoint file holds; its tensors are mapped, not read.
+
+    Raises:
+        WeightsError: as ``load_sam`` and ``sam_model_type``.
+
+    """
+    return sam_model_type(_read_state(checkpoint))
+
+
+def _read_state(checkpoint: Path) -> dict[str, "torch.Tensor"]:
+    import torch
+
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no file {checkpoint}") from error
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"cannot read {checkpoint} as PyTorch weights", "download it again") from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{checkpoint} does not hold a state dict")
+    return state
 
 
 @dataclass(frozen=True)

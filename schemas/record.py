@@ -221,5 +221,5 @@ def hand_states(valid: Any, otherwise: HandState | tuple[HandState, HandState]) 
 
     """
     fallback = (otherwise, otherwise) if isinstance(otherwise, str) else otherwise
-    halves: list[bool] = np.asarray(valid, dtype=bool).reshape(2, KEYPOINTS_PER_HAND).any(axis=1).tolist()
-    return ("labelled" if halves[0] else fallback[0]), ("labelled" if halves[1] else fallback[1])
+    right, left = np.asarray(valid, dtype=bool).reshape(2, KEYPOINTS_PER_HAND)
+    return ("labelled" if right.any() else fallback[0]), ("labelled" if left.any() else fallback[1])

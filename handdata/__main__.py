@@ -1,0 +1,5 @@
+"""``python -m handdata``."""
+
+from handdata.cli import main
+
+main()

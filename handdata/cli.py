@@ -1,0 +1,367 @@
+"""The command line: thin commands that parse, call one library function and print.
+
+Libraries are imported inside the commands, so that ``handdata --help`` answers at once.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from handdata._version import __version__
+from handdata.console import ProgressLine, counted, err, errors_in_one_line, out, print_table
+from handdata.schemas import UsageError
+
+if TYPE_CHECKING:
+    from handdata.pipeline.settings import Settings
+
+app = typer.Typer(
+    name="handdata",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Turn hand datasets into annotated shards, and train the FoundHand diffusion transformer on them.",
+    epilog="A first look: `handdata demo`. With your own data: `handdata ingest --source hagrid --root DIR`, "
+    "`handdata annotate`, `handdata train`.",
+)
+
+
+class SplitName(StrEnum):
+    """Splits, as a choice."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+class MasksName(StrEnum):
+    """Mask policies, as a choice."""
+
+    auto = "auto"
+    sam = "sam"
+    grabcut = "grabcut"
+    dataset = "dataset"
+    none = "none"
+
+
+class KeypointsName(StrEnum):
+    """Keypoint policies, as a choice."""
+
+    prefer_dataset = "prefer-dataset"
+    dataset = "dataset"
+    mediapipe = "mediapipe"
+
+
+class CropName(StrEnum):
+    """Crop modes, as a choice."""
+
+    frame = "frame"
+    stable = "stable"
+
+
+Workspace = Annotated[
+    str | None,
+    typer.Option(
+        "--workspace", "-w", metavar="PATH_OR_URL", help="Where records, dataset and runs go. [default: ./workspace]"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
+
+
+def _settings(**flags: Any) -> "Settings":
+    """Return the settings: flag > variable > handdata.toml > default."""
+    from handdata.pipeline.settings import SETTINGS_FILE, Settings
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"setting {where}: {first['msg']}", f"check flags, HANDDATA_ variables and {SETTINGS_FILE}"
+        ) from None
+    except ValueError as error:  # a TOML file that does not parse
+        raise UsageError(f"{SETTINGS_FILE} cannot be read: {error}") from None
+
+
+def _version(show: bool) -> None:
+    if show:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Hold the options of all commands."""
+
+
+@app.command(epilog="Example: handdata sources hagrid")
+def sources(
+    name: Annotated[str | None, typer.Argument(help="Show this source's card.")] = None, as_json: AsJson = False
+) -> None:
+    """List the datasets that handdata knows, their licences and what they label."""
+    from handdata.adapters.registry import registered_adapters
+    from handdata.schemas import SOURCE_CARDS, UnknownSourceError
+
+    adapters = registered_adapters()
+    cards = SOURCE_CARDS | {source: adapter.card for source, adapter in adapters.items()}
+    if name is not None:
+        if name not in cards:
+            raise UnknownSourceError(f"unknown source {name!r}", f"there are {', '.join(cards)}")
+        document = {**cards[name].model_dump(), "adapter": name in adapters}
+        if as_json:
+            sys.stdout.write(json.dumps(document) + "\n")
+        else:
+            layouts = adapters[name].layouts if name in adapters else ()
+            expected = "; or ".join(" + ".join(layout.patterns) + f" ({layout.name})" for layout in layouts)
+            print_table(cards[name].title, {**document, "expected layout": expected or "-"})
+        return
+    if as_json:
+        documents = [{**card.model_dump(), "adapter": source in adapters} for source, card in cards.items()]
+        sys.stdout.write(json.dumps({"sources": documents}) + "\n")
+        return
+    rows = []
+    for source, card in cards.items():
+        kind = "video" if card.video else "stills"
+        views = f"{card.viewpoint}, {kind}" + (", multi-view" if card.multi_view else "")
+        state = "ready" if source in adapters else "planned"
+        rows.append((source, state, card.size, views, card.labels, card.license))
+    print_table("Sources", rows, header=("name", "adapter", "size", "views", "labels", "licence"))
+
+
+@app.command(epilog="Example: handdata synth --out sources/synthetic --identities 8 --sequences 24 --frames 12")
+def synth(
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="[default: <sources root>/synthetic]")
+    ] = None,
+    identities: Annotated[int, typer.Option(min=1, help="Different hands.")] = 8,
+    sequences: Annotated[int, typer.Option(min=1, help="Videos in all.")] = 24,
+    frames: Annotated[int, typer.Option(min=1, help="Frames a video.")] = 12,
+    cameras: Annotated[int, typer.Option(min=1, help="Synchronised views.")] = 2,
+    size: Annotated[int, typer.Option(min=32, max=2048, metavar="PIXELS", help="Side of the square frames.")] = 256,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Render the built-in synthetic dataset: hands with exact keypoints, masks and cameras."""
+    from handdata.adapters.synthesis.dataset import write_dataset
+
+    target = out_dir or _settings().sources_root / "synthetic"
+    total = sequences * frames * cameras
+    with ProgressLine("Rendering", total, "frames") as progress:
+        write_dataset(target, identities, sequences, frames, cameras, size, seed, on_progress=progress.advance)
+    print_table("Rendered", {"frames": f"{total:,}", "identities": identities, "where": target})
+    out.print(f"Next: handdata ingest --source synthetic --root {target}")
+
+
+@app.command(epilog="Example: handdata ingest --source hagrid --root /data/hagrid")
+def ingest(
+    source: Annotated[str, typer.Option("--source", "-s", metavar="NAME", help="See `handdata sources`.")],
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The dataset as downloaded. [default: <sources root>/<source>]")
+    ] = None,
+    workspace: Workspace = None,
+    split: Annotated[SplitName | None, typer.Option(help="Only this split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N records.")] = None,
+    stride: Annotated[int, typer.Option(min=1, metavar="K", help="Keep frames whose number is a multiple of K.")] = 1,
+    mano: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Your MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that need them."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a downloaded dataset into normalized records. A second run replaces the source's records."""
+    from handdata.adapters import AdapterOptions
+    from handdata.adapters.registry import find_adapter
+    from handdata.pipeline.ingest import ingest as run_ingest
+    from handdata.pipeline.records import records_folder, rejected_folder
+    from handdata.pipeline.storage import Storage
+
+    settings = _settings(workspace=workspace, mano_dir=mano)
+    adapter = find_adapter(source)
+    storage = Storage(settings.workspace)
+    with ProgressLine(f"Ingesting {source}", None, "partitions") as progress:
+        summary = run_ingest(
+            adapter,
+            root or settings.sources_root / source,
+            storage,
+            split=split.value if split else None,
+            limit=limit,
+            stride=stride,
+            options=AdapterOptions(mano_dir=settings.mano_dir),
+            on_progress=lambda done, total, records: progress.set(done, f"{records:,} records", total),
+        )
+    where = storage.describe(records_folder(source))
+    if as_json:
+        sys.stdout.write(json.dumps({**asdict(summary), "where": where}) + "\n")
+    else:
+        table = {"records": counted(summary.splits), "rejected": counted(summary.rejected), "where": where}
+        if summary.rejected:
+            table["reasons in"] = storage.describe(rejected_folder("ingest", source))
+        print_table(f"Ingested {source}", table)
+        out.print("Next: handdata annotate")
+    if strict and summary.rejected:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: handdata annotate --source hagrid --masks grabcut --image-size 256")
+def annotate(
+    source: Annotated[
+        list[str] | None, typer.Option("--source", "-s", metavar="NAME", help="Repeatable. [default: all ingested]")
+    ] = None,
+    workspace: Workspace = None,
+    gpus: Annotated[int, typer.Option(min=0, metavar="N", help="SAM actors, each on one GPU.")] = 0,
+    cpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU actors. [default: all cores]")] = None,
+    masks: Annotated[MasksName | None, typer.Option(help="Where masks come from. [default: auto]")] = None,
+    keypoints: Annotated[KeypointsName | None, typer.Option(help="[default: prefer-dataset]")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(metavar="S", help="Side of the crops, pixels. [default: 512]")
+    ] = None,
+    sam_checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="A SAM vit_h, vit_l or vit_b.")] = None,
+    crop: Annotated[
+        CropName | None, typer.Option(help="A square for each frame, or one a run. [default: frame]")
+    ] = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N records a source.")] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="N records a source, spread over its sequences: a first look."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Annotate ingested records: keypoints, square crops, masks, quality flags; write Parquet shards.
+
+    Interrupted, the same command continues; finished, it does nothing.
+    """
+    from handdata.pipeline.engine import annotate as run_annotate
+    from handdata.pipeline.shards import DATASET
+    from handdata.pipeline.storage import Storage
+
+    settings = _settings(workspace=workspace)
+    chosen = {
+        "masks": masks.value if masks else None,
+        "keypoints": keypoints.value if keypoints else None,
+        "image_size": image_size,
+        "crop": crop.value if crop else None,
+    }
+    overrides = {name: value for name, value in chosen.items() if value is not None}
+    annotation = _settings(annotate={**settings.annotate.model_dump(), **overrides}).annotate
+    storage = Storage(settings.workspace)
+    with ProgressLine("Annotating", None, "records") as progress:
+        summary = run_annotate(
+            storage,
+            annotation,
+            sources=source or (),
+            cpus=cpus,
+            gpus=gpus,
+            address=address,
+            weights=settings.weights,
+            sam_checkpoint=sam_checkpoint,
+            limit=limit,
+            sample=sample,
+            on_plan=lambda to_do, done: progress.set(0, f"({done:,} done before)" if done else "", to_do),
+            on_unit=lambda marker: progress.advance(marker.records),
+        )
+    where = storage.describe(f"{DATASET}/data")
+    held = [counts for splits in summary.manifest.sources.values() for counts in splits.values()]
+    document = {
+        "records": summary.records,
+        "samples": summary.samples,
+        "rejected": summary.rejected,
+        "flags": summary.flags,
+        "dataset": {
+            "samples": sum(counts.samples for counts in held),
+            "rejected": sum(counts.rejected.total() for counts in held),
+            "bytes": sum(counts.bytes for counts in held),
+            "image_size": summary.manifest.image_size,
+            "complete": summary.manifest.complete,
+        },
+        "where": where,
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+    else:
+        print_table(
+            "Annotated" if summary.records else "Nothing to do: every record is annotated",
+            {
+                "samples": f"{summary.samples:,} of {summary.records:,} records",
+                "rejected": counted(summary.rejected),
+                "flags": counted(summary.flags),
+                "dataset": f"{document['dataset']['samples']:,} samples, {document['dataset']['bytes'] / 1e6:,.1f} MB",  # type: ignore[index]
+                "where": where,
+            },
+        )
+        out.print("Next: handdata report, handdata train")
+    if strict and summary.rejected:
+        raise typer.Exit(1)
+
+
+weights_app = typer.Typer(no_args_is_help=True, help="Model files: list, fetch and verify them.")
+app.add_typer(weights_app, name="weights")
+
+
+@weights_app.command("list")
+def weights_list() -> None:
+    """List the model files that handdata can use, and where they lie."""
+    from handdata.pipeline.weights import WEIGHTS, find_weights
+
+    folder = _settings().weights
+    rows = [
+        (file.name, file.purpose, f"{file.size_bytes / 1e6:,.0f} MB", str(find_weights(file.name, folder) or "-"))
+        for file in WEIGHTS.values()
+    ]
+    print_table("Model files", rows, header=("name", "for", "size", "found at"))
+
+
+@weights_app.command("fetch")
+def weights_fetch(name: Annotated[str, typer.Argument(help="A name of `handdata weights list`.")]) -> None:
+    """Download a model file and check its SHA-256; nothing happens where it is there."""
+    from handdata.pipeline.weights import require_weights
+
+    _known_weights(name)
+    with ProgressLine(f"Fetching {name}", None, "bytes") as progress:
+        path = require_weights(name, _settings().weights, lambda done, total: progress.set(done, total=total))
+    out.print(f"{name}: {path}")
+
+
+@weights_app.command("verify")
+def weights_verify() -> None:
+    """Check the SHA-256 of every model file that is on this machine."""
+    from handdata.pipeline.weights import WEIGHTS, find_weights, sha256_of
+
+    folder = _settings().weights
+    broken = 0
+    for file in WEIGHTS.values():
+        path = find_weights(file.name, folder)
+        if path is None:
+            out.print(f"{file.name}: not on this machine")
+            continue
+        good = sha256_of(path) == file.sha256
+        broken += not good
+        out.print(f"{file.name}: {'ok' if good else 'NOT the published file'} ({path})")
+    if broken:
+        raise typer.Exit(1)
+
+
+def _known_weights(name: str) -> None:
+    from handdata.pipeline.weights import WEIGHTS
+
+    if name not in WEIGHTS:
+        raise UsageError(f"unknown model file {name!r}", f"there are {', '.join(WEIGHTS)}")
+
+
+def main() -> None:
+    """Run the command line; the entry point ``handdata``."""
+    with errors_in_one_line():
+        app()
+
+
+__all__ = ["app", "err", "main"]

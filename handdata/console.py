@@ -1,0 +1,120 @@
+"""What commands share: one-line errors, progress on a terminal or as plain lines, short tables."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from handdata.schemas import HandDataError
+
+out = Console(highlight=False, soft_wrap=True)
+"""Results; standard output."""
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress and errors; standard error, so that ``--json`` output stays clean."""
+
+_PLAIN_INTERVAL_S = 10.0
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Print an error of ours as one line with a hint and leave with its exit code; a bug keeps its traceback."""
+    try:
+        yield
+    except HandDataError as error:
+        err.print(f"[bold red]error:[/] {_escape(error.message)}", soft_wrap=True)
+        if error.hint:
+            err.print(f"[dim]hint: {_escape(error.hint)}[/]", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("[bold red]interrupted:[/] the same command continues where this one stopped")
+        sys.exit(1)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+class ProgressLine:
+    """A progress bar on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, label: str, total: int | None, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done = 0
+        self._started = self._printed = time.monotonic()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if err.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=err,
+            )
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._total, note=self._unit)
+        else:
+            total = f" {self._total:,} {self._unit}" if self._total is not None else ""
+            err.print(f"{self._label}:{total} ...")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def set(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Show that ``done`` units are finished; ``note`` says more, ``total`` corrects the number to do."""
+        self._done = done
+        if total is not None:
+            self._total = total
+        if self._bar:
+            text = f"{self._unit} {note}".strip()
+            self._bar.update(self._task, completed=done, total=self._total, note=text)
+        elif time.monotonic() - self._printed > _PLAIN_INTERVAL_S:
+            self._printed = time.monotonic()
+            rate = done / max(time.monotonic() - self._started, 1e-9)
+            share = f" of {self._total:,}" if self._total is not None else ""
+            err.print(f"{self._label}: {done:,}{share} {self._unit}, {rate:.1f}/s {note}".rstrip())
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Show that some more units are finished."""
+        self.set(self._done + units, note)
+
+
+def print_table(title: str, rows: Mapping[str, object] | Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
+    """Print a short table on standard output."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=bool(header))
+    for name in header or ("", ""):
+        table.add_column(name)
+    items = [(key, str(value)) for key, value in rows.items()] if isinstance(rows, Mapping) else rows
+    for row in items:
+        table.add_row(*(_escape(cell) for cell in row))
+    out.print(table)
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Return counts as text: ``12 (image_missing 10, label_corrupt 2)``."""
+    total = sum(counts.values())
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return f"{total:,} ({parts})" if parts else "0"
