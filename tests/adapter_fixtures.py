@@ -1,0 +1,49 @@
+"""One small dataset for each registered adapter, written in the source's official layout.
+
+A new adapter needs an entry here: the contract test runs on it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fixtures_foundhand10m import write_foundhand10m
+from fixtures_hagrid import write_hagrid_v1, write_hagrid_v2
+
+from handdata.adapters.synthesis.dataset import write_dataset
+
+
+@dataclass(frozen=True)
+class AdapterFixture:
+    """How to write a dataset, and how many records and rejections it holds.
+
+    Args:
+        source: the adapter's name.
+        write: writes the dataset into a folder.
+        records: number of records in it.
+        rejections: number of frames in it that must be refused.
+        variant: tells several layouts of one source apart.
+
+    """
+
+    source: str
+    write: Callable[[Path], object]
+    records: int
+    rejections: int = 0
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}-{self.variant}" if self.variant else self.source
+
+
+def _write_synthetic(root: Path) -> None:
+    write_dataset(root, identities=3, sequences=3, frames=2, cameras=2, size=48, seed=5, processes=1)
+
+
+ADAPTER_FIXTURES = [
+    AdapterFixture("foundhand10m", write_foundhand10m, records=10, rejections=1),
+    AdapterFixture("hagrid", write_hagrid_v1, records=4, rejections=1, variant="v1"),
+    AdapterFixture("hagrid", write_hagrid_v2, records=6, variant="v2"),
+    AdapterFixture("synthetic", _write_synthetic, records=12),
+]
