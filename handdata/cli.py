@@ -67,7 +67,11 @@ class CropName(StrEnum):
 Workspace = Annotated[
     str | None,
     typer.Option(
-        "--workspace", "-w", metavar="PATH_OR_URL", help="Where records, dataset and runs go. [default: ./workspace]"
+        "--workspace",
+        "-w",
+        metavar="PATH_OR_URL",
+        help="Where records, dataset and runs go.",
+        show_default="./workspace",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
@@ -133,14 +137,14 @@ def sources(
         kind = "video" if card.video else "stills"
         views = f"{card.viewpoint}, {kind}" + (", multi-view" if card.multi_view else "")
         state = "ready" if source in adapters else "planned"
-        rows.append((source, state, card.size, views, card.labels, card.license))
-    print_table("Sources", rows, header=("name", "adapter", "size", "views", "labels", "licence"))
+        rows.append((source, state, card.size, views, card.labels, card.license, card.homepage))
+    print_table("Sources", rows, header=("name", "adapter", "size", "views", "labels", "licence", "homepage"))
 
 
 @app.command(epilog="Example: handdata synth --out sources/synthetic --identities 8 --sequences 24 --frames 12")
 def synth(
     out_dir: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="[default: <sources root>/synthetic]")
+        Path | None, typer.Option("--out", metavar="DIR", show_default="<sources root>/synthetic")
     ] = None,
     identities: Annotated[int, typer.Option(min=1, help="Different hands.")] = 8,
     sequences: Annotated[int, typer.Option(min=1, help="Videos in all.")] = 24,
@@ -164,7 +168,8 @@ def synth(
 def ingest(
     source: Annotated[str, typer.Option("--source", "-s", metavar="NAME", help="See `handdata sources`.")],
     root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The dataset as downloaded. [default: <sources root>/<source>]")
+        Path | None,
+        typer.Option(metavar="DIR", help="The dataset as downloaded.", show_default="<sources root>/<source>"),
     ] = None,
     workspace: Workspace = None,
     split: Annotated[SplitName | None, typer.Option(help="Only this split.")] = None,
@@ -214,19 +219,20 @@ def ingest(
 @app.command(epilog="Example: handdata annotate --source hagrid --masks grabcut --image-size 256")
 def annotate(
     source: Annotated[
-        list[str] | None, typer.Option("--source", "-s", metavar="NAME", help="Repeatable. [default: all ingested]")
+        list[str] | None,
+        typer.Option("--source", "-s", metavar="NAME", help="Repeatable.", show_default="all ingested"),
     ] = None,
     workspace: Workspace = None,
     gpus: Annotated[int, typer.Option(min=0, metavar="N", help="SAM actors, each on one GPU.")] = 0,
-    cpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU actors. [default: all cores]")] = None,
-    masks: Annotated[MasksName | None, typer.Option(help="Where masks come from. [default: auto]")] = None,
-    keypoints: Annotated[KeypointsName | None, typer.Option(help="[default: prefer-dataset]")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU actors.", show_default="all cores")] = None,
+    masks: Annotated[MasksName | None, typer.Option(help="Where masks come from.", show_default="auto")] = None,
+    keypoints: Annotated[KeypointsName | None, typer.Option(show_default="prefer-dataset")] = None,
     image_size: Annotated[
-        int | None, typer.Option(metavar="S", help="Side of the crops, pixels. [default: 512]")
+        int | None, typer.Option(metavar="S", help="Side of the crops, pixels.", show_default="512")
     ] = None,
     sam_checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="A SAM vit_h, vit_l or vit_b.")] = None,
     crop: Annotated[
-        CropName | None, typer.Option(help="A square for each frame, or one a run. [default: frame]")
+        CropName | None, typer.Option(help="A square for each frame, or one a run.", show_default="frame")
     ] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N records a source.")] = None,

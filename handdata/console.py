@@ -74,7 +74,7 @@ class ProgressLine:
             self._task = self._bar.add_task(self._label, total=self._total, note=self._unit)
         else:
             total = f" {self._total:,} {self._unit}" if self._total is not None else ""
-            err.print(f"{self._label}:{total} ...")
+            err.print(f"{self._label}{total} ...")
         return self
 
     def __exit__(
@@ -105,8 +105,8 @@ class ProgressLine:
 def print_table(title: str, rows: Mapping[str, object] | Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
     """Print a short table on standard output."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=bool(header))
-    for name in header or ("", ""):
-        table.add_column(name)
+    for position, name in enumerate(header or ("", "")):
+        table.add_column(name, no_wrap=position == 0, overflow="fold")
     items = [(key, str(value)) for key, value in rows.items()] if isinstance(rows, Mapping) else rows
     for row in items:
         table.add_row(*(_escape(cell) for cell in row))

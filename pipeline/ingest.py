@@ -39,8 +39,6 @@ from handdata.schemas import (
     rejections_to_table,
 )
 
-_STAGING = ".staging"
-
 
 @dataclass(slots=True)
 class PartitionCounts:
@@ -102,7 +100,7 @@ def ingest(
     if not partitions:
         wanted = f" of split {split}" if split else ""
         raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
-    staging = f"{_STAGING}/{source}-{uuid.uuid4().hex[:8]}"
+    staging = f".staging-{source}-{uuid.uuid4().hex[:8]}"
     storage.make_folder(f"{staging}/records")
     storage.make_folder(f"{staging}/rejected")
     try:

@@ -193,8 +193,12 @@ class Storage:
 
         """
         probe = f".probe-{uuid.uuid4().hex[:8]}"
-        self.write_bytes(probe, b"")
-        self.remove(probe)
+        with self._named_errors("write to", ""):
+            try:
+                self.write_bytes(probe, b"")
+                self.remove(probe)
+            except StorageError as error:
+                raise error.__cause__ or error from None
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
         """Open a Parquet file for reading by row group.
