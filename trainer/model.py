@@ -92,8 +92,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).unsqueeze(1).chunk(6, dim=-1)  # N, 1, D
         attended = self.attention(modulate(self.norm1(x), shift1, scale1), kept)
         x = x[:, :kept] + gate1 * attended
-        mixed: Tensor = self.mlp(modulate(self.norm2(x), shift2, scale2))
-        return x + gate2 * mixed
+        x = x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return x
 
 
 class FinalLayer(nn.Module):
@@ -177,7 +177,7 @@ class DiT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embedding.proj.weight.flatten(1))
-        nn.init.zeros_(self.patch_embedding.proj.bias)
+        nn.init.constant_(self.patch_embedding.get_parameter("proj.bias"), 0)
         for weight in (
             self.timestep_embedding.mlp.fc1.weight,
             self.timestep_embedding.mlp.fc2.weight,
