@@ -150,7 +150,7 @@ def read_nonzero_mask(path: Path, size: Size | None = None) -> BoolArray:
         channels = np.asarray(image)
         if channels.ndim == 3:
             channels = channels[..., : len(image.getbands()) - ("A" in image.getbands())].max(axis=2)
-    return np.not_equal(channels, 0)
+    return np.asarray(channels != 0)
 
 
 def read_alpha(path: Path, size: Size | None = None) -> ByteArray:
@@ -177,6 +177,7 @@ def read_npz_labels(path: Path, name: str, size: Size) -> NDArray[np.integer]:
     try:
         # Given a path, np.load leaves the file open when it is no archive.
         with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
+            assert archive.zip is not None
             announced = archive.zip.getinfo(f"{name}.npy").file_size
             if announced > shape[0] * shape[1] * 8 + 65_536:
                 raise _unreadable(path, f"{name} unpacks to {announced} bytes, too many for {size[0]} x {size[1]} ids")
