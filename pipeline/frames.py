@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -23,17 +24,16 @@ def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, Byt
     Records of one video must come in the order of their frames; several videos may alternate. Each video is opened
     once and decoded forward.
     """
-    videos: dict[str, Iterator[ByteArray]] = {}
-    for record in records:
+    videos: dict[str, Iterator[tuple[int, ByteArray]]] = {}
+    for position, record in enumerate(records):
         try:
             if record.video_frame is None:
                 image = decode_image(read_image_file(record.image_uri), record.image_uri)
             else:
-                if record.image_uri not in videos:
-                    wanted = [other.video_frame for other in records if other.image_uri == record.image_uri]
-                    frames = VideoReader(record.image_uri).frames([frame for frame in wanted if frame is not None])
-                    videos[record.image_uri] = (pixels for _, pixels in frames)
-                image = _next_frame(videos[record.image_uri], record)
+                # After a damaged frame the video is opened anew for those behind it.
+                frames = videos.pop(record.image_uri, None) or _video_frames(records[position:], record.image_uri)
+                _, image = next(frames)
+                videos[record.image_uri] = frames
             if image.shape[:2] != (record.height, record.width):
                 raise RecordError(
                     RejectReason.IMAGE_SIZE_MISMATCH,
@@ -84,10 +84,8 @@ def decode_image(data: bytes, uri: str) -> ByteArray:
         raise RecordError(RejectReason.FRAME_MISSING, f"{uri} cannot be decoded: {error}") from None
 
 
-def _next_frame(frames: Iterator[ByteArray], record: HandRecord) -> ByteArray:
-    try:
-        return next(frames)
-    except StopIteration:
-        raise RecordError(
-            RejectReason.FRAME_MISSING, f"{record.image_uri} ends before frame {record.video_frame}"
-        ) from None
+def _video_frames(records: Sequence[HandRecord], uri: str) -> Iterator[tuple[int, ByteArray]]:
+    """Yield the frames of one video that some records name, in their order."""
+    wanted = [record.video_frame for record in records if record.image_uri == uri and record.video_frame is not None]
+    with VideoReader(Path(uri)) as reader:
+        yield from reader.frames(wanted)

@@ -52,7 +52,7 @@ _FORESHORTENED_MARGIN = 0.1
 
 _WORKING_SIZE = 256
 _GRABCUT_ROUNDS = 2
-_SURE_BONE = 0.5
+_SURE_BONE = 0.35
 """Share of the flesh's radius that is hand for sure: detected joints are a few pixels off."""
 _BAND = (1.5, 0.021)
 """The hand lies within this multiple of the flesh's radius plus this share of the hand's length."""
@@ -118,6 +118,8 @@ def _draw_hull(canvas: _Canvas, points: Points, margin: float = 0.0) -> None:
 
 
 def _draw_fingers(canvas: _Canvas, points: Points, valid: Mask, radii: NDArray[np.float32]) -> None:
+    for joint in np.flatnonzero(valid):  # a joint whose neighbours are not valid is still part of the hand
+        _draw_bone(canvas, points[joint], points[joint], radii[joint])
     for a, b in HAND_EDGES:
         if a != WRIST and valid[a] and valid[b]:
             _draw_bone(canvas, points[a], points[b], (radii[a] + radii[b]) / 2)
@@ -150,12 +152,10 @@ def _behind_wrist(size: int, points: Points, valid: Mask) -> Mask:
     forward = axis / np.hypot(*axis)
     flesh = _FLESH_MM / _HAND_MM * _stretched_length(points, valid)
     others = valid & (np.arange(len(valid)) != WRIST)
-    edge = min(
-        points[WRIST] @ forward - _WRIST_OFFSET * np.hypot(*axis),
-        (points[others] @ forward - flesh[others]).min(),
-    )
+    from_wrist = (points[others] - points[WRIST]) @ forward
+    edge = min(-_WRIST_OFFSET * float(np.hypot(*axis)), float((from_wrist - flesh[others]).min()))
     y, x = np.ogrid[:size, :size]
-    behind: Mask = x * forward[0] + y * forward[1] < edge
+    behind: Mask = (x - points[WRIST][0]) * forward[0] + (y - points[WRIST][1]) * forward[1] < edge
     return behind
 
 
@@ -252,20 +252,21 @@ def _grabcut(image: NDArray[np.uint8], keypoints: Points, valid: Mask, outside: 
     labels[sure] = cv2.GC_FGD
     if outside is not None:
         labels[outside] = cv2.GC_BGD
-    if not possible.any():
-        return possible
-    window = _window(possible, margin=size // 20)
-    seeds = np.ascontiguousarray(labels[window])
-    if not 0 < np.count_nonzero(seeds & 1) < seeds.size:  # GrabCut needs pixels of both kinds (the low bit tells)
-        return likely
-    cv2.setRNGSeed(0)
-    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
-    pixels = np.ascontiguousarray(image[window])
-    no_box = (0, 0, 1, 1)  # not read: the seeds say it all
-    cv2.grabCut(pixels, seeds, no_box, background, foreground, _GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
-    mask = np.zeros((size, size), dtype=bool)
-    mask[window] = (seeds & 1).astype(bool)
-    return _tidy(mask & possible, sure)
+    if possible.any():
+        window = _window(possible, margin=size // 20)
+        labels[window] = _refine(image[window], labels[window])
+    return _tidy((labels & 1).astype(bool) & possible, sure)
+
+
+def _refine(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    labels = np.ascontiguousarray(labels)
+    if 0 < np.count_nonzero(labels & 1) < labels.size:  # GrabCut needs both kinds; the low bit is set for the hand
+        cv2.setRNGSeed(0)
+        background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+        no_box = (0, 0, 1, 1)  # not read: the labels say it all
+        mode = cv2.GC_INIT_WITH_MASK
+        cv2.grabCut(np.ascontiguousarray(image), labels, no_box, background, foreground, _GRABCUT_ROUNDS, mode)
+    return labels
 
 
 def _window(mask: Mask, margin: int) -> tuple[slice, slice]:
@@ -278,7 +279,7 @@ def _window(mask: Mask, margin: int) -> tuple[slice, slice]:
 
 def _tidy(mask: Mask, sure: Mask) -> Mask:
     """Smooth the outline, drop islands that hold no bone."""
-    smooth = cv2.medianBlur(mask.astype(np.uint8), 5)
+    smooth = cv2.medianBlur(mask.astype(np.uint8), 3)
     _, islands = cv2.connectedComponents(smooth, connectivity=4)
     keep = np.unique(islands[sure])
     result: Mask = np.isin(islands, keep[keep > 0])
@@ -318,7 +319,7 @@ def cut_forearm(mask: Mask, keypoints: Points, valid: Mask) -> Mask:
         nearest[closer] = distance[closer]
         cut = _behind_wrist(size, points, joints)
         if _is_foreshortened(points, joints):
-            cut |= ~_flesh(size, points, joints, margin=_FORESHORTENED_MARGIN)
+            cut |= ~_flesh(size, points, joints, margin=_FORESHORTENED_MARGIN) & (distance > 0)
         cut_nearest[closer] = cut[closer]
     return mask & ~cut_nearest
 

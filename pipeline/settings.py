@@ -27,7 +27,7 @@ class QualitySettings(BaseModel):
     """``mask_spill`` above this share of the mask's area away from the hands."""
     min_hand_px: float = Field(default=48, ge=0)
     """``small_hand`` where the longer side of a hand's keypoint box is below this many full-image pixels."""
-    min_sharpness: float = Field(default=8, ge=0)
+    min_sharpness: float = Field(default=2, ge=0)
     """``blurry`` below this variance of the Laplacian."""
     max_disagreement: float = Field(default=0.1, ge=0)
     """``labels_disagree`` where dataset and MediaPipe differ by more than this share of the hand's size."""

@@ -1,8 +1,23 @@
 """Fixtures shared by all tests."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import ray
+
+from handdata.adapters.synthesis.dataset import write_dataset
+from handdata.cli import app
+from handdata.console import errors_in_one_line
+
+
+class CommandResult(NamedTuple):
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +27,38 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared folder of real images and reference tensors at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic dataset: 4 identities, 6 sequences of 4 frames from 2 cameras, 128 px; 48 frames in all."""
+    root = tmp_path_factory.mktemp("sources") / "synthetic"
+    write_dataset(root, identities=4, sequences=6, frames=4, cameras=2, size=128, seed=7, processes=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray cluster with two CPUs for all tests that annotate."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
+    """Run ``handdata`` in this process and return what a shell would see."""
+
+    def run(*arguments: object) -> CommandResult:
+        capsys.readouterr()
+        try:
+            with errors_in_one_line():
+                app([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        else:
+            code = 0
+        captured = capsys.readouterr()
+        return CommandResult(int(code or 0), captured.out, captured.err)
+
+    return run
