@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from handdata.adapters.synthesis.geometry import Floats, axis_rotation
 
 FIELD_OF_VIEW_DEG: Final = (30.0, 62.0)
-FILLED_SHARE: Final = (0.72, 0.86)
-"""The longer side of the motion's bounding box, as a share of the picture's side."""
-LARGEST_AZIMUTH_DEG: Final = 38.0
-LARGEST_ELEVATION_DEG: Final = 26.0
+LARGEST_AZIMUTH_DEG: Final = 32.0
+LARGEST_ELEVATION_DEG: Final = 20.0
 _BORDER_SHARE = 0.05
 _FRAMING_STEPS = 8
 
@@ -47,12 +45,18 @@ class Camera:
 
 
 def sample_rig(
-    rng: np.random.Generator, count: int, size: int, points_world: Floats, smallest_extent_m: float
+    rng: np.random.Generator,
+    count: int,
+    size: int,
+    points_world: Floats,
+    filled_share: tuple[float, float],
+    smallest_extent_m: float,
 ) -> list[Camera]:
     """Place ``count`` cameras around the points ``(N, 3)`` so that each frames all of them.
 
-    The first looks along world z, the others from up to 38 degrees aside and 26 degrees above or below. Each stands so
-    far away that the points' box, or ``smallest_extent_m`` where the box is smaller, fills 72-86% of the picture.
+    The first looks along world z, the others from up to 32 degrees aside and 20 degrees above or below. Each stands so
+    far away that the longer side of the points' box, or ``smallest_extent_m`` where that is more, fills a share of the
+    picture's side drawn between the two numbers of ``filled_share``.
     """
     cameras = []
     for index in range(count):
@@ -70,7 +74,9 @@ def sample_rig(
         focal = size / 2 / np.tan(half_view)
         centre = (size - 1) / 2 + size * 0.008 * rng.normal(size=2)
         k = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
-        cameras.append(_frame_points(rng, k, rotation, size, points_world, smallest_extent_m))
+        cameras.append(
+            _frame_points(rng, k, rotation, size, points_world, rng.uniform(*filled_share) * size, smallest_extent_m)
+        )
     return cameras
 
 
@@ -80,12 +86,12 @@ def _frame_points(
     rotation: NDArray[np.float64],
     size: int,
     points_world: Floats,
+    wanted_px: float,
     smallest_extent_m: float,
 ) -> Camera:
-    """Translate a camera of fixed orientation until the points fill the wanted share of its picture."""
+    """Translate a camera of fixed orientation until the points fill the wanted part of its picture."""
     rotated = points_world @ rotation.T
     focal = k[0, 0]
-    wanted_px = rng.uniform(*FILLED_SHARE) * size
     t_world = np.eye(4)
     t_world[:3, :3] = rotation
     t_world[:3, 3] = -rotated.mean(axis=0) + [0, 0, 0.6]

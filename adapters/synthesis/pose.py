@@ -226,6 +226,8 @@ def _flesh_samples(
 
 def _part_fingers(poses: NDArray[np.float64], between: Bools, into_palm: Bools, insist: bool) -> NDArray[np.float64]:
     angles = poses[:, :THUMB_ROLL].reshape(-1, FINGER_COUNT, 4).copy()
+    # A finger that is rolled up points back at the wrist: turning its base to one side moves its tip to the other.
+    outwards = np.sign(np.cos(np.deg2rad(angles[:, :, FLEXION] + 0.5 * angles[:, :, MIDDLE])))
     angles[into_palm] *= 0.94
     angles[:, THUMB, ABDUCTION] += 3.0 * into_palm[:, THUMB]
     for finger in range(1, FINGER_COUNT):
@@ -238,8 +240,9 @@ def _part_fingers(poses: NDArray[np.float64], between: Bools, into_palm: Bools, 
             # Neighbours bend alike and spread a little.
             hit = between[:, finger, other]
             difference = 0.2 * (angles[hit, other] - angles[hit, finger])
-            difference[:, ABDUCTION] = 0.8
+            difference[:, ABDUCTION] = 0.8 * outwards[hit, finger]
             angles[hit, finger] += difference
+            difference[:, ABDUCTION] = 0.8 * outwards[hit, other]
             angles[hit, other] -= difference
     parted = poses.copy()
     parted[:, :THUMB_ROLL] = angles.reshape(-1, THUMB_ROLL)

@@ -37,7 +37,9 @@ _PALM_SHARE = 0.62
 _TURN_DEG = 14.0
 _SWAY_M = np.array([0.012, 0.012, 0.02])
 _SMOOTHING = np.array([1, 4, 6, 4, 1]) / 16
-_SMALLEST_EXTENT_M = {1: 0.17, 2: 0.27}
+_FILLED_SHARE = {1: (0.56, 0.76), 2: (0.74, 0.88)}
+"""How much of the picture's side the motion of one or of two hands takes."""
+_SMALLEST_EXTENT_M = {1: 0.16, 2: 0.27}
 """A fist is shown as small as an open hand is: the box that fills the picture is never taken to be smaller."""
 _CLEARANCE_M = (0.03, 0.06)
 _SEPARATION_STEP_M = 0.01
@@ -110,7 +112,7 @@ def sample_sequence(
     light = sample_light(rng)
     joints = np.concatenate([_to_world(identity, m, m.skeleton.joints_mm) for m in motions])
     extent = _SMALLEST_EXTENT_M[len(motions)] * identity.shape.size
-    rig = sample_rig(rng, cameras, size, joints.reshape(-1, 3), extent)
+    rig = sample_rig(rng, cameras, size, joints.reshape(-1, 3), _FILLED_SHARE[len(motions)], extent)
     views = tuple(
         View(camera, sample_background(rng, size), rng.uniform(0.002, 0.015), max(rng.uniform(-0.35, 0.7), 0.0))
         for camera in rig
@@ -159,8 +161,8 @@ def _sample_orientation(rng: np.random.Generator, position_x: int) -> NDArray[np
     Of two hands, the one at ``position_x`` -1 or 1 turns its fingers towards the other, its forearm away from it.
     """
     yaw = 0.0 if rng.random() < _PALM_SHARE else 180.0
-    yaw += float(np.clip(25 * rng.normal(), -65, 65))
-    pitch = float(np.clip(19 * rng.normal(), -55, 55))
+    yaw += float(np.clip(22 * rng.normal(), -60, 60))
+    pitch = float(np.clip(15 * rng.normal(), -45, 45))
     if position_x:
         roll = -position_x * rng.uniform(-10, 60)
     else:

@@ -90,6 +90,7 @@ def sample_shape(rng: np.random.Generator) -> HandShape:
     palm_length = np.clip(1 + 0.03 * rng.normal(), 0.93, 1.07)
     finger_length = np.clip(1 + 0.04 * rng.normal(), 0.90, 1.10)
     thickness = float(np.clip(1 + 0.09 * rng.normal(), 0.82, 1.22))
+    width = max(width, 0.95 * thickness)  # thick fingers need knuckles that stand apart
 
     palm_scale = np.array([width, palm_length, 1.0])
     base = _BASE_MM * palm_scale + rng.normal(scale=0.6, size=(FINGER_COUNT, 3))
