@@ -217,11 +217,11 @@ def test_stable_diffusion_vae_scales_both_moments_and_draws_latents(vae_folder: 
 
 
 def test_missing_autoencoder_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="cannot load the autoencoder .*diffusion_pytorch_model.safetensors"):
+    with pytest.raises(WeightsError, match=r"cannot load the autoencoder .*diffusion_pytorch_model.safetensors"):
         StableDiffusionVAE(str(tmp_path))
-    with pytest.raises(WeightsError, match="no weights at .*taef2_encoder.pth"):
+    with pytest.raises(WeightsError, match=r"no weights at .*taef2_encoder.pth"):
         load_autoencoder(AutoencoderConfig(kind="taef2", weights=str(tmp_path)))
-    with pytest.raises(WeightsError, match="set autoencoder.weights"):
+    with pytest.raises(WeightsError, match=r"set autoencoder.weights"):
         load_autoencoder(AutoencoderConfig(kind="taef2"))
 
 

@@ -91,9 +91,8 @@ class Block(nn.Module):
         """Return the first ``kept`` tokens of (N, T, D) after the block; ``c`` (N, D) is the activated condition."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).unsqueeze(1).chunk(6, dim=-1)  # N, 1, D
         attended = self.attention(modulate(self.norm1(x), shift1, scale1), kept)
-        x = x[:, :kept] + gate1 * attended
-        x = x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
-        return x
+        x = torch.addcmul(x[:, :kept], gate1, attended)
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 class FinalLayer(nn.Module):

@@ -10,6 +10,7 @@ Three small parts that tasks combine:
 ``sample`` joins them for the plain case: fixed conditions, such as gesture transfer and unconditional samples.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast
 
@@ -103,7 +104,10 @@ def denoise(
         return x
 
     fast = _fast_scheduler(scheduler, schedule)
-    fast.set_timesteps(steps, device=noise.device)
+    with warnings.catch_warnings():
+        # diffusers 0.42 reads a tensor in a way that numpy 2.4 deprecates.
+        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy keyword", DeprecationWarning)
+        fast.set_timesteps(steps, device=noise.device)
     for done, timestep in enumerate(fast.timesteps):
         t = timestep.expand(len(x))
         output = clipped(predict(x, t).float(), x, t)
@@ -171,5 +175,5 @@ def _fast_scheduler(name: Literal["ddim", "dpm++"], config: DiffusionConfig) -> 
     }
     if name == "ddim":
         return cast(_Scheduler, DDIMScheduler(**common, clip_sample=False))  # type: ignore[no-untyped-call]
-    solver = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++")  # type: ignore[no-untyped-call]
+    solver = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", use_karras_sigmas=True)  # type: ignore[no-untyped-call]
     return cast(_Scheduler, solver)
