@@ -156,7 +156,7 @@ class _Canvas:
         self.zoom = max(1, round(_CANVAS_PX / max(width, height)))
         self.layer: ByteArray = np.zeros((height * self.zoom, width * self.zoom, 4), dtype=np.uint8)
 
-    def _place(self, points: NDArray[np.integer] | NDArray[np.floating]) -> NDArray[np.int32]:
+    def _place(self, points: NDArray[np.number]) -> NDArray[np.int32]:
         """Map picture pixels to OpenCV's fixed-point pixels of the layer; both have the centre of pixel 0 at 0."""
         centred = (np.asarray(points, dtype=np.float64) + 0.5) * self.zoom - 0.5
         return np.round(centred * 2**_SHIFT).astype(np.int32)
@@ -168,7 +168,7 @@ class _Canvas:
         first, second = self._place(start).tolist(), self._place(end).tolist()
         cv2.line(self.layer, first, second, (*colour, 255), self._thickness(width), cv2.LINE_AA, _SHIFT)
 
-    def closed_line(self, points: NDArray[np.integer] | NDArray[np.floating], width: float, colour: Colour) -> None:
+    def closed_line(self, points: NDArray[np.number], width: float, colour: Colour) -> None:
         cv2.polylines(
             self.layer, [self._place(points)], True, (*colour, 255), self._thickness(width), cv2.LINE_AA, _SHIFT
         )
