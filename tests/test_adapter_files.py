@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from handdata.adapters import files
 from handdata.adapters.files import (
-    MAX_ARRAY_BYTES,
     is_file,
     numbers,
     printable,
@@ -76,6 +77,42 @@ def test_the_size_of_an_image_is_width_then_height(tmp_path: Path, suffix: str, 
     path = tmp_path / f"a{suffix}"
     Image.new("RGB", (40, 30)).save(path, format=kind)
     assert read_image_size(path) == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"progressive": True}),
+        ("L", {}),
+        ("CMYK", {"quality": 90}),
+        ("RGB", {"exif": b"Exif\0\0" + bytes(60_000), "comment": b"c" * 60_000}),
+        ("RGB", {"icc_profile": bytes(100_000)}),
+        ("RGB", {"format": "MPO", "save_all": True, "append_images": [Image.new("RGB", (8, 8))]}),
+    ],
+)
+def test_jpeg_files_of_all_kinds_have_the_size_of_their_pixels(
+    tmp_path: Path, mode: str, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new(mode, (37, 53)).save(path, **{"format": "JPEG"} | options)
+    assert read_image_size(path) == (37, 53)
+
+
+@given(cut=st.integers(0, 700), flipped=st.integers(0, 699), value=st.integers(0, 255))
+def test_a_damaged_jpeg_has_a_size_or_a_reason(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, flipped: int, value: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.jpg"
+    Image.new("RGB", (37, 53)).save(path)
+    data = bytearray(path.read_bytes())
+    data[min(flipped, len(data) - 1)] = value
+    path.write_bytes(data[:cut])
+    try:
+        width, height = read_image_size(path)
+    except RecordError as error:
+        assert error.reason.startswith("image_")
+    else:
+        assert width > 0 and height > 0
 
 
 def _png_header(width: int, height: int) -> bytes:
@@ -201,11 +238,9 @@ def _write_npz(path: Path, kind: str) -> None:
             archive.writestr("a.npy", b"hi")
     elif kind == "bomb":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as stream:
-            count = MAX_ARRAY_BYTES + 1
+            count = files.MAX_ARRAY_BYTES + 1
             np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (count,)})
-            block = bytes(2**22)
-            for _ in range(count // len(block) + 1):
-                stream.write(block)
+            stream.write(bytes(count))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +267,7 @@ def test_each_bad_npz_has_its_reason_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: RejectReason
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "MAX_ARRAY_BYTES", 2**16)
     path = tmp_path / "label.npz"
     _write_npz(path, kind)
     with pytest.raises(RecordError, match=r"label\.npz") as error:
