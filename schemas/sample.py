@@ -134,7 +134,7 @@ SAMPLE_SCHEMA: Final = pa.schema(
         *(RECORD_SCHEMA.field(name) for name in _FROM_RECORD),
         _column("license", pa.string()),
         _column("unit_id", pa.string()),
-        _column("image", _IMAGE),
+        ("image", _IMAGE),  # never null; Hugging Face `datasets` takes its metadata only for a nullable field
         ("hand_mask", _IMAGE),
         _column("keypoints_2d", pa.list_(pa.float32(), 84)),
         _column("keypoints_valid", pa.list_(pa.bool_(), 42)),

@@ -1,0 +1,206 @@
+"""Annotation on Ray: real photographs, synthetic frames, exactly once."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import duckdb
+import mediapipe
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from mediapipe.tasks.python import BaseOptions, vision
+from PIL import Image
+
+from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.pipeline.engine import annotate
+from handdata.pipeline.ingest import ingest
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.shards import list_shards, read_index, read_manifest
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.weights import require_weights
+from handdata.schemas import SAMPLE_SCHEMA, UsageError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+SMALL = AnnotateSettings(masks="dataset", image_size=64)
+
+
+def rows_of(workspace: Path) -> list[dict]:
+    return pq.read_table(workspace / "dataset" / "data").to_pylist()
+
+
+def keypoints_in_full_image(row: dict) -> np.ndarray:
+    x0, y0, x1, y1 = row["crop_xyxy"]
+    size = Image.open(io.BytesIO(row["image"]["bytes"])).size
+    scale = np.array([x1 - x0, y1 - y0]) / size
+    return np.array([x0, y0]) + np.reshape(row["keypoints_2d"], (42, 2)) * scale
+
+
+@pytest.fixture(scope="module")
+def annotated(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    workspace = tmp_path_factory.mktemp("annotated")
+    ingest(SyntheticAdapter, synthetic_root, Storage(workspace))
+    annotate(Storage(workspace), SMALL)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    return shared_dir / "data" / "FoundHand10M"
+
+
+def test_labels_of_photographs_survive_the_crop(photographs: Path, tmp_path: Path, run_command) -> None:
+    assert run_command("ingest", "-s", "foundhand10m", "--root", photographs, "-w", tmp_path).code == 0
+    result = run_command("annotate", "-w", tmp_path, "--keypoints", "prefer-dataset", "--masks", "dataset", "--json")
+    assert json.loads(result.out)["samples"] == 13
+    for row in rows_of(tmp_path):
+        with np.load(Path(row["image_uri"]).with_suffix(".npz")) as labels:
+            valid = np.array(row["keypoints_valid"])
+            assert valid.sum() == 21
+            assert np.abs(keypoints_in_full_image(row) - labels["kpts"])[valid].max() < 0.5
+        assert row["mask_origin"] == "dataset"
+        assert ("low_mask_coverage" in row["flags"]) == (row["camera_id"] == "400016")
+
+
+@pytest.mark.slow
+def test_photographs_without_labels_get_what_mediapipe_sees(photographs: Path, tmp_path: Path, run_command) -> None:
+    assert run_command("ingest", "-s", "foundhand10m", "--root", photographs, "-w", tmp_path).code == 0
+    result = run_command("annotate", "-w", tmp_path, "--keypoints", "mediapipe", "--masks", "grabcut", "--json")
+    assert result.code == 0
+    made = {row["camera_id"]: row for row in rows_of(tmp_path)}
+    options = vision.HandLandmarkerOptions(
+        base_options=BaseOptions(model_asset_path=str(require_weights("hand_landmarker"))),
+        num_hands=2,
+        min_hand_detection_confidence=AnnotateSettings().detection_confidence,
+    )
+    with vision.HandLandmarker.create_from_options(options) as landmarker:
+        for path in sorted(photographs.rglob("*.jpg")):
+            camera = path.stem.split("-")[1]
+            pixels = np.array(Image.open(path).convert("RGB"))
+            seen = landmarker.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels))
+            assert bool(seen.hand_landmarks) == (camera in made)
+            if len(seen.hand_landmarks) == 1:
+                side = ("Right", "Left").index(seen.handedness[0][0].category_name)
+                assert made[camera]["keypoints_origin"][side] == "mediapipe"
+                expected = [(point.x * 256, point.y * 256) for point in seen.hand_landmarks[0]]
+                found = keypoints_in_full_image(made[camera])[side * 21 : side * 21 + 21]
+                assert np.abs(found - expected).max() < 0.5
+    reasons = pq.read_table(tmp_path / "rejected" / "annotate")["reason"].to_pylist()
+    assert Counter(reasons) == {"no_hand_found": 13 - len(made)}
+
+
+def test_synthetic_samples_carry_exact_labels_and_masks(annotated: Path) -> None:
+    rows = rows_of(annotated)
+    assert len(rows) == len({row["sample_id"] for row in rows}) == 48
+    for row in rows:
+        mask = np.asarray(Image.open(io.BytesIO(row["hand_mask"]["bytes"])))
+        assert mask.shape == (64, 64)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert row["mask_score"] > 0.7
+        assert row["mask_extent"] == "hand"
+
+
+def test_intrinsics_of_the_crop_project_onto_its_keypoints(annotated: Path) -> None:
+    for row in rows_of(annotated):
+        points = np.reshape(row["keypoints_3d"], (42, 3))
+        valid = np.array(row["keypoints_valid"])
+        projected = points[valid] @ np.reshape(row["camera_k"], (3, 3)).T
+        keypoints = np.reshape(row["keypoints_2d"], (42, 2))[valid]
+        assert np.allclose(projected[:, :2] / projected[:, 2:], keypoints, atol=0.05)
+
+
+def test_every_reader_opens_the_dataset(annotated: Path, tmp_path: Path) -> None:
+    folder = annotated / "dataset" / "data"
+    table = pq.read_table(folder)
+    assert set(SAMPLE_SCHEMA.names) == set(table.schema.names)
+    assert all(table.schema.field(field.name).type == field.type for field in SAMPLE_SCHEMA)
+    assert pl.scan_parquet(folder / "**/*.parquet", hive_partitioning=False).collect().height == 48
+    count = duckdb.sql(f"select count(*) from read_parquet('{folder}/**/*.parquet', hive_partitioning=false)")
+    assert count.fetchall() == [(48,)]
+    files = sorted(map(str, folder.rglob("*.parquet")))
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    assert loaded[0]["image"].size == (64, 64)
+    assert loaded[0]["hand_mask"].mode == "L"
+
+
+def test_the_index_finds_every_row_without_reading_pictures(annotated: Path) -> None:
+    storage = Storage(annotated)
+    shards = list_shards(storage, splits=["train"])
+    index = read_index(storage, shards, ["sample_id", "sequence_id", "frame_index"])
+    assert index.height == read_manifest(storage).sources["synthetic"]["train"].samples
+    assert index["shard"].max() == len(shards) - 1
+
+
+def test_a_finished_run_does_nothing(annotated: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (annotated / "dataset" / "data").rglob("*.parquet")}
+    summary = annotate(Storage(annotated), SMALL)
+    assert summary.records == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (annotated / "dataset" / "data").rglob("*.parquet")}
+
+
+def test_a_unit_without_marker_is_done_again_and_counted_once(annotated: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "w"
+    shutil.copytree(annotated, workspace)
+    undisturbed = {row["sample_id"]: row for row in rows_of(workspace)}
+    marker = next((workspace / "dataset" / "units").rglob("*.json"))
+    marker.unlink()
+    summary = annotate(Storage(workspace), SMALL)
+    assert 0 < summary.records < 48
+    assert {row["sample_id"]: row for row in rows_of(workspace)} == undisturbed
+    assert summary.manifest.complete
+
+
+def test_other_settings_on_an_annotated_source_are_refused(annotated: Path) -> None:
+    with pytest.raises(UsageError, match="annotated with other settings"):
+        annotate(Storage(annotated), AnnotateSettings(masks="none", image_size=64))
+
+
+def test_stable_crops_keep_one_square_a_camera(synthetic_root: Path, tmp_path: Path) -> None:
+    ingest(SyntheticAdapter, synthetic_root, Storage(tmp_path))
+    annotate(Storage(tmp_path), AnnotateSettings(masks="none", image_size=64, crop="stable"))
+    squares: dict[tuple[str, str], set[tuple[float, ...]]] = {}
+    for row in rows_of(tmp_path):
+        squares.setdefault((row["sequence_id"], row["camera_id"]), set()).add(tuple(row["crop_xyxy"]))
+        assert row["hand_mask"] is None
+    assert len(squares) == 12
+    assert all(len(found) == 1 for found in squares.values())
+
+
+def test_more_gpus_than_the_cluster_has_is_a_clear_error(annotated: Path, tmp_path: Path, run_command) -> None:
+    shutil.copytree(annotated / "records", tmp_path / "records")
+    result = run_command("annotate", "-w", tmp_path, "--gpus", 8)
+    assert result.code == 2
+    assert "--gpus 8 was asked for, the cluster has 0" in result.err
+
+
+def test_sam_without_a_checkpoint_says_which_file_to_put_where(annotated: Path, tmp_path: Path, run_command) -> None:
+    shutil.copytree(annotated / "records", tmp_path / "records")
+    result = run_command("annotate", "-w", tmp_path, "--masks", "sam")
+    assert result.code == 1
+    assert "sam_vit_h_4b8939.pth" in result.err
+    assert "HANDDATA_WEIGHTS" in result.err
+
+
+def test_a_folder_with_its_own_schemas_package_does_not_disturb(tmp_path: Path) -> None:
+    for name in ("schemas", "pipeline", "adapters", "trainer", "jobs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
+    code = (
+        "import ray, handdata.schemas, handdata.pipeline.engine\n"
+        "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
+        "@ray.remote\n"
+        "def count():\n"
+        "    from handdata.schemas import KEYPOINT_COUNT\n"
+        "    import handdata.pipeline.engine\n"
+        "    return KEYPOINT_COUNT\n"
+        "assert ray.get(count.remote()) == 42\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
