@@ -150,7 +150,7 @@ def _behind_wrist(size: int, points: Points, valid: Mask) -> Mask:
     if axis is None:
         return np.zeros((size, size), dtype=bool)
     forward = axis / np.hypot(*axis)
-    flesh = _FLESH_MM / _HAND_MM * _stretched_length(points, valid)
+    flesh = np.maximum(_FLESH_MM / _HAND_MM * _stretched_length(points, valid), 1)  # at least the joint's own pixel
     others = valid & (np.arange(len(valid)) != WRIST)
     from_wrist = (points[others] - points[WRIST]) @ forward
     edge = min(-_WRIST_OFFSET * float(np.hypot(*axis)), float((from_wrist - flesh[others]).min()))
