@@ -23,7 +23,7 @@ from handdata.trainer.autoencoders import (
     load_autoencoder,
 )
 from handdata.trainer.checkpoints import export_foundhand, import_foundhand
-from handdata.trainer.conditioning import Task, drop_conditions
+from handdata.trainer.conditioning import Task, drop_conditions, target_condition
 from handdata.trainer.model import DiT, sincos_positions
 from handdata.trainer.presets import PRESETS, AutoencoderConfig, DropoutConfig, ModelConfig, Preset
 from handdata.trainer.samplers import guided
@@ -117,6 +117,17 @@ def test_a_new_network_predicts_zero_and_has_distinct_positions() -> None:
     model = DiT(input_size=8, patch_size=2, latent_channels=4, hidden_size=32, depth=2, num_heads=4)
     assert model(*random_inputs()).abs().max() == 0
     assert len(model.positions[0].unique(dim=0)) == 32
+
+
+def test_a_new_network_hears_a_joint_about_as_well_as_the_latent() -> None:
+    model = DiT(input_size=32, patch_size=4, latent_channels=3, hidden_size=128, depth=1, num_heads=4)
+    frame = torch.zeros(1, 46, 32, 32)
+    frame[:, 3:] = target_condition(torch.full((1, 42, 2), 17.5), torch.arange(42).unsqueeze(0) == 8, (32, 32))
+    latent = torch.cat([torch.randn(1, 3, 32, 32), torch.zeros(1, 43, 32, 32)], dim=1)
+    model.requires_grad_(False)
+    of_joint = model.patch_embedding(frame)[0, 4 * 8 + 4].std()
+    of_latent = model.patch_embedding(latent).std()
+    assert 0.3 < of_joint / of_latent < 3
 
 
 @pytest.mark.parametrize(("learn_sigma", "channels"), [(True, 8), (False, 4)])

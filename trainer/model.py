@@ -32,6 +32,8 @@ from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
 IMAGENET_CLASSES: Final = 1000
 TIMESTEP_FREQUENCIES: Final = 256
 MLP_RATIO: Final = 4
+HEATMAP_GAIN: Final = 4 * math.pi
+"""One over a heatmap's energy (its sum of squares): how much larger its first weights in the patch embedder are."""
 
 
 class TimestepEmbedding(nn.Module):
@@ -169,7 +171,10 @@ class DiT(nn.Module):
         return image.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.out_channels, grid * size, grid * size)
 
     def _initialise(self) -> None:
-        """Initialise as DiT does: Xavier for matrices, zero for what gates the blocks and the output (adaLN-Zero)."""
+        """Initialise as DiT does: Xavier for matrices, zero for what gates the blocks and the output (adaLN-Zero).
+
+        Only the heatmaps' weights differ: they are larger.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -177,6 +182,10 @@ class DiT(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embedding.proj.weight.flatten(1))
         nn.init.constant_(self.patch_embedding.get_parameter("proj.bias"), 0)
+        # Xavier counts on inputs of unit variance. A heatmap has a few values of at most 0.16, so that a joint would
+        # change a patch's embedding by about 1%: the network would follow keypoints only after thousands of steps.
+        with torch.no_grad():
+            self.patch_embedding.proj.weight[:, self.latent_channels : -1] *= HEATMAP_GAIN
         for weight in (
             self.timestep_embedding.mlp.fc1.weight,
             self.timestep_embedding.mlp.fc2.weight,

@@ -80,6 +80,10 @@ class OptimisationConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are shortened to this."""
+    seed: int = Field(default=0, ge=0)
+    """Of the first weights, the order of pairs, noise and dropout."""
 
 
 class SamplingConfig(Config):
@@ -94,8 +98,36 @@ class SamplingConfig(Config):
     """Keep each step's estimate of the clean latent within +- this value; 1 for pixels, None for latents."""
 
 
+class PairConfig(Config):
+    """Which references targets are paired with: weights of the kinds of pairs, among those that a row has."""
+
+    video: float = Field(default=0.6, ge=0)
+    """Another moment of the same video."""
+    view: float = Field(default=0.2, ge=0)
+    """The same moment, seen by another camera."""
+    still: float = Field(default=0.2, ge=0)
+    """No reference. Rows without other moments and views are always stills (and left out at weight 0)."""
+    max_gap_s: float = Field(default=5.0, gt=0)
+    """Largest time between the frames of a video pair, seconds."""
+    max_gap_frames: int = Field(default=150, gt=0)
+    """The same, in frame numbers, for videos without time stamps."""
+
+
+class AugmentationConfig(Config):
+    """Random changes of the pictures, drawn for each pair."""
+
+    max_gamma: float = Field(default=1.5, ge=1)
+    """Gamma is drawn between one over this and this, evenly on a logarithmic scale; 1: none."""
+    flip: Probability = 0.5
+    """Mirror both frames, left and right hand exchanged."""
+    hand_swap: Probability = 0.1
+    """Mirror the reference alone, left and right hand exchanged: looks are carried from one hand to the other."""
+    smallest_crop: float = Field(default=0.85, gt=0, le=1)
+    """Crops keep between this and all of the picture's side."""
+
+
 class Preset(Config):
-    """All settings of the network's half of a training run."""
+    """All settings of a training run."""
 
     image_size: int = Field(gt=0)
     """Height and width of training images, pixels."""
@@ -103,6 +135,8 @@ class Preset(Config):
     model: ModelConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     dropout: DropoutConfig = DropoutConfig()
+    pairs: PairConfig = PairConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     optimisation: OptimisationConfig
     sampling: SamplingConfig = SamplingConfig()
 
@@ -124,9 +158,9 @@ PRESETS: Final[dict[str, Preset]] = {
     "tiny": Preset(
         image_size=32,
         autoencoder=AutoencoderConfig(kind="pixel"),
-        model=ModelConfig(input_size=32, patch_size=4, latent_channels=3, hidden_size=192, depth=6, num_heads=6),
+        model=ModelConfig(input_size=32, patch_size=4, latent_channels=3, hidden_size=128, depth=6, num_heads=4),
         optimisation=OptimisationConfig(
-            steps=300, batch_size=32, learning_rate=1e-3, warmup_steps=20, weight_decay=0.01, ema_decay=0.98
+            steps=300, batch_size=32, learning_rate=2e-3, warmup_steps=20, weight_decay=0.01, ema_decay=0.98
         ),
         sampling=SamplingConfig(scheduler="ddim", steps=25, guidance_scale=2.0, clip_x0=1.0),
     ),
