@@ -45,7 +45,7 @@ from handdata.adapters.synthesis.sequence import HandSequence, sample_sequence
 from handdata.adapters.synthesis.shading import sample_light
 from handdata.adapters.synthesis.skeleton import sample_shape
 from handdata.adapters.synthesis.surface import build_capsules, signed_distance
-from handdata.schemas import KEYPOINTS_PER_HAND, SIDES, WRIST, Side, UsageError, hand_rows
+from handdata.schemas import KEYPOINTS_PER_HAND, SIDES, WRIST, Side, StorageError, UsageError, hand_rows
 
 FRAMES = 30
 SIZE = 256
@@ -345,6 +345,12 @@ def test_arguments_that_make_no_dataset_are_refused(tmp_path: Path, name: str, v
     with pytest.raises(UsageError, match=name):
         write_dataset(tmp_path / "d", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot write the synthetic dataset"):
+        write_dataset(tmp_path / "file" / "d", identities=1, sequences=1, frames=1, cameras=1, size=32, seed=0)
 
 
 # Likeness

@@ -7,6 +7,7 @@ write them.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -118,7 +119,7 @@ def write_dataset(
     }
     try:
         with _replacing(out) as partial:
-            _write_sequences(partial, plans, on_progress, processes or len(os.sched_getaffinity(0)))
+            _write_sequences(partial, plans, on_progress, processes or _available_cpus())
             (partial / DATASET_FILE).write_text(json.dumps(description, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"cannot write the synthetic dataset to {out}: {error}") from error
@@ -261,9 +262,16 @@ def _write_sequences(
             for future in as_completed(futures):
                 report(future.result())
         except BrokenProcessPool as error:
-            raise RunError("a rendering process was killed", "try fewer processes: memory may be short") from error
+            hint = (
+                "memory may be short: try fewer processes; a script that calls this needs `if __name__ == '__main__':`"
+            )
+            raise RunError("a rendering process died", hint) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _use_one_thread() -> None:
