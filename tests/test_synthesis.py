@@ -258,6 +258,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_however_many_processes(tmp_path: Path) -> None:
     arguments = {"identities": 1, "sequences": 2, "frames": 2, "cameras": 2, "size": 64}
     progress: list[int] = []
