@@ -127,16 +127,18 @@ def histogram(
     values = {name: array[np.isfinite(array)] for name, array in series.items()}
     everything = np.concatenate(list(values.values()))
     low, high = limits or _data_limits(everything, logarithmic)
-    across = _Axis(low, high, 14, chart.width - 14, logarithmic)
+    across = _Axis(low, high, 40, chart.width - 14, logarithmic)
     edges = np.geomspace(low, high, _BINS + 1) if logarithmic else np.linspace(low, high, _BINS + 1)
     counts = [np.histogram(np.clip(array, low, high), edges)[0] for array in values.values()]
     highest = max(1, int(sum(counts, start=np.zeros(_BINS, dtype=int)).max()))
     up = _Axis(0, highest, chart.height - 28, 30)
-    chart.marks.append(_Line([(14, up.start), (chart.width - 14, up.start)], "grid", 1))
+    for count in (0, highest):
+        chart.marks.append(_Line([(40, up.place(count)), (chart.width - 14, up.place(count))], "grid", 1))
+        chart.marks.append(_Words(34, up.place(count) + 4, _number(count), "end"))
     base = np.zeros(_BINS)
     kinds: tuple[Kind, Kind] = ("first", "second")
     for kind, of_series in zip(kinds, counts, strict=False):
-        for position, count in enumerate(of_series):
+        for position, count in enumerate(of_series.tolist()):
             if count:
                 left, right = across.place(edges[position]), across.place(edges[position + 1])
                 top, bottom = up.place(base[position] + count), up.place(base[position])
@@ -149,7 +151,7 @@ def histogram(
         chart.marks.append(_Line([(at, 22), (at, up.start)], "limit", 1.5, "4 3"))
         anchor: Literal["start", "end"] = "start" if at < chart.width / 2 else "end"
         text = f"flagged {flagged[0]} {_number(flagged[1])}"
-        chart.marks.append(_Words(at + (4 if anchor == "start" else -4), 30, text, anchor))
+        chart.marks.append(_Words(at + (4 if anchor == "start" else -4), 44, text, anchor))
     if len(values) > 1:
         _add_legend(chart, [(name, kind, "") for name, kind in zip(values, kinds, strict=False)])
     return chart
@@ -280,7 +282,7 @@ def chart_picture(chart: Chart, width: int) -> ByteArray:
 
 
 def _add_legend(chart: Chart, entries: Sequence[tuple[str, Kind, str]]) -> None:
-    left = 14.0 if chart.width < 400 else 62.0
+    left = 40.0 if chart.width < 400 else 62.0
     for text, kind, dash in entries:
         chart.marks.append(_Line([(left, 13), (left + 22, 13)], kind, 3, dash))
         chart.marks.append(_Words(left + 28, 17, text))
@@ -307,13 +309,13 @@ def _averaged(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the mean of each point's neighbours, as many as lie within a twentieth of the curve on either side."""
-    reach = len(curve) // 20
+    """Return the mean of each point's neighbours, as many on either side, up to a twentieth of the curve."""
     losses = np.array([loss for _, loss in curve])
-    return [
-        (step, float(losses[max(0, position - reach) : position + reach + 1].mean()))
-        for position, (step, _) in enumerate(curve)
-    ]
+    smoothed = []
+    for position, (step, _) in enumerate(curve):
+        reach = min(len(curve) // 20, position, len(curve) - 1 - position)  # one-sided means would lag at the ends
+        smoothed.append((step, float(losses[position - reach : position + reach + 1].mean())))
+    return smoothed
 
 
 def _number(value: float) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -32,7 +32,7 @@ from handdata.pipeline.drawing import draw_flags, draw_keypoints, draw_mask, fit
 from handdata.pipeline.records import ingested_sources, read_ingest_summary
 from handdata.pipeline.shards import DATASET, Shard, list_shards, read_index, read_manifest, read_row_group
 from handdata.pipeline.storage import Storage
-from handdata.schemas import SIDES, SOURCE_CARDS, DatasetManifest, HandRecord
+from handdata.schemas import SIDES, SOURCE_CARDS, SPLITS, DatasetManifest, HandRecord
 from handdata.schemas.arrays import BoolArray, ByteArray
 
 REPORT_PAGE = "report.html"
@@ -57,8 +57,10 @@ SHEET_COLUMNS: Final = (
 _NUMBER_COLUMNS: Final = ("hand_px", "mask_score", "mask_spill", "sharpness")
 _MOST_SHARDS: Final = 64
 """Histograms read at most this many shards, drawn at random: they change little with more."""
-_PAGE_SAMPLES: Final = 24
+_PAGE_SAMPLES: Final = 20
 _PAGE_SAMPLE_PX: Final = 256
+_LOWER_PX: Final = 575
+"""Width of the loss chart and of the generated hands on the contact sheet: two of them fill it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def sample_contact_sheet(samples: Iterable[Mapping[str, Any]], columns: int = 6,
     if not rows:
         return tile([np.full((tile_px, tile_px, 3), 230, dtype=np.uint8)], 1, 10, ["no annotated samples"])
     pictures = [draw_sample(row, tile_px) for row in rows]
-    return tile(pictures, columns, 10, [f"{row['source']} {_tail(row['sample_id'])}" for row in rows])
+    return tile(pictures, columns, 10, [f"{row['source']}\n{_tail(row['sample_id'])}" for row in rows])
 
 
 def inspect_sheet(
@@ -250,13 +252,14 @@ def _png(picture: ByteArray) -> bytes:
 
 def _whole_sheet(samples: Sequence[Mapping[str, Any]], curves: LossCurves, grid: ByteArray | None) -> ByteArray:
     """Return the contact sheet with, below the samples, the loss curve and the generated hands where there are any."""
-    sheet = sample_contact_sheet(samples)
+    sheet = sample_contact_sheet(samples, columns=5, tile_px=224)
     below, captions = [], []
     if curves.last_step:
-        below.append(chart_picture(loss_chart(curves), 600))
+        below.append(chart_picture(loss_chart(curves), _LOWER_PX))
         captions.append("Loss by training step")
     if grid is not None:
-        below.append(fit(grid, min(600, grid.shape[1]), min(600, grid.shape[0])) if max(grid.shape) > 600 else grid)
+        scale = min(1.0, _LOWER_PX / grid.shape[1])
+        below.append(fit(grid, round(grid.shape[1] * scale), round(grid.shape[0] * scale)))
         captions.append("Generated hands")
     if not below:
         return sheet
@@ -295,15 +298,24 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str | int]], total: bool = False) -> str:
+class _Link(NamedTuple):
+    """A text in a table that leads to a homepage; nothing follows it until it is clicked."""
+
+    text: str
+    homepage: str
+
+
+def _table(
+    caption: str, header: Sequence[str], rows: Iterable[Sequence[str | int | _Link]], total: bool = False
+) -> str:
     """Return a table; numbers stand right, and the last row is set apart where it is the total."""
     body = [list(row) for row in rows]
     if not body:
         return ""
-    numeric = [all(isinstance(row[column], int) for row in body) for column in range(len(header))]
+    numeric = [all(str(row[column])[:1].isdigit() for row in body) for column in range(len(header))]
 
-    def cells(row: Sequence[str | int], tag: Literal["td", "th"]) -> str:
-        texts = [f"{cell:,}" if isinstance(cell, int) else _linked(cell) for cell in row]
+    def cells(row: Sequence[str | int | _Link], tag: Literal["td", "th"]) -> str:
+        texts = map(_cell, row)
         classes = [' class="number"' if is_number else "" for is_number in numeric]
         scope = ' scope="col"' if tag == "th" else ""
         return "".join(f"<{tag}{scope}{name}>{text}</{tag}>" for text, name in zip(texts, classes, strict=True))
@@ -317,12 +329,12 @@ def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str | in
     )
 
 
-def _linked(text: str) -> str:
-    """Return escaped text; a homepage becomes a link, which nothing follows until it is clicked."""
-    safe = escape(text)
-    if text.startswith("https://"):
-        return f'<a href="{safe}" rel="noreferrer">{safe.removeprefix("https://")}</a>'
-    return safe
+def _cell(cell: str | int | _Link) -> str:
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    if isinstance(cell, _Link) and cell.homepage.startswith("https://"):
+        return f'<a href="{escape(cell.homepage)}" rel="noreferrer">{escape(cell.text)}</a>'
+    return escape(cell.text if isinstance(cell, _Link) else cell)
 
 
 def _section(name: str, heading: str, content: str) -> str:
@@ -330,7 +342,12 @@ def _section(name: str, heading: str, content: str) -> str:
 
 
 def _numbers_section(storage: Storage, manifest: DatasetManifest) -> str:
-    counts = [(source, split, rows) for source, of in sorted(manifest.sources.items()) for split, rows in of.items()]
+    counts = [
+        (source, split, splits[split])
+        for source, splits in sorted(manifest.sources.items())
+        for split in SPLITS
+        if split in splits
+    ]
     rows: list[list[str | int]] = [
         [source, split, of.records, of.samples, of.records - of.samples, f"{of.bytes / 2**20:,.1f} MiB"]
         for source, split, of in counts
@@ -361,19 +378,16 @@ def _numbers_section(storage: Storage, manifest: DatasetManifest) -> str:
         ),
         _table(
             "Licences: what you train on these samples is bound by them",
-            ["source", "dataset", "licence", "homepage"],
-            [[name, *_card(name), text, _homepage(name)] for name, text in sorted(manifest.licenses.items())],
+            ["source", "dataset", "licence"],
+            [[name, _dataset_link(name), text] for name, text in sorted(manifest.licenses.items())],
         ),
     ]
     return _section("numbers", "Numbers", "\n".join(table for table in tables if table))
 
 
-def _card(source: str) -> tuple[str]:
-    return (SOURCE_CARDS[source].title,) if source in SOURCE_CARDS else ("",)
-
-
-def _homepage(source: str) -> str:
-    return SOURCE_CARDS[source].homepage if source in SOURCE_CARDS else ""
+def _dataset_link(source: str) -> _Link:
+    card = SOURCE_CARDS.get(source)  # sources of other packages have none here
+    return _Link(card.title, card.homepage) if card else _Link("", "")
 
 
 def _rejections(storage: Storage, manifest: DatasetManifest) -> Iterator[list[str | int]]:
@@ -458,7 +472,7 @@ def _histograms_section(storage: Storage, dataset: str, manifest: DatasetManifes
     figures = "".join(
         f"<figure><figcaption>{escape(chart.title)}</figcaption>{chart_svg(chart)}</figure>" for chart in charts
     )
-    note = f"<p>Of {len(index):,} samples{'' if len(chosen) == len(shards) else ', drawn at random'}.</p>"
+    note = f"<p>From {len(index):,} samples{'' if len(chosen) == len(shards) else ' of shards drawn at random'}.</p>"
     return _section("histograms", "Quality", f'{note}<div class="charts">{figures}</div>')
 
 
@@ -520,31 +534,32 @@ main,footer{max-width:70rem;margin:0 auto;padding:0 1.25rem}
 header{max-width:70rem;margin:0 auto;padding:2.5rem 1.25rem 0}
 h1{font-size:1rem;font-weight:600;color:var(--quiet);margin:0 0 .4rem}
 .headline{font-size:clamp(1.35rem,1rem + 1.6vw,2rem);line-height:1.25;font-weight:650;letter-spacing:-.01em;
-margin:0;max-width:48rem;text-wrap:balance}
+margin:0;max-width:52rem;color:var(--ink);text-wrap:balance}
 section{margin-top:2.75rem}
 h2{font-size:1.2rem;margin:0 0 .75rem;letter-spacing:-.005em}
 p{margin:0 0 1rem;max-width:48rem;color:var(--quiet)}
 a{color:var(--link)}
 #numbers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1.5rem 2.5rem;
 align-items:start}
-#numbers h2{grid-column:1/-1;margin-bottom:-.5rem}
+#numbers h2,#numbers .scroll:last-child{grid-column:1/-1}
+#numbers h2{margin-bottom:-.5rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding-bottom:.35rem}
 th{font-weight:500;color:var(--quiet)}
 th,td{text-align:left;vertical-align:top;padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--rule)}
 th:last-child,td:last-child{padding-right:0}
-.number{text-align:right}
+.number{text-align:right;white-space:nowrap}
 .total td{font-weight:600;border-bottom:0}
 figure{margin:0}
-.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:1rem .9rem}
+.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(11.5rem,1fr));gap:1.1rem .9rem}
 img{display:block;max-width:100%;height:auto;border-radius:.3rem}
 .samples img{width:100%}
 figcaption{font-size:.8rem;line-height:1.4;color:var(--quiet);margin-top:.35rem;overflow-wrap:anywhere}
 figcaption b{color:var(--ink);font-weight:600}
 .first-hand,.second-hand,.mask{font-weight:600}
 .first-hand{color:var(--second)}.second-hand{color:var(--first)}.mask{color:var(--mask)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1.25rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.25rem}
 .charts figure,.loss{background:var(--card);border:1px solid var(--rule);border-radius:.5rem;padding:.9rem}
 .charts figcaption{margin:0 0 .4rem;font-size:.85rem;font-weight:600;color:var(--ink)}
 .loss{max-width:46rem}
@@ -556,7 +571,8 @@ figcaption b{color:var(--ink);font-weight:600}
 .line.limit{stroke:var(--limit)}.line.grid{stroke:var(--rule)}
 .bar.first{fill:var(--first)}.bar.second{fill:var(--second)}
 footer{margin-top:3rem;padding-bottom:2.5rem;font-size:.8rem;color:var(--quiet);overflow-wrap:anywhere}
-@media(max-width:30rem){header{padding-top:1.5rem}.samples{grid-template-columns:repeat(2,1fr)}
+@media(max-width:30rem){header{padding-top:1.5rem}table{font-size:.8rem}th,td{padding-right:.5rem}
+.samples{grid-template-columns:repeat(2,1fr)}
 .loss .chart text{font-size:15px}}
 @media print{:root{--paper:#fff;--card:#fff}section{break-inside:avoid}}
 """

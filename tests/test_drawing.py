@@ -16,7 +16,7 @@ from handdata.pipeline.drawing import (
     fit,
     tile,
 )
-from handdata.schemas import FLIP_PERMUTATION, SKELETON_EDGES, hand_rows
+from handdata.schemas import FLIP_PERMUTATION, SIDES, SKELETON_EDGES, hand_rows
 
 
 def grey(size: int) -> NDArray[np.uint8]:
@@ -75,7 +75,7 @@ def test_right_hands_are_warm_and_left_hands_are_cool() -> None:
 
     drawn = draw_keypoints(grey(256), keypoints, np.ones(42, dtype=bool)).astype(int)
 
-    for side, warmer in (("right", 1), ("left", -1)):
+    for side, warmer in zip(SIDES, (1, -1), strict=True):
         for finger, colour in enumerate(FINGER_COLOURS[side]):
             tip = hand_rows(side).start + 4 * finger + 4
             x, y = np.round(keypoints[tip]).astype(int)
