@@ -11,12 +11,14 @@ import warnings
 from importlib.metadata import entry_points
 
 from handdata.adapters.base import Adapter
+from handdata.adapters.dexycb import DexYCBAdapter
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.schemas import UnknownSourceError
 
 BUILT_IN: dict[str, type[Adapter]] = {
+    "dexycb": DexYCBAdapter,
     "foundhand10m": FoundHand10MAdapter,
     "hagrid": HagridAdapter,
     "synthetic": SyntheticAdapter,

@@ -1,0 +1,263 @@
+"""DexYCB: a hand grasps YCB objects in front of eight synchronised RealSense cameras.
+
+Layout (https://dex-ycb.github.io, https://github.com/NVlabs/dex-ycb-toolkit)::
+
+    <root>/<date>-subject-<NN>/<sequence>/meta.yml
+    <root>/<date>-subject-<NN>/<sequence>/<serial>/color_<frame>.jpg, labels_<frame>.npz
+    <root>/calibration/intrinsics/<serial>_640x480.yml
+    <root>/calibration/extrinsics_<id>/extrinsics.yml
+
+A label holds ``joint_2d`` (1, 21, 2) pixels and ``joint_3d`` (1, 21, 3) metres in the camera frame, already in
+handdata's joint order and all -1 where the frame has no annotation (such frames are kept, without joints), and ``seg``
+(480, 640), 255 on the hand. A sequence labels one hand, which ``meta.yml`` names; the other one is ``unknown``.
+
+**Splits** are those of setup s0: the position of a sequence among its subject's folders decides, so a subject must be
+unpacked whole. **No timestamps**: the cameras ran at 30 fps, synchronising them dropped frames, and the rate that is
+left was never measured (the authors, https://github.com/NVlabs/handover-sim/issues/14).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import yaml
+from pydantic import ValidationError
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.files import (
+    numbers,
+    read_image_size,
+    read_npz_and_shapes,
+    record_name,
+    rejection,
+    require_finite,
+    resolve_below,
+)
+from handdata.adapters.geometry import Array, intrinsics, invert_rigid, place_hands, place_validity
+from handdata.adapters.mask_formats import read_npz_labels
+from handdata.schemas import (
+    KEYPOINTS_PER_HAND,
+    SIDES,
+    SOURCE_CARDS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    Side,
+    SourceCard,
+    Split,
+    hand_states,
+)
+from handdata.schemas.arrays import BoolArray
+
+SEQUENCES_PER_PARTITION: Final = 10
+MAX_FRAMES: Final = 100_000
+"""Sequences have about 73 frames; a larger number than this is a damaged ``meta.yml``."""
+
+_HAND_LABEL: Final = 255
+_MISSING: Final = -1.0
+_VAL_SUBJECTS: Final = frozenset({"01", "02"})
+"""Of their sequences that are held out, s0 makes val; of the other subjects', test."""
+
+
+class DexYCBAdapter:
+    """Reads any number of subject archives, unpacked into one folder with the calibration archive."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["dexycb"]
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("subject and calibration archives", ("*-subject-*/*/meta.yml", "calibration/intrinsics/*_640x480.yml")),
+    )
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:  # noqa: B008  it is frozen
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield runs of sequences, each of one subject and one split."""
+        found = []
+        for subject in root.glob("*-subject-*"):
+            splits: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
+            for position, folder in enumerate(sorted(path for path in subject.iterdir() if path.is_dir())):
+                splits[_split(subject.name, position)].append(folder.relative_to(root).as_posix())
+            found += [
+                Partition(
+                    name=f"{subject.name}/{split}/{start // SEQUENCES_PER_PARTITION:02d}",
+                    split=split,
+                    paths=tuple(sequences[start : start + SEQUENCES_PER_PARTITION]),
+                )
+                for split, sequences in splits.items()
+                for start in range(0, len(sequences), SEQUENCES_PER_PARTITION)
+            ]
+        yield from sorted(found, key=lambda partition: partition.name)
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield the frames of a partition, sequence by sequence, in the order of frame number and camera."""
+        for relative in partition.paths:
+            try:
+                sequence = _read_sequence(root, relative)
+            except RecordError as error:
+                name = f"{self.card.name}/{partition.split}/{relative}"
+                yield rejection(name, str(root / relative / "meta.yml"), error)
+                continue
+            for frame in range(sequence.frames):
+                for camera in sequence.cameras:
+                    yield _read_frame(root, partition.split, sequence, camera, frame)
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Return where the segmentation says hand.
+
+        Raises:
+            RecordError: ``mask_unreadable``.
+
+        """
+        labels = read_npz_labels(_label_path(Path(record.image_uri)), "seg", (record.width, record.height))
+        return np.asarray(labels == _HAND_LABEL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Camera:
+    serial: str
+    k: Array
+    t_world: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    name: str
+    """Subject folder / sequence folder."""
+    side: Side
+    frames: int
+    cameras: list[_Camera]
+
+
+def _split(subject: str, position: int) -> Split:
+    """Return the split of setup s0, from a sequence's position among the sorted folders of its subject."""
+    if position % 5 != 4:
+        return "train"
+    return "val" if subject.rpartition("-")[2] in _VAL_SUBJECTS else "test"
+
+
+def _label_path(image_path: Path) -> Path:
+    return image_path.with_name(image_path.name.replace("color_", "labels_", 1)).with_suffix(".npz")
+
+
+def _read_sequence(root: Path, relative: str) -> _Sequence:
+    """Return what ``meta.yml`` and the calibration files say of a sequence.
+
+    Raises:
+        RecordError: ``label_missing``, ``label_corrupt``, ``label_not_finite`` or ``path_escapes_root``.
+
+    """
+    path = root / relative / "meta.yml"
+    meta = _read_yaml(path)
+    try:
+        serials = [str(serial) for serial in meta["serials"]]
+        frames = int(meta["num_frames"])
+        (named_side,) = meta["mano_sides"]
+        extrinsics_id = str(meta["extrinsics"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _corrupt(path, f"should name serials, num_frames, extrinsics and one of mano_sides: {error!r}") from None
+    side = next((side for side in SIDES if side == named_side), None)
+    if side is None or not 0 < frames <= MAX_FRAMES or len(set(serials)) != len(serials):
+        raise _corrupt(path, f"has the side {named_side!r}, {frames} frames and the cameras {serials}")
+    for serial in serials:
+        resolve_below(root, serial)
+    calibration = root / "calibration"
+    extrinsics_path = resolve_below(calibration, f"extrinsics_{extrinsics_id}/extrinsics.yml")
+    extrinsics = _read_yaml(extrinsics_path).get("extrinsics")
+    cameras = []
+    for serial in serials:
+        intrinsics_path = calibration / f"intrinsics/{serial}_640x480.yml"
+        colour = _read_yaml(intrinsics_path).get("color")
+        fx, fy, cx, cy = (_number_list(intrinsics_path, colour, name, 1)[0] for name in ("fx", "fy", "ppx", "ppy"))
+        world_t_camera = _number_list(extrinsics_path, extrinsics, serial, 12).reshape(3, 4)
+        try:
+            camera_t_world = invert_rigid(world_t_camera)
+        except ValueError as error:
+            raise _corrupt(extrinsics_path, f"{serial}: {error}") from None
+        cameras.append(_Camera(serial, intrinsics((fx, fy), (cx, cy)), camera_t_world))
+    return _Sequence(relative, side, frames, cameras)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML mapping with all scalars as text.
+
+    Text, because YAML 1.1 takes an unquoted ``20200702_151821`` for an integer. The loader that does so is also the one
+    that ignores tags: extrinsics are tagged ``!!python/tuple``, which safe loaders refuse.
+
+    Raises:
+        RecordError: ``label_missing`` or ``label_corrupt``.
+
+    """
+    try:
+        with path.open("rb") as stream:
+            document = yaml.load(stream, Loader=yaml.BaseLoader)  # noqa: S506  it builds text, lists and mappings only
+    except FileNotFoundError:
+        raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise _corrupt(path, str(error)) from None
+    if not isinstance(document, dict):
+        raise _corrupt(path, "is no mapping")
+    return document
+
+
+def _number_list(path: Path, mapping: object, key: str, count: int) -> Array:
+    """Return the ``count`` finite numbers below a key."""
+    value = mapping.get(key) if isinstance(mapping, dict) else None
+    try:
+        array = np.array(value, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if value is None or array.size != count:
+        raise _corrupt(path, f"{key} should be {count} numbers, is {value!r}")
+    require_finite(path, key, array)
+    return array
+
+
+def _corrupt(path: Path, problem: str) -> RecordError:
+    return RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {problem}")
+
+
+def _read_frame(root: Path, split: Split, sequence: _Sequence, camera: _Camera, frame: int) -> HandRecord | Rejection:
+    image_path = root / sequence.name / camera.serial / f"color_{frame:06d}.jpg"
+    label_path = _label_path(image_path)
+    source = DexYCBAdapter.card.name
+    try:
+        width, height = read_image_size(image_path)
+        arrays, shapes = read_npz_and_shapes(label_path, ("joint_2d", "joint_3d"))
+        if shapes.get("seg", (height, width)) != (height, width):
+            detail = f"{image_path} is {width} x {height}, its segmentation has the shape {shapes['seg']}"
+            raise RecordError(RejectReason.IMAGE_SIZE_MISMATCH, detail)
+        pixels = numbers(label_path, "joint_2d", arrays["joint_2d"], (1, KEYPOINTS_PER_HAND, 2))[0]
+        metres = numbers(label_path, "joint_3d", arrays["joint_3d"], (1, KEYPOINTS_PER_HAND, 3))[0]
+        # Exactly the filler: joints beyond the left and upper border have negative coordinates too.
+        annotated = ~((pixels == _MISSING).all(axis=1) | (metres == _MISSING).all(axis=1))
+        require_finite(label_path, "joint_2d", pixels[annotated])
+        require_finite(label_path, "joint_3d", metres[annotated])
+        valid = place_validity(**{sequence.side: annotated})
+        return HandRecord(
+            source=source,
+            split=split,
+            sequence_id=sequence.name,
+            frame_index=frame,
+            camera_id=camera.serial,
+            subject_id=sequence.name.partition("/")[0],
+            image_uri=str(image_path),
+            width=width,
+            height=height,
+            viewpoint="exo",
+            keypoints_valid=valid,
+            keypoints_2d=place_hands(**{sequence.side: pixels}),
+            hand_state=hand_states(valid, "unknown"),
+            keypoints_3d=place_hands(**{sequence.side: metres}, dimensions=3),
+            camera_k=camera.k,
+            camera_t_world=camera.t_world,
+            has_mask="seg" in shapes,
+            mask_extent="hand" if "seg" in shapes else None,
+        )
+    except ValidationError as error:
+        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {error.errors()[0]['msg']}")
+    except RecordError as error:
+        problem = error
+    return rejection(record_name(source, split, sequence.name, frame, camera.serial), str(image_path), problem)
