@@ -313,7 +313,7 @@ def _smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     losses = np.array([loss for _, loss in curve])
     smoothed = []
     for position, (step, _) in enumerate(curve):
-        reach = min(len(curve) // 20, position, len(curve) - 1 - position)  # one-sided means would lag at the ends
+        reach = min(len(curve) // 20, position)  # at the steep start a one-sided mean would lag
         smoothed.append((step, float(losses[position - reach : position + reach + 1].mean())))
     return smoothed
 

@@ -494,7 +494,7 @@ def _thresholds(manifest: DatasetManifest) -> dict[str, tuple[Literal["below", "
 def _loss_section(curves: LossCurves) -> str:
     if not curves.last_step:
         return ""
-    text = "The training loss, faint as it is and dark as the mean of its neighbours."
+    text = "The training loss: faint as measured, strong as the mean of neighbouring steps."
     if curves.true and curves.permuted:
         text += (
             " The validation losses use the same noise and timesteps, once with the target keypoints of each picture "
