@@ -41,11 +41,6 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def record_name(source: str, split: str, sequence_id: str, frame_index: int = 0, camera_id: str = "0") -> str:
-    """Return the ``record_id`` that a frame has, or would have had if it were not refused."""
-    return f"{source}/{split}/{sequence_id}/{frame_index:06d}-{camera_id}"
-
-
 def rejection(record_id: str, image_uri: str, error: RecordError) -> Rejection:
     """Return the row of the rejected table for a record that ``error`` made unusable."""
     return Rejection(

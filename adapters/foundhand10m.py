@@ -25,7 +25,6 @@ from handdata.adapters.files import (
     read_image_size,
     read_npz,
     read_npz_and_shapes,
-    record_name,
     rejection,
     require_finite,
 )
@@ -40,6 +39,7 @@ from handdata.schemas import (
     Split,
     Viewpoint,
     hand_states,
+    record_name,
 )
 from handdata.schemas.arrays import BoolArray
 
@@ -56,7 +56,7 @@ class FoundHand10MAdapter:
     card: ClassVar[SourceCard] = SOURCE_CARDS["foundhand10m"]
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("packed release", ("*/processed*/*/*/*.npz",)),)
 
-    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:  # noqa: B008  it is frozen
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import is_file, read_image_size, record_name, rejection, require_finite, resolve_below
+from handdata.adapters.files import is_file, read_image_size, rejection, require_finite, resolve_below
 from handdata.adapters.json_stream import stream_items
 from handdata.schemas import (
     KEYPOINT_COUNT,
@@ -46,6 +46,7 @@ from handdata.schemas import (
     Split,
     hand_rows,
     hand_states,
+    record_name,
 )
 from handdata.schemas.arrays import BoolArray
 
@@ -73,7 +74,7 @@ class HagridAdapter:
         Layout("v2 or v2-1M", ("hagrid_annotations/*/*.json",)),
     )
 
-    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:  # noqa: B008  it is frozen
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:

@@ -16,7 +16,6 @@ from handdata.adapters.files import (
     numbers,
     read_image_size,
     read_npz,
-    record_name,
     rejection,
     require_finite,
     resolve_below,
@@ -33,6 +32,7 @@ from handdata.schemas import (
     SourceCard,
     Split,
     hand_states,
+    record_name,
 )
 from handdata.schemas.arrays import BoolArray
 
@@ -45,7 +45,7 @@ class SyntheticAdapter:
     card: ClassVar[SourceCard] = SOURCE_CARDS["synthetic"]
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("handdata synth", (DATASET_FILE,)),)
 
-    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:  # noqa: B008  it is frozen
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:

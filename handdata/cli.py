@@ -310,6 +310,113 @@ def annotate(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: handdata inspect --source hagrid --root /data/hagrid --n 12 --out sheet.png")
+def inspect(
+    source: Annotated[str, typer.Option("--source", "-s", metavar="NAME", help="See `handdata sources`.")],
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The dataset as downloaded.", show_default="<sources root>/<source>"),
+    ] = None,
+    count: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Frames, spread over the dataset.")] = 12,
+    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="The sheet.")] = Path("sheet.png"),
+    mano: Annotated[Path | None, typer.Option(metavar="DIR", help="Your MANO files, where labels need them.")] = None,
+) -> None:
+    """Draw the labels of some frames, to see at one look whether they sit right; nothing is ingested."""
+    from handdata.adapters import AdapterOptions
+    from handdata.adapters.registry import find_adapter
+    from handdata.pipeline.inspection import inspect_source
+    from handdata.pipeline.report import encode_png
+    from handdata.pipeline.storage import Storage
+
+    settings = _settings(mano_dir=mano)
+    sheet = inspect_source(
+        find_adapter(source),
+        root or settings.sources_root / source,
+        count,
+        columns=min(count, 4),
+        options=AdapterOptions(mano_dir=settings.mano_dir),
+    )
+    Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_png(sheet))
+    out.print(f"Look at {out_file.absolute()}")
+
+
+@app.command(epilog="Example: handdata report --out report")
+def report(
+    workspace: Workspace = None,
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page and the picture go.")] = Path(
+        "report"
+    ),
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Show this training run's losses.")] = None,
+) -> None:
+    """Write one page and one contact sheet about the annotated dataset: pictures, numbers, rejections, losses."""
+    from handdata.pipeline.report import read_metrics, write_report
+    from handdata.pipeline.storage import Storage
+
+    storage = Storage(_settings(workspace=workspace).workspace)
+    metrics = read_metrics(storage, run) if run else None
+    files = write_report(storage, out_dir, metrics=metrics)
+    print_table("Report", {"page": files.html, "contact sheet": files.png})
+
+
+@app.command(epilog="Example: handdata train --preset tiny --steps 300")
+def train(
+    preset: Annotated[str, typer.Option(metavar="NAME", help="A row of the table in trainer/presets.py.")] = "tiny",
+    config: Annotated[
+        Path | None, typer.Option(metavar="TOML", help="Settings that replace the preset's, in the same nesting.")
+    ] = None,
+    workspace: Workspace = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="0: on the CPU.", show_default="1 where there is one")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", show_default="the preset's")] = None,
+    run: Annotated[str, typer.Option(metavar="NAME", help="Folder under <workspace>/runs.")] = "default",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's latest checkpoint.")] = False,
+    init: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Start from published FoundHand or ImageNet DiT weights.")
+    ] = None,
+) -> None:
+    """Train the two-frame diffusion transformer on the annotated dataset."""
+    from handdata.pipeline.storage import Storage
+    from handdata.trainer.loop import train as run_train
+    from handdata.trainer.presets import load_preset
+
+    storage = Storage(_settings(workspace=workspace).workspace)
+    chosen = load_preset(preset, config)
+    with ProgressLine(f"Training {preset}", steps or chosen.optimisation.steps, "steps") as progress:
+        summary = run_train(
+            chosen,
+            storage,
+            run,
+            steps=steps,
+            resume=resume,
+            init=init,
+            device=_training_device(gpus),
+            on_step=lambda step, total, loss, rate: progress.set(step, f"loss {loss:.3f}, {rate:.0f} pairs/s", total),
+        )
+    table = {"steps": f"{summary.steps:,}", "checkpoint": summary.checkpoint_url}
+    if summary.loss is not None:
+        table["loss"] = f"{summary.loss:.4f}"
+    if summary.validation is not None:
+        following = summary.validation
+        table["validation loss"] = f"{following.true_loss:.4f}"
+        table["with permuted keypoints"] = f"{following.permuted_loss:.4f}"
+    print_table("Trained", table)
+    out.print("Next: handdata sample gesture-transfer")
+
+
+def _training_device(gpus: int | None) -> str | None:
+    """Return the device for a number of GPUs; without a number the trainer chooses."""
+    import torch
+
+    if gpus is None:
+        return None
+    if gpus > 1:
+        raise UsageError(f"--gpus {gpus}: this version trains in one process", "use --gpus 1 or --gpus 0")
+    if gpus and not torch.cuda.is_available():
+        raise UsageError("--gpus 1 was asked for, this machine has no CUDA GPU", "use --gpus 0")
+    return "cuda" if gpus else "cpu"
+
+
 weights_app = typer.Typer(no_args_is_help=True, help="Model files: list, fetch and verify them.")
 app.add_typer(weights_app, name="weights")
 

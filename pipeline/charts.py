@@ -183,10 +183,10 @@ class LossCurves:
 def read_losses(metrics: Iterable[Mapping[str, object]]) -> LossCurves:
     """Return the curves in the rows of a trainer's ``metrics.jsonl``.
 
-    A row has ``step`` and any of ``loss``, ``val_loss`` and ``val_loss_permuted``; other keys, and numbers that are not
+    A row has ``step`` and any of ``loss``, ``validation_loss`` and ``permuted_loss``; other keys, and numbers not
     finite, are passed over.
     """
-    curves: dict[str, list[tuple[float, float]]] = {"loss": [], "val_loss": [], "val_loss_permuted": []}
+    curves: dict[str, list[tuple[float, float]]] = {"loss": [], "validation_loss": [], "permuted_loss": []}
     for row in metrics:
         step = row.get("step")
         for key, curve in curves.items():

@@ -6,6 +6,7 @@ it to load anything, so that it opens without a network and can be mailed.
 
 import base64
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from handdata.pipeline.drawing import draw_flags, draw_keypoints, draw_mask, fit
 from handdata.pipeline.records import ingested_sources, read_ingest_summary
 from handdata.pipeline.shards import DATASET, Shard, list_shards, read_index, read_manifest, read_row_group
 from handdata.pipeline.storage import Storage
-from handdata.schemas import SIDES, SOURCE_CARDS, SPLITS, DatasetManifest, HandRecord
+from handdata.schemas import SIDES, SOURCE_CARDS, SPLITS, DatasetManifest, HandRecord, UsageError
 from handdata.schemas.arrays import BoolArray, ByteArray
 
 REPORT_PAGE = "report.html"
@@ -113,6 +114,19 @@ def choose_samples(storage: Storage, dataset: str, count: int, seed: int) -> lis
     return sorted(rows, key=lambda row: str(row["sample_id"]))
 
 
+def read_metrics(storage: Storage, run: str) -> list[dict[str, Any]]:
+    """Return the rows of a training run's ``metrics.jsonl``.
+
+    Raises:
+        UsageError: the workspace has no such run.
+
+    """
+    name = f"runs/{run}/metrics.jsonl"
+    if not storage.exists(name):
+        raise UsageError(f"{storage.describe()} has no training run {run!r}", "run `handdata train` first")
+    return [json.loads(line) for line in storage.read_bytes(name).splitlines()]
+
+
 def draw_sample(sample: Mapping[str, Any], size_px: int) -> ByteArray:
     """Return the (size_px, size_px, 3) picture of a row of an annotated shard, with all that is known of it drawn.
 
@@ -183,8 +197,8 @@ def write_report(
         storage: the workspace.
         target: folder for the two files; it is created.
         dataset: folder of the dataset in the workspace.
-        metrics: rows of a training run's ``metrics.jsonl``: ``step`` with ``loss``, ``val_loss``,
-            ``val_loss_permuted``, whichever are there.
+        metrics: rows of a training run's ``metrics.jsonl``: ``step`` with ``loss``, ``validation_loss``,
+            ``permuted_loss``, whichever are there.
         generated: grid of generated hands, as a PNG file or as RGB pixels.
         title: of the page.
 
@@ -213,7 +227,7 @@ def write_report(
     )
     folder = Storage(target)
     folder.write_bytes(REPORT_PAGE, page.encode())
-    folder.write_bytes(CONTACT_SHEET, _png(_whole_sheet(samples, curves, grid)))
+    folder.write_bytes(CONTACT_SHEET, encode_png(_whole_sheet(samples, curves, grid)))
     return ReportFiles(html=folder.describe(REPORT_PAGE), png=folder.describe(CONTACT_SHEET))
 
 
@@ -244,7 +258,8 @@ def _read_picture(picture: Path | ByteArray) -> ByteArray:
     return np.array(Image.open(picture).convert("RGB")) if isinstance(picture, Path) else picture
 
 
-def _png(picture: ByteArray) -> bytes:
+def encode_png(picture: ByteArray) -> bytes:
+    """Return RGB pixels as the bytes of a PNG file."""
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "PNG")
     return stream.getvalue()
@@ -517,7 +532,7 @@ def _generated_section(grid: ByteArray | None) -> str:
     return _section(
         "generated",
         "Generated hands",
-        f'<figure class="generated"><img src="{_data_uri("png", _png(grid))}" width="{width}" height="{height}" '
+        f'<figure class="generated"><img src="{_data_uri("png", encode_png(grid))}" width="{width}" height="{height}" '
         'alt="Grid of hands that the trained model generated"></figure>',
     )
 

@@ -110,7 +110,12 @@ class HandRecord(BaseModel):
     @property
     def record_id(self) -> str:
         """Unique name of the record; opaque, never parsed."""
-        return f"{self.source}/{self.split}/{self.sequence_id}/{self.frame_index:06d}-{self.camera_id}"
+        return record_name(self.source, self.split, self.sequence_id, self.frame_index, self.camera_id)
+
+
+def record_name(source: str, split: str, sequence_id: str, frame_index: int = 0, camera_id: str = "0") -> str:
+    """Return the ``record_id`` of a frame, also of one that is refused before it becomes a record."""
+    return f"{source}/{split}/{sequence_id}/{frame_index:06d}-{camera_id}"
 
 
 RECORD_SCHEMA: Final = pa.schema(

@@ -64,7 +64,7 @@ class DoubledAdapter:
     card: ClassVar[SourceCard] = SOURCE_CARDS["synthetic"].model_copy(update={"name": "doubled"})
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("any", ("*",)),)
 
-    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:  # noqa: B008 - frozen
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         pass
 
     def partitions(self, root: Path) -> Iterator[Partition]:

@@ -155,7 +155,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 METRICS = [
     *({"step": step, "loss": 1 / (1 + step / 40), "samples_per_second": 30.0} for step in range(1, 301)),
-    *({"step": step, "val_loss": 0.2, "val_loss_permuted": 0.25} for step in (100, 200, 300)),
+    *({"step": step, "validation_loss": 0.2, "permuted_loss": 0.25} for step in (100, 200, 300)),
 ]
 GRID = np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (32, 1, 3))
 
@@ -412,10 +412,10 @@ def test_losses_are_read_from_whatever_keys_are_there() -> None:
     rows: list[dict[str, object]] = [
         {"step": 2, "loss": 0.5, "lr": 1},
         {"step": 1, "loss": 0.7},
-        {"step": 2, "val_loss": 0.4},
+        {"step": 2, "validation_loss": 0.4},
         {"note": "x"},
     ]
-    rows += [{"step": 3, "loss": float("nan")}, {"step": 2, "val_loss_permuted": 0.5}]
+    rows += [{"step": 3, "loss": float("nan")}, {"step": 2, "permuted_loss": 0.5}]
 
     curves = read_losses(rows)
 
@@ -430,7 +430,7 @@ def test_losses_are_read_from_whatever_keys_are_there() -> None:
     [
         [{"step": 1, "loss": 0.5}],
         [{"step": 0, "loss": 0.5}],
-        [{"step": 5, "val_loss": 0.3}],
+        [{"step": 5, "validation_loss": 0.3}],
         [{"step": 1, "loss": -0.5}, {"step": 2, "loss": 0.0}],
         [{"step": step, "loss": 0.3} for step in range(5000)],
         [{"step": step, "loss": 10.0**-step} for step in range(9)],

@@ -4,9 +4,13 @@ One frozen pydantic model a part; unknown keys are refused. This module imports 
 show and check settings at once. What a run was trained with is embedded in its checkpoints as ``Preset.model_dump()``.
 """
 
-from typing import Annotated, Final, Literal, Self
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from handdata.schemas import UsageError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -171,3 +175,39 @@ PRESETS: Final[dict[str, Preset]] = {
     "foundhand-xl": _foundhand(hidden_size=1152, depth=28, num_heads=16),
 }
 """Presets by the name that ``handdata train --preset`` takes."""
+
+
+def load_preset(name: str, changes: Path | None = None) -> Preset:
+    """Return a preset of the table, with the settings that a TOML file changes.
+
+    The file nests like ``Preset``: ``[optimisation]`` with ``learning_rate = 1e-4``, and so on.
+
+    Raises:
+        UsageError: there is no such preset, or the file does not parse or names an unknown or wrong setting.
+
+    """
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}", f"there are {', '.join(PRESETS)}")
+    if changes is None:
+        return PRESETS[name]
+    try:
+        document = tomllib.loads(changes.read_text())
+        return Preset.model_validate(_merged(PRESETS[name].model_dump(), document))
+    except OSError as error:
+        raise UsageError(f"cannot read {changes}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{changes} is not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"{changes}, setting {where}: {first['msg']}", "trainer/presets.py lists the settings"
+        ) from None
+
+
+def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
