@@ -30,7 +30,6 @@ from handdata.adapters.files import (
     numbers,
     read_image_size,
     read_npz_and_shapes,
-    record_name,
     rejection,
     require_finite,
     resolve_below,
@@ -49,6 +48,7 @@ from handdata.schemas import (
     SourceCard,
     Split,
     hand_states,
+    record_name,
 )
 from handdata.schemas.arrays import BoolArray
 
@@ -70,7 +70,7 @@ class DexYCBAdapter:
         Layout("subject and calibration archives", ("*-subject-*/*/meta.yml", "calibration/intrinsics/*_640x480.yml")),
     )
 
-    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:  # noqa: B008  it is frozen
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:

@@ -84,6 +84,24 @@ def stream_list(path: Path, *prefix: str) -> Iterator[Any]:
             yield scanner.value()
 
 
+def stream_list_part(path: Path, start: int, stop: int) -> Iterator[Any]:
+    """Yield the elements of a JSON list that begin at bytes ``start`` (an element's first byte) to ``stop``.
+
+    So that several workers share a list: each reads on from its own first element until the next one's.
+
+    Raises:
+        RecordError: as ``stream_items``.
+
+    """
+    with _open(path) as stream:
+        stream.seek(start)
+        scanner = _Scanner(path, stream)
+        while scanner.offset() < stop:
+            yield scanner.value()
+            if scanner.closes_list():
+                return
+
+
 def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
@@ -101,11 +119,11 @@ class _Scanner:
         self._stream = stream
         self._window = b""
         self._position = 0  # in the window
-        self._window_start = 0  # in the file
+        self._window_start = stream.tell()  # in the file
         self._ended = False
         while len(self._window) < len(_UTF8_BYTE_ORDER_MARK) and self._refill():
             pass
-        if self._window.startswith(_UTF8_BYTE_ORDER_MARK):
+        if self._window_start == 0 and self._window.startswith(_UTF8_BYTE_ORDER_MARK):
             self._position = len(_UTF8_BYTE_ORDER_MARK)
 
     def enter(self, prefix: tuple[str, ...]) -> None:
@@ -141,8 +159,17 @@ class _Scanner:
             return
         while True:
             yield
-            if self._take(b",", b"]") == b"]":
+            if self.closes_list():
                 return
+
+    def closes_list(self) -> bool:
+        """Move past the comma or bracket that follows a list's element; True where it is the bracket."""
+        return self._take(b",", b"]") == b"]"
+
+    def offset(self) -> int:
+        """Return the byte of the file at which the next value begins."""
+        self._peek()
+        return self._window_start + self._position
 
     def value(self) -> Any:
         """Parse the value here and move past it."""

@@ -14,6 +14,7 @@ from handdata.adapters.base import Adapter
 from handdata.adapters.dexycb import DexYCBAdapter
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
+from handdata.adapters.interhand26m import InterHand26MAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.schemas import UnknownSourceError
 
@@ -21,6 +22,7 @@ BUILT_IN: dict[str, type[Adapter]] = {
     "dexycb": DexYCBAdapter,
     "foundhand10m": FoundHand10MAdapter,
     "hagrid": HagridAdapter,
+    "interhand26m": InterHand26MAdapter,
     "synthetic": SyntheticAdapter,
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from fixtures_dexycb import write_dexycb
 from fixtures_foundhand10m import write_foundhand10m
 from fixtures_hagrid import write_hagrid_v1, write_hagrid_v2
+from fixtures_interhand26m import write_interhand26m
 
 from handdata.adapters.synthesis.dataset import write_dataset
 
@@ -47,5 +48,6 @@ ADAPTER_FIXTURES = [
     AdapterFixture("foundhand10m", write_foundhand10m, records=10, rejections=1),
     AdapterFixture("hagrid", write_hagrid_v1, records=4, rejections=1, variant="v1"),
     AdapterFixture("hagrid", write_hagrid_v2, records=6, variant="v2"),
+    AdapterFixture("interhand26m", write_interhand26m, records=20, rejections=1),
     AdapterFixture("synthetic", _write_synthetic, records=12),
 ]

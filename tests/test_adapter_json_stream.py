@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handdata.adapters import json_stream
-from handdata.adapters.json_stream import stream_items, stream_list, stream_nested_items
+from handdata.adapters.json_stream import stream_items, stream_list, stream_list_part, stream_nested_items
 from handdata.schemas.errors import RecordError, RejectReason
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=8)
@@ -140,6 +140,23 @@ def test_what_is_not_json_is_refused_with_its_place(tmp_path: Path, content: byt
         list(stream_items(path))
     assert caught.value.reason is RejectReason.LABEL_CORRUPT
     assert problem in caught.value.detail
+
+
+@settings(deadline=None, max_examples=40)
+@given(content=st.lists(VALUES, min_size=1, max_size=6), data=st.data(), pretty=st.booleans())
+def test_workers_that_share_a_list_read_each_element_once(
+    folder: Path, content: list[Any], data: st.DataObject, pretty: bool
+) -> None:
+    before, separator = '{"other": 1, "list": [', " ,\n " if pretty else ","
+    texts = [json.dumps(value) for value in content]
+    path = folder / "labels.json"
+    path.write_text(before + separator.join(texts) + "]}", encoding="utf-8")
+    starts = [len(before + "".join(text + separator for text in texts[:count])) for count in range(len(texts))]
+    cuts = sorted(data.draw(st.sets(st.sampled_from(starts))) | {starts[0]})
+    ends = [*cuts[1:], path.stat().st_size]
+    with tiny_blocks():
+        parts = [list(stream_list_part(path, start, end)) for start, end in zip(cuts, ends, strict=True)]
+    assert sum(parts, []) == content
 
 
 def test_a_missing_file_and_a_missing_key_are_told_apart(tmp_path: Path) -> None:

@@ -1,0 +1,424 @@
+"""InterHand2.6M v1.0, at 5 or 30 fps: single and interacting hands in a studio of about a hundred cameras.
+
+Layout (https://mks0601.github.io/InterHand2.6M/, https://github.com/facebookresearch/InterHand2.6M)::
+
+    images/<split>/Capture<N>/<sequence>/cam<camera>/image<frame>.jpg
+    annotations/<split>/InterHand2.6M_<split>_data.json       {"images": [...], "annotations": [...]}, one to one
+    annotations/<split>/InterHand2.6M_<split>_camera.json     {capture: {campos|camrot|focal|princpt: {camera: ...}}}
+    annotations/<split>/InterHand2.6M_<split>_joint_3d.json   {capture: {frame: {world_coord, joint_valid, ...}}}
+
+``images`` may lie one folder deeper, where its archive is unpacked (``InterHand2.6M_5fps_batch1/images``). Lengths are
+millimetres; X_camera = camrot (X_world - campos). A finger's joints are stored from tip to palm, the wrist last, the
+right hand first. A joint is valid where both the frame (``joint_3d``) and the image (``data``) say so; a hand without
+valid joints is ``unknown``, whatever ``hand_type`` says, for images with two hands are labelled for one (issues 99,
+113). Frame numbers are those of the recording: ``timestamp_s`` counts from the start of the capture's clock.
+
+**A gigabyte of labels, many workers.** The two lists of ``data.json`` run in step. Each partition takes a range of
+bytes of the list ``images``, searches (without parsing) the annotation of its first image, and reads both lists from
+there. Of ``joint_3d.json``, smaller by the number of cameras, it keeps the captures that it meets.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Final
+
+import numpy as np
+from pydantic import ValidationError
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.capture_clock import recorded_hz
+from handdata.adapters.files import read_image_size, rejection, require_finite, resolve_below
+from handdata.adapters.geometry import (
+    Array,
+    camera_t_world_at,
+    intrinsics,
+    metres_from_millimetres,
+    project,
+    transform_points,
+)
+from handdata.adapters.json_stream import stream_items, stream_list, stream_list_part
+from handdata.schemas import (
+    KEYPOINT_COUNT,
+    SOURCE_CARDS,
+    SPLITS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    SourceCard,
+    hand_states,
+    record_name,
+)
+from handdata.schemas.arrays import BoolArray
+
+PARTITION_BYTES: Final = 64 << 20
+"""Of ``data.json``, about 120,000 records."""
+MAX_PARTITIONS: Final = 32
+"""Of a split: each partition searches the file once, which must stay a small share of the work."""
+
+_HAND_ORDER: Final = (20, 3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12, 19, 18, 17, 16)
+_ORDER: Final = np.array([*_HAND_ORDER, *(row + 21 for row in _HAND_ORDER)])
+"""Row in the dataset of each of the 42 keypoints."""
+
+_SEARCH_BYTES = 1 << 20
+_LONGEST_MATCH = 256
+_LONGEST_ANNOTATION = 1 << 16
+
+
+class InterHand26MAdapter:
+    """Reads the 5 fps and the 30 fps release, whole or only some splits."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["interhand26m"]
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("v1.0", ("annotations/*/InterHand2.6M_*_data.json", "images/*/Capture*")),
+        Layout("v1.0, images a folder deeper", ("annotations/*/InterHand2.6M_*_data.json", "*/images/*/Capture*")),
+    )
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield ranges of each split's label file, by its size alone."""
+        for split in sorted(SPLITS):
+            labels = [
+                f"annotations/{split}/InterHand2.6M_{split}_{kind}.json" for kind in ("data", "camera", "joint_3d")
+            ]
+            if (root / labels[0]).is_file():
+                size = (root / labels[0]).stat().st_size
+                parts = min(MAX_PARTITIONS, 1 + size // PARTITION_BYTES)
+                for part in range(parts):
+                    yield Partition(f"{split}/{part:02d}", split, tuple(labels), selection=f"{part}/{parts}")
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield the images of a partition in the order of the label file."""
+        data_path, camera_path, joints_path = (root / relative for relative in partition.paths)
+        images = _images_folder(root) / partition.split
+        part, parts = (int(number) for number in partition.selection.split("/"))
+        try:
+            captures = _Captures(camera_path, joints_path)
+            for number, (image, valid) in enumerate(_labelled_images(data_path, part, parts)):
+                yield _read_image(images, partition, captures, number, image, valid)
+        except RecordError as error:
+            yield rejection(f"{self.card.name}/{partition.split}/{partition.selection}", str(data_path), error)
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Raise: the dataset has no masks.
+
+        Raises:
+            RecordError: ``mask_unreadable``, always.
+
+        """
+        raise RecordError(RejectReason.MASK_UNREADABLE, f"interhand26m has no masks, asked for {record.image_uri}")
+
+
+def _images_folder(root: Path) -> Path:
+    folders = [root / "images", *sorted(root.glob("*/images"))]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+# ---------------------------------------------------------------------------------------------------- data.json
+
+_Valid = BoolArray | RecordError
+
+
+def _labelled_images(path: Path, part: int, parts: int) -> Iterator[tuple[Any, _Valid]]:
+    """Yield each entry of a part of ``images`` with the (42,) ``joint_valid`` of its annotation, or what is wrong.
+
+    Raises:
+        RecordError: ``label_missing`` or ``label_corrupt``: the file ends the part here.
+
+    """
+    try:
+        with path.open("rb") as stream:
+            start, stop, annotations_at = _part_of_images(path, stream, part, parts)
+            images = stream_list_part(path, start, stop)
+            first = next(images, None)
+            if first is None:
+                return
+            annotation_start = _find_annotation(stream, first, annotations_at)
+    except OSError as error:
+        reason = RejectReason.LABEL_MISSING if isinstance(error, FileNotFoundError) else RejectReason.LABEL_CORRUPT
+        raise RecordError(reason, f"{path}: {error.strerror}") from None
+    annotations = (
+        iter(()) if annotation_start is None else stream_list_part(path, annotation_start, path.stat().st_size)
+    )
+    entries = chain([first], images)
+    for image in entries:
+        annotation = next(annotations, None)
+        if _id(image, "id") is None or _id(image, "id") != _id(annotation, "image_id"):
+            yield from _joined_by_id(path, [image, *entries])
+            return
+        yield image, _joint_valid(path, annotation)
+
+
+def _joined_by_id(path: Path, images: list[Any]) -> Iterator[tuple[Any, _Valid]]:
+    """Yield the images with their annotations where the lists are not in step: slow, and holds the part in memory."""
+    wanted = {_id(image, "id") for image in images} - {None}
+    found: dict[int, _Valid] = {}
+    for annotation in stream_list(path, "annotations"):
+        image_id = _id(annotation, "image_id")
+        if image_id in wanted and image_id is not None:
+            found.setdefault(image_id, _joint_valid(path, annotation))
+    for image in images:
+        image_id = _id(image, "id")
+        missing = RecordError(RejectReason.LABEL_MISSING, f"{path}: image {image_id} has no annotation")
+        yield image, missing if image_id is None else found.get(image_id, missing)
+
+
+def _id(entry: Any, key: str) -> int | None:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if isinstance(value, int) else None
+
+
+def _joint_valid(path: Path, annotation: Any) -> _Valid:
+    try:
+        return _flags(annotation["joint_valid"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        detail = f"{path}: annotation of image {annotation['image_id']}: joint_valid should be 42 flags"
+        return RecordError(RejectReason.LABEL_CORRUPT, detail)
+
+
+def _flags(values: Any) -> BoolArray:
+    """Return (42,) booleans in handdata's order from 42 numbers, or lists of one, in the dataset's."""
+    numbers = np.array(values, dtype=np.float64).reshape(KEYPOINT_COUNT)
+    return np.asarray(numbers[_ORDER] != 0)
+
+
+def _part_of_images(path: Path, stream: BinaryIO, part: int, parts: int) -> tuple[int, int, int]:
+    """Return the bytes at which this part's entries of ``images`` begin and end, and those of ``annotations`` begin.
+
+    Entries hold no braces but their own, so that one begins at each opening brace. The list ends where the list
+    ``annotations`` begins, if that follows.
+    """
+    images_at = _find(stream, re.compile(rb'"images"\s*:\s*\['), 0)
+    if images_at is None:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} has no list 'images'")
+    annotations_at = _find(stream, re.compile(rb'"annotations"\s*:\s*\['), images_at)
+    end = stream.seek(0, 2) if annotations_at is None else annotations_at
+    cuts = [images_at + (end - images_at) * number // parts for number in (part, part + 1)]
+    starts = [_find(stream, re.compile(rb"\{"), cut) if cut < end else end for cut in cuts]
+    start, stop = (end if at is None else min(at, end) for at in starts)
+    return start, stop, annotations_at or 0
+
+
+def _find_annotation(stream: BinaryIO, image: Any, start: int) -> int | None:
+    """Return the byte at which the annotation of an image begins, searching from ``start`` on."""
+    image_id = _id(image, "id")
+    if image_id is None:
+        return None
+    at = _find(stream, re.compile(rb'"image_id"\s*:\s*%d\s*[,}]' % image_id), start)
+    if at is None:
+        return None
+    before = max(0, at - _LONGEST_ANNOTATION)
+    stream.seek(before)
+    brace = stream.read(at - before).rfind(b"{")
+    return before + brace if brace >= 0 else None
+
+
+def _find(stream: BinaryIO, pattern: re.Pattern[bytes], start: int) -> int | None:
+    """Return the byte at which a pattern first matches, from ``start`` on; about a gigabyte a second."""
+    stream.seek(start)
+    window, position = b"", start
+    while block := stream.read(_SEARCH_BYTES):
+        kept = window[-_LONGEST_MATCH:]
+        window = kept + block
+        if match := pattern.search(window):
+            return position - len(kept) + match.start()
+        position += len(block)
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------- captures
+
+
+@dataclass(frozen=True, slots=True)
+class _Pose:
+    """What ``joint_3d.json`` says of one moment, in handdata's order."""
+
+    world_m: Array
+    valid: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Camera:
+    k: Array
+    t_world: Array
+
+
+class _Captures:
+    """Cameras and poses of a split, read as they are asked for."""
+
+    def __init__(self, camera_path: Path, joints_path: Path) -> None:
+        self._camera_path = camera_path
+        self._joints_path = joints_path
+        self._camera_labels: dict[str, Any] = dict(stream_items(camera_path))
+        self._cameras: dict[tuple[str, str], _Camera] = {}
+        self._poses: dict[str, dict[str, _Pose | RecordError]] = {}
+        self._problems: dict[str, RecordError] = {}
+        self._hz: dict[str, int | None] = {}
+
+    def camera(self, capture: str, camera: str) -> _Camera:
+        """Return a camera of a capture.
+
+        Raises:
+            RecordError: ``label_missing``, ``label_corrupt`` or ``label_not_finite``.
+
+        """
+        key = (capture, camera)
+        if key not in self._cameras:
+            self._cameras[key] = self._read_camera(capture, camera)
+        return self._cameras[key]
+
+    def pose(self, capture: str, frame: int) -> _Pose:
+        """Return the joints of a moment.
+
+        Raises:
+            RecordError: ``label_missing``, ``label_corrupt`` or ``label_not_finite``.
+
+        """
+        self._read_poses(capture)
+        pose = self._poses[capture].get(str(frame), self._problems.get(capture))
+        if pose is None:
+            detail = f"{self._joints_path} has no frame {frame} of capture {capture}"
+            raise RecordError(RejectReason.LABEL_MISSING, detail)
+        if isinstance(pose, RecordError):
+            raise pose
+        return pose
+
+    def recorded_hz(self, capture: str) -> int | None:
+        """Return how many frame numbers of a capture make a second."""
+        self._read_poses(capture)
+        return self._hz[capture]
+
+    def _read_camera(self, capture: str, camera: str) -> _Camera:
+        where = f"{self._camera_path}: capture {capture}, camera {camera}"
+        shapes = {"campos": (3,), "camrot": (3, 3), "focal": (2,), "princpt": (2,)}
+        values = {}
+        for name, shape in shapes.items():
+            try:
+                value = self._camera_labels[capture][name][camera]
+            except (KeyError, TypeError):
+                raise RecordError(RejectReason.LABEL_MISSING, f"{where} has no {name}") from None
+            try:
+                values[name] = np.array(value, dtype=np.float64).reshape(shape)
+            except (TypeError, ValueError, OverflowError):
+                detail = f"{where}: {name} should be numbers of shape {shape}, is {value!r}"
+                raise RecordError(RejectReason.LABEL_CORRUPT, detail) from None
+            require_finite(where, name, values[name])
+        return _Camera(
+            k=intrinsics(values["focal"].tolist(), values["princpt"].tolist()),
+            t_world=camera_t_world_at(values["camrot"], metres_from_millimetres(values["campos"])),
+        )
+
+    def _read_poses(self, capture: str) -> None:
+        if capture in self._poses:
+            return
+        poses: dict[str, _Pose | RecordError] = {}
+        self._poses[capture] = poses
+        try:
+            for frame, label in stream_items(self._joints_path, capture):
+                poses[frame] = self._read_pose(f"{self._joints_path}: capture {capture}, frame {frame}", label)
+        except RecordError as error:  # the poses before the fault are good
+            self._problems[capture] = error
+        self._hz[capture] = recorded_hz(int(frame) for frame in poses if frame.isdecimal())
+
+    def _read_pose(self, where: str, label: Any) -> _Pose | RecordError:
+        try:
+            world = metres_from_millimetres(label["world_coord"]).reshape(KEYPOINT_COUNT, 3)[_ORDER]
+            valid = _flags(label["joint_valid"])
+            require_finite(where, "world_coord", world[valid])
+            world[~valid] = 0  # the filler is 1, 1, 1, sometimes a real looking point
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            detail = f"{where}: world_coord should be 42 points and joint_valid 42 flags: {error!r}"
+            return RecordError(RejectReason.LABEL_CORRUPT, detail)
+        except RecordError as error:
+            return error
+        return _Pose(world, valid)
+
+
+# ---------------------------------------------------------------------------------------------------- one image
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An entry of ``images``."""
+
+    file_name: str
+    size: tuple[int, int]
+    capture: str
+    sequence: str
+    camera: str
+    frame: int
+    subject: str | None
+
+
+def _parse_image(where: str, entry: Any) -> _Image:
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    try:
+        image = _Image(
+            file_name=fields["file_name"],
+            size=(fields["width"], fields["height"]),
+            capture=str(fields["capture"]),
+            sequence=f"Capture{fields['capture']}/{fields['seq_name']}",
+            camera=str(fields["camera"]),
+            frame=fields["frame_idx"],
+            subject=None if fields.get("subject") is None else str(fields["subject"]),
+        )
+    except KeyError as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no {error}: {entry!r}") from None
+    if not isinstance(image.file_name, str) or not isinstance(image.frame, int) or not 0 <= image.frame < 2**31:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no file_name or no frame_idx: {entry!r}")
+    return image
+
+
+def _read_image(
+    images: Path, partition: Partition, captures: _Captures, number: int, entry: Any, image_valid: _Valid
+) -> HandRecord | Rejection:
+    """Return one entry of ``images``, the ``number``-th of its partition, as a record or a rejection."""
+    source, split = InterHand26MAdapter.card.name, partition.split
+    where = f"{partition.paths[0]}, entry {number} of part {partition.selection}"
+    name, image_uri = f"{source}/{split}/{partition.selection}/{number}", str(images)
+    try:
+        image = _parse_image(where, entry)
+        name = record_name(source, split, image.sequence, image.frame, image.camera)
+        image_uri = f"{images}/{image.file_name}"
+        image_path = resolve_below(images, image.file_name)
+        if isinstance(image_valid, RecordError):
+            raise image_valid
+        width, height = read_image_size(image_path)
+        if (width, height) != image.size:
+            detail = f"{image_path} is {width} x {height}, its labels are for {image.size[0]} x {image.size[1]}"
+            raise RecordError(RejectReason.IMAGE_SIZE_MISMATCH, detail)
+        pose = captures.pose(image.capture, image.frame)
+        camera = captures.camera(image.capture, image.camera)
+        points = transform_points(camera.t_world, pose.world_m)
+        keypoints = project(points, camera.k)
+        valid = pose.valid & image_valid & np.isfinite(keypoints[:, 0])
+        hz = captures.recorded_hz(image.capture)
+        return HandRecord(
+            source=source,
+            split=split,
+            sequence_id=image.sequence,
+            frame_index=image.frame,
+            camera_id=image.camera,
+            timestamp_s=None if hz is None else image.frame / hz,
+            subject_id=image.subject,
+            image_uri=str(image_path),
+            width=width,
+            height=height,
+            viewpoint="exo",
+            keypoints_valid=valid,
+            keypoints_2d=keypoints,
+            hand_state=hand_states(valid, "unknown"),
+            keypoints_3d=points,
+            camera_k=camera.k,
+            camera_t_world=camera.t_world,
+        )
+    except ValidationError as error:
+        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{where}: {error.errors()[0]['msg']}")
+    except RecordError as error:
+        problem = error
+    return rejection(name, image_uri, problem)
