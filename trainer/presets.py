@@ -86,6 +86,9 @@ class OptimisationConfig(Config):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Longer gradients are shortened to this."""
+    min_snr_gamma: float | None = Field(default=None, gt=0)
+    """Timesteps whose signal-to-noise ratio is above this weigh gamma / ratio in the loss, the others 1 (Hang et al.
+    2023, Min-SNR, section 3.4); None: all weigh 1, as published."""
     seed: int = Field(default=0, ge=0)
     """Of the first weights, the order of pairs, noise and dropout."""
 
