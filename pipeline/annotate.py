@@ -12,7 +12,6 @@ from typing import Protocol, TypeVar
 import cv2
 import numpy as np
 
-from handdata.adapters import Adapter
 from handdata.pipeline.crop import CropSquare, require_in_picture, square_around
 from handdata.pipeline.detector import HandDetector
 from handdata.pipeline.frames import open_frames
@@ -75,7 +74,8 @@ class Annotator:
     """All that annotating a unit needs.
 
     Args:
-        adapter: of the unit's source, for its masks.
+        open_mask: opens the dataset's own mask of a record, as ``Adapter.open_mask`` does.
+        license: of the data.
         settings: what to do.
         annotator_hash: of the settings and model files.
         detector: MediaPipe; None where the policy never asks it.
@@ -83,7 +83,8 @@ class Annotator:
 
     """
 
-    adapter: Adapter
+    open_mask: Callable[[HandRecord], BoolArray]
+    license: str
     settings: AnnotateSettings
     annotator_hash: str
     detector: HandDetector | None
@@ -194,7 +195,7 @@ class Annotator:
         if not record.has_mask or self.settings.masks not in ("auto", "dataset"):
             return None
         try:
-            mask = self.adapter.open_mask(record)
+            mask = self.open_mask(record)
             if mask.shape != (record.height, record.width):
                 raise RecordError(
                     RejectReason.MASK_UNREADABLE,
@@ -275,7 +276,7 @@ class Annotator:
             camera_model=record.camera_model,
             camera_dist=record.camera_dist,
             camera_t_world=record.camera_t_world,
-            license=self.adapter.card.license,
+            license=self.license,
             image=EncodedImage(bytes=_encode_jpeg(crop.image, settings.jpeg_quality)),
             hand_mask=None if mask is None else EncodedImage(bytes=_encode_png(mask)),
             keypoints_2d=crop.keypoints,

@@ -332,8 +332,10 @@ class AnnotateWorker:
 
     def annotate(self, unit: PlannedUnit) -> UnitMarker:
         """Annotate and commit one unit."""
+        adapter = find_adapter(unit.source)(AdapterOptions())
         annotator = Annotator(
-            adapter=find_adapter(unit.source)(AdapterOptions()),
+            open_mask=adapter.open_mask,
+            license=adapter.card.license,
             settings=self._settings,
             annotator_hash=self._annotator_hash,
             detector=self._detector,
