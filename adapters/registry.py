@@ -16,6 +16,7 @@ from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.interhand26m import InterHand26MAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.adapters.wlasl import WlaslAdapter
 from handdata.schemas import UnknownSourceError
 
 BUILT_IN: dict[str, type[Adapter]] = {
@@ -24,6 +25,7 @@ BUILT_IN: dict[str, type[Adapter]] = {
     "hagrid": HagridAdapter,
     "interhand26m": InterHand26MAdapter,
     "synthetic": SyntheticAdapter,
+    "wlasl": WlaslAdapter,
 }
 
 

@@ -1,0 +1,175 @@
+"""WLASL (Word-Level American Sign Language): short videos of one signer who faces the camera, one sign each.
+
+Layout, after the start kit of https://github.com/dxli94/WLASL has run (or a mirror of its result)::
+
+    <root>/WLASL_v0.3.json
+    <root>/videos/<video_id>.mp4
+
+The label file is a list of ``{"gloss": ..., "instances": [{"video_id", "split", "signer_id", "frame_start",
+"frame_end", "bbox", "url", ...}, ...]}``. There are no joints and no masks; both hands are ``unknown``. Every frame
+of a clip is a record, numbered in presentation order from 0.
+
+**The clips are cut already** (``start_kit/preprocess.py``), so ``frame_start`` and ``frame_end`` are not applied
+again: they count in the source video.
+
+**Timestamps** are the file's own. From YouTube the start kit takes frames at the source's rate and writes them at 25
+frames per second, whatever that rate was; the true times of such a clip are lost, so it has none.
+
+**The person's box** holds for the source's resolution. It is kept as a hint (``extra["person_box_xyxy_px"]``) unless
+it cannot belong to this file: the authors' own pre-processed clips are 256 x 256.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.files import rejection, resolve_below
+from handdata.adapters.json_stream import stream_list
+from handdata.adapters.video import VideoInfo, video_info
+from handdata.schemas import (
+    KEYPOINT_COUNT,
+    SOURCE_CARDS,
+    SPLITS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    SourceCard,
+    Split,
+    record_name,
+)
+from handdata.schemas.arrays import BoolArray
+
+CLIPS_PER_PARTITION: Final = 300
+"""About 18,000 frames."""
+
+_LABELS: Final = "WLASL_v0.3.json"
+_START_KIT_RATE: Final = Fraction(25)
+_AUTHORS_SIZE: Final = (256, 256)
+
+
+class WlaslAdapter:
+    """Reads the clips that are there; the labels name many that have vanished from the web."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["wlasl"]
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("start kit, after preprocess.py", (_LABELS, "videos/*.mp4")),)
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield blocks of clips of each split; the label file says only later which clips are in a block."""
+        clips = sum(1 for _ in (root / "videos").glob("*.mp4"))
+        blocks = max(1, math.ceil(clips / CLIPS_PER_PARTITION))
+        for split in sorted(SPLITS):
+            for block in range(blocks):
+                yield Partition(f"{split}/{block:04d}", split, (_LABELS, "videos"), f"{block}/{blocks}")
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield all frames of a block's clips, clip by clip in the order of the label file, which is streamed."""
+        block, blocks = map(int, partition.selection.split("/"))
+        labels = root / _LABELS
+        is_first = partition.split == "train" and block == 0  # what belongs to no clip is reported there, once
+        try:
+            for number, entry in enumerate(stream_list(labels)):
+                instances = entry.get("instances") if isinstance(entry, dict) else None
+                if not isinstance(instances, list):
+                    if is_first:
+                        yield _corrupt_entry(labels, f"entry {number}", "has no list of instances")
+                    continue
+                for position, instance in enumerate(instances):
+                    where = f"entry {number}, instance {position}"
+                    if not _names_a_clip(instance):
+                        if is_first:
+                            yield _corrupt_entry(labels, where, "has no video_id, or its split is not one of three")
+                    elif instance["split"] == partition.split and _block_of(instance["video_id"], blocks) == block:
+                        yield from _read_clip(root, partition.split, instance)
+        except RecordError as error:
+            if is_first:
+                yield rejection(f"{self.card.name}/{partition.split}/{_LABELS}", str(labels), error)
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Raise: the dataset has no masks.
+
+        Raises:
+            RecordError: ``mask_unreadable``, always.
+
+        """
+        raise RecordError(RejectReason.MASK_UNREADABLE, f"wlasl has no masks, asked for that of {record.image_uri}")
+
+
+def _block_of(video_id: str, blocks: int) -> int:
+    return zlib.crc32(video_id.encode("utf-8", "backslashreplace")) % blocks
+
+
+def _names_a_clip(instance: object) -> bool:
+    return (
+        isinstance(instance, dict)
+        and isinstance(instance.get("video_id"), str)
+        and instance["video_id"] != ""
+        and instance.get("split") in SPLITS
+    )
+
+
+def _corrupt_entry(labels: Path, where: str, problem: str) -> Rejection:
+    error = RecordError(RejectReason.LABEL_CORRUPT, f"{labels}, {where}: {problem}")
+    return rejection(f"{WlaslAdapter.card.name}/train/{where}", str(labels), error)
+
+
+def _read_clip(root: Path, split: Split, instance: dict[str, Any]) -> Iterator[HandRecord | Rejection]:
+    video_id = instance["video_id"]
+    path = root / "videos"
+    try:
+        path = resolve_below(root / "videos", f"{video_id}.mp4")
+        info = video_info(path)
+    except RecordError as error:
+        yield rejection(record_name(WlaslAdapter.card.name, split, video_id), str(path), error)
+        return
+    signer = instance.get("signer_id")
+    box = _person_box(instance.get("bbox"), (info.width, info.height))
+    has_times = not _was_cut_from_youtube(instance, info)
+    for index, time_s in enumerate(info.times_s):
+        yield HandRecord(
+            source=WlaslAdapter.card.name,
+            split=split,
+            sequence_id=video_id,
+            frame_index=index,
+            timestamp_s=float(time_s) if has_times else None,
+            subject_id=str(signer) if isinstance(signer, int) and signer >= 0 else None,
+            image_uri=str(path),
+            video_frame=index,
+            width=info.width,
+            height=info.height,
+            viewpoint="exo",
+            keypoints_valid=np.zeros(KEYPOINT_COUNT, dtype=np.bool_),
+            keypoints_2d=np.zeros((KEYPOINT_COUNT, 2)),
+            hand_state=("unknown", "unknown"),
+            extra={"person_box_xyxy_px": box} if box else None,
+        )
+
+
+def _was_cut_from_youtube(instance: dict[str, Any], info: VideoInfo) -> bool:
+    """Return whether the start kit wrote this file, and so lost the source's rate; other clips it copies as they are.
+
+    The conditions are those of ``preprocess.py``; at another rate than its 25 the file was made in some other way.
+    """
+    url, frame_end = instance.get("url"), instance.get("frame_end")
+    is_youtube = isinstance(url, str) and ("youtube" in url or "youtu.be" in url)
+    return is_youtube and isinstance(frame_end, int) and frame_end > 1 and info.rate == _START_KIT_RATE
+
+
+def _person_box(box: object, size: tuple[int, int]) -> list[float] | None:
+    """Return [x0, y0, x1, y1] in pixels of the clip; ``None`` where it refers to a picture of another size."""
+    if not isinstance(box, list) or len(box) != 4 or size == _AUTHORS_SIZE:
+        return None
+    if not all(isinstance(value, int | float) for value in box):
+        return None
+    left, top, right, bottom = map(float, box)
+    fits = 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+    return [left, top, right, bottom] if fits else None
