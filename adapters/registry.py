@@ -15,6 +15,7 @@ from handdata.adapters.dexycb import DexYCBAdapter
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.interhand26m import InterHand26MAdapter
+from handdata.adapters.reinterhand import ReInterHandAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.adapters.wlasl import WlaslAdapter
 from handdata.schemas import UnknownSourceError
@@ -24,6 +25,7 @@ BUILT_IN: dict[str, type[Adapter]] = {
     "foundhand10m": FoundHand10MAdapter,
     "hagrid": HagridAdapter,
     "interhand26m": InterHand26MAdapter,
+    "reinterhand": ReInterHandAdapter,
     "synthetic": SyntheticAdapter,
     "wlasl": WlaslAdapter,
 }

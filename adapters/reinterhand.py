@@ -1,0 +1,325 @@
+"""Re:InterHand: tracked poses of two interacting hands, rendered under many lights from a studio and from the head.
+
+Layout (https://mks0601.github.io/ReInterHand/, https://github.com/facebookresearch/InterWild)::
+
+    <capture>/frame_list.txt                                        "<segment> <frame>" a line
+    <capture>/Mugsy_cameras/cam_params.json                         {camera: {R, t, focal, princpt}}
+    <capture>/Mugsy_cameras/<light>/images/<camera>/<frame>.png
+    <capture>/Ego_cameras/<light>/images/<frame>.png, cam_params/<frame>.json (with the fisheye coefficients D)
+    <capture>/orig_fits/{right,left}/Keypoints/keypoint-<frame>.json    24 points
+
+where ``<light>`` is ``envmap_per_frame`` or ``envmap_per_segment``: the same poses, cameras and frame numbers under
+other lights, so that a sequence is a capture and its light. Lengths are millimetres; X_camera = R X_world + t. Of the
+24 points of a hand two are inner joints (of thumb and little finger) and one is the forearm's end; the other 21 are
+always valid. A hand without a file is ``unknown``. Frame numbers are those of the recording: ``timestamp_s`` counts
+from the start of the capture's clock. Frames whose joints mostly lie outside the head camera's image are kept.
+
+**Masks** cover both hands with the forearms. They come in the archives of the images, and no public reader opens them:
+they are looked for in ``masks`` beside ``images``, under the same names; where there are none, records have none.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from pydantic import ValidationError
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.capture_clock import recorded_hz
+from handdata.adapters.files import read_image_size, rejection, require_finite
+from handdata.adapters.geometry import (
+    Array,
+    intrinsics,
+    metres_from_millimetres,
+    place_hands,
+    place_validity,
+    project,
+    project_fisheye,
+    reorder_joints,
+    rigid_transform,
+    transform_points,
+)
+from handdata.adapters.json_stream import stream_items, stream_list
+from handdata.adapters.mask_formats import read_nonzero_mask
+from handdata.schemas import (
+    SIDES,
+    SOURCE_CARDS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    Side,
+    SourceCard,
+    Split,
+    hand_states,
+    record_name,
+)
+from handdata.schemas.arrays import BoolArray
+
+_TEST_CAPTURES: Final = ("m--20221215--0949--RNS217", "m--20221216--0953--NKC880", "m--20230317--1130--QZX685")
+"""Those that the official reader tests on."""
+_STORED_JOINTS: Final = 24
+_ORDER: Final = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 21, 22)
+"""Row in the dataset of each of a hand's 21 joints: without Thumb_0, Pinky_0 and Forearm_Stub."""
+_STUDIO: Final = "Mugsy_cameras"
+_HEAD: Final = "Ego_cameras"
+
+
+class ReInterHandAdapter:
+    """Reads whole captures or any of their four kinds of images."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["reinterhand"]
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("captures", ("m--*/orig_fits/*/Keypoints", "m--*/*_cameras/envmap_per_*/images")),
+    )
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield one partition for each camera of a capture and light."""
+        found = []
+        for images in root.glob("m--*/*_cameras/envmap_per_*/images"):
+            kind = images.parents[1].name
+            folders = [images] if kind == _HEAD else [path for path in images.iterdir() if path.is_dir()]
+            for folder in folders if kind in (_HEAD, _STUDIO) else []:
+                place = _Place.of(folder.relative_to(root).as_posix())
+                name = f"{place.sequence}/{place.camera}"
+                found.append(Partition(name, place.split, (folder.relative_to(root).as_posix(),)))
+        yield from sorted(found, key=lambda partition: partition.name)
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield the frames of one camera in the order of their numbers: those there are, and those the lists name."""
+        (relative,) = partition.paths
+        place = _Place.of(relative)
+        try:
+            images = {int(name[:-4]): name for name in _png_names(root / relative) if name[:-4].isdecimal()}
+            frames = sorted(images.keys() | _listed_frames(root, place))
+        except RecordError as error:
+            yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(root / relative), error)
+            return
+        masks = _mask_paths(root / place.masks)
+        hz = recorded_hz(frames)
+        studio_camera = None if place.is_head else _read_studio_camera(root, place)
+        for frame in frames:
+            image_path = root / relative / images.get(frame, f"{frame:06d}.png")
+            timestamp_s = None if hz is None else frame / hz
+            camera = studio_camera or _read_head_camera(root, place, frame)
+            yield _read_frame(root, place, image_path, masks.get(image_path.stem), frame, timestamp_s, camera)
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Return where the mask of both hands and forearms is not black.
+
+        Raises:
+            RecordError: ``mask_unreadable``.
+
+        """
+        if not record.extra or not isinstance(record.extra.get("mask"), str):
+            raise RecordError(RejectReason.MASK_UNREADABLE, f"{record.image_uri} has no mask")
+        return read_nonzero_mask(Path(record.extra["mask"]), (record.width, record.height))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a camera's images lie: capture / kind of camera / light / images [/ camera]."""
+
+    capture: str
+    kind: str
+    light: str
+    camera: str
+    """``Ego`` for the head camera."""
+
+    @classmethod
+    def of(cls, folder: str) -> "_Place":
+        capture, kind, light, _, *camera = folder.split("/")
+        return cls(capture, kind, light, camera[0] if camera else "Ego")
+
+    @property
+    def is_head(self) -> bool:
+        return self.kind == _HEAD
+
+    @property
+    def sequence(self) -> str:
+        return f"{self.capture}/{self.light}"
+
+    @property
+    def split(self) -> Split:
+        return "test" if self.capture.startswith(_TEST_CAPTURES) else "train"
+
+    @property
+    def subject(self) -> str | None:
+        """The person's code in the capture's name (m--<date>--<time>--<person>--...)."""
+        fields = self.capture.split("--")
+        return fields[3] if len(fields) > 3 else None
+
+    @property
+    def masks(self) -> str:
+        folder = f"{self.capture}/{self.kind}/{self.light}/masks"
+        return folder if self.is_head else f"{folder}/{self.camera}"
+
+
+def _png_names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.suffix == ".png")
+    except OSError as error:
+        raise RecordError(RejectReason.IMAGE_MISSING, f"{folder} cannot be listed: {error.strerror}") from None
+
+
+def _listed_frames(root: Path, place: _Place) -> set[int]:
+    """Return the frames that ``frame_list.txt`` says were rendered; none where it does not say, or is not there.
+
+    It lists 30 frames a second; studio images with a light for each frame were rendered at 5 (InterWild, issue 27).
+    """
+    path = root / place.capture / "frame_list.txt"
+    if (place.kind, place.light) == (_STUDIO, "envmap_per_frame") or not path.is_file():
+        return set()
+    try:
+        numbers = [line.split()[1] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} should hold '<segment> <frame>': {error}") from None
+    if not all(number.isdecimal() and len(number) < 10 for number in numbers):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} should hold '<segment> <frame>' on each line")
+    return {int(number) for number in numbers}
+
+
+def _mask_paths(folder: Path) -> dict[str, Path]:
+    """Return the masks of a camera by name without suffix."""
+    return {path.stem: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
+# ---------------------------------------------------------------------------------------------------- cameras
+
+
+@dataclass(frozen=True, slots=True)
+class _Camera:
+    k: Array
+    t_world: Array
+    fisheye: tuple[float, ...] | None
+
+    def project(self, points: Array) -> Array:
+        if self.fisheye is None:
+            return project(points, self.k)
+        return project_fisheye(points, self.k, self.fisheye)
+
+
+def _read_studio_camera(root: Path, place: _Place) -> _Camera | RecordError:
+    path = root / place.capture / _STUDIO / "cam_params.json"
+    try:
+        parameters = dict(stream_items(path))
+        if place.camera not in parameters:
+            return RecordError(RejectReason.LABEL_MISSING, f"{path} has no camera {place.camera}")
+        return _parse_camera(f"{path}: camera {place.camera}", parameters[place.camera])
+    except RecordError as error:
+        return error
+
+
+def _read_head_camera(root: Path, place: _Place, frame: int) -> _Camera | RecordError:
+    path = root / place.capture / _HEAD / place.light / f"cam_params/{frame:06d}.json"
+    try:
+        return _parse_camera(str(path), dict(stream_items(path)))
+    except RecordError as error:
+        return error
+
+
+def _parse_camera(where: str, fields: Any) -> _Camera:
+    rotation, translation = _numbers(where, fields, "R", (3, 3)), _numbers(where, fields, "t", (3,))
+    focal, principal = _numbers(where, fields, "focal", (2,)), _numbers(where, fields, "princpt", (2,))
+    has_distortion = isinstance(fields, dict) and "D" in fields
+    return _Camera(
+        k=intrinsics(focal.tolist(), principal.tolist()),
+        t_world=rigid_transform(rotation, metres_from_millimetres(translation)),
+        fisheye=tuple(_numbers(where, fields, "D", (4,)).tolist()) if has_distortion else None,
+    )
+
+
+def _numbers(where: str, fields: Any, name: str, shape: tuple[int, ...]) -> Array:
+    value = fields.get(name) if isinstance(fields, dict) else None
+    values = _array(where, name, value, shape)
+    require_finite(where, name, values)
+    return values
+
+
+def _array(where: str, name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    try:
+        return np.array(value, dtype=np.float64).reshape(shape)
+    except (TypeError, ValueError, OverflowError) as error:
+        problem = f"{where}: {name} should be numbers of shape {shape}: {error}"
+        raise RecordError(RejectReason.LABEL_CORRUPT, problem) from None
+
+
+# ---------------------------------------------------------------------------------------------------- one image
+
+
+def _read_hand(root: Path, place: _Place, frame: int, side: Side) -> Array | None:
+    """Return the (21, 3) joints of a hand, metres in the world frame; ``None`` where there is no label.
+
+    Raises:
+        RecordError: ``label_corrupt`` or ``label_not_finite``.
+
+    """
+    path = root / place.capture / f"orig_fits/{side}/Keypoints/keypoint-{frame:06d}.json"
+    try:
+        points = list(stream_list(path))
+    except RecordError as error:
+        if error.reason is RejectReason.LABEL_MISSING:
+            return None
+        raise
+    joints = reorder_joints(_array(str(path), "keypoints", points, (_STORED_JOINTS, 3)), _ORDER)
+    require_finite(path, "keypoints", joints)
+    return metres_from_millimetres(joints)
+
+
+def _read_frame(
+    root: Path,
+    place: _Place,
+    image_path: Path,
+    mask_path: Path | None,
+    frame: int,
+    timestamp_s: float | None,
+    camera: _Camera | RecordError,
+) -> HandRecord | Rejection:
+    source = ReInterHandAdapter.card.name
+    try:
+        width, height = read_image_size(image_path)
+        if isinstance(camera, RecordError):
+            raise camera
+        hands = {side: _read_hand(root, place, frame, side) for side in SIDES}
+        if all(world is None for world in hands.values()):
+            detail = f"{root / place.capture / 'orig_fits'} has no joints of frame {frame}"
+            raise RecordError(RejectReason.LABEL_MISSING, detail)
+        points = transform_points(camera.t_world, place_hands(hands["right"], hands["left"], dimensions=3))
+        keypoints = camera.project(points)
+        labelled = place_validity(hands["right"] is not None, hands["left"] is not None)
+        valid = labelled & np.isfinite(keypoints[:, 0])
+        return HandRecord(
+            source=source,
+            split=place.split,
+            sequence_id=place.sequence,
+            frame_index=frame,
+            camera_id=place.camera,
+            timestamp_s=timestamp_s,
+            subject_id=place.subject,
+            image_uri=str(image_path),
+            width=width,
+            height=height,
+            viewpoint="ego" if place.is_head else "exo",
+            keypoints_valid=valid,
+            keypoints_2d=keypoints,
+            hand_state=hand_states(valid, "unknown"),
+            keypoints_3d=points,
+            camera_k=camera.k,
+            camera_t_world=camera.t_world,
+            camera_model="pinhole" if camera.fisheye is None else "fisheye",
+            camera_dist=camera.fisheye,
+            has_mask=mask_path is not None,
+            mask_extent=None if mask_path is None else "hand_forearm",
+            extra=None if mask_path is None else {"mask": str(mask_path)},
+        )
+    except ValidationError as error:
+        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{image_path}: {error.errors()[0]['msg']}")
+    except RecordError as error:
+        problem = error
+    name = record_name(source, place.split, place.sequence, frame, place.camera)
+    return rejection(name, str(image_path), problem)
