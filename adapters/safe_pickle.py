@@ -8,6 +8,9 @@ it with a short list of names, none of which is the real thing:
   bytes for pointers), so it is never called.
 - The file is mapped and large arrays are read-only views of the map. Reading a file of many gigabytes costs pages that
   the system can drop at any time, and next to no memory of our own.
+- Objects of other classes are read only where the caller names those classes, and come back as ``PickledObject``: the
+  name and what the object held. The classes themselves are never imported (MANO's model files hold a scipy matrix and
+  chumpy expressions).
 
 It builds on ``pickle._Unpickler``, the readable twin of the C unpickler: the C one cannot hand out views, and allocates
 whatever memo size a pickle asks for. All names are known under NumPy 1 and 2, and pickles of Python 2 are read with
@@ -19,7 +22,7 @@ import mmap
 import pickle
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
 
@@ -44,14 +47,29 @@ _CORRUPT: Final = (
 """What the unpickler raises on a damaged stream: it was written for pickles that it trusts."""
 
 
-def load_pickle(path: Path) -> Any:
+class PickledObject:
+    """An object of a class that is never loaded: the class's name, and what the object held, as plain data."""
+
+    name: ClassVar[str]
+    """Module and class, as in the file: ``scipy.sparse.csc.csc_matrix``."""
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def load_pickle(path: Path, *, inert: Collection[tuple[str, str]] = ()) -> Any:
     """Return the object that a pickle file holds. Its arrays are read-only; large ones are views of the mapped file.
+
+    Args:
+        path: the file.
+        inert: (module, name) of further classes whose objects may occur; each is returned as a ``PickledObject``.
 
     Raises:
         RecordError: ``label_missing``, ``label_unsafe`` naming what the pickle asks for, or ``label_corrupt``.
 
     """
-    return _load(path, start_of_npy=False)
+    return _load(path, start_of_npy=False, inert=inert)
 
 
 def load_object_npy(path: Path) -> Any:
@@ -61,15 +79,15 @@ def load_object_npy(path: Path) -> Any:
         RecordError: as ``load_pickle``; also ``label_corrupt`` where the file holds a plain array.
 
     """
-    return _load(path, start_of_npy=True)
+    return _load(path, start_of_npy=True, inert=())
 
 
-def _load(path: Path, *, start_of_npy: bool) -> Any:
+def _load(path: Path, *, start_of_npy: bool, inert: Collection[tuple[str, str]]) -> Any:
     try:
         with path.open("rb") as stream:
             start = _end_of_npy_header(stream) if start_of_npy else 0
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        found = _Resolver().resolve(_Unpickler(_MappedFile(mapped, start), path).load())
+        found = _Resolver().resolve(_Unpickler(_MappedFile(mapped, start), path, inert).load())
     except FileNotFoundError:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
     except (OSError, *_CORRUPT) as error:
@@ -202,12 +220,15 @@ class _Unpickler(pickle._Unpickler):
     stack: list[Any]
     _unframer: Any
 
-    def __init__(self, stream: _MappedFile, path: Path) -> None:
+    def __init__(self, stream: _MappedFile, path: Path, inert: Collection[tuple[str, str]]) -> None:
         super().__init__(stream, encoding="latin1")
         self._stream = stream
         self._path = path
+        self._inert = {key: type("PickledObject", (PickledObject,), {"name": ".".join(key)}) for key in inert}
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._inert:
+            return self._inert[module, name]
         try:
             return _ADMITTED[module, name]
         except KeyError:
@@ -232,7 +253,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], _Array | _DType):
+        if not isinstance(self.stack[-1], _Array | _DType | PickledObject):
             raise pickle.UnpicklingError(f"the pickle changes an object of {type(self.stack[-1])}")
         self.stack[-1].__setstate__(state)
 
@@ -247,7 +268,7 @@ class _Resolver:
         self._alive: list[Any] = []  # an id is only unique while its object lives
 
     def resolve(self, found: Any) -> Any:
-        if not isinstance(found, dict | list | tuple | memoryview | _Array | _DType):
+        if not isinstance(found, dict | list | tuple | memoryview | _Array | _DType | PickledObject):
             return found
         if id(found) in self._done:
             return self._done[id(found)]
@@ -256,6 +277,10 @@ class _Resolver:
             self._done[id(found)] = found  # before its content, which may hold it again
             for key in found if isinstance(found, dict) else range(len(found)):
                 found[key] = self.resolve(found[key])
+            return found
+        if isinstance(found, PickledObject):
+            self._done[id(found)] = found
+            found.state = self.resolve(found.state)
             return found
         if isinstance(found, tuple):
             result: Any = tuple(self.resolve(item) for item in found)

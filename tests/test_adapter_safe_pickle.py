@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 
-from handdata.adapters.safe_pickle import load_object_npy, load_pickle
+from handdata.adapters.safe_pickle import PickledObject, load_object_npy, load_pickle
 from handdata.schemas.errors import RecordError, RejectReason
 
 PLAIN_DTYPES = scalar_dtypes().filter(lambda dtype: dtype.kind in "biufc")
@@ -288,3 +288,35 @@ def test_the_arrays_cannot_be_written(tmp_path: Path) -> None:
 def test_the_standard_unpickler_would_have_read_the_same(tmp_path: Path) -> None:
     data = pickle.dumps(LABELS, protocol=5)
     assert_same(load_pickle(write(tmp_path / "a.pkl", LABELS, 5)), pickle.load(io.BytesIO(data)))
+
+
+class Matrix:
+    """A class that must not be made: it would tell."""
+
+    def __init__(self) -> None:
+        self.data = np.arange(3.0)
+        self.parts: list[Any] = [self]
+
+    def __setstate__(self, state: Any) -> None:
+        raise AssertionError("the class itself was loaded")
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_objects_of_named_classes_come_back_as_their_content_only(tmp_path: Path, protocol: int) -> None:
+    path = write(tmp_path / "a.pkl", {"m": Matrix()}, protocol)
+    found = load_pickle(path, inert=[(Matrix.__module__, "Matrix")])["m"]
+    assert isinstance(found, PickledObject)
+    assert found.name == f"{Matrix.__module__}.Matrix"
+    assert_same(found.state["data"], np.arange(3.0))
+    assert found.state["parts"][0] is found
+    with pytest.raises(RecordError, match=r"asks for .*Matrix"):
+        load_pickle(path)
+
+
+@pytest.mark.parametrize("call", [b"(I1\ntR.", b"(I1\nt\x81.", b"}b."])
+def test_named_classes_are_neither_called_with_arguments_nor_changed(tmp_path: Path, call: bytes) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x02cany\nThing\n" + call)
+    with pytest.raises(RecordError) as caught:
+        load_pickle(path, inert=[("any", "Thing")])
+    assert caught.value.reason is RejectReason.LABEL_CORRUPT
