@@ -10,6 +10,7 @@ import difflib
 import warnings
 from importlib.metadata import entry_points
 
+from handdata.adapters.arctic import ArcticAdapter
 from handdata.adapters.base import Adapter
 from handdata.adapters.dexycb import DexYCBAdapter
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
@@ -21,6 +22,7 @@ from handdata.adapters.wlasl import WlaslAdapter
 from handdata.schemas import UnknownSourceError
 
 BUILT_IN: dict[str, type[Adapter]] = {
+    "arctic": ArcticAdapter,
     "dexycb": DexYCBAdapter,
     "foundhand10m": FoundHand10MAdapter,
     "hagrid": HagridAdapter,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fixtures_arctic import write_arctic
 from fixtures_dexycb import write_dexycb
 from fixtures_foundhand10m import write_foundhand10m
 from fixtures_hagrid import write_hagrid_v1, write_hagrid_v2
@@ -46,6 +47,7 @@ def _write_synthetic(root: Path) -> None:
 
 
 ADAPTER_FIXTURES = [
+    AdapterFixture("arctic", write_arctic, records=23, rejections=1),
     AdapterFixture("dexycb", write_dexycb, records=39, rejections=1),
     AdapterFixture("foundhand10m", write_foundhand10m, records=10, rejections=1),
     AdapterFixture("hagrid", write_hagrid_v1, records=4, rejections=1, variant="v1"),
