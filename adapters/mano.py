@@ -78,8 +78,8 @@ class ManoModel:
     def pose_from_components(self, coefficients: ArrayLike) -> Array:
         """Return (45,) axis-angles from up to 45 PCA coefficients: mean pose + coefficients @ components."""
         weights = np.asarray(coefficients, dtype=np.float64).reshape(-1)
-        relative: Array = weights @ self.pose_components[: len(weights)]
-        return self.mean_pose + relative
+        pose: Array = self.mean_pose + weights @ self.pose_components[: len(weights)]
+        return pose
 
     def joints(
         self, rotation: ArrayLike, pose: ArrayLike, betas: ArrayLike, translation_m: ArrayLike, tips: Tips
@@ -103,7 +103,7 @@ class ManoModel:
             ]
         )
         vertices = list(tips)
-        shaped = self.template + self.shape_directions[..., : len(shape)] @ shape
+        shaped = self.template + np.tensordot(self.shape_directions[..., : len(shape)], shape, axes=1)
         rest_joints: Array = self.joint_regressor @ shaped
         rest_tips = shaped[vertices] + self.pose_directions[vertices] @ (turns[1:] - np.eye(3)).reshape(-1)
         # In place: turns[i] and joints[i] become those of joint i in the model's frame, parents first.
@@ -115,8 +115,8 @@ class ManoModel:
         offsets = rest_tips[:, None] - rest_joints  # tip, joint, xyz
         carried = np.einsum("jab,tjb->tja", turns, offsets) + joints
         posed_tips = np.einsum("tj,tja->ta", self.skinning_weights[vertices], carried)
-        ordered: Array = np.concatenate([joints, posed_tips])[list(_ORDER)]
-        return ordered + np.reshape(translation_m, 3)
+        placed: Array = np.concatenate([joints, posed_tips])[list(_ORDER)] + np.reshape(translation_m, 3)
+        return placed
 
 
 def rotation_matrices(axis_angles: ArrayLike) -> Array:
