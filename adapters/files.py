@@ -8,8 +8,8 @@ import struct
 import warnings
 import zipfile
 import zlib
-from pathlib import Path
-from typing import BinaryIO
+from pathlib import Path, PurePath
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ def resolve_below(root: Path, relative: str) -> Path:
     return root / path
 
 
-def _jpeg_size(stream: BinaryIO) -> tuple[int, int] | None:
+def _jpeg_size(stream: IO[bytes]) -> tuple[int, int] | None:
     """Return (width, height) from the frame header of a usual JPEG file; ``None``: let Pillow judge.
 
     Opening with Pillow takes 90 us, most of it for EXIF and plug-ins, this 20 us: at millions of photographs it decides
@@ -87,7 +87,7 @@ def _jpeg_size(stream: BinaryIO) -> tuple[int, int] | None:
         stream.seek(max(0, int.from_bytes(segment[2:4]) - 2), os.SEEK_CUR)
 
 
-def _pillow_size(stream: BinaryIO) -> tuple[tuple[int, int], str | None]:
+def _pillow_size(stream: IO[bytes]) -> tuple[tuple[int, int], str | None]:
     stream.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large images and of odd EXIF blocks; neither matters here
@@ -113,23 +113,38 @@ def read_image_size(path: Path) -> tuple[int, int]:
     """
     try:
         with path.open("rb") as stream:
-            size = _jpeg_size(stream)
-            (width, height), kind = (size, "JPEG") if size is not None else _pillow_size(stream)
+            return read_image_size_from(stream, str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist") from None
-    except Image.DecompressionBombError as error:
-        raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{path}: {error}") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
             raise RecordError(RejectReason.IMAGE_MISSING, f"{path.name[:80]}...: {error.strerror}") from None
-        if is_file(path) and path.stat().st_size == 0:
-            raise RecordError(RejectReason.IMAGE_EMPTY, f"{path} has no bytes") from None
         raise RecordError(RejectReason.IMAGE_CORRUPT, f"{path}: {error}") from None
+
+
+def read_image_size_from(stream: IO[bytes], name: str) -> tuple[int, int]:
+    """Return (width, height) of an encoded image, called ``name``, from its header (of a member of an archive, say).
+
+    Raises:
+        RecordError: it is empty, unreadable, of another format than the suffix of ``name`` says, or too large.
+
+    """
+    try:
+        size = _jpeg_size(stream)
+        (width, height), kind = (size, "JPEG") if size is not None else _pillow_size(stream)
+    except Image.DecompressionBombError as error:
+        raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{name}: {error}") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        stream.seek(0)
+        if not stream.read(1):
+            raise RecordError(RejectReason.IMAGE_EMPTY, f"{name} has no bytes") from None
+        raise RecordError(RejectReason.IMAGE_CORRUPT, f"{name}: {error}") from None
     if width * height > MAX_IMAGE_PIXELS:
-        raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{path} announces {width} x {height} pixels")
-    expected = _FORMAT_OF_SUFFIX.get(path.suffix.lower())
+        raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{name} announces {width} x {height} pixels")
+    suffix = PurePath(name).suffix
+    expected = _FORMAT_OF_SUFFIX.get(suffix.lower())
     if expected is not None and kind != expected:
-        raise RecordError(RejectReason.IMAGE_FORMAT_MISMATCH, f"{path} is named {path.suffix} but holds {kind}")
+        raise RecordError(RejectReason.IMAGE_FORMAT_MISMATCH, f"{name} is named {suffix} but holds {kind}")
     return width, height
 
 

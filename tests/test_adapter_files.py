@@ -20,14 +20,14 @@ from handdata.adapters.files import (
     numbers,
     printable,
     read_image_size,
+    read_image_size_from,
     read_npz,
     read_npz_and_shapes,
-    record_name,
     rejection,
     require_finite,
     resolve_below,
 )
-from handdata.schemas import HandRecord, RecordError, RejectReason, rejections_to_table
+from handdata.schemas import HandRecord, RecordError, RejectReason, record_name, rejections_to_table
 
 
 def reason_of(error: pytest.ExceptionInfo[RecordError]) -> RejectReason:
@@ -157,6 +157,20 @@ def test_a_folder_with_an_image_s_name_is_not_an_image(tmp_path: Path) -> None:
     with pytest.raises(RecordError) as error:
         read_image_size(tmp_path / "a.jpg")
     assert reason_of(error) == RejectReason.IMAGE_CORRUPT
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_member_of_an_archive_has_a_size_or_a_reason(tmp_path: Path, kind: str) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "picture", format=kind)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "picture", "picture")
+        archive.writestr("empty.jpg", b"")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        with archive.open("picture") as stream:
+            assert read_image_size_from(stream, "a.zip/picture") == (40, 30)
+        with archive.open("empty.jpg") as stream, pytest.raises(RecordError, match=r"a\.zip/empty\.jpg") as error:
+            read_image_size_from(stream, "a.zip/empty.jpg")
+    assert reason_of(error) == RejectReason.IMAGE_EMPTY
 
 
 def test_a_large_photograph_within_the_limit_raises_no_warning(tmp_path: Path) -> None:
