@@ -127,7 +127,9 @@ def rotation_matrices(axis_angles: ArrayLike) -> Array:
     zero = np.zeros(len(vectors))
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
     # numpy's sinc(t) is sin(pi t) / (pi t): here sin(a) / a, and (1 - cos a) / a^2 by the half angle.
-    return np.eye(3) + np.sinc(angles / np.pi) * cross + np.sinc(angles / (2 * np.pi)) ** 2 / 2 * (cross @ cross)
+    sine, versine = np.sinc(angles / np.pi), np.sinc(angles / (2 * np.pi)) ** 2 / 2
+    matrices: Array = np.eye(3) + sine * cross + versine * (cross @ cross)
+    return matrices
 
 
 def correct_left_shape(left: ManoModel, right: ManoModel) -> ManoModel:

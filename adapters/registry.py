@@ -17,6 +17,7 @@ from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.interhand26m import InterHand26MAdapter
 from handdata.adapters.reinterhand import ReInterHandAdapter
+from handdata.adapters.rhd import RhdAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.adapters.wlasl import WlaslAdapter
 from handdata.schemas import UnknownSourceError
@@ -28,6 +29,7 @@ BUILT_IN: dict[str, type[Adapter]] = {
     "hagrid": HagridAdapter,
     "interhand26m": InterHand26MAdapter,
     "reinterhand": ReInterHandAdapter,
+    "rhd": RhdAdapter,
     "synthetic": SyntheticAdapter,
     "wlasl": WlaslAdapter,
 }

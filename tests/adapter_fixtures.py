@@ -13,6 +13,7 @@ from fixtures_foundhand10m import write_foundhand10m
 from fixtures_hagrid import write_hagrid_v1, write_hagrid_v2
 from fixtures_interhand26m import write_interhand26m
 from fixtures_reinterhand import write_reinterhand
+from fixtures_rhd import write_rhd
 from fixtures_wlasl import write_wlasl
 
 from handdata.adapters.synthesis.dataset import write_dataset
@@ -54,6 +55,7 @@ ADAPTER_FIXTURES = [
     AdapterFixture("hagrid", write_hagrid_v2, records=6, variant="v2"),
     AdapterFixture("interhand26m", write_interhand26m, records=20, rejections=1),
     AdapterFixture("reinterhand", write_reinterhand, records=39, rejections=1),
+    AdapterFixture("rhd", write_rhd, records=5, rejections=1),
     AdapterFixture("synthetic", _write_synthetic, records=12),
     AdapterFixture("wlasl", write_wlasl, records=12, rejections=2),
 ]

@@ -1,0 +1,155 @@
+"""RHD (Rendered Handpose Dataset, version 1.1): rendered people in front of photographs, single pictures of 320 x 320.
+
+Layout after unzipping RHD_v1-1.zip (https://lmb.informatik.uni-freiburg.de/resources/datasets)::
+
+    RHD_published_v2/training/anno_training.pickle      color/00000.png   mask/00000.png   depth/00000.png
+    RHD_published_v2/evaluation/anno_evaluation.pickle  color/00000.png   mask/00000.png   depth/00000.png
+
+The pickle is ``{sample id: {"uv_vis": (42, 3), "xyz": (42, 3), "K": (3, 3)}}``: pixels and visibility, metres in the
+camera frame (the web page says world; ``K @ xyz`` gives the pixels), intrinsics. The left hand comes first, and fingers
+run from tip to palm (readme and ``create_binary_db.py`` of https://github.com/lmb-freiburg/hand3d).
+
+**Visibility.** Every joint of both hands carries numbers, also where it is hidden or outside the picture. The authors
+call a joint visible where enough pixels of its own hand lie around it in the segmentation (issue 32 there), and all
+loaders take visible for valid, as does this one: a hand behind the back must not be drawn. So a hand without any
+visible joint is one that the dataset says cannot be seen: ``absent``.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.files import is_file, numbers, read_image_size, rejection, require_finite
+from handdata.adapters.geometry import place_hands, place_validity, reorder_joints
+from handdata.adapters.mask_formats import read_label_image
+from handdata.adapters.safe_pickle import load_pickle
+from handdata.schemas import (
+    SOURCE_CARDS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    SourceCard,
+    Split,
+    hand_states,
+    record_name,
+)
+from handdata.schemas.arrays import BoolArray
+
+_FOLDERS: Final[tuple[tuple[str, Split], ...]] = (("evaluation", "test"), ("training", "train"))
+_LEFT, _RIGHT = slice(0, 21), slice(21, 42)
+_FROM_PALM_TO_TIP: Final = (0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 18, 17)
+"""Rows of one hand in our order: the wrist, then each finger's four joints turned round."""
+_PERSON: Final = 1
+"""Mask labels: 0 background, 1 the person with forearms, 2 to 17 parts of the left hand, 18 to 33 of the right."""
+
+
+class RhdAdapter:
+    """Reads the unpacked archive, both splits or one of them."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["rhd"]
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("version 1.1", ("training/anno_training.pickle",)),
+        Layout("version 1.1, evaluation only", ("evaluation/anno_evaluation.pickle",)),
+    )
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield one partition a split: its labels are one file, which cannot be read in parts."""
+        for folder, split in _FOLDERS:
+            annotation = f"{folder}/anno_{folder}.pickle"
+            if is_file(root / annotation):
+                yield Partition(folder, split, (annotation,))
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield the pictures of a split in the order of their ids."""
+        (relative,) = partition.paths
+        label_path = root / relative
+        try:
+            samples = _read_samples(label_path)
+        except RecordError as error:
+            yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(label_path), error)
+            return
+        for sample_id in sorted(samples):
+            yield _read_sample(label_path, partition.split, sample_id, samples[sample_id])
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Return the fingers and palms of both hands, without forearms.
+
+        Raises:
+            RecordError: ``mask_unreadable``.
+
+        """
+        path = _mask_path(Path(record.image_uri))
+        return np.asarray(read_label_image(path, (record.width, record.height)) > _PERSON)
+
+
+def _mask_path(image_path: Path) -> Path:
+    return image_path.parent.parent / "mask" / image_path.name
+
+
+def _read_samples(path: Path) -> dict[int, object]:
+    samples = load_pickle(path)
+    if not isinstance(samples, dict) or not all(isinstance(key, int | np.integer) for key in samples):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} should hold a dict of sample ids, holds something else")
+    return {int(key): sample for key, sample in samples.items()}
+
+
+def _read_sample(label_path: Path, split: Split, sample_id: int, sample: object) -> HandRecord | Rejection:
+    stem = f"{sample_id:05d}"
+    image_path = label_path.parent / "color" / f"{stem}.png"
+    try:
+        width, height = read_image_size(image_path)
+        uv_vis = _numbers(label_path, stem, sample, "uv_vis", (42, 3))
+        xyz_m = _numbers(label_path, stem, sample, "xyz", (42, 3))
+        camera_k = _numbers(label_path, stem, sample, "K", (3, 3))
+        valid = place_validity(*(reorder_joints(uv_vis[hand, 2] == 1, _FROM_PALM_TO_TIP) for hand in (_RIGHT, _LEFT)))
+        keypoints = _both_hands(uv_vis[:, :2])
+        keypoints_3d = _both_hands(xyz_m)
+        where = f"{label_path}: {stem}"
+        require_finite(where, "uv_vis", keypoints[valid])
+        require_finite(where, "xyz", keypoints_3d[valid])
+        require_finite(where, "K", camera_k)
+        has_mask = is_file(_mask_path(image_path))
+        return HandRecord(
+            source=RhdAdapter.card.name,
+            split=split,
+            sequence_id=stem,
+            frame_index=0,
+            image_uri=str(image_path),
+            width=width,
+            height=height,
+            viewpoint="exo",
+            keypoints_valid=valid,
+            keypoints_2d=keypoints,
+            hand_state=hand_states(valid, "absent"),
+            keypoints_3d=keypoints_3d,
+            camera_k=camera_k,
+            has_mask=has_mask,
+            mask_extent="hand" if has_mask else None,
+        )
+    except ValidationError as error:
+        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {stem}: {error.errors()[0]['msg']}")
+    except RecordError as error:
+        problem = error
+    return rejection(record_name(RhdAdapter.card.name, split, stem), str(image_path), problem)
+
+
+def _numbers(path: Path, stem: str, sample: object, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    values = sample.get(name) if isinstance(sample, dict) else None
+    if not isinstance(values, np.ndarray):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {stem} has no array {name}")
+    return numbers(path, f"{stem} {name}", values, shape)
+
+
+def _both_hands(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (42, N) with the right hand first and fingers from palm to tip."""
+    right, left = (reorder_joints(rows[hand], _FROM_PALM_TO_TIP) for hand in (_RIGHT, _LEFT))
+    return place_hands(right, left, dimensions=rows.shape[1])
