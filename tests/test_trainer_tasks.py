@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from trainer_fixtures import sample, write_dataset
+
+from handdata.pipeline.storage import Storage
+from handdata.schemas import UsageError
+from handdata.trainer.autoencoders import PixelAutoencoder
+from handdata.trainer.model import DiT
+from handdata.trainer.pairs import PairDataset
+from handdata.trainer.presets import PRESETS, ModelConfig
+from handdata.trainer.tasks import draw_skeleton, encode_png, figure, gesture_transfer, pose_frame, read_keypoints
+
+PRESET = PRESETS["tiny"].model_copy(
+    update={"model": ModelConfig(input_size=32, patch_size=8, latent_channels=3, hidden_size=32, depth=1, num_heads=2)}
+)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PairDataset:
+    write_dataset(Storage(tmp_path), [sample("wave", frame) for frame in range(3)])
+    return PairDataset(Storage(tmp_path), image_size=32, split="train")
+
+
+@pytest.fixture
+def network() -> DiT:
+    torch.manual_seed(0)
+    model = DiT(**PRESET.model.model_dump())
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
+    return model.eval()
+
+
+def test_gesture_transfer_draws_a_picture_for_each_pair(dataset: PairDataset, network: DiT) -> None:
+    references, targets = [dataset.frame(0), dataset.frame(1)], [dataset.frame(1), dataset.frame(2)]
+
+    def draw(seed: int) -> np.ndarray:
+        return gesture_transfer(network, PixelAutoencoder(), PRESET, references, targets, steps=2, seed=seed)
+
+    pictures = draw(0)
+    assert (pictures.shape, pictures.dtype) == ((2, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(pictures, draw(0))
+    assert (pictures != draw(1)).any()
+
+
+def test_gesture_transfer_takes_a_pose_without_a_picture(dataset: PairDataset, network: DiT) -> None:
+    target = dataset.frame(1)
+    pose = pose_frame(target.keypoints, target.valid, 32)
+
+    def draw(frame: object) -> np.ndarray:
+        return gesture_transfer(network, PixelAutoencoder(), PRESET, [dataset.frame(0)], [frame], steps=2)  # type: ignore[list-item]
+
+    np.testing.assert_array_equal(draw(target), draw(pose))
+
+
+def test_the_figure_has_a_row_a_pair_and_grey_where_the_truth_is_unknown(dataset: PairDataset) -> None:
+    target = dataset.frame(1)
+    pose = pose_frame(target.keypoints, target.valid, 32)
+    picture = figure([dataset.frame(0)] * 2, [target, pose], [target.image, target.image], tile_px=64)
+    assert picture.shape == (2 * 68, 4 * 68, 3)
+    assert (picture[68 + 2 : 68 + 66, 2 * 68 + 2 : 2 * 68 + 66] == 128).all()
+    decoded = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(decoded, picture)
+
+
+def test_the_skeleton_passes_through_its_joints() -> None:
+    keypoints = np.zeros((42, 2), np.float32)
+    keypoints[[0, 5]] = [[10, 20], [50, 40]]
+    valid = np.isin(np.arange(42), [0, 5])
+    drawn = draw_skeleton(64, keypoints, valid)
+    assert drawn[20, 10].any()
+    assert drawn[30, 30].any()
+    assert drawn[40, 50].any()
+    assert not draw_skeleton(64, keypoints, np.zeros(42, bool)).any()
+
+
+def test_keypoints_are_read_from_numpy_and_json(tmp_path: Path) -> None:
+    keypoints = np.zeros((42, 2), np.float32)
+    keypoints[:21] = np.arange(42).reshape(21, 2) + 1
+    np.save(tmp_path / "pose.npy", keypoints)
+    rows = [[float(x), float(y)] if x else None for x, y in keypoints]
+    (tmp_path / "pose.json").write_text(json.dumps(rows))
+    for name in ("pose.npy", "pose.json"):
+        found, valid = read_keypoints(tmp_path / name)
+        np.testing.assert_array_equal(found, keypoints)
+        np.testing.assert_array_equal(valid, np.arange(42) < 21)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[[1, 2]]", json.dumps([None] * 42), json.dumps([["a", "b"]] * 42)])
+def test_a_file_that_holds_no_keypoints_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pose.json").write_text(text)
+    with pytest.raises(UsageError, match="expected 42 rows"):
+        read_keypoints(tmp_path / "pose.json")
