@@ -19,6 +19,7 @@ from handdata.adapters.interhand26m import InterHand26MAdapter
 from handdata.adapters.reinterhand import ReInterHandAdapter
 from handdata.adapters.rhd import RhdAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.adapters.visor import VisorAdapter
 from handdata.adapters.wlasl import WlaslAdapter
 from handdata.schemas import UnknownSourceError
 
@@ -31,6 +32,7 @@ BUILT_IN: dict[str, type[Adapter]] = {
     "reinterhand": ReInterHandAdapter,
     "rhd": RhdAdapter,
     "synthetic": SyntheticAdapter,
+    "visor": VisorAdapter,
     "wlasl": WlaslAdapter,
 }
 

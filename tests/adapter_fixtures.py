@@ -14,6 +14,7 @@ from fixtures_hagrid import write_hagrid_v1, write_hagrid_v2
 from fixtures_interhand26m import write_interhand26m
 from fixtures_reinterhand import write_reinterhand
 from fixtures_rhd import write_rhd
+from fixtures_visor import write_visor
 from fixtures_wlasl import write_wlasl
 
 from handdata.adapters.synthesis.dataset import write_dataset
@@ -57,5 +58,6 @@ ADAPTER_FIXTURES = [
     AdapterFixture("reinterhand", write_reinterhand, records=39, rejections=1),
     AdapterFixture("rhd", write_rhd, records=5, rejections=1),
     AdapterFixture("synthetic", _write_synthetic, records=12),
+    AdapterFixture("visor", write_visor, records=6, rejections=1),
     AdapterFixture("wlasl", write_wlasl, records=12, rejections=2),
 ]
