@@ -347,6 +347,7 @@ def report(
         "report"
     ),
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Show this training run's losses.")] = None,
+    generated: Annotated[Path | None, typer.Option(metavar="PNG", help="Show this grid of generated hands.")] = None,
 ) -> None:
     """Write one page and one contact sheet about the annotated dataset: pictures, numbers, rejections, losses."""
     from handdata.pipeline.report import read_metrics, write_report
@@ -354,7 +355,7 @@ def report(
 
     storage = Storage(_settings(workspace=workspace).workspace)
     metrics = read_metrics(storage, run) if run else None
-    files = write_report(storage, out_dir, metrics=metrics)
+    files = write_report(storage, out_dir, metrics=metrics, generated=generated)
     print_table("Report", {"page": files.html, "contact sheet": files.png})
 
 
@@ -415,6 +416,68 @@ def _training_device(gpus: int | None) -> str | None:
     if gpus and not torch.cuda.is_available():
         raise UsageError("--gpus 1 was asked for, this machine has no CUDA GPU", "use --gpus 0")
     return "cuda" if gpus else "cpu"
+
+
+sample_app = typer.Typer(no_args_is_help=True, help="Make pictures with a trained checkpoint.")
+app.add_typer(sample_app, name="sample")
+
+
+@sample_app.command(
+    "gesture-transfer",
+    epilog="Example: handdata sample gesture-transfer --reference me.jpg --target pose.jpg --out me-posing.png",
+)
+def sample_gesture_transfer(
+    workspace: Workspace = None,
+    run: Annotated[str, typer.Option(metavar="NAME", help="A training run of the workspace.")] = "default",
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="PHOTO_OR_SAMPLE", help="Whose hand.", show_default="drawn from the dataset")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="PHOTO_OR_KEYPOINTS_OR_SAMPLE", help="Which pose.", show_default="drawn")
+    ] = None,
+    count: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Pairs to draw from the dataset.")] = 6,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Denoising.", show_default="the preset's")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, metavar="SCALE", show_default="the preset's")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
+    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="The figure.")] = Path("gesture-transfer.png"),
+) -> None:
+    """Draw a reference's hand in the pose of a target: a figure of reference, pose, truth and result."""
+    from handdata.jobs.sample import GestureTransferRequest
+    from handdata.jobs.sample import sample_gesture_transfer as run_sample
+    from handdata.pipeline.storage import Storage
+
+    settings = _settings(workspace=workspace)
+    storage = Storage(settings.workspace)
+    request = GestureTransferRequest(
+        checkpoint=checkpoint or storage.describe(f"runs/{run}"),
+        reference=reference,
+        target=target,
+        count=count,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+    with ProgressLine("Sampling", None, "steps") as progress:
+        picture = run_sample(
+            request, storage, settings.annotate, settings.weights, lambda step, total: progress.set(step, total=total)
+        )
+    Storage(out_file.absolute().parent).write_bytes(out_file.name, picture)
+    out.print(f"Look at {out_file.absolute()}")
+
+
+@app.command(epilog="Example: handdata demo --out demo-output")
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("demo-output"),
+) -> None:
+    """Run the whole road on synthetic hands, from rendering to generated pictures, and write a page about it."""
+    from handdata.jobs.demo import run_demo
+
+    run_demo(out_dir, lambda command: app(list(command), standalone_mode=False), lambda line: out.print(line))
 
 
 weights_app = typer.Typer(no_args_is_help=True, help="Model files: list, fetch and verify them.")

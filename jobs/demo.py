@@ -1,0 +1,55 @@
+"""``handdata demo``: the whole road on the synthetic source, as the same commands that a user types."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from handdata.schemas import UsageError
+
+_MARKER = "handdata-demo"
+"""A file in the demo's folder that says that its content may be replaced."""
+
+
+def demo_commands(folder: Path) -> list[list[str]]:
+    """Return the commands of the road, in order, with all outputs below ``folder``."""
+    source, workspace = folder / "synthetic", folder / "workspace"
+    grid = folder / "gesture-transfer.png"
+    here = ["--workspace", str(workspace)]
+    road = f"""
+        synth --out {source} --identities 16 --sequences 48 --frames 8 --cameras 2 --size 128
+        ingest --source synthetic --root {source}
+        annotate --masks grabcut --image-size 128
+        train --preset tiny --run demo
+        sample gesture-transfer --run demo --n 6 --out {grid}
+        report --run demo --generated {grid} --out {folder}
+    """
+    commands = [line.split() for line in road.strip().splitlines()]
+    return [command if command[0] == "synth" else command + here for command in commands]
+
+
+def run_demo(folder: Path, run_command: Callable[[Sequence[str]], None], say: Callable[[str], None]) -> Path:
+    """Run the road from scratch and return the path of its page.
+
+    Args:
+        folder: new, empty, or a former demo's.
+        run_command: runs one ``handdata`` command line.
+        say: prints a line for the user.
+
+    Raises:
+        UsageError: ``folder`` holds something else.
+
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).exists():
+        raise UsageError(f"{folder} is not empty and no former demo's", "choose another folder with --out")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / _MARKER).write_text("This folder is replaced by the next `handdata demo`.\n")
+    started = time.monotonic()
+    for number, command in enumerate(commands := demo_commands(folder), start=1):
+        say(f"\n[{number}/{len(commands)}] handdata {' '.join(command)}")
+        run_command(command)
+    page = folder / "report.html"
+    say(f"\nThe whole road took {time.monotonic() - started:.0f} s. Open {page.absolute()}")
+    return page

@@ -1,0 +1,124 @@
+"""``handdata sample``: find the frames that a user means, run a task on a checkpoint, write the figure.
+
+A reference is a sample of the dataset (its id) or a photograph (a path); a target is either of these or a file of 42
+keypoints. Without any, pairs are drawn from the dataset's held-out split.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from handdata.pipeline.photo import annotate_photo
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.shards import read_manifest
+from handdata.pipeline.storage import Storage
+from handdata.schemas import Split, UsageError, samples_to_table
+from handdata.trainer.augment import Frame
+from handdata.trainer.autoencoders import load_autoencoder
+from handdata.trainer.checkpoints import load_for_sampling
+from handdata.trainer.pairs import PairDataset, decode_frame
+from handdata.trainer.presets import PairConfig, Preset
+from handdata.trainer.tasks import encode_png, figure, gesture_transfer, pose_frame, read_keypoints
+
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_KEYPOINT_FILES = {".npy", ".json"}
+
+
+@dataclass(frozen=True, slots=True)
+class GestureTransferRequest:
+    """What ``handdata sample gesture-transfer`` was asked for.
+
+    Args:
+        checkpoint: a checkpoint file or folder, or a run's folder.
+        reference: sample id or photograph; None draws pairs from the dataset.
+        target: sample id, photograph or keypoint file; None draws it with the reference.
+        count: rows of the figure where pairs are drawn.
+        steps: denoising steps; None takes the preset's.
+        guidance_scale: None takes the preset's.
+        seed: same seed, same pictures.
+
+    """
+
+    checkpoint: str
+    reference: str | None = None
+    target: str | None = None
+    count: int = 6
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+
+
+def sample_gesture_transfer(
+    request: GestureTransferRequest,
+    storage: Storage,
+    settings: AnnotateSettings,
+    weights: Path | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> bytes:
+    """Return a PNG: a row for each pair with reference, target pose, target picture where there is one, and result.
+
+    Raises:
+        UsageError: a reference or target is neither a file nor a sample, shows no hand, or only one of them is given.
+        WeightsError: the checkpoint is missing or not one of ours.
+
+    """
+    model, config = load_for_sampling(request.checkpoint)
+    preset = Preset.model_validate(config)
+    if (request.reference is None) != (request.target is None):
+        raise UsageError("give both --reference and --target, or neither", "neither draws pairs from the dataset")
+    if request.reference is None or request.target is None:
+        references, targets = _drawn_pairs(storage, preset, request.count, request.seed)
+    else:
+        references = [_frame(request.reference, storage, preset, settings, weights)]
+        targets = [_frame(request.target, storage, preset, settings, weights)]
+    generated = gesture_transfer(
+        model,
+        load_autoencoder(preset.autoencoder),
+        preset,
+        references,
+        targets,
+        steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        seed=request.seed,
+        progress=on_step,
+    )
+    return encode_png(figure(references, targets, list(generated)))
+
+
+def _held_out_split(storage: Storage) -> Split:
+    """Return the split to show: validation, else test, else what there is."""
+    present = {split for splits in read_manifest(storage).sources.values() for split in splits}
+    order: tuple[Split, ...] = ("val", "test", "train")
+    return next((split for split in order if split in present), "train")
+
+
+def _drawn_pairs(storage: Storage, preset: Preset, count: int, seed: int) -> tuple[list[Frame], list[Frame]]:
+    dataset = PairDataset(
+        storage, image_size=preset.image_size, split=_held_out_split(storage), pairs=PairConfig(still=0), seed=seed
+    )
+    references, targets = [], []
+    for position in range(count):
+        target, reference, _ = dataset.rows_at(position)
+        assert reference is not None  # there are no stills
+        references.append(dataset.frame(reference))
+        targets.append(dataset.frame(target))
+    return references, targets
+
+
+def _frame(name: str, storage: Storage, preset: Preset, settings: AnnotateSettings, weights: Path | None) -> Frame:
+    path = Path(name)
+    if path.suffix.lower() in _KEYPOINT_FILES and path.is_file():
+        return pose_frame(*read_keypoints(path), size=preset.image_size)
+    if path.suffix.lower() in _PICTURES and path.is_file():
+        sample = annotate_photo(path, settings, weights)
+        return decode_frame(samples_to_table([sample]), 0)
+    for split in ("val", "test", "train"):
+        try:
+            dataset = PairDataset(storage, image_size=preset.image_size, split=split)
+            return dataset.frame(dataset.find(name))
+        except UsageError:
+            continue
+    raise UsageError(
+        f"{name} is neither a picture, a keypoint file nor a sample of {storage.describe()}",
+        "a keypoint file (.npy or .json) holds 42 x 2 pixels; sample ids are in the column sample_id",
+    )
