@@ -176,15 +176,15 @@ class Trainer:
         average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(self.model, multi_avg_fn=average)
         self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, settings.adam_beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup_steps + 1))
         )
-        gamma = settings.min_snr_gamma
-        noise_to_signal = self.diffusion.noise_to_signal**2
-        self._timestep_weights = (math.inf if gamma is None else gamma) * noise_to_signal.clamp(min=1e-12)
-        self._timestep_weights.clamp_(max=1)
         # On a CPU, and so the same whatever accelerator computes.
         self._draws = torch.Generator().manual_seed(settings.seed)
         self._precision = getattr(torch, settings.precision)
@@ -200,21 +200,18 @@ class Trainer:
         return module
 
     def training_step(self, batch: FramePair) -> float:
-        """Take one optimiser step and return the batch's loss, all timesteps alike.
-
-        Raises ``RunError`` where it is not a finite number.
-        """
+        """Take one optimiser step and return the batch's loss. Raises ``RunError`` where it is not a finite number."""
         count = len(batch.task)
         timesteps = spread_timesteps(count, self.diffusion.steps, self._draws)
         losses = self.losses(self.model, batch, timesteps, self._draws, drops=True)
-        value = float(losses.detach().mean())
+        loss = losses.mean()
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise RunError(
                 f"the loss is {value} at step {self.step + 1}",
                 "lower the learning rate, or use precision bfloat16; --resume goes on from the last checkpoint",
             )
         self._optimizer.zero_grad(set_to_none=True)
-        loss = (losses * self._timestep_weights[timesteps.to(self.device)]).mean()
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.optimisation.max_gradient_norm)
