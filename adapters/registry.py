@@ -11,12 +11,15 @@ import warnings
 from importlib.metadata import entry_points
 
 from handdata.adapters.arctic import ArcticAdapter
+from handdata.adapters.assemblyhands import AssemblyHandsAdapter
 from handdata.adapters.base import Adapter
+from handdata.adapters.dart import DartAdapter
 from handdata.adapters.dexycb import DexYCBAdapter
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.interhand26m import InterHand26MAdapter
 from handdata.adapters.reinterhand import ReInterHandAdapter
+from handdata.adapters.renderih import RenderIHAdapter
 from handdata.adapters.rhd import RhdAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.adapters.visor import VisorAdapter
@@ -25,11 +28,14 @@ from handdata.schemas import UnknownSourceError
 
 BUILT_IN: dict[str, type[Adapter]] = {
     "arctic": ArcticAdapter,
+    "assemblyhands": AssemblyHandsAdapter,
+    "dart": DartAdapter,
     "dexycb": DexYCBAdapter,
     "foundhand10m": FoundHand10MAdapter,
     "hagrid": HagridAdapter,
     "interhand26m": InterHand26MAdapter,
     "reinterhand": ReInterHandAdapter,
+    "renderih": RenderIHAdapter,
     "rhd": RhdAdapter,
     "synthetic": SyntheticAdapter,
     "visor": VisorAdapter,

@@ -115,12 +115,19 @@ def labels_of(
         cam[f"{side}_valid"] = np.ones((FRAMES, 9), dtype=np.int64)
     for (row, view, side), flag in (flags or {}).items():
         cam[f"{side}_valid"][row, view] = flag
-    cam |= {"is_valid": np.ones((FRAMES, 9), dtype=np.int64), "rot_r_cam": np.zeros((FRAMES, 9, 3), dtype=np.float32)}
+    # What the authors' loader reads beside the hands.
+    for key, count in (("bbox3d", 16), ("kp3d", 32)):
+        cam[key] = np.ones((FRAMES, 10, count, 3), dtype=np.float32)
+        two_d[key] = np.ones((FRAMES, 10, count, 2), dtype=np.float32)
+    cam |= {name: np.zeros((FRAMES, 9, 3), dtype=np.float32) for name in ("rot_r_cam", "rot_l_cam", "obj_rot_cam")}
+    cam["is_valid"] = np.ones((FRAMES, 9), dtype=np.int64)
     params = {
         "K_ego": np.tile(EGO_K.astype(np.float32), (FRAMES, 1, 1)),
         "dist": np.tile(np.array(EGO_DISTORTION, dtype=np.float32), (FRAMES, 1)),
         "world2ego": np.stack([camera_t_world(sequence, row, 0) for row in range(FRAMES)]).astype(np.float32),
-        "pose_r": np.zeros((FRAMES, 45), dtype=np.float32),
+        "obj_arti": np.zeros(FRAMES, dtype=np.float32),
+        **{f"pose_{side}": np.zeros((FRAMES, 45), dtype=np.float32) for side in "rl"},
+        **{f"shape_{side}": np.zeros((FRAMES, 10), dtype=np.float32) for side in "rl"},
     }
     boxes = [[box_of(sequence, row, view) for view in range(9)] for row in range(FRAMES)]
     labels: dict[str, Any] = {"bbox": np.array(boxes, dtype=np.float32), "params": params}

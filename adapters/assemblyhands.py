@@ -1,0 +1,552 @@
+"""AssemblyHands: people assemble toys before eight static colour cameras and four monochrome ones on the head.
+
+Layout (https://github.com/facebookresearch/assemblyhands-toolkit, version 1-1), images or videos may be missing::
+
+    <root>/annotations/<split>/assemblyhands_<split>_{ego_data,ego_calib,joint_3d}_v1-1.json
+    <root>/images/ego_images_rectified/<split>/<sequence>/<HMC_..._mono10bit>/<frame>.jpg
+    <root>/videos/exo_videos_rectified/<sequence>/<C..._rgb>.mp4 and calib.txt
+
+``joint_3d`` holds the joints in the world, in millimetres, tips first as in InterHand2.6M. Pixels are projections of
+them, as in the authors' loader: pictures are rectified, so there is no lens distortion. A joint of an ego picture is
+valid where ``ego_data`` says so too (its flag is 0 where the hand is out of view); static cameras have no such flag. A
+hand without valid joints is ``unknown``: flags of one view do not say that nothing of it is seen.
+
+**Time**: frames are numbered on a grid of 60 a second. The rectified videos have 30 and begin at the first annotated
+frame of their sequence (``visualization/video_visualizer.py``).
+
+The challenge's held-out labels are all 1.0, or not there: such frames are records without joints.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from pydantic import ValidationError
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.files import is_file, numbers, read_image_size, rejection, require_finite, resolve_below
+from handdata.adapters.geometry import (
+    Array,
+    metres_from_millimetres,
+    project,
+    rigid_transform,
+    transform_points,
+)
+from handdata.adapters.json_stream import stream_list, stream_nested_items
+from handdata.adapters.video import VideoInfo, video_info
+from handdata.schemas import (
+    KEYPOINT_COUNT,
+    SIDES,
+    SOURCE_CARDS,
+    SPLITS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    SourceCard,
+    Split,
+    hand_states,
+    record_name,
+)
+from handdata.schemas.arrays import BoolArray
+
+FRAMES_PER_SECOND: Final = 60
+"""Of the numbers of frames, whichever rate a camera's files have."""
+
+_VIDEO_FRAMES_PER_SECOND: Final = 30
+_FRAME_STEP: Final = FRAMES_PER_SECOND // _VIDEO_FRAMES_PER_SECOND
+_EGO_IMAGES, _EXO_VIDEOS = "images/ego_images_rectified", "videos/exo_videos_rectified"
+_EGO_SUFFIX: Final = "_mono10bit"
+"""Part of a head camera's name in folders and calibration, not in ``ego_data``."""
+_HAND_ORDER: Final = (20, 3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12, 19, 18, 17, 16)
+_JOINT_ORDER: Final = (*_HAND_ORDER, *(row + 21 for row in _HAND_ORDER))
+_HELD_OUT: Final = 1.0
+_SUBJECT: Final = re.compile(r"_([^_]+)_user_id(?:_|\Z)")
+_OTHERS: Final = "~without folder"
+"""The partition of the labels whose sequence has no folder; it sorts after all sequences."""
+
+
+class AssemblyHandsAdapter:
+    """Reads the annotations with ego images, exo videos or both."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["assemblyhands"]
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("ego images", ("annotations/*/assemblyhands_*_v1-1.json", _EGO_IMAGES)),
+        Layout("exo videos", ("annotations/*/assemblyhands_*_v1-1.json", _EXO_VIDEOS)),
+    )
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield each split's sequences.
+
+        Videos lie outside the splits; a sequence that has no ego images is looked for in each split's labels.
+        """
+        splits = [split for split in sorted(SPLITS) if (root / "annotations" / split).is_dir()]
+        ego = {split: _folder_names(root / _EGO_IMAGES / split) for split in splits}
+        exo_alone = _folder_names(root / _EXO_VIDEOS).difference(*ego.values())
+        for split in splits:
+            paths = (f"annotations/{split}",)
+            for name in sorted(ego[split] | exo_alone):
+                yield Partition(f"{split}/{name}", split, paths, name)
+            if ego[split]:
+                yield Partition(f"{split}/{_OTHERS}", split, paths, _OTHERS)
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield the pictures of a sequence, in the order of frame number and camera; label files are streamed."""
+        if partition.selection == _OTHERS:
+            yield from _images_without_folder(root, partition.split)
+        else:
+            yield from _read_sequence(root, partition.split, partition.selection)
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Raise: the dataset has no masks.
+
+        Raises:
+            RecordError: ``mask_unreadable``, always.
+
+        """
+        detail = f"assemblyhands has no masks, asked for that of {record.image_uri}"
+        raise RecordError(RejectReason.MASK_UNREADABLE, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class _Camera:
+    k: Array
+    t_world: Array
+    """(4, 4) world to camera, metres."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Joints:
+    """A frame of ``joint_3d``, in handdata's order."""
+
+    world_m: Array
+    valid: BoolArray
+
+
+@dataclass(slots=True)
+class _EgoLabel:
+    """What ``ego_data`` says of one picture."""
+
+    camera_id: str
+    file_name: str
+    size: tuple[Any, Any]
+    valid: BoolArray = field(default_factory=lambda: np.zeros(KEYPOINT_COUNT, dtype=np.bool_))
+    boxes: list[list[float]] = field(default_factory=list)
+    box_sides: list[str] = field(default_factory=list)
+    problem: RecordError | None = None
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """All that is known of one sequence in one split."""
+
+    name: str
+    joints: dict[int, _Joints | RecordError] = field(default_factory=dict)
+    has_joint_file: bool = True
+    ego_labels: dict[tuple[int, str], list[_EgoLabel]] = field(default_factory=dict)
+    """By frame and camera."""
+    ego_intrinsics: dict[str, Any] = field(default_factory=dict)
+    ego_extrinsics: dict[str, Any] = field(default_factory=dict)
+    """By six-digit frame, then by camera."""
+    unusable: list[Rejection] = field(default_factory=list)
+
+
+def _folder_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+
+
+def _label_path(root: Path, split: Split, kind: str) -> Path:
+    return root / "annotations" / split / f"assemblyhands_{split}_{kind}_v1-1.json"
+
+
+def _images_without_folder(root: Path, split: Split) -> Iterator[Rejection]:
+    """Yield a rejection for each listed ego image of a sequence that was not downloaded."""
+    present = _folder_names(root / _EGO_IMAGES / split) | _folder_names(root / _EXO_VIDEOS)
+    path = _label_path(root, split, "ego_data")
+    source = AssemblyHandsAdapter.card.name
+    try:
+        for position, entry in enumerate(stream_list(path, "images")):
+            fields = entry if isinstance(entry, dict) else {}
+            name = fields.get("seq_name")
+            if isinstance(name, str) and name in present:
+                continue
+            try:
+                frame, camera_id = _ego_key(path, fields)
+                record_id = record_name(source, split, str(name), frame, camera_id)
+                problem = RecordError(RejectReason.IMAGE_MISSING, f"the sequence {name!r} has no folder of images")
+            except RecordError as error:
+                record_id, problem = f"{source}/{split}/{path.name}/{position}", error
+            yield rejection(record_id, str(fields.get("file_name")), problem)
+    except RecordError as error:
+        yield rejection(f"{source}/{split}/{path.name}", str(path), error)
+
+
+def _read_sequence(root: Path, split: Split, name: str) -> Iterator[HandRecord | Rejection]:
+    sequence = _Sequence(name)
+    _read_joints(_label_path(root, split, "joint_3d"), split, sequence)
+    if (root / _EGO_IMAGES / split).is_dir():
+        _read_ego_labels(root, split, sequence)
+    yield from sequence.unusable
+    exo = _ExoVideos(root, split, sequence)
+    frames = sorted(set(sequence.joints) | {frame for frame, _ in sequence.ego_labels})
+    ego_cameras = sorted({camera for _, camera in sequence.ego_labels})
+    cameras = sorted({*ego_cameras, *exo.videos})
+    for frame in frames:
+        for camera_id in cameras:
+            if camera_id in exo.videos:
+                if frame in sequence.joints:
+                    yield exo.read(frame, camera_id)
+                continue
+            for label in sequence.ego_labels.get((frame, camera_id), ()):
+                yield _read_ego_image(root, split, sequence, frame, label)
+
+
+def _reject_file(path: Path, split: Split, name: str, error: RecordError) -> Rejection:
+    return rejection(f"{AssemblyHandsAdapter.card.name}/{split}/{name}/{path.name}", str(path), error)
+
+
+# ---------------------------------------------------------------------------------------------------- joint_3d
+
+
+def _read_joints(path: Path, split: Split, sequence: _Sequence) -> None:
+    if not is_file(path):
+        sequence.has_joint_file = False
+        return
+    try:
+        for name, key, entry in stream_nested_items(path, "annotations"):
+            if name != sequence.name:
+                if sequence.joints:
+                    return  # a sequence is one object of the file
+                continue
+            if not (key.isascii() and key.isdecimal() and int(key) < 2**31):
+                problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name}: {key!r} is no frame number")
+                sequence.unusable.append(_reject_file(path / key, split, name, problem))
+                continue
+            try:
+                sequence.joints[int(key)] = _parse_joints(path, f"{name} {key}", entry)
+            except RecordError as error:
+                sequence.joints[int(key)] = error
+    except RecordError as error:
+        sequence.unusable.append(_reject_file(path, split, sequence.name, error))
+
+
+def _parse_joints(path: Path, where: str, entry: object) -> _Joints:
+    fields = entry if isinstance(entry, dict) else {}
+    world = _numbers(path, f"{where} world_coord", fields.get("world_coord"), (KEYPOINT_COUNT, 3))
+    # The authors' viewer takes all joints for valid where the flags are missing.
+    flags = fields.get("joint_valid", [1] * KEYPOINT_COUNT)
+    valid = _flags(path, f"{where} joint_valid", flags)
+    valid = valid & ~np.full(KEYPOINT_COUNT, (world == _HELD_OUT).all())
+    require_finite(path, f"{where} world_coord", world[valid])
+    order = list(_JOINT_ORDER)
+    return _Joints(metres_from_millimetres(world)[order], valid[order])
+
+
+def _numbers(path: Path, name: str, values: object, shape: tuple[int, ...]) -> Array:
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name} should be numbers of shape {shape}") from None
+    return numbers(path, name, array, shape)
+
+
+def _flags(path: Path, name: str, values: object) -> BoolArray:
+    return _numbers(path, name, values, (KEYPOINT_COUNT,)) > 0
+
+
+# ---------------------------------------------------------------------------------------------------- ego
+
+
+def _ego_key(path: Path, image: dict[str, Any]) -> tuple[int, str]:
+    """Return frame number and camera of an entry of ``images``.
+
+    Raises:
+        RecordError: ``label_corrupt``.
+
+    """
+    frame, camera, name = image.get("frame_idx"), image.get("camera"), image.get("file_name")
+    if not isinstance(frame, int) or not 0 <= frame < 2**31 or not isinstance(camera, str) or not isinstance(name, str):
+        detail = f"{path}: the image {image.get('id')!r} should have a frame_idx, a camera and a file_name"
+        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
+    return frame, camera.removesuffix(_EGO_SUFFIX) + _EGO_SUFFIX
+
+
+def _read_ego_labels(root: Path, split: Split, sequence: _Sequence) -> None:
+    path = _label_path(root, split, "ego_data")
+    of_image: dict[object, _EgoLabel] = {}
+    try:
+        for entry in stream_list(path, "images"):
+            if not isinstance(entry, dict) or entry.get("seq_name") != sequence.name:
+                continue
+            try:
+                frame, camera_id = _ego_key(path, entry)
+                label = _EgoLabel(camera_id, entry["file_name"], (entry.get("width"), entry.get("height")))
+                of_image[_hashable(entry.get("id"))] = label
+                sequence.ego_labels.setdefault((frame, camera_id), []).append(label)
+            except RecordError as error:
+                place = path / str(entry.get("id"))
+                sequence.unusable.append(_reject_file(place, split, sequence.name, error))
+        for entry in stream_list(path, "annotations"):
+            found = of_image.get(_hashable(entry.get("image_id"))) if isinstance(entry, dict) else None
+            if found is not None:
+                _add_annotation(path, entry, found)
+    except RecordError as error:
+        sequence.unusable.append(_reject_file(path, split, sequence.name, error))
+    path = _label_path(root, split, "ego_calib")
+    try:
+        for name, kind, entry in stream_nested_items(path, "calibration"):
+            if name == sequence.name and isinstance(entry, dict):
+                if kind == "intrinsics":
+                    sequence.ego_intrinsics = entry
+                elif kind == "extrinsics":
+                    sequence.ego_extrinsics = entry
+            elif sequence.ego_extrinsics:
+                break  # a sequence is one object of the file
+    except RecordError as error:
+        sequence.unusable.append(_reject_file(path, split, sequence.name, error))
+
+
+def _hashable(image_id: object) -> object:
+    return image_id if isinstance(image_id, int | str) else repr(image_id)
+
+
+def _add_annotation(path: Path, entry: dict[str, Any], label: _EgoLabel) -> None:
+    where = f"the annotation of image {entry.get('image_id')!r}:"
+    try:
+        label.valid = label.valid | _flags(path, f"{where} joint_valid", entry.get("joint_valid"))[list(_JOINT_ORDER)]
+        boxes = entry.get("bbox") or {}
+        for side in SIDES:
+            box = boxes.get(side) if isinstance(boxes, dict) else None
+            if box is not None:
+                corners = _numbers(path, f"{where} bbox {side}", box, (4,))
+                require_finite(path, f"{where} bbox {side}", corners)
+                label.boxes.append([round(value, 2) for value in corners.tolist()])
+                label.box_sides.append(side)
+    except RecordError as error:
+        label.problem = error
+
+
+def _read_ego_image(
+    root: Path, split: Split, sequence: _Sequence, frame: int, label: _EgoLabel
+) -> HandRecord | Rejection:
+    source = AssemblyHandsAdapter.card.name
+    image_uri = str(root / "images" / label.file_name)
+    try:
+        image_path = resolve_below(root / "images", label.file_name)
+        if label.problem is not None:
+            raise label.problem
+        width, height = read_image_size(image_path)
+        if label.size not in ((width, height), (None, None)):
+            detail = f"{image_path} is {width} x {height}, its label is for {label.size[0]} x {label.size[1]}"
+            raise RecordError(RejectReason.IMAGE_SIZE_MISMATCH, detail)
+        camera = _ego_camera(_label_path(root, split, "ego_calib"), sequence, frame, label.camera_id)
+        joints = _joints_of(sequence, frame)
+        return _record(
+            split,
+            sequence,
+            frame,
+            label.camera_id,
+            camera,
+            None if joints is None else _Joints(joints.world_m, joints.valid & label.valid),
+            image_uri=str(image_path),
+            width=width,
+            height=height,
+            viewpoint="ego",
+            extra={"boxes_xyxy_px": label.boxes, "box_sides": label.box_sides} if label.boxes else None,
+        )
+    except ValidationError as error:
+        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label.file_name}: {error.errors()[0]['msg']}")
+    except RecordError as error:
+        problem = error
+    return rejection(record_name(source, split, sequence.name, frame, label.camera_id), image_uri, problem)
+
+
+def _joints_of(sequence: _Sequence, frame: int) -> _Joints | None:
+    """Return a frame's joints; None where the split's joints are not published.
+
+    Raises:
+        RecordError: they are damaged, or missing in a file that is there.
+
+    """
+    if not sequence.has_joint_file:
+        return None
+    missing = RecordError(RejectReason.LABEL_MISSING, f"joint_3d has no frame {frame:06d} of {sequence.name}")
+    joints = sequence.joints.get(frame, missing)
+    if isinstance(joints, RecordError):
+        raise joints
+    return joints
+
+
+def _ego_camera(path: Path, sequence: _Sequence, frame: int, camera_id: str) -> _Camera:
+    of_frame = sequence.ego_extrinsics.get(f"{frame:06d}")
+    extrinsics = of_frame.get(camera_id) if isinstance(of_frame, dict) else None
+    intrinsics = sequence.ego_intrinsics.get(camera_id)
+    if extrinsics is None or intrinsics is None:
+        detail = f"{path} lacks the camera {camera_id} of {sequence.name}, frame {frame:06d}"
+        raise RecordError(RejectReason.LABEL_MISSING, detail)
+    return _parse_camera(path, f"{sequence.name} {camera_id} {frame:06d}", intrinsics, extrinsics)
+
+
+def _parse_camera(path: Path, where: str, intrinsics: object, extrinsics: object) -> _Camera:
+    k = _numbers(path, f"{where} intrinsics", intrinsics, (3, 3))
+    matrix = _numbers(path, f"{where} extrinsics", extrinsics, (3, 4))
+    require_finite(path, f"{where} intrinsics", k)
+    require_finite(path, f"{where} extrinsics", matrix)
+    return _Camera(k, rigid_transform(matrix[:, :3], metres_from_millimetres(matrix[:, 3])))
+
+
+# ---------------------------------------------------------------------------------------------------- exo
+
+
+class _ExoVideos:
+    """The videos of a sequence and their cameras."""
+
+    def __init__(self, root: Path, split: Split, sequence: _Sequence) -> None:
+        self._split = split
+        self._sequence = sequence
+        folder = root / _EXO_VIDEOS / sequence.name
+        self._folder = folder
+        self.videos: dict[str, VideoInfo | RecordError] = {}
+        self._cameras: dict[str, _Camera] | RecordError = {}
+        if not sequence.joints or not folder.is_dir():
+            return
+        self._first_frame = min(sequence.joints)
+        self.videos = {path.stem: _video(path) for path in sorted(folder.glob("*.mp4"))}
+        try:
+            self._cameras = _read_exo_cameras(folder / "calib.txt", _label_path(root, split, "exo_calib"), sequence)
+        except RecordError as error:
+            self._cameras = error
+
+    def read(self, frame: int, camera_id: str) -> HandRecord | Rejection:
+        path = self._folder / f"{camera_id}.mp4"
+        try:
+            video = self.videos[camera_id]
+            for found in (video, self._cameras):
+                if isinstance(found, RecordError):
+                    raise found
+            assert isinstance(video, VideoInfo) and isinstance(self._cameras, dict)
+            camera = self._cameras.get(camera_id)
+            if camera is None:
+                detail = f"{self._folder / 'calib.txt'} lacks the camera {camera_id}"
+                raise RecordError(RejectReason.LABEL_MISSING, detail)
+            index, rest = divmod(frame - self._first_frame, _FRAME_STEP)
+            if rest or index >= video.frames:
+                detail = (
+                    f"{path} has {video.frames} frames from frame {self._first_frame:06d} on, in steps of "
+                    f"{_FRAME_STEP}: it does not hold frame {frame:06d}"
+                )
+                raise RecordError(RejectReason.FRAME_MISSING, detail)
+            return _record(
+                self._split,
+                self._sequence,
+                frame,
+                camera_id,
+                camera,
+                _joints_of(self._sequence, frame),
+                image_uri=str(path),
+                video_frame=index,
+                width=video.width,
+                height=video.height,
+                viewpoint="exo",
+            )
+        except ValidationError as error:
+            problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path}, frame {frame}: {error.errors()[0]['msg']}")
+        except RecordError as error:
+            problem = error
+        name = record_name(AssemblyHandsAdapter.card.name, self._split, self._sequence.name, frame, camera_id)
+        return rejection(name, str(path), problem)
+
+
+def _video(path: Path) -> VideoInfo | RecordError:
+    try:
+        info = video_info(path)
+    except RecordError as error:
+        return error
+    if abs(float(info.rate) - _VIDEO_FRAMES_PER_SECOND) > 0.5:
+        detail = (
+            f"{path} has {float(info.rate):.2f} frames a second, the rectified videos have {_VIDEO_FRAMES_PER_SECOND}; "
+            "those of Assembly101 are neither rectified nor cut to the labels"
+        )
+        return RecordError(RejectReason.FRAME_MISSING, detail)
+    return info
+
+
+def _read_exo_cameras(path: Path, fallback: Path, sequence: _Sequence) -> dict[str, _Camera]:
+    """Return the static cameras from ``calib.txt`` beside the videos, or from ``exo_calib`` where that is missing.
+
+    ``calib.txt`` has eight lines a camera, apart from blank ones: its name, three of the intrinsics, one that the
+    authors' reader passes over, three of [R | t] in millimetres (``get_calib`` of the toolkit).
+
+    Raises:
+        RecordError: ``label_missing``, ``label_corrupt`` or ``label_not_finite``.
+
+    """
+    try:
+        lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        if is_file(fallback):
+            return _read_exo_calib(fallback, sequence)
+        raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
+    cameras = {}
+    for start in range(0, len(lines), 8):
+        block = lines[start : start + 8]
+        name = " ".join(block[0])
+        cameras[name] = _parse_camera(path, name, block[1:4], block[5:8])
+    return cameras
+
+
+def _read_exo_calib(path: Path, sequence: _Sequence) -> dict[str, _Camera]:
+    found = {
+        kind: entry
+        for name, kind, entry in stream_nested_items(path, "calibration")
+        if name == sequence.name and isinstance(entry, dict)
+    }
+    intrinsics, extrinsics = found.get("intrinsics", {}), found.get("extrinsics", {})
+    return {
+        name: _parse_camera(path, f"{sequence.name} {name}", intrinsics[name], extrinsics[name])
+        for name in sorted(intrinsics.keys() & extrinsics.keys())
+    }
+
+
+def _record(
+    split: Split,
+    sequence: _Sequence,
+    frame: int,
+    camera_id: str,
+    camera: _Camera,
+    joints: _Joints | None,
+    **picture: Any,
+) -> HandRecord:
+    """Return the record of one picture, with the joints projected into it."""
+    valid = np.zeros(KEYPOINT_COUNT, dtype=np.bool_)
+    points = np.zeros((KEYPOINT_COUNT, 3))
+    pixels = np.zeros((KEYPOINT_COUNT, 2))
+    if joints is not None:
+        points = transform_points(camera.t_world, joints.world_m)
+        pixels = project(points, camera.k)
+        valid = joints.valid & np.isfinite(pixels).all(axis=1)  # not behind the camera
+    subject = _SUBJECT.search(sequence.name)
+    return HandRecord(
+        source=AssemblyHandsAdapter.card.name,
+        split=split,
+        sequence_id=sequence.name,
+        frame_index=frame,
+        camera_id=camera_id,
+        timestamp_s=frame / FRAMES_PER_SECOND,
+        subject_id=None if subject is None else subject[1],
+        keypoints_valid=valid,
+        keypoints_2d=np.where(valid[:, None], pixels, 0),
+        hand_state=hand_states(valid, "unknown"),
+        keypoints_3d=None if joints is None else np.where(valid[:, None], points, 0),
+        camera_k=camera.k,
+        camera_t_world=camera.t_world,
+        **picture,
+    )
