@@ -134,7 +134,7 @@ def reference_joints(
     tips: tuple[int, ...],
 ) -> NDArray[np.float64]:
     """Pose the whole mesh by the textbook, with 4x4 matrices and matrix exponentials; pick 21 points in our order."""
-    turns = [rotation] + [_exponential(vector) for vector in pose.reshape(15, 3)]
+    turns = [rotation] + [exponential(vector) for vector in pose.reshape(15, 3)]
     shaped = model["v_template"].copy()
     for beta, direction in zip(betas, np.moveaxis(model["shapedirs"], 2, 0), strict=True):
         shaped += beta * direction
@@ -160,7 +160,7 @@ def reference_joints(
     return np.array(ordered) + translation
 
 
-def _exponential(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+def exponential(vector: NDArray[np.float64]) -> NDArray[np.float64]:
     x, y, z = vector
     generator = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     result = term = np.eye(3)
