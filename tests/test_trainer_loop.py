@@ -10,11 +10,12 @@ from trainer_fixtures import sample, write_dataset
 from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError, WeightsError
 from handdata.trainer.checkpoints import export_foundhand, load_for_sampling, read_weights
+from handdata.trainer.diffusion import Diffusion
 from handdata.trainer.loop import Trainer, spread_timesteps, train
 from handdata.trainer.metrics import condition_following, derangement
 from handdata.trainer.model import DiT
 from handdata.trainer.pairs import FramePair
-from handdata.trainer.presets import PRESETS, ModelConfig, Preset
+from handdata.trainer.presets import PRESETS, DiffusionConfig, ModelConfig, Preset
 
 SMALL = PRESETS["tiny"].model_copy(
     update={
@@ -134,3 +135,16 @@ def test_condition_following_asks_both_questions_with_the_same_noise() -> None:
     result = condition_following(loss, [batch], 1000)
     assert asked[0] == asked[1]
     assert (result.true_loss, result.permuted_loss, result.gain) == (1.0, 2.0, 0.5)
+
+
+def test_a_perfect_velocity_has_no_loss_and_gives_back_the_noise() -> None:
+    process = Diffusion(DiffusionConfig(prediction="velocity"))
+    x0, noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([0, 300, 700, 999])
+    signal, level = (table[index].view(-1, 1, 1, 1) for table in (process.signal, process.noise))
+    velocity = signal * noise - level * x0
+    assert process.training_loss(velocity, x0, noise, index).total.max() < 1e-5
+    found = process.noise_output(velocity, process.add_noise(x0, noise, index), index)
+    torch.testing.assert_close(found, noise, atol=1e-5, rtol=1e-5)
+    wrong = process.training_loss(velocity + 0.5, x0, noise, index).total
+    torch.testing.assert_close(wrong, torch.full((4,), 0.25), atol=1e-3, rtol=1e-3)

@@ -27,7 +27,7 @@ class TrainingLoss:
 
     total: Tensor
     mse: Tensor
-    """Mean squared error of the predicted noise."""
+    """Mean squared error of the predicted noise (or velocity)."""
     variational: Tensor
     """The learned variance's part of the variational bound, bits a dimension; zero without a learned variance."""
 
@@ -62,6 +62,7 @@ class Diffusion(nn.Module):
     def __init__(self, config: DiffusionConfig | None = None, steps: int | None = None) -> None:
         super().__init__()
         config = config or DiffusionConfig()
+        self.prediction = config.prediction
         betas = torch.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=torch.float64)
         alpha_bar_all = torch.cumprod(1 - betas, dim=0)
         # Equally spaced with both ends kept, as published; equal to DDPMScheduler's timestep_spacing="linspace".
@@ -108,6 +109,13 @@ class Diffusion(nn.Module):
         """Return the noise that x_t holds if ``x0`` is its clean latent: the inverse of ``predict_x0``."""
         return (x_t - _at(self.signal, index) * x0) / _at(self.noise, index)
 
+    def noise_output(self, output: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
+        """Return the network's ``output`` (N, C or 2C, H, W) at x_t with predicted noise in its first C channels."""
+        if self.prediction == "noise":
+            return output
+        velocity, rest = output[:, : x_t.shape[1]].float(), output[:, x_t.shape[1] :]
+        return torch.cat([_at(self.signal, index) * velocity + _at(self.noise, index) * x_t, rest], dim=1)
+
     def posterior_mean(self, x0: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
         """Return the mean of q(x_(t-1) | x_t, x0) (DDPM, equation 7)."""
         return _at(self.posterior_x0, index) * x0 + _at(self.posterior_x_t, index) * x_t
@@ -142,8 +150,11 @@ class Diffusion(nn.Module):
         trains the variance only (improved DDPM, section 3.1: the mean's gradient is stopped). ``weight`` (N, 1, H, W)
         weighs latent pixels: 0 where the crop lies outside the picture. A sample of zero weight has zero loss.
         """
+        output = self.noise_output(output, self.add_noise(x0, noise, index), index)
         predicted, variance = _split(output, x0)
         mse = _mean((predicted.float() - noise) ** 2, weight)
+        if self.prediction == "velocity":  # an error of the velocity is that of the noise over the signal
+            mse = mse / self.signal[index] ** 2
         if variance is None:
             return TrainingLoss(total=mse, mse=mse, variational=torch.zeros_like(mse))
         variational = _mean(self._variational_bits(predicted.detach(), variance, x0, noise, index), weight)

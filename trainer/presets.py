@@ -58,6 +58,9 @@ class DiffusionConfig(Config):
     train_steps: int = Field(default=1000, gt=1)
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
+    prediction: Literal["noise", "velocity"] = "noise"
+    """What the network's output stands for, and what its loss compares: the noise (published), or signal x noise -
+    noise level x clean latent (Salimans and Ho 2022, appendix D), which asks for the picture where noise is strong."""
 
 
 class DropoutConfig(Config):
@@ -174,9 +177,9 @@ PRESETS: Final[dict[str, Preset]] = {
             num_heads=4,
             learn_sigma=False,  # the fast samplers do not use it
         ),
-        # Nearly constant betas: with the published ones most of the loss lies at noise so weak that the picture itself
-        # shows the pose, and keypoints have nothing to add.
-        diffusion=DiffusionConfig(beta_start=0.006, beta_end=0.01),
+        # Predicting noise, a small network spends hundreds of steps on copying its input; the velocity's loss also
+        # weighs strong noise, where keypoints matter most, as much as weak.
+        diffusion=DiffusionConfig(prediction="velocity"),
         dropout=DropoutConfig(reference=0.05, target_keypoints=0.05, reference_mask=0.05, both=0.1),
         optimisation=OptimisationConfig(
             steps=800,

@@ -23,7 +23,7 @@ from handdata.trainer.diffusion import Diffusion, draw_noise
 from handdata.trainer.presets import DiffusionConfig, SamplingConfig
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (N, C, H, W), t (N,)) -> output (N, C or 2C, H, W): predicted noise, then the learned variance if any."""
+"""(x_t (N, C, H, W), t (N,)) -> output (N, C or 2C, H, W): noise (or velocity), then the learned variance if any."""
 
 Progress = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all)."""
@@ -85,6 +85,7 @@ def denoise(
     process = Diffusion(schedule).to(noise.device)
 
     def clipped(output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        output = process.noise_output(output, x_t, t)
         if clip_x0 is None:
             return output
         channels = x_t.shape[1]
