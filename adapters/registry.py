@@ -15,6 +15,7 @@ from handdata.adapters.assemblyhands import AssemblyHandsAdapter
 from handdata.adapters.base import Adapter
 from handdata.adapters.dart import DartAdapter
 from handdata.adapters.dexycb import DexYCBAdapter
+from handdata.adapters.ego4d import Ego4dAdapter
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.interhand26m import InterHand26MAdapter
@@ -31,6 +32,7 @@ BUILT_IN: dict[str, type[Adapter]] = {
     "assemblyhands": AssemblyHandsAdapter,
     "dart": DartAdapter,
     "dexycb": DexYCBAdapter,
+    "ego4d": Ego4dAdapter,
     "foundhand10m": FoundHand10MAdapter,
     "hagrid": HagridAdapter,
     "interhand26m": InterHand26MAdapter,

@@ -11,6 +11,7 @@ from fixtures_arctic import write_arctic
 from fixtures_assemblyhands import write_assemblyhands
 from fixtures_dart import write_dart
 from fixtures_dexycb import write_dexycb
+from fixtures_ego4d import write_ego4d
 from fixtures_foundhand10m import write_foundhand10m
 from fixtures_hagrid import write_hagrid_v1, write_hagrid_v2
 from fixtures_interhand26m import write_interhand26m
@@ -56,6 +57,7 @@ ADAPTER_FIXTURES = [
     AdapterFixture("assemblyhands", write_assemblyhands, records=32, rejections=1),
     AdapterFixture("dart", write_dart, records=4, rejections=1),
     AdapterFixture("dexycb", write_dexycb, records=39, rejections=1),
+    AdapterFixture("ego4d", write_ego4d, records=8, rejections=1),
     AdapterFixture("foundhand10m", write_foundhand10m, records=10, rejections=1),
     AdapterFixture("hagrid", write_hagrid_v1, records=4, rejections=1, variant="v1"),
     AdapterFixture("hagrid", write_hagrid_v2, records=6, variant="v2"),
