@@ -54,8 +54,8 @@ from handdata.schemas import (
 )
 from handdata.schemas.arrays import BoolArray
 
-PARTITION_BYTES: Final = 64 << 20
-"""Of ``data.json``, about 120,000 records."""
+PARTITION_BYTES: Final = 32 << 20
+"""Of ``data.json``, about 60,000 records."""
 MAX_PARTITIONS: Final = 32
 """Of a split: each partition searches the file once, which must stay a small share of the work."""
 
@@ -176,14 +176,15 @@ def _id(entry: Any, key: str) -> int | None:
 def _joint_valid(path: Path, annotation: Any) -> _Valid:
     try:
         return _flags(annotation["joint_valid"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         detail = f"{path}: annotation of image {annotation['image_id']}: joint_valid should be 42 flags"
         return RecordError(RejectReason.LABEL_CORRUPT, detail)
 
 
 def _flags(values: Any) -> BoolArray:
     """Return (42,) booleans in handdata's order from 42 numbers, or lists of one, in the dataset's."""
-    numbers = np.array(values, dtype=np.float64).reshape(KEYPOINT_COUNT)
+    flat = list(chain.from_iterable(values)) if isinstance(values[0], list) else values
+    numbers = np.array(flat, dtype=np.float64).reshape(KEYPOINT_COUNT)
     return np.asarray(numbers[_ORDER] != 0)
 
 
@@ -331,7 +332,7 @@ class _Captures:
             valid = _flags(label["joint_valid"])
             require_finite(where, "world_coord", world[valid])
             world[~valid] = 0  # the filler is 1, 1, 1, sometimes a real looking point
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             detail = f"{where}: world_coord should be 42 points and joint_valid 42 flags: {error!r}"
             return RecordError(RejectReason.LABEL_CORRUPT, detail)
         except RecordError as error:

@@ -25,6 +25,8 @@ MAX_VALUE_BYTES: Final = 128 << 20
 """A single yielded value larger than this is refused: no label record is, and memory must stay bounded."""
 _GUESS_BYTES: Final = 256 << 10
 """How far a record's end is guessed: a bracket within a string must not cost a scan of the whole window."""
+_RUN_BYTES: Final = 4 << 10
+"""How much of a list is parsed at once: more keeps so many small objects alive that Python's collector takes over."""
 
 _BLANKS = re.compile(rb"[ \t\r\n]*")
 _SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,:{}\[\]"]+', re.DOTALL)
@@ -80,8 +82,8 @@ def stream_list(path: Path, *prefix: str) -> Iterator[Any]:
     with _open(path) as stream:
         scanner = _Scanner(path, stream)
         scanner.enter(prefix)
-        for _ in scanner.elements():
-            yield scanner.value()
+        if scanner.opens_list():
+            yield from scanner.values_of_list()
 
 
 def stream_list_part(path: Path, start: int, stop: int) -> Iterator[Any]:
@@ -96,10 +98,8 @@ def stream_list_part(path: Path, start: int, stop: int) -> Iterator[Any]:
     with _open(path) as stream:
         stream.seek(start)
         scanner = _Scanner(path, stream)
-        while scanner.offset() < stop:
-            yield scanner.value()
-            if scanner.closes_list():
-                return
+        if scanner.offset() < stop:
+            yield from scanner.values_of_list(stop)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -121,6 +121,7 @@ class _Scanner:
         self._position = 0  # in the window
         self._window_start = stream.tell()  # in the file
         self._ended = False
+        self._no_run_before = 0  # in the file
         while len(self._window) < len(_UTF8_BYTE_ORDER_MARK) and self._refill():
             pass
         if self._window_start == 0 and self._window.startswith(_UTF8_BYTE_ORDER_MARK):
@@ -151,20 +152,24 @@ class _Scanner:
             if self._take(b",", b"}") == b"}":
                 return
 
-    def elements(self) -> Iterator[None]:
-        """Yield once for each element of the list here; the caller consumes it before it asks for the next."""
+    def opens_list(self) -> bool:
+        """Move to the first element of the list here, or past it where there is none; True where there is one."""
         self._take(b"[")
         if self._peek() == b"]":
             self._position += 1
-            return
-        while True:
-            yield
-            if self.closes_list():
-                return
+            return False
+        return True
 
-    def closes_list(self) -> bool:
-        """Move past the comma or bracket that follows a list's element; True where it is the bracket."""
-        return self._take(b",", b"]") == b"]"
+    def values_of_list(self, stop: int | None = None) -> Iterator[Any]:
+        """Yield the values of a list from the element here, to its end or to the element that begins at ``stop``."""
+        while True:
+            run = self._run_of_objects(stop)
+            if run:
+                yield from run
+            else:
+                yield self.value()
+            if self._take(b",", b"]") == b"]" or (stop is not None and self.offset() >= stop):
+                return
 
     def offset(self) -> int:
         """Return the byte of the file at which the next value begins."""
@@ -198,10 +203,34 @@ class _Scanner:
             for _ in self.members():
                 self.value()
         elif opening == b"[":
-            for _ in self.elements():
-                self.value()
+            if self.opens_list():
+                for _ in self.values_of_list():
+                    pass
         else:
             self.value()
+
+    def _run_of_objects(self, stop: int | None) -> list[Any]:
+        """Parse the objects of a list that are whole in the window, in one call; none where the guess fails.
+
+        The guess is that the last closing brace ends a record. One by one, a record of 300 bytes costs as much again
+        as its parsing. After a wrong guess (a brace within a record) its bytes are not tried again.
+        """
+        opening, start = self._peek(), self._position
+        if opening != b"{" or self._window_start + start < self._no_run_before:
+            return []
+        limit = start + _RUN_BYTES
+        if stop is not None:
+            limit = min(limit, stop - self._window_start)
+        end = self._window.rfind(b"}", start, limit) + 1
+        if end == 0:
+            return []
+        try:
+            run: list[Any] = from_json(b"[" + self._window[start:end] + b"]")
+        except ValueError:
+            self._no_run_before = self._window_start + end
+            return []
+        self._position = end
+        return run
 
     def _guess_end(self, opening: bytes) -> int | None:
         """Return where the brackets of one kind balance, taking those within strings for real; None: not nearby."""

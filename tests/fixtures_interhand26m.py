@@ -191,11 +191,19 @@ VAL = [Shot(0, "ROM01_No_Interaction_2_Hand", 2000 + 6 * step) for step in range
 TEST = [Shot(1, "0007_thumbup_normal", 2017, "right")]
 
 
+def _parent(number: int) -> int:
+    """Return the row of the next joint towards the wrist, as skeleton.txt has it."""
+    if number % 21 == 20:
+        return -1
+    return number + 1 if number % 21 % 4 != 3 else number // 21 * 21 + 20
+
+
 def write_interhand26m(root: Path) -> None:
     """Write three splits of three cameras: 20 records, and one image that is missing."""
     missing = file_name(TRAIN[0], "400012")
     write_split(root, "train", TRAIN, missing_images=[missing])
     write_split(root, "val", VAL, indent=4)
     write_split(root, "test", TEST)
-    (root / "annotations/skeleton.txt").write_text("".join(f"{name} 0 0\n" for name in SKELETON))
+    lines = [f"{name} {number} {_parent(number)}\n" for number, name in enumerate(SKELETON)]
+    (root / "annotations/skeleton.txt").write_text("".join(lines))
     (root / "annotations/subject.txt").write_text("")

@@ -1,0 +1,155 @@
+"""Times ``handdata ingest`` on a generated label file in the layout of InterHand2.6M.
+
+Run ``python benchmarks/ingest.py [--records N] [--keep FOLDER]``. Records are written as the dataset has them: 80
+cameras see each moment, one JPEG file a record (links to a few files, so that a million need no space), labels of
+about 500 bytes a record in ``data.json`` and of 3 kB a moment in ``joint_3d.json``. Prints records a second, the
+workers' processor time and peak memory, for half as many records too: the time should double.
+"""
+
+import argparse
+import io
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from handdata.adapters.interhand26m import InterHand26MAdapter
+from handdata.pipeline.ingest import ingest
+from handdata.pipeline.storage import Storage
+
+CAMERAS = tuple(str(400000 + 2 * number) for number in range(80))
+MOMENTS_PER_CAPTURE = 500
+SIZE = (334, 512)
+LINKS_PER_FILE = 10_000
+"""File systems limit how often one file may be linked."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one run took."""
+
+    records: int
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.records:9,d} records in {self.seconds:6.1f} s: {self.records / self.seconds:7,.0f} records/s, "
+            f"{1e6 * self.processor_seconds / self.records:5.1f} us of processor time a record, "
+            f"peak {self.peak_bytes / 2**20:,.0f} MiB a worker"
+        )
+
+
+def main() -> None:
+    """Generate, ingest and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=int, default=100_000, help="up to 1,000,000 (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="generate here and keep it, or use what is here")
+    arguments = parser.parse_args()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    with tempfile.TemporaryDirectory() as scratch:
+        base = arguments.keep or Path(scratch)
+        for records in (arguments.records // 2, arguments.records):
+            root = base / f"interhand26m-{records}"
+            if not root.is_dir():
+                write_dataset(root, records)
+            print(time_ingest(root, Path(scratch) / f"workspace-{records}"), flush=True)
+
+
+def time_ingest(root: Path, workspace: Path) -> Figures:
+    """Ingest a dataset; the peak is that of the largest worker so far."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    summary = ingest(InterHand26MAdapter, root, Storage(str(workspace)))
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if summary.rejected:
+        raise RuntimeError(f"the generated dataset was refused in part: {summary.rejected}")
+    return Figures(
+        records=summary.records,
+        seconds=seconds,
+        processor_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        peak_bytes=after.ru_maxrss * 1024,
+    )
+
+
+def write_dataset(root: Path, records: int) -> None:
+    """Write the split train with this many records; both hands, in front of every camera."""
+    rng = np.random.default_rng(0)
+    labels = root / "annotations/train"
+    labels.mkdir(parents=True)
+    names = list(file_names(records))
+    with (labels / "InterHand2.6M_train_data.json").open("w") as stream:
+        stream.write('{"images": [')
+        for number, (moment, camera, name) in enumerate(names):
+            entry = {
+                "id": number,
+                "file_name": name,
+                "width": SIZE[0],
+                "height": SIZE[1],
+                "capture": moment // MOMENTS_PER_CAPTURE,
+                "subject": 0,
+                "seq_name": "0266_dh_pray",
+                "camera": camera,
+                "frame_idx": 18 * moment,
+            }
+            stream.write((", " if number else "") + json.dumps(entry))
+        stream.write('], "annotations": [')
+        valid = ", ".join(["[1]"] * 42)
+        for number in range(records):
+            box = ", ".join(repr(value) for value in rng.uniform(30, 180, 4).tolist())
+            stream.write(
+                f'{", " if number else ""}{{"id": {number}, "image_id": {number}, "bbox": [{box}], '
+                f'"joint_valid": [{valid}], "hand_type": "interacting", "hand_type_valid": 1}}'
+            )
+        stream.write("]}")
+    captures: dict[str, dict[str, object]] = {}
+    for moment in range(1 + names[-1][0]):
+        captures.setdefault(str(moment // MOMENTS_PER_CAPTURE), {})[str(18 * moment)] = {
+            "world_coord": rng.uniform(-120, 120, (42, 3)).tolist(),
+            "joint_valid": [[True]] * 42,
+            "hand_type": "interacting",
+            "hand_type_valid": True,
+        }
+    (labels / "InterHand2.6M_train_joint_3d.json").write_text(json.dumps(captures))
+    cameras = {
+        "campos": {camera: [0.0, 0.0, -1000.0] for camera in CAMERAS},
+        "camrot": {camera: np.eye(3).tolist() for camera in CAMERAS},
+        "focal": {camera: [1290.0, 1290.0] for camera in CAMERAS},
+        "princpt": {camera: [167.0, 256.0] for camera in CAMERAS},
+    }
+    (labels / "InterHand2.6M_train_camera.json").write_text(json.dumps(dict.fromkeys(captures, cameras)))
+    write_images(root / "images/train", [name for _, _, name in names])
+
+
+def file_names(records: int) -> Iterator[tuple[int, str, str]]:
+    """Yield (moment, camera, file name) of each record, in the dataset's order: sequence by sequence."""
+    for number in range(records):
+        moment, camera = number // len(CAMERAS), CAMERAS[number % len(CAMERAS)]
+        capture = moment // MOMENTS_PER_CAPTURE
+        yield moment, camera, f"Capture{capture}/0266_dh_pray/cam{camera}/image{18 * moment}.jpg"
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    """Write the images: links to a few files of one picture."""
+    picture = io.BytesIO()
+    Image.new("RGB", SIZE).save(picture, "JPEG", quality=30)
+    for parent in sorted({name.rpartition("/")[0] for name in names}):
+        (folder / parent).mkdir(parents=True)
+    original = folder
+    for number, name in enumerate(names):
+        if number % LINKS_PER_FILE == 0:
+            original = folder / name
+            original.write_bytes(picture.getvalue())
+        else:
+            os.link(original, folder / name)
+
+
+if __name__ == "__main__":
+    main()
