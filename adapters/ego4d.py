@@ -65,7 +65,7 @@ _RATE: Final = 30
 """Canonical clips have a constant rate (https://ego4d-data.org/docs/data/videos)."""
 _FHO_SPLITS: Final[dict[str, Split]] = {"train": "train", "val": "val", "test_unannotated": "test"}
 _HINT_SPLITS: Final[dict[str, Split]] = {"TRAIN": "train", "VAL": "val", "TEST": "test"}
-_HINT_NAME: Final = re.compile(r"(?P<clip>[^_]+)_[^_]+_(?P<frame>\d{1,9})_[^_]+_[^_]+_(?P<side>[lr])")
+_HINT_NAME: Final = re.compile(r"(?P<clip>[0-9A-Za-z-]+)_[^_]+_(?P<frame>\d{1,9})_[^_]+_[^_]+_(?P<side>[lr])")
 _SIDES: Final[dict[str, Side]] = {"l": "left", "r": "right", "left_hand": "left", "right_hand": "right"}
 _KEY_FRAMES: Final = ("pre_45", "pre_30", "pre_15", "pre_frame", "contact_frame", "pnr_frame", "post_frame")
 

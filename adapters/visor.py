@@ -38,6 +38,7 @@ import numpy as np
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.files import (
     is_file,
+    printable,
     read_image_size,
     read_image_size_from,
     rejection,
@@ -62,7 +63,7 @@ from handdata.schemas.arrays import BoolArray
 
 _LABELLED_SPLITS: Final[tuple[Split, ...]] = ("train", "val")
 _ANNOTATED_SIZE: Final = (1920, 1080)
-_NAME: Final = re.compile(r"(?P<video>(?P<participant>P\d+)_(?P<take>\d+))_frame_(?P<number>\d{1,10})\.jpg")
+_NAME: Final = re.compile(r"(?P<video>(?P<participant>P\d+)_(?P<take>\d+))_frame_(?P<number>0?\d{1,9})\.jpg")
 _RATE_OF_DIGITS: Final = {2: 60, 3: 50}
 """Frames per second, by the digits of the take."""
 _HANDS: Final[dict[str, Side]] = {"right hand": "right", "rigth hand": "right", "left hand": "left"}
@@ -287,7 +288,7 @@ def _parse_element(where: str, element: Any) -> _Frame:
             rings = _parse_rings(f"{where}, {entity['name']}", entity.get("segments"))
             entities.append(_Entity(sides.pop() if len(sides) == 1 else None, rings))
     subsequence = element["image"].get("subsequence")
-    return _Frame(name, subsequence if isinstance(subsequence, str) and subsequence else None, entities)
+    return _Frame(name, printable(subsequence) if isinstance(subsequence, str) and subsequence else None, entities)
 
 
 def _sides(entity: dict[str, Any]) -> set[Side]:

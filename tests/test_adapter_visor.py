@@ -191,6 +191,7 @@ GOOD = element("P01_01", 121, hands())
         ({}, RejectReason.LABEL_CORRUPT),
         ({"image": {"name": 7}, "annotations": []}, RejectReason.LABEL_CORRUPT),
         ({"image": {"name": "noun.jpg"}, "annotations": []}, RejectReason.LABEL_CORRUPT),
+        ({"image": {"name": "P01_01_frame_9000000000.jpg"}, "annotations": []}, RejectReason.LABEL_CORRUPT),
         ({"image": {"name": "../../outside.jpg"}, "annotations": []}, RejectReason.PATH_ESCAPES_ROOT),
         (element("P01_01", 61, None), RejectReason.LABEL_CORRUPT),
         (element("P01_01", 61, ["left hand"]), RejectReason.LABEL_CORRUPT),
