@@ -18,6 +18,7 @@ from handdata.adapters.dexycb import DexYCBAdapter
 from handdata.adapters.ego4d import Ego4dAdapter
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
+from handdata.adapters.hoi4d import Hoi4dAdapter
 from handdata.adapters.interhand26m import InterHand26MAdapter
 from handdata.adapters.reinterhand import ReInterHandAdapter
 from handdata.adapters.renderih import RenderIHAdapter
@@ -35,6 +36,7 @@ BUILT_IN: dict[str, type[Adapter]] = {
     "ego4d": Ego4dAdapter,
     "foundhand10m": FoundHand10MAdapter,
     "hagrid": HagridAdapter,
+    "hoi4d": Hoi4dAdapter,
     "interhand26m": InterHand26MAdapter,
     "reinterhand": ReInterHandAdapter,
     "renderih": RenderIHAdapter,

@@ -14,6 +14,7 @@ from fixtures_dexycb import write_dexycb
 from fixtures_ego4d import write_ego4d
 from fixtures_foundhand10m import write_foundhand10m
 from fixtures_hagrid import write_hagrid_v1, write_hagrid_v2
+from fixtures_hoi4d import write_hoi4d
 from fixtures_interhand26m import write_interhand26m
 from fixtures_reinterhand import write_reinterhand
 from fixtures_renderih import write_renderih
@@ -61,6 +62,7 @@ ADAPTER_FIXTURES = [
     AdapterFixture("foundhand10m", write_foundhand10m, records=10, rejections=1),
     AdapterFixture("hagrid", write_hagrid_v1, records=4, rejections=1, variant="v1"),
     AdapterFixture("hagrid", write_hagrid_v2, records=6, variant="v2"),
+    AdapterFixture("hoi4d", write_hoi4d, records=12, rejections=1),
     AdapterFixture("interhand26m", write_interhand26m, records=20, rejections=1),
     AdapterFixture("reinterhand", write_reinterhand, records=39, rejections=1),
     AdapterFixture("renderih", write_renderih, records=4, rejections=2),

@@ -1,0 +1,384 @@
+"""HOI4D: clips of one person handling one object, from a camera on the head.
+
+Layout (https://github.com/leolyliu/HOI4D-Instructions), each folder below the root or one or two levels deeper::
+
+    HOI4D_release/<clip>/align_rgb/image.mp4             or 00000.jpg ... after the authors' decode script
+    HOI4D_annotations/<clip>/2Dseg/{shift_mask|mask}/00000.png
+    HOI4D_annotations/<clip>/3Dseg/output.log            camera to world, a 4 x 4 a frame
+    handpose/refinehandpose_{right|left}/<clip>/0.pickle     or Hand_pose/handpose_{right|left}_hand/...
+    camera_params/<camera>/intrin.npy
+    testset.txt                                          optional, of the repository: clips of the test split
+
+``<clip>`` is camera/person/class/instance/room/layout/task, such as ``ZY20210800001/H1/C1/N19/S100/s02/T1``. A pickle
+holds MANO parameters of one hand and their projection ``kps2D``, (21, 2) pixels in our joint order. With the user's own
+MANO files (``AdapterOptions.mano_dir``) the joints are posed as the readme says, with manopth and a flat mean hand, and
+kept only where they project to ``kps2D``. The readme poses all hands with the right model; left hands are tried with
+the left model first.
+
+A frame without a pickle says nothing: hands, left ones above all, are often seen and not labelled: they are
+``unknown``.
+
+**Masks** colour the right hand, with the forearm, as label 2 in every class. Of the left hand only buckets, lamps and
+chairs have a label (``definitions/motion segmentation/label.csv``), so elsewhere a frame with a labelled left hand has
+no complete mask.
+
+**Splits**: only the clips of the repository's release.txt are published with labels, and they are train; those that the
+list testset.txt names too are test.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from pydantic import ValidationError
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.files import numbers, read_image_size, rejection, require_finite
+from handdata.adapters.geometry import Array, invert_rigid, place_hands, place_validity, project
+from handdata.adapters.mano import MANOPTH_TIPS, load_mano, rotation_matrices
+from handdata.adapters.mask_formats import read_mask_of_colours
+from handdata.adapters.safe_pickle import load_pickle
+from handdata.adapters.video import video_info
+from handdata.schemas import (
+    KEYPOINTS_PER_HAND,
+    SIDES,
+    SOURCE_CARDS,
+    SPLITS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    Side,
+    SourceCard,
+    Split,
+    hand_states,
+    record_name,
+)
+from handdata.schemas.arrays import BoolArray
+
+FRAMES_PER_SECOND: Final = 15
+CLIPS_PER_PARTITION: Final = 16
+MAX_REPROJECTION_PX: Final = 5.0
+"""Posed joints whose median distance from ``kps2D`` is larger belong to another model or camera than the label."""
+
+_CLIP_LEVELS: Final = 7
+_CLIP_PATTERN: Final = "ZY*/H*/C*/N*/S*/s*/T*"
+_VIDEOS, _ANNOTATIONS = "HOI4D_release", "HOI4D_annotations"
+_HAND_FOLDERS: Final[dict[Side, tuple[str, str]]] = {
+    "right": ("refinehandpose_right", "handpose_right_hand"),
+    "left": ("refinehandpose_left", "handpose_left_hand"),
+}
+"""Of the older and of the newer archive."""
+_RIGHT_HAND_COLOUR: Final = (0, 128, 0)
+_LEFT_HAND_COLOURS: Final = {"C8": (0, 128, 128), "C17": (0, 128, 128), "C20": (128, 128, 0)}
+"""By class of object: label 6 or 3 of the palette; other classes give these colours to parts of objects."""
+_MAX_CAMERA_BYTES: Final = 4096
+
+
+class Hoi4dAdapter:
+    """Reads any part of the archives; of frames, those of the videos."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["hoi4d"]
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("archives unpacked into one folder", (f"{_VIDEOS}/ZY*",)),
+        Layout("a folder for each archive", (f"HOI4D_*/{_VIDEOS}/ZY*",)),
+    )
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield runs of clips that have a video or hand poses, each of one split."""
+        places = [_find_folder(root, name) for names in ((_VIDEOS,), *_HAND_FOLDERS.values()) for name in names]
+        folders: dict[str, str] = {}
+        for place in places:
+            for folder in place.glob(_CLIP_PATTERN) if place is not None else ():
+                folders.setdefault(_clip_name(folder), folder.relative_to(root).as_posix())
+        held_out = _read_test_list(root)
+        for split in sorted(SPLITS):
+            clips = sorted(name for name in folders if (name in held_out) == (split == "test") and split != "val")
+            for start in range(0, len(clips), CLIPS_PER_PARTITION):
+                paths = tuple(folders[name] for name in clips[start : start + CLIPS_PER_PARTITION])
+                yield Partition(f"{split}/{start // CLIPS_PER_PARTITION:04d}", split, paths)
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield the frames of a partition, clip by clip."""
+        for relative in partition.paths:
+            yield from _read_clip(root, partition.split, _clip_name(Path(relative)), self.options.mano_dir)
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Return where the segmentation says hand, with the forearm.
+
+        Raises:
+            RecordError: ``mask_unreadable``; also where no hand is coloured.
+
+        """
+        path = Path((record.extra or {})["mask_path"])
+        left = _LEFT_HAND_COLOURS.get(_object_class(record.sequence_id))
+        colours = [_RIGHT_HAND_COLOUR] if left is None else [_RIGHT_HAND_COLOUR, left]
+        mask = read_mask_of_colours(path, colours, (record.width, record.height))
+        if not mask.any():
+            raise RecordError(RejectReason.MASK_UNREADABLE, f"{path} colours no hand")
+        return mask
+
+
+@dataclass(frozen=True, slots=True)
+class _Hand:
+    """What a pickle says of one hand."""
+
+    pixels: Array
+    pose: Array
+    """(48,) axis-angles: the hand's rotation, then the 15 joints."""
+    betas: Array
+    translation_m: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """Where the files of a clip are, by frame number, and its camera."""
+
+    name: str
+    video: Path
+    images: dict[int, Path]
+    hands: dict[Side, dict[int, Path]]
+    masks: dict[int, Path]
+    k: Array | None
+    world_t_camera: list[Array]
+
+
+def _find_folder(root: Path, name: str) -> Path | None:
+    """Return the folder of this name: users keep the levels that their archives came with."""
+    return next(
+        (path for depth in ("", "*/", "*/*/") for path in sorted(root.glob(depth + name)) if path.is_dir()), None
+    )
+
+
+def _clip_name(folder: Path) -> str:
+    return "/".join(folder.parts[-_CLIP_LEVELS:])
+
+
+def _object_class(clip: str) -> str:
+    return clip.split("/")[2]
+
+
+def _read_test_list(root: Path) -> frozenset[str]:
+    """Return the clips that ``testset.txt`` names; nothing where the user has not put it there."""
+    for depth in ("", "*/"):
+        for path in sorted(root.glob(f"{depth}testset.txt")):
+            return frozenset(path.read_text("utf-8", "replace").split())
+    return frozenset()
+
+
+def _numbered_files(folder: Path, suffix: str) -> dict[int, Path]:
+    """Return the files of a folder whose names are frame numbers, zero-padded or not."""
+    pattern = re.compile(rf"0*([0-9]{{1,9}})\.{suffix}")
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return {}
+    return {int(match[1]): folder / match[0] for name in names if (match := pattern.fullmatch(name))}
+
+
+def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> Iterator[HandRecord | Rejection]:
+    source = Hoi4dAdapter.card.name
+    try:
+        clip = _find_clip(root, name)
+    except RecordError as error:
+        yield rejection(f"{source}/{split}/{name}", str(root / name), error)
+        return
+    labelled = {frame for paths in clip.hands.values() for frame in paths}
+    pictures: dict[int, tuple[int, int] | RecordError] = {}
+    if clip.images:
+        for frame in labelled | set(clip.images):
+            pictures[frame] = _image_size(clip.images.get(frame), clip.video.parent / f"{frame:05d}.jpg")
+    else:
+        try:
+            info = video_info(clip.video)
+            past = RecordError(RejectReason.FRAME_MISSING, f"{clip.video} has {info.frames} frames")
+            pictures = dict.fromkeys(labelled, past) | dict.fromkeys(range(info.frames), (info.width, info.height))
+        except RecordError as error:
+            if not labelled:
+                yield rejection(f"{source}/{split}/{name}", str(clip.video), error)
+            pictures = dict.fromkeys(labelled, error)
+    for frame, size in sorted(pictures.items()):
+        yield _read_frame(split, clip, frame, size, mano_dir)
+
+
+def _image_size(path: Path | None, expected: Path) -> tuple[int, int] | RecordError:
+    try:
+        return read_image_size(path or expected)
+    except RecordError as error:
+        return error
+
+
+def _find_clip(root: Path, name: str) -> _Clip:
+    """Return a clip's files and camera.
+
+    Raises:
+        RecordError: the intrinsics or the trajectory are damaged.
+
+    """
+    folders = {known: _find_folder(root, known) for known in (_VIDEOS, _ANNOTATIONS, "camera_params")}
+    pictures = (folders[_VIDEOS] or root / _VIDEOS) / name / "align_rgb"
+    annotations = (folders[_ANNOTATIONS] or root / _ANNOTATIONS) / name
+    video = pictures / "image.mp4"
+    hands: dict[Side, dict[int, Path]] = {}
+    for side in SIDES:
+        archives = [place for known in _HAND_FOLDERS[side] if (place := _find_folder(root, known)) is not None]
+        hands[side] = {}
+        for archive in reversed(archives):
+            hands[side] |= _numbered_files(archive / name, "pickle")
+    segmentation = annotations / "2Dseg"
+    masks = next((path for path in (segmentation / "shift_mask", segmentation / "mask") if path.is_dir()), segmentation)
+    cameras = folders["camera_params"] or root / "camera_params"
+    return _Clip(
+        name=name,
+        video=video,
+        images={} if video.is_file() else _numbered_files(pictures, "jpg"),
+        hands=hands,
+        masks=_numbered_files(masks, "png"),
+        k=_read_intrinsics(cameras / name.partition("/")[0] / "intrin.npy"),
+        world_t_camera=_read_trajectory(annotations / "3Dseg/output.log"),
+    )
+
+
+def _read_intrinsics(path: Path) -> Array | None:
+    """Return the (3, 3) of a camera; None where the small archive of cameras was not downloaded."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_CAMERA_BYTES)
+        k = numbers(path, "the intrinsics", np.lib.format.read_array(io.BytesIO(content), allow_pickle=False), (3, 3))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
+    require_finite(path, "the intrinsics", k)
+    return k
+
+
+def _read_trajectory(path: Path) -> list[Array]:
+    """Return camera to world of each frame, metres; nothing where the file is missing.
+
+    Open3D's text format: a line of three numbers, then four of four (its own reader inverts the matrices).
+    """
+    try:
+        lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        rows = np.array([line for line in lines if len(line) == 4], dtype=np.float64)
+        if len(lines) * 4 != len(rows) * 5:
+            raise ValueError(f"{len(rows)} of {len(lines)} lines are rows of matrices, expected four of five")
+        return list(rows.reshape(-1, 4, 4))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
+
+
+def _read_frame(
+    split: Split, clip: _Clip, frame: int, size: tuple[int, int] | RecordError, mano_dir: Path | None
+) -> HandRecord | Rejection:
+    source = Hoi4dAdapter.card.name
+    in_video = not clip.images
+    image_path = clip.video if in_video else clip.images.get(frame, clip.video.parent / f"{frame:05d}.jpg")
+    camera_id, person, object_class = clip.name.split("/")[:3]
+    try:
+        if isinstance(size, RecordError):
+            raise size
+        hands = {side: _read_hand(path) for side in SIDES if (path := clip.hands[side].get(frame)) is not None}
+        right, left = hands.get("right"), hands.get("left")
+        valid = place_validity(right is not None, left is not None)
+        mask_path = clip.masks.get(frame) if left is None or object_class in _LEFT_HAND_COLOURS else None
+        return HandRecord(
+            source=source,
+            split=split,
+            sequence_id=clip.name,
+            frame_index=frame,
+            camera_id=camera_id,
+            timestamp_s=frame / FRAMES_PER_SECOND,
+            subject_id=person,
+            image_uri=str(image_path),
+            video_frame=frame if in_video else None,
+            width=size[0],
+            height=size[1],
+            viewpoint="ego",
+            keypoints_valid=valid,
+            keypoints_2d=place_hands(
+                None if right is None else right.pixels,
+                None if left is None else left.pixels,
+            ),
+            hand_state=hand_states(valid, "unknown"),
+            keypoints_3d=_pose_hands({"right": right, "left": left}, clip.k, mano_dir),
+            camera_k=clip.k,
+            camera_t_world=_camera_t_world(clip, frame),
+            has_mask=mask_path is not None,
+            mask_extent=None if mask_path is None else "hand_forearm",
+            extra=None if mask_path is None else {"mask_path": str(mask_path)},
+        )
+    except ValidationError as error:
+        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{clip.name}, frame {frame}: {error.errors()[0]['msg']}")
+    except RecordError as error:
+        problem = error
+    return rejection(record_name(source, split, clip.name, frame, camera_id), str(image_path), problem)
+
+
+def _read_hand(path: Path) -> _Hand | None:
+    """Return the hand of a pickle; None for the few that are known to be malformed (issue 19), which label no hand.
+
+    Raises:
+        RecordError: ``label_unsafe``, ``label_corrupt`` or ``label_not_finite``.
+
+    """
+    content: Any = load_pickle(path)
+    if not isinstance(content, dict):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} holds no dict")
+    arrays = []
+    for name, shape in (("kps2D", (KEYPOINTS_PER_HAND, 2)), ("poseCoeff", (48,)), ("beta", (10,)), ("trans", (3,))):
+        array = np.squeeze(np.asarray(content.get(name)))
+        if array.dtype.kind not in "iuf" or array.shape != shape:
+            return None
+        require_finite(path, name, array)
+        arrays.append(array.astype(np.float64))
+    return _Hand(*arrays)
+
+
+def _camera_t_world(clip: _Clip, frame: int) -> Array | None:
+    """Return world to camera, metres; None beyond the trajectory's end.
+
+    Raises:
+        RecordError: ``label_not_finite`` or ``label_corrupt``: the frame's matrix is no rigid transform.
+
+    """
+    if frame >= len(clip.world_t_camera):
+        return None
+    matrix = clip.world_t_camera[frame]
+    require_finite(f"{clip.name}/3Dseg/output.log", f"frame {frame}", matrix)
+    try:
+        return invert_rigid(matrix)
+    except ValueError as error:
+        detail = f"{clip.name}/3Dseg/output.log, frame {frame}: {error}"
+        raise RecordError(RejectReason.LABEL_CORRUPT, detail) from None
+
+
+def _pose_hands(hands: dict[Side, _Hand | None], k: Array | None, mano_dir: Path | None) -> Array | None:
+    """Return (42, 3) metres in the camera frame; None unless every labelled hand can be posed and checked."""
+    if mano_dir is None or k is None or not any(hands.values()):
+        return None
+    posed: dict[Side, Array] = {}
+    for side, hand in hands.items():
+        if hand is None:
+            continue
+        models: tuple[Side, ...] = ("left", "right") if side == "left" else ("right",)
+        for model in models:
+            joints = load_mano(mano_dir, model).joints(
+                rotation_matrices(hand.pose[:3])[0], hand.pose[3:], hand.betas, hand.translation_m, MANOPTH_TIPS[model]
+            )
+            distances = np.linalg.norm(project(joints, k) - hand.pixels, axis=1)
+            if np.median(distances) <= MAX_REPROJECTION_PX:
+                posed[side] = joints
+                break
+        else:
+            return None
+    return place_hands(posed.get("right"), posed.get("left"), dimensions=3)
