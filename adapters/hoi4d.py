@@ -92,7 +92,15 @@ class Hoi4dAdapter:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:
-        """Yield runs of clips that have a video or hand poses, each of one split."""
+        """Yield runs of clips that have a video or hand poses, each of one split.
+
+        Raises:
+            UsageError: MANO files were promised and are not there.
+
+        """
+        if self.options.mano_dir is not None:
+            for side in SIDES:
+                load_mano(self.options.mano_dir, side)
         places = [_find_folder(root, name) for names in ((_VIDEOS,), *_HAND_FOLDERS.values()) for name in names]
         folders: dict[str, str] = {}
         for place in places:

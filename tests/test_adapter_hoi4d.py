@@ -34,7 +34,7 @@ from fixtures_mano import exponential, reference_joints, write_mano
 from handdata.adapters.base import AdapterOptions, find_root
 from handdata.adapters.hoi4d import Hoi4dAdapter
 from handdata.adapters.mano import MANOPTH_TIPS
-from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason, Side
+from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason, Side, UsageError
 
 
 def ingest(root: Path, options: AdapterOptions = AdapterOptions()) -> list[HandRecord | Rejection]:
@@ -326,3 +326,9 @@ def test_joints_that_do_not_project_to_the_label_are_left_out(tmp_path: Path) ->
     write_sequence(tmp_path / "data", MUG, hands={"right": (0,)}, content=lambda *_: shifted)
     record = record_of(ingest(tmp_path / "data", posed.options), MUG, 0)
     assert record.keypoints_3d is None and record.hand_state[0] == "labelled"
+
+
+def test_missing_mano_files_are_told_before_any_frame_is_read(tmp_path: Path) -> None:
+    write_sequence(tmp_path, MUG)
+    with pytest.raises(UsageError, match=r"MANO_RIGHT\.pkl"):
+        next(Hoi4dAdapter(AdapterOptions(mano_dir=tmp_path)).partitions(tmp_path))
