@@ -54,8 +54,8 @@ from handdata.schemas import (
 )
 from handdata.schemas.arrays import BoolArray
 
-PARTITION_BYTES: Final = 32 << 20
-"""Of ``data.json``, about 60,000 records."""
+PARTITION_BYTES: Final = 16 << 20
+"""Of ``data.json``, about 30,000 records."""
 MAX_PARTITIONS: Final = 32
 """Of a split: each partition searches the file once, which must stay a small share of the work."""
 
