@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from handdata.schemas.arrays import BoolArray
-from handdata.schemas.errors import LayoutError, UsageError
 from handdata.schemas.record import HandRecord, Rejection, Split
 from handdata.schemas.sources import SourceCard
 
@@ -98,32 +97,3 @@ class Adapter(Protocol):
 
         """
         ...
-
-
-def find_root(adapter: type[Adapter], path: Path) -> Path:
-    """Return the dataset's root: ``path`` itself, or the one folder in it that has the source's layout.
-
-    Users point at the folder that a download unpacks to, or at the folder that holds it; both are accepted.
-
-    Raises:
-        UsageError: ``path`` is not a folder.
-        LayoutError: no layout of the source matches; the message says what was looked for and what is there.
-
-    """
-    if not path.is_dir():
-        problem = "is a file, not a folder" if path.exists() else "does not exist"
-        raise UsageError(
-            f"the root {path} of source {adapter.card.name} {problem}",
-            f"download it from {adapter.card.homepage} and pass --root, or set HANDDATA_SOURCES_ROOT",
-        )
-    folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
-    for folder in folders:
-        if any(not layout.missing_from(folder) for layout in adapter.layouts):
-            return folder.resolve()
-    looked_for = " or ".join(f"{' + '.join(layout.patterns)} ({layout.name})" for layout in adapter.layouts)
-    found = sorted(child.name + ("/" if child.is_dir() else "") for child in path.iterdir())
-    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") if found else "nothing"
-    raise LayoutError(
-        f"{path} does not look like {adapter.card.name}: looked for {looked_for}, found {shown}",
-        f"`handdata sources {adapter.card.name}` describes the expected layout",
-    )

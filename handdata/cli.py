@@ -19,6 +19,7 @@ from handdata.schemas import UsageError
 
 if TYPE_CHECKING:
     from handdata.pipeline.settings import Settings
+    from handdata.schemas import SourceCard
 
 app = typer.Typer(
     name="handdata",
@@ -120,25 +121,30 @@ def sources(
     if name is not None:
         if name not in cards:
             raise UnknownSourceError(f"unknown source {name!r}", f"there are {', '.join(cards)}")
-        document = {**cards[name].model_dump(), "adapter": name in adapters}
-        if as_json:
-            sys.stdout.write(json.dumps(document) + "\n")
-        else:
-            layouts = adapters[name].layouts if name in adapters else ()
-            expected = "; or ".join(" + ".join(layout.patterns) + f" ({layout.name})" for layout in layouts)
-            print_table(cards[name].title, {**document, "expected layout": expected or "-"})
+        _print_card(cards[name], as_json)
         return
     if as_json:
-        documents = [{**card.model_dump(), "adapter": source in adapters} for source, card in cards.items()]
+        documents = [card.model_dump() for card in cards.values()]
         sys.stdout.write(json.dumps({"sources": documents}) + "\n")
         return
     rows = []
     for source, card in cards.items():
         kind = "video" if card.video else "stills"
         views = f"{card.viewpoint}, {kind}" + (", multi-view" if card.multi_view else "")
-        state = "ready" if source in adapters else "planned"
-        rows.append((source, state, card.size, views, card.labels, card.license, card.homepage))
-    print_table("Sources", rows, header=("name", "adapter", "size", "views", "labels", "licence", "homepage"))
+        rows.append((source, card.size, views, card.labels, card.license, card.homepage))
+    print_table("Sources", rows, header=("name", "size", "views", "labels", "licence", "homepage"))
+
+
+def _print_card(card: "SourceCard", as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(card.model_dump_json() + "\n")
+        return
+    facts = card.model_dump(exclude={"layout", "download", "pitfalls"})
+    print_table(card.title, {name.replace("_", " "): value for name, value in facts.items()})
+    for heading, text in (("Layout", card.layout), ("Download", card.download), ("Pitfalls", card.pitfalls)):
+        if text:
+            out.print(f"\n[bold]{heading}[/]")
+            out.print(text.rstrip(), markup=False)
 
 
 @app.command(epilog="Example: handdata synth --out sources/synthetic --identities 8 --sequences 24 --frames 12")

@@ -21,7 +21,10 @@ from rich.table import Table
 
 from handdata.schemas import HandDataError
 
-out = Console(highlight=False, soft_wrap=True)
+_PLAIN_WIDTH = 140
+"""Columns where the output is no terminal; a terminal knows its own."""
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 """Results; standard output."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and errors; standard error, so that ``--json`` output stays clean."""
@@ -107,10 +110,14 @@ def print_table(title: str, rows: Mapping[str, object] | Sequence[Sequence[str]]
     table = Table(title=title, title_justify="left", title_style="bold", show_header=bool(header))
     for position, name in enumerate(header or ("", "")):
         table.add_column(name, no_wrap=position == 0, overflow="fold")
-    items = [(key, str(value)) for key, value in rows.items()] if isinstance(rows, Mapping) else rows
+    items = [(key, _text(value)) for key, value in rows.items()] if isinstance(rows, Mapping) else rows
     for row in items:
         table.add_row(*(_escape(cell) for cell in row))
     out.print(table)
+
+
+def _text(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -19,7 +19,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from handdata.adapters import Adapter, AdapterOptions, Partition, find_root
+from handdata.adapters import Adapter, AdapterOptions, Partition
+from handdata.adapters.roots import find_root
 from handdata.pipeline.records import (
     INGEST_SUMMARY,
     RECORD_FILE_ROWS,

@@ -5,7 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from handdata.adapters import Adapter, AdapterOptions, find_root
+from handdata.adapters import Adapter, AdapterOptions
+from handdata.adapters.roots import find_root
 from handdata.pipeline.frames import open_frames
 from handdata.pipeline.report import inspect_sheet
 from handdata.schemas import HandRecord, RecordError, RunError

@@ -30,7 +30,7 @@ from fixtures_arctic import (
 )
 
 from handdata.adapters.arctic import ArcticAdapter
-from handdata.adapters.base import find_root
+from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, RecordError, Rejection, RejectReason
 
 BOX = "s01/box_grab_01"

@@ -26,7 +26,7 @@ from fixtures_assemblyhands import (
 from PIL import Image
 
 from handdata.adapters.assemblyhands import AssemblyHandsAdapter
-from handdata.adapters.base import find_root
+from handdata.adapters.roots import find_root
 from handdata.adapters.video import read_frame
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason
 

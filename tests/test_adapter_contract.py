@@ -8,8 +8,9 @@ import pytest
 from adapter_fixtures import ADAPTER_FIXTURES, AdapterFixture
 from PIL import Image
 
-from handdata.adapters.base import Adapter, find_root
+from handdata.adapters.base import Adapter
 from handdata.adapters.registry import registered_adapters
+from handdata.adapters.roots import find_root
 from handdata.schemas import (
     RECORD_SCHEMA,
     REJECTION_SCHEMA,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fixtures_dart import COMPOSED, Hand, alpha, write_dart, write_part
 
-from handdata.adapters.base import find_root
 from handdata.adapters.dart import DartAdapter
+from handdata.adapters.roots import find_root
 from handdata.schemas import JOINT_NAMES, HandRecord, RecordError, Rejection, RejectReason
 
 BONE = {"mcp": 1, "pip": 2, "dip": 3, "tip": "tip"}

@@ -21,8 +21,8 @@ from fixtures_dexycb import (
 )
 from PIL import Image
 
-from handdata.adapters.base import find_root
 from handdata.adapters.dexycb import DexYCBAdapter
+from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason
 
 SUBJECT = SUBJECTS[0]

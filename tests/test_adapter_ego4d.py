@@ -29,8 +29,8 @@ from fixtures_ego4d import (
 )
 
 from handdata.adapters import ego4d
-from handdata.adapters.base import find_root
 from handdata.adapters.ego4d import Ego4dAdapter
+from handdata.adapters.roots import find_root
 from handdata.pipeline.frames import open_frames
 from handdata.schemas import HandRecord, RecordError, Rejection, RejectReason
 

@@ -9,8 +9,8 @@ import pytest
 from fixtures_foundhand10m import LEFT_HAND, STILL, make_pose, write_foundhand10m, write_frame
 from PIL import Image
 
-from handdata.adapters.base import find_root
 from handdata.adapters.foundhand10m import SEQUENCES_PER_PARTITION, FoundHand10MAdapter
+from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason
 
 SEQUENCE = "InterHand/processed/test/0032_pinkytip"

@@ -23,8 +23,8 @@ from fixtures_hagrid import (
 from PIL import Image
 
 from handdata.adapters import json_stream
-from handdata.adapters.base import find_root
 from handdata.adapters.hagrid import HagridAdapter
+from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason
 
 

@@ -31,9 +31,10 @@ from fixtures_hoi4d import (
 )
 from fixtures_mano import exponential, reference_joints, write_mano
 
-from handdata.adapters.base import AdapterOptions, find_root
+from handdata.adapters.base import AdapterOptions
 from handdata.adapters.hoi4d import Hoi4dAdapter
 from handdata.adapters.mano import MANOPTH_TIPS
+from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason, Side, UsageError
 
 

@@ -27,9 +27,9 @@ from fixtures_interhand26m import (
 from PIL import Image
 
 from handdata.adapters import interhand26m, json_stream
-from handdata.adapters.base import find_root
 from handdata.adapters.capture_clock import recorded_hz
 from handdata.adapters.interhand26m import InterHand26MAdapter
+from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, LayoutError, Rejection, RejectReason
 
 SHOTS = [Shot(2, "0266_dh_pray", 44669 + 18 * step) for step in range(3)]

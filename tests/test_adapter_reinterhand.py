@@ -24,8 +24,8 @@ from fixtures_reinterhand import (
     write_reinterhand,
 )
 
-from handdata.adapters.base import find_root
 from handdata.adapters.reinterhand import ReInterHandAdapter
+from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason
 
 TRAIN, TEST = CAPTURES

@@ -11,8 +11,9 @@ import pytest
 from fixtures_mano import write_mano
 from fixtures_renderih import FIRST_ID, Scene, write_picture, write_renderih
 
-from handdata.adapters.base import AdapterOptions, find_root
+from handdata.adapters.base import AdapterOptions
 from handdata.adapters.renderih import RenderIHAdapter
+from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, RecordError, Rejection, RejectReason, UsageError
 
 

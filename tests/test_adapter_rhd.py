@@ -11,8 +11,8 @@ import pytest
 from fixtures_rhd import LEFT_HIDDEN, SIZE, make_person, part_labels, write_rhd, write_split
 from PIL import Image
 
-from handdata.adapters.base import find_root
 from handdata.adapters.rhd import RhdAdapter
+from handdata.adapters.roots import find_root
 from handdata.schemas import KEYPOINT_NAMES, HandRecord, RecordError, Rejection, RejectReason
 
 OUR_JOINT = (

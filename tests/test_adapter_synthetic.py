@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from handdata.adapters.base import find_root
+from handdata.adapters.roots import find_root
 from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.adapters.synthesis.layout import LABEL_FILE
 from handdata.adapters.synthetic import SyntheticAdapter

@@ -19,7 +19,7 @@ from fixtures_visor import (
     write_visor,
 )
 
-from handdata.adapters.base import find_root
+from handdata.adapters.roots import find_root
 from handdata.adapters.visor import VisorAdapter
 from handdata.pipeline.frames import open_frames
 from handdata.schemas import HandRecord, RecordError, Rejection, RejectReason, records_from_table, records_to_table

@@ -9,7 +9,7 @@ import pytest
 from fixtures_wlasl import BOX, HEIGHT, WIDTH, instance, write_clip, write_labels, write_wlasl, youtube
 
 from handdata.adapters import wlasl
-from handdata.adapters.base import find_root
+from handdata.adapters.roots import find_root
 from handdata.adapters.wlasl import WlaslAdapter
 from handdata.pipeline.frames import open_frames
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason
