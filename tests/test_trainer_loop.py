@@ -138,7 +138,7 @@ def test_condition_following_asks_both_questions_with_the_same_noise() -> None:
 
 
 def test_a_perfect_velocity_has_no_loss_and_gives_back_the_noise() -> None:
-    process = Diffusion(DiffusionConfig(prediction="velocity"))
+    process = Diffusion(DiffusionConfig(prediction="velocity", compared="clean"))
     x0, noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     index = torch.tensor([0, 300, 700, 999])
     signal, level = (table[index].view(-1, 1, 1, 1) for table in (process.signal, process.noise))
@@ -147,4 +147,4 @@ def test_a_perfect_velocity_has_no_loss_and_gives_back_the_noise() -> None:
     found = process.noise_output(velocity, process.add_noise(x0, noise, index), index)
     torch.testing.assert_close(found, noise, atol=1e-5, rtol=1e-5)
     wrong = process.training_loss(velocity + 0.5, x0, noise, index).total
-    torch.testing.assert_close(wrong, torch.full((4,), 0.25), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(wrong, (0.5 * level.flatten()) ** 2, atol=1e-3, rtol=1e-3)  # of the clean latent

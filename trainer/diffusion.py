@@ -63,6 +63,7 @@ class Diffusion(nn.Module):
         super().__init__()
         config = config or DiffusionConfig()
         self.prediction = config.prediction
+        self.compared = config.compared
         betas = torch.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=torch.float64)
         alpha_bar_all = torch.cumprod(1 - betas, dim=0)
         # Equally spaced with both ends kept, as published; equal to DDPMScheduler's timestep_spacing="linspace".
@@ -146,15 +147,16 @@ class Diffusion(nn.Module):
     ) -> TrainingLoss:
         """Return the loss of each sample for the network's ``output`` at ``add_noise(x0, noise, index)``.
 
-        Squared error of the predicted noise, plus, where the output has a variance half, the variational term, which
-        trains the variance only (improved DDPM, section 3.1: the mean's gradient is stopped). ``weight`` (N, 1, H, W)
-        weighs latent pixels: 0 where the crop lies outside the picture. A sample of zero weight has zero loss.
+        Squared error of the predicted noise, or of the clean latent that follows from it, plus, where the output has a
+        variance half, the variational term, which trains the variance only (improved DDPM, section 3.1: the mean's
+        gradient is stopped). ``weight`` (N, 1, H, W) weighs latent pixels: 0 where the crop lies outside the picture. A
+        sample of zero weight has zero loss.
         """
         output = self.noise_output(output, self.add_noise(x0, noise, index), index)
         predicted, variance = _split(output, x0)
         mse = _mean((predicted.float() - noise) ** 2, weight)
-        if self.prediction == "velocity":  # an error of the velocity is that of the noise over the signal
-            mse = mse / self.signal[index] ** 2
+        if self.compared == "clean":
+            mse = mse * self.noise_to_signal[index] ** 2
         if variance is None:
             return TrainingLoss(total=mse, mse=mse, variational=torch.zeros_like(mse))
         variational = _mean(self._variational_bits(predicted.detach(), variance, x0, noise, index), weight)

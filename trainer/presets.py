@@ -59,8 +59,11 @@ class DiffusionConfig(Config):
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
     prediction: Literal["noise", "velocity"] = "noise"
-    """What the network's output stands for, and what its loss compares: the noise (published), or signal x noise -
-    noise level x clean latent (Salimans and Ho 2022, appendix D), which asks for the picture where noise is strong."""
+    """What the network's output stands for: the noise (published), or signal x noise - noise level x clean latent
+    (Salimans and Ho 2022, appendix D), which asks for the picture where noise is strong."""
+    compared: Literal["noise", "clean"] = "noise"
+    """What the squared error compares: the noise (published), or the clean latent that follows from the prediction
+    (Salimans and Ho 2022, section 4, SNR weighting), which counts strong noise, where conditions matter, most."""
 
 
 class DropoutConfig(Config):
@@ -177,14 +180,14 @@ PRESETS: Final[dict[str, Preset]] = {
             num_heads=4,
             learn_sigma=False,  # the fast samplers do not use it
         ),
-        # Predicting noise, a small network spends hundreds of steps on copying its input; the velocity's loss also
-        # weighs strong noise, where keypoints matter most, as much as weak.
-        diffusion=DiffusionConfig(prediction="velocity"),
-        dropout=DropoutConfig(reference=0.05, target_keypoints=0.05, reference_mask=0.05, both=0.1),
+        # Comparing noise, a small network spends its few hundred steps on copying its input, in which conditions play
+        # no part: after 400 steps the loss with permuted keypoints was 2% higher, against 15% comparing clean pictures.
+        diffusion=DiffusionConfig(prediction="velocity", compared="clean"),
+        dropout=DropoutConfig(reference=0.05, target_keypoints=0.05, reference_mask=0.05, both=0.05),
         optimisation=OptimisationConfig(
             steps=800,
             batch_size=16,
-            learning_rate=4e-3,
+            learning_rate=3e-3,
             warmup_steps=20,
             weight_decay=0.01,
             adam_beta2=0.95,
