@@ -137,14 +137,12 @@ def test_condition_following_asks_both_questions_with_the_same_noise() -> None:
     assert (result.true_loss, result.permuted_loss, result.gain) == (1.0, 2.0, 0.5)
 
 
-def test_a_perfect_velocity_has_no_loss_and_gives_back_the_noise() -> None:
-    process = Diffusion(DiffusionConfig(prediction="velocity", compared="clean"))
+def test_a_perfect_clean_latent_has_no_loss_and_gives_back_the_noise() -> None:
+    process = Diffusion(DiffusionConfig(prediction="clean"))
     x0, noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     index = torch.tensor([0, 300, 700, 999])
-    signal, level = (table[index].view(-1, 1, 1, 1) for table in (process.signal, process.noise))
-    velocity = signal * noise - level * x0
-    assert process.training_loss(velocity, x0, noise, index).total.max() < 1e-5
-    found = process.noise_output(velocity, process.add_noise(x0, noise, index), index)
-    torch.testing.assert_close(found, noise, atol=1e-5, rtol=1e-5)
-    wrong = process.training_loss(velocity + 0.5, x0, noise, index).total
-    torch.testing.assert_close(wrong, (0.5 * level.flatten()) ** 2, atol=1e-3, rtol=1e-3)  # of the clean latent
+    assert process.training_loss(x0, x0, noise, index).total.max() < 1e-5
+    found = process.noise_output(x0, process.add_noise(x0, noise, index), index)
+    torch.testing.assert_close(found, noise, atol=1e-4, rtol=1e-4)
+    wrong = process.training_loss(x0 + 0.5, x0, noise, index).total
+    torch.testing.assert_close(wrong, torch.full((4,), 0.25), atol=1e-3, rtol=1e-3)

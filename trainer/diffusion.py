@@ -63,7 +63,6 @@ class Diffusion(nn.Module):
         super().__init__()
         config = config or DiffusionConfig()
         self.prediction = config.prediction
-        self.compared = config.compared
         betas = torch.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=torch.float64)
         alpha_bar_all = torch.cumprod(1 - betas, dim=0)
         # Equally spaced with both ends kept, as published; equal to DDPMScheduler's timestep_spacing="linspace".
@@ -114,8 +113,8 @@ class Diffusion(nn.Module):
         """Return the network's ``output`` (N, C or 2C, H, W) at x_t with predicted noise in its first C channels."""
         if self.prediction == "noise":
             return output
-        velocity, rest = output[:, : x_t.shape[1]].float(), output[:, x_t.shape[1] :]
-        return torch.cat([_at(self.signal, index) * velocity + _at(self.noise, index) * x_t, rest], dim=1)
+        clean, rest = output[:, : x_t.shape[1]].float(), output[:, x_t.shape[1] :]
+        return torch.cat([self.predict_noise(x_t, clean, index), rest], dim=1)
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
         """Return the mean of q(x_(t-1) | x_t, x0) (DDPM, equation 7)."""
@@ -155,7 +154,7 @@ class Diffusion(nn.Module):
         output = self.noise_output(output, self.add_noise(x0, noise, index), index)
         predicted, variance = _split(output, x0)
         mse = _mean((predicted.float() - noise) ** 2, weight)
-        if self.compared == "clean":
+        if self.prediction == "clean":  # an error of the clean latent is that of the noise, times noise over signal
             mse = mse * self.noise_to_signal[index] ** 2
         if variance is None:
             return TrainingLoss(total=mse, mse=mse, variational=torch.zeros_like(mse))

@@ -44,7 +44,10 @@ from handdata.trainer.diffusion import Diffusion, draw_noise
 from handdata.trainer.metrics import ConditionFollowing, condition_following
 from handdata.trainer.model import DiT
 from handdata.trainer.pairs import FramePair, PairDataset, PositionSampler, encode_images, pair_conditions
-from handdata.trainer.presets import Preset
+from handdata.trainer.presets import OptimisationConfig, Preset
+
+FINAL_LEARNING_RATE_SHARE: Final = 0.05
+"""Where a cosine decay ends."""
 
 LOGGED_EVERY_STEPS: Final = 10
 METRICS_WRITTEN_EVERY_S: Final = 10.0
@@ -183,7 +186,7 @@ class Trainer:
             fused=True,
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: min(1.0, (step + 1) / (settings.warmup_steps + 1))
+            self._optimizer, lambda step: learning_rate_share(step, settings)
         )
         # On a CPU, and so the same whatever accelerator computes.
         self._draws = torch.Generator().manual_seed(settings.seed)
@@ -358,6 +361,16 @@ class _Stopwatch:
     @property
     def samples_per_s(self) -> float:
         return self._steps * self._batch_size / max(time.perf_counter() - self._began, 1e-9)
+
+
+def learning_rate_share(step: int, settings: OptimisationConfig) -> float:
+    """Return the share of the learning rate that a step takes: a linear warm-up, then the preset's decay."""
+    if step < settings.warmup_steps:
+        return (step + 1) / (settings.warmup_steps + 1)
+    if settings.decay == "none":
+        return 1.0
+    done = min(1.0, (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps))
+    return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * done)) / 2
 
 
 def spread_timesteps(count: int, steps: int, draws: torch.Generator) -> Tensor:
