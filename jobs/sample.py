@@ -93,9 +93,7 @@ def _held_out_split(storage: Storage) -> Split:
 
 
 def _drawn_pairs(storage: Storage, preset: Preset, count: int, seed: int) -> tuple[list[Frame], list[Frame]]:
-    dataset = PairDataset(
-        storage, image_size=preset.image_size, split=_held_out_split(storage), pairs=PairConfig(still=0), seed=seed
-    )
+    dataset = _pairs_to_show(storage, preset, seed)
     references, targets = [], []
     for position in range(count):
         target, reference, _ = dataset.rows_at(position)
@@ -103,6 +101,16 @@ def _drawn_pairs(storage: Storage, preset: Preset, count: int, seed: int) -> tup
         references.append(dataset.frame(reference))
         targets.append(dataset.frame(target))
     return references, targets
+
+
+def _pairs_to_show(storage: Storage, preset: Preset, seed: int) -> PairDataset:
+    """Return moments of held-out videos, or, in a dataset without videos, views of a moment."""
+    split = _held_out_split(storage)
+    videos, views = PairConfig(video=1, view=0, still=0), PairConfig(video=0, view=1, still=0)
+    try:
+        return PairDataset(storage, image_size=preset.image_size, split=split, pairs=videos, seed=seed)
+    except UsageError:
+        return PairDataset(storage, image_size=preset.image_size, split=split, pairs=views, seed=seed)
 
 
 def _frame(name: str, storage: Storage, preset: Preset, settings: AnnotateSettings, weights: Path | None) -> Frame:

@@ -1,50 +1,55 @@
 """Numpy arrays as fields of pydantic models, and as columns of Arrow tables."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationInfo
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
 
-def _reader(dtype: type[np.generic], shape: tuple[int, ...]) -> BeforeValidator:
-    def read(value: Any) -> NDArray[Any]:
-        array = np.array(value, dtype=dtype).reshape(-1)
-        if array.size != np.prod(shape):
+def _reader(dtype: type[np.generic], shape: tuple[int, ...], *, zero_where_not_valid: bool = False) -> BeforeValidator:
+    """Read an array of one shape; ``zero_where_not_valid`` looks at the model's ``keypoints_valid``, read before."""
+    size = math.prod(shape)
+
+    def read(value: Any, info: ValidationInfo) -> NDArray[Any]:
+        array = np.array(value, dtype=dtype)
+        if array.size != size:
             raise ValueError(f"expected shape {shape}, got {np.shape(value)}")
-        if dtype is np.float32 and not np.isfinite(array).all():
-            raise ValueError("expected finite numbers, got NaN or infinity")
         array = array.reshape(shape)
+        if zero_where_not_valid and "keypoints_valid" in info.data:
+            array[~info.data["keypoints_valid"]] = 0
+        if dtype is np.float32 and not np.logical_and.reduce(np.isfinite(array), axis=None):
+            raise ValueError("expected finite numbers, got NaN or infinity")
         array.setflags(write=False)
         return array
 
     return BeforeValidator(read)
 
 
-Keypoints2D = Annotated[FloatArray, _reader(np.float32, (42, 2))]
 KeypointsValid = Annotated[BoolArray, _reader(np.bool_, (42,))]
+Keypoints2D = Annotated[FloatArray, _reader(np.float32, (42, 2))]
 Keypoints3D = Annotated[FloatArray, _reader(np.float32, (42, 3))]
+Labels2D = Annotated[FloatArray, _reader(np.float32, (42, 2), zero_where_not_valid=True)]
+Labels3D = Annotated[FloatArray, _reader(np.float32, (42, 3), zero_where_not_valid=True)]
 Matrix3 = Annotated[FloatArray, _reader(np.float32, (3, 3))]
 Matrix4 = Annotated[FloatArray, _reader(np.float32, (4, 4))]
 
 
 def fixed_list_column(arrays: Sequence[NDArray[Any] | None], column_type: pa.FixedSizeListType) -> pa.Array:
     """Stack arrays of one size into a fixed-size-list column; ``None`` becomes a null row."""
-    width = column_type.list_size
-    dtype = column_type.value_type.to_pandas_dtype()
     missing = np.array([array is None for array in arrays], dtype=bool)
-    values = np.zeros((len(arrays), width), dtype=dtype)
-    for row, array in zip(values, arrays, strict=True):
-        if array is not None:
-            row[:] = array.reshape(-1)
+    placeholder = np.zeros(column_type.list_size, dtype=column_type.value_type.to_pandas_dtype())
+    rows = [placeholder if array is None else array.reshape(-1) for array in arrays]
+    values = np.concatenate(rows) if rows else placeholder[:0]
     return pa.FixedSizeListArray.from_arrays(
-        pa.array(values.reshape(-1), type=column_type.value_type),
+        pa.array(values, type=column_type.value_type),
         type=column_type,
         mask=pa.array(missing) if missing.any() else None,
     )

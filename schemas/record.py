@@ -6,12 +6,12 @@ from typing import Any, Final, Literal, Self, get_args
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from handdata.schemas.arrays import (
-    Keypoints2D,
-    Keypoints3D,
     KeypointsValid,
+    Labels2D,
+    Labels3D,
     Matrix3,
     Matrix4,
     fixed_list_column,
@@ -62,11 +62,11 @@ class HandRecord(BaseModel):
     viewpoint: Viewpoint
     keypoints_valid: KeypointsValid
     """(42,) whether the dataset annotates the joint; it may lie outside the image."""
-    keypoints_2d: Keypoints2D
+    keypoints_2d: Labels2D
     """(42, 2) pixels; 0, 0 where not valid."""
     hand_state: tuple[HandState, HandState]
     """Right and left: labelled, known to be absent, or unknown (the dataset says nothing)."""
-    keypoints_3d: Keypoints3D | None = None
+    keypoints_3d: Labels3D | None = None
     """(42, 3) metres in the camera frame; 0 where not valid."""
     camera_k: Matrix3 | None = None
     """(3, 3) intrinsics."""
@@ -81,23 +81,11 @@ class HandRecord(BaseModel):
     extra: dict[str, Any] | None = None
     """What the adapter needs on a worker to open the image or mask; stored as JSON."""
 
-    @field_validator("keypoints_2d", "keypoints_3d", mode="before")
-    @classmethod
-    def _zero_what_is_not_valid(cls, value: Any, info: ValidationInfo) -> Any:
-        valid = info.data.get("keypoints_valid")
-        if value is None or valid is None:
-            return value
-        array = np.array(value, dtype=np.float32)
-        if array.size % len(valid):
-            return array  # the shape check that follows names the fault
-        array = array.reshape(len(valid), -1)
-        array[~valid] = 0
-        return array
-
     @model_validator(mode="after")
     def _hand_state_agrees_with_joints(self) -> Self:
-        for side, state in zip(SIDES, self.hand_state, strict=True):
-            if (state == "labelled") != bool(self.keypoints_valid[hand_rows(side)].any()):
+        labelled = np.logical_or.reduceat(self.keypoints_valid, (0, KEYPOINTS_PER_HAND))
+        for side, state, any_valid in zip(SIDES, self.hand_state, labelled, strict=True):
+            if (state == "labelled") != any_valid:
                 raise ValueError(f"{side} hand is {state!r} but {self.valid_joints(side)} of its joints are valid")
         if self.has_mask and self.mask_extent is None:
             raise ValueError("has_mask needs mask_extent")
@@ -226,5 +214,5 @@ def hand_states(valid: Any, otherwise: HandState | tuple[HandState, HandState]) 
 
     """
     fallback = (otherwise, otherwise) if isinstance(otherwise, str) else otherwise
-    right, left = np.asarray(valid, dtype=bool).reshape(2, KEYPOINTS_PER_HAND)
-    return ("labelled" if right.any() else fallback[0]), ("labelled" if left.any() else fallback[1])
+    right, left = np.logical_or.reduceat(np.asarray(valid, dtype=bool), (0, KEYPOINTS_PER_HAND))
+    return ("labelled" if right else fallback[0]), ("labelled" if left else fallback[1])

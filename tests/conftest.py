@@ -6,10 +6,15 @@ from typing import NamedTuple
 
 import pytest
 import ray
+from hypothesis import settings
 
 from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.cli import app
 from handdata.console import errors_in_one_line
+
+# Busy machines are slow at times; a property is true or not, however long it takes.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 class CommandResult(NamedTuple):

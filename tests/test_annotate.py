@@ -10,17 +10,23 @@ from pathlib import Path
 
 import datasets
 import duckdb
+import fixtures_sam
 import mediapipe
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import ray
+from fixtures_sam import build_small_sam
 from mediapipe.tasks.python import BaseOptions, vision
 from PIL import Image
 
 from handdata.adapters.synthetic import SyntheticAdapter
-from handdata.pipeline.engine import annotate
+from handdata.pipeline.annotate import Annotator
+from handdata.pipeline.engine import SamClient, SamWorker, annotate
 from handdata.pipeline.ingest import ingest
+from handdata.pipeline.plan import read_unit, stored_units
+from handdata.pipeline.sam import SamSegmenter
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest
 from handdata.pipeline.storage import Storage
@@ -94,6 +100,62 @@ def test_photographs_without_labels_get_what_mediapipe_sees(photographs: Path, t
                 assert np.abs(found - expected).max() < 0.5
     reasons = pq.read_table(tmp_path / "rejected" / "annotate")["reason"].to_pylist()
     assert Counter(reasons) == {"no_hand_found": 13 - len(made)}
+
+
+@pytest.mark.slow
+def test_a_dataset_of_photographs_trains_and_samples(photographs: Path, tmp_path: Path, run_command) -> None:
+    here = ("-w", tmp_path)
+    for command in (
+        ("ingest", "-s", "foundhand10m", "--root", photographs, *here),
+        ("annotate", "--masks", "dataset", "--image-size", 128, *here),
+        ("train", "--preset", "tiny", "--steps", 20, *here),
+        ("sample", "gesture-transfer", "--n", 2, "--steps", 4, "--out", tmp_path / "drawn.png", *here),
+    ):
+        assert run_command(*command).code == 0
+    photo = photographs.parent / "phone_video" / "IMG_1087" / "0000.jpg"
+    target = photographs.parent / "phone_video" / "IMG_1087" / "0029.jpg"
+    result = run_command(
+        "sample",
+        "gesture-transfer",
+        "--reference",
+        photo,
+        "--target",
+        target,
+        "--steps",
+        4,
+        "--out",
+        tmp_path / "photo.png",
+        *here,
+    )
+    assert result.code == 0, result.err
+    assert Image.open(tmp_path / "drawn.png").height > Image.open(tmp_path / "photo.png").height
+
+
+def test_sam_masks_come_from_an_actor_that_serves_the_workers(annotated: Path) -> None:
+    storage = Storage(annotated)
+    unit = next(unit for unit in stored_units(storage, "dataset", "synthetic") if unit.split == "train")
+    for module in (sys.modules[__name__], fixtures_sam):
+        ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import test files
+    actor = ray.remote(num_cpus=0)(RandomSamWorker).remote()
+    annotator = Annotator(
+        open_mask=SyntheticAdapter().open_mask,
+        license="",
+        settings=AnnotateSettings(masks="sam", image_size=64),
+        annotator_hash="",
+        detector=None,
+        mask_model=SamClient("sam_vit_b", [actor]),
+    )
+    samples, rejections = annotator.annotate(unit.unit_id, read_unit(storage, unit)[:20])
+    assert len(samples) == 20
+    assert not rejections
+    assert all(sample.mask_origin == "sam_vit_b" and sample.hand_mask is not None for sample in samples)
+
+
+class RandomSamWorker(SamWorker):
+    """A SAM worker with a small model of random weights."""
+
+    def __init__(self) -> None:
+        self._segmenter = SamSegmenter(build_small_sam(), "cpu")
 
 
 def test_synthetic_samples_carry_exact_labels_and_masks(annotated: Path) -> None:

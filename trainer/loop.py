@@ -12,7 +12,7 @@ A run is the folder ``W/runs/<run>/``:
 import json
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from handdata.pipeline.shards import list_shards
+from handdata.pipeline.shards import list_shards, read_manifest
 from handdata.pipeline.storage import Storage
-from handdata.schemas import RunError, UsageError, WeightsError
+from handdata.schemas import RunError, Split, UsageError, WeightsError
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
 from handdata.trainer.checkpoints import (
     import_foundhand,
@@ -115,7 +115,7 @@ def train(
     dataset = PairDataset(
         storage,
         image_size=preset.image_size,
-        split="train",
+        split=training_split(storage),
         pairs=preset.pairs,
         augmentation=preset.augmentation,
         seed=preset.optimisation.seed,
@@ -161,6 +161,15 @@ def train(
         samples_per_s=clock.samples_per_s if losses else None,
         validation=following,
     )
+
+
+def training_split(storage: Storage) -> Split:
+    """Return the split to train on: ``train``, or the largest one where a dataset has no such (a test set alone)."""
+    samples: Counter[Split] = Counter()
+    for splits in read_manifest(storage).sources.values():
+        for split, counts in splits.items():
+            samples[split] += counts.samples
+    return "train" if samples["train"] or not samples else samples.most_common(1)[0][0]
 
 
 class Trainer:

@@ -187,7 +187,7 @@ PRESETS: Final[dict[str, Preset]] = {
         pairs=PairConfig(video=0.8, view=0.1, still=0.1),
         augmentation=AugmentationConfig(max_gamma=1.2, hand_swap=0.0, smallest_crop=0.95),
         optimisation=OptimisationConfig(
-            steps=800,
+            steps=1100,
             batch_size=16,
             learning_rate=3e-3,
             warmup_steps=20,
@@ -196,7 +196,7 @@ PRESETS: Final[dict[str, Preset]] = {
             adam_beta2=0.95,
             ema_decay=0.98,
         ),
-        sampling=SamplingConfig(scheduler="ddim", steps=25, guidance_scale=2.0, clip_x0=1.0),
+        sampling=SamplingConfig(scheduler="ddim", steps=25, guidance_scale=1.5, clip_x0=1.0),
     ),
     # Sizes S, B, L and XL of DiT (Peebles and Xie 2023, table 1), with patch 2.
     "foundhand-s": _foundhand(hidden_size=384, depth=12, num_heads=6),
