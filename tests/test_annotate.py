@@ -128,7 +128,8 @@ def test_a_dataset_of_photographs_trains_and_samples(photographs: Path, tmp_path
         *here,
     )
     assert result.code == 0, result.err
-    assert Image.open(tmp_path / "drawn.png").height > Image.open(tmp_path / "photo.png").height
+    with Image.open(tmp_path / "drawn.png") as drawn, Image.open(tmp_path / "photo.png") as posed:
+        assert drawn.height > posed.height
 
 
 def test_sam_masks_come_from_an_actor_that_serves_the_workers(annotated: Path) -> None:
