@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from adapter_fixtures import ADAPTER_FIXTURES, AdapterFixture
 from PIL import Image
@@ -11,6 +12,8 @@ from PIL import Image
 from handdata.adapters.base import Adapter
 from handdata.adapters.registry import registered_adapters
 from handdata.adapters.roots import find_root
+from handdata.pipeline.ingest import ingest
+from handdata.pipeline.storage import Storage
 from handdata.schemas import (
     RECORD_SCHEMA,
     REJECTION_SCHEMA,
@@ -170,3 +173,19 @@ def test_where_3d_and_camera_exist_they_project_to_the_pixels(dataset: Dataset) 
             pixels = projected[:, :2] / projected[:, 2:]
             assert pixels == pytest.approx(record.keypoints_2d[record.keypoints_valid], abs=0.5)
             assert (projected[:, 2] > 0).all()
+
+
+def test_limit_and_stride_keep_the_first_of_the_frames_that_divide(dataset: Dataset, tmp_path: Path) -> None:
+    kept = [record.record_id for record in dataset.records if record.frame_index % 2 == 0][:2]
+    if not kept:
+        pytest.skip(f"the fixture of {dataset.fixture.name} has odd frame numbers only")
+    summary = ingest(type(dataset.adapter), dataset.root, Storage(tmp_path), limit=2, stride=2)
+    table = pq.read_table(tmp_path / "records" / f"source={dataset.fixture.source}")
+    assert table["record_id"].to_pylist() == kept
+    assert summary.records == len(kept)
+
+
+def test_ingest_in_parallel_stores_every_row_once(dataset: Dataset, tmp_path: Path) -> None:
+    summary = ingest(type(dataset.adapter), dataset.root, Storage(tmp_path))
+    assert summary.records == dataset.fixture.records
+    assert sum(summary.rejected.values()) == dataset.fixture.rejections
