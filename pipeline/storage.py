@@ -106,12 +106,14 @@ class Storage:
         with self._named_errors("write", name):
             target = self._path(name)
             if not self.is_local:
-                with self._filesystem.open(target, "wb") as stream:
-                    try:
-                        yield stream
-                    except BaseException:
-                        stream.discard()
-                        raise
+                stream = self._filesystem.open(target, "wb")
+                try:
+                    yield stream
+                except BaseException:
+                    stream.discard()
+                    stream.closed = True  # closing would upload what was written so far
+                    raise
+                stream.close()
                 return
             folder, _, base = target.rpartition("/")
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -136,7 +138,7 @@ class Storage:
             found = self._filesystem.find(base)
         inside = (path.removeprefix(base).lstrip("/") for path in map(str, found))
         return sorted(
-            f"{folder}/{name}"
+            f"{folder}/{name}".lstrip("/")
             for name in inside
             if name.endswith(suffix) and not any(part.startswith((".", "_")) for part in name.split("/"))
         )
