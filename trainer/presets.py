@@ -187,7 +187,7 @@ PRESETS: Final[dict[str, Preset]] = {
         pairs=PairConfig(video=0.8, view=0.1, still=0.1),
         augmentation=AugmentationConfig(max_gamma=1.2, hand_swap=0.0, smallest_crop=0.95),
         optimisation=OptimisationConfig(
-            steps=1100,
+            steps=1000,
             batch_size=16,
             learning_rate=3e-3,
             warmup_steps=20,
