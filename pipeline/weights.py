@@ -138,6 +138,8 @@ def require_weights(
     try:
         _download(file, target, on_progress or (lambda done, total: None))
     except (urllib.error.URLError, OSError, TimeoutError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         wanted = (folder or target.parent) / file.filename
         raise WeightsError(
             f"the model file {file.filename} ({file.purpose}) is not on this machine and cannot be downloaded: {error}",
