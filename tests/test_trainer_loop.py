@@ -54,7 +54,7 @@ def test_training_leaves_checkpoint_settings_and_metrics(storage: Storage) -> No
         ["loss", "samples_per_s", "step"],
         ["permuted_loss", "step", "validation_loss"],
     ]
-    assert storage.list_files("runs/first/tensorboard", "0")
+    assert storage.list_files("runs/first/tensorboard", "")
     settings = Preset.model_validate_json(storage.read_bytes("runs/first/settings.json"))
     assert settings == SMALL
     _, embedded = load_for_sampling(summary.run_url)
