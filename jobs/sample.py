@@ -4,8 +4,10 @@ A reference is a sample of the dataset (its id) or a photograph (a path); a targ
 keypoints. Without any, pairs are drawn from the dataset's held-out split.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from handdata.pipeline.photo import annotate_photo
@@ -22,6 +24,9 @@ from handdata.trainer.tasks import encode_png, figure, gesture_transfer, pose_fr
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _KEYPOINT_FILES = {".npy", ".json"}
+
+_PAIRS_LOOKED_AT = 1000
+"""Pairs of the held-out split among which different sequences are chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +99,17 @@ def _held_out_split(storage: Storage) -> Split:
 
 def _drawn_pairs(storage: Storage, preset: Preset, count: int, seed: int) -> tuple[list[Frame], list[Frame]]:
     dataset = _pairs_to_show(storage, preset, seed)
-    references, targets = [], []
-    for position in range(count):
-        target, reference, _ = dataset.rows_at(position)
-        assert reference is not None  # there are no stills
-        references.append(dataset.frame(reference))
-        targets.append(dataset.frame(target))
-    return references, targets
+    pairs = [dataset.rows_at(position)[:2] for position in range(min(len(dataset), _PAIRS_LOOKED_AT))]
+    # The first pair of every sequence comes before the second of any.
+    turns: Counter[str] = Counter()
+    ranked = []
+    for target, reference in pairs:
+        sequence = dataset.sequence_id(target)
+        ranked.append((turns[sequence], target, reference))
+        turns[sequence] += 1
+    shown = sorted(ranked, key=itemgetter(0))[:count]
+    references = [dataset.frame(reference) for _, _, reference in shown if reference is not None]
+    return references, [dataset.frame(target) for _, target, _ in shown]
 
 
 def _pairs_to_show(storage: Storage, preset: Preset, seed: int) -> PairDataset:

@@ -117,6 +117,7 @@ class PairDataset(Dataset[FramePair]):
         self._candidates = PairCandidates(index, pairs or PairConfig())
         self._places = index.select("shard", "row_group", "row").to_numpy()
         self._sample_ids = index["sample_id"]
+        self._sequence_ids = index["sequence_id"]
         if not len(self):
             raise UsageError(f"{storage.describe()} has no usable pairs in split {split}", "annotate more samples")
         self._order: tuple[int, NDArray[np.int64]] | None = None
@@ -153,6 +154,10 @@ class PairDataset(Dataset[FramePair]):
         if found is None:
             raise UsageError(f"no sample {sample_id} in {self.storage.describe()}")
         return found
+
+    def sequence_id(self, row: int) -> str:
+        """Return the sequence that a row belongs to."""
+        return str(self._sequence_ids[row])
 
     def frame(self, row: int) -> Frame:
         """Return a row's picture and labels at the training size."""
