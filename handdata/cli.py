@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from handdata._version import __version__
-from handdata.console import ProgressLine, counted, err, errors_in_one_line, out, print_table
+from handdata.console import ProgressLine, counted, errors_in_one_line, out, print_table
 from handdata.schemas import UsageError
 
 if TYPE_CHECKING:
@@ -546,4 +546,4 @@ def main() -> None:
         app()
 
 
-__all__ = ["app", "err", "main"]
+__all__ = ["app", "main"]

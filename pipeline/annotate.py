@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import cv2
 import numpy as np
 
-from handdata.pipeline.crop import CropSquare, require_in_picture, square_around
+from handdata.pipeline.crop import CropSquare, inside, require_in_picture, square_around
 from handdata.pipeline.detector import HandDetector
 from handdata.pipeline.frames import open_frames
 from handdata.pipeline.keypoints import FrameKeypoints, join_keypoints, needs_detector
@@ -44,8 +44,8 @@ class PreparedCrop:
 
     def outside_picture(self) -> BoolArray:
         """Return the (S, S) pixels of the crop that lie outside the picture."""
-        inside = np.ones((self.record.height, self.record.width), dtype=bool)
-        return ~self.square.cut_mask(inside)
+        picture = np.ones((self.record.height, self.record.width), dtype=bool)
+        return ~self.square.cut_mask(picture)
 
 
 class MaskModel(Protocol):
@@ -178,8 +178,7 @@ class Annotator:
         joints = np.concatenate([other.keypoints[other.valid] for other in run or (frame,)])
         square = square_around(joints, record.width, record.height, settings.crop_scale, settings.image_size)
         keypoints = square.to_crop(frame.keypoints)
-        inside = ((keypoints > -0.5) & (keypoints < settings.image_size - 0.5)).all(axis=1)
-        valid = frame.valid & inside
+        valid = frame.valid & inside(keypoints, settings.image_size, settings.image_size)
         keypoints[~valid] = 0
         return PreparedCrop(
             record=record,
@@ -243,7 +242,7 @@ class Annotator:
         hand_px = frame.hand_px()
         right, left = (None if distance is None else distance / square.scale for distance in frame.agreement)
         image_sharpness = sharpness(crop.image, crop.keypoints, crop.valid)
-        in_picture = ((frame.keypoints > -0.5) & (frame.keypoints < [record.width - 0.5, record.height - 0.5])).all(1)
+        in_picture = inside(frame.keypoints, record.width, record.height)
         flags = quality_flags(
             observed=frame.flags,
             mask_score=score,

@@ -92,13 +92,18 @@ class CropSquare:
 
     def _resize(self, image: ByteArray, interpolation: int) -> ByteArray:
         right, bottom = self.left + self.side, self.top + self.side
-        inside = image[max(self.top, 0) : max(bottom, 0), max(self.left, 0) : max(right, 0)]
-        if inside.shape[:2] != (self.side, self.side):
+        pixels = image[max(self.top, 0) : max(bottom, 0), max(self.left, 0) : max(right, 0)]
+        if pixels.shape[:2] != (self.side, self.side):
             square = np.zeros((self.side, self.side, *image.shape[2:]), dtype=np.uint8)
             row, column = max(-self.top, 0), max(-self.left, 0)
-            square[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
-            inside = square
-        return np.asarray(cv2.resize(inside, (self.size, self.size), interpolation=interpolation), dtype=np.uint8)
+            square[row : row + pixels.shape[0], column : column + pixels.shape[1]] = pixels
+            pixels = square
+        return np.asarray(cv2.resize(pixels, (self.size, self.size), interpolation=interpolation), dtype=np.uint8)
+
+
+def inside(points: FloatArray, width: int, height: int) -> BoolArray:
+    """Return which of (N, 2) points lie on the pixels of a picture of this size."""
+    return np.asarray(((points > -0.5) & (points < [width - 0.5, height - 0.5])).all(axis=1))
 
 
 def require_in_picture(joints: FloatArray, width: int, height: int) -> None:
@@ -108,8 +113,7 @@ def require_in_picture(joints: FloatArray, width: int, height: int) -> None:
         RecordError: ``hand_outside_image``.
 
     """
-    inside = ((joints > -0.5) & (joints < [width - 0.5, height - 0.5])).all(axis=1)
-    if not inside.any():
+    if not inside(joints, width, height).any():
         raise RecordError(RejectReason.HAND_OUTSIDE_IMAGE, f"none of {len(joints)} joints lies in {width} x {height}")
 
 
