@@ -1,0 +1,126 @@
+"""From shards to a model and its pictures: ``train`` and ``sample``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from handdata.commands.options import Workspace, load_settings
+from handdata.console import ProgressLine, out, print_table
+from handdata.schemas import UsageError
+
+if TYPE_CHECKING:
+    pass
+
+training_app = typer.Typer()
+
+
+@training_app.command(epilog="Example: handdata train --preset tiny --steps 300")
+def train(
+    preset: Annotated[str, typer.Option(metavar="NAME", help="A row of the table in trainer/presets.py.")] = "tiny",
+    config: Annotated[
+        Path | None, typer.Option(metavar="TOML", help="Settings that replace the preset's, in the same nesting.")
+    ] = None,
+    workspace: Workspace = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="0: on the CPU.", show_default="1 where there is one")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", show_default="the preset's")] = None,
+    run: Annotated[str, typer.Option(metavar="NAME", help="Folder under <workspace>/runs.")] = "default",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's latest checkpoint.")] = False,
+    init: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Start from published FoundHand or ImageNet DiT weights.")
+    ] = None,
+) -> None:
+    """Train the two-frame diffusion transformer on the annotated dataset."""
+    from handdata.pipeline.storage import Storage
+    from handdata.trainer.loop import train as run_train
+    from handdata.trainer.presets import load_preset
+
+    storage = Storage(load_settings(workspace=workspace).workspace)
+    chosen = load_preset(preset, config)
+    with ProgressLine(f"Training {preset}", steps or chosen.optimisation.steps, "steps") as progress:
+        summary = run_train(
+            chosen,
+            storage,
+            run,
+            steps=steps,
+            resume=resume,
+            init=init,
+            device=_training_device(gpus),
+            on_step=lambda step, total, loss, rate: progress.set(step, f"loss {loss:.3f}, {rate:.0f} pairs/s", total),
+        )
+    table = {"steps": f"{summary.steps:,}", "checkpoint": summary.checkpoint_url}
+    if summary.loss is not None:
+        table["loss"] = f"{summary.loss:.4f}"
+    if summary.validation is not None:
+        following = summary.validation
+        table["validation loss"] = f"{following.true_loss:.4f}"
+        table["with permuted keypoints"] = f"{following.permuted_loss:.4f}"
+    print_table("Trained", table)
+    out.print("Next: handdata sample gesture-transfer")
+
+
+def _training_device(gpus: int | None) -> str | None:
+    """Return the device for a number of GPUs; without a number the trainer chooses."""
+    import torch
+
+    if gpus is None:
+        return None
+    if gpus > 1:
+        raise UsageError(f"--gpus {gpus}: this version trains in one process", "use --gpus 1 or --gpus 0")
+    if gpus and not torch.cuda.is_available():
+        raise UsageError("--gpus 1 was asked for, this machine has no CUDA GPU", "use --gpus 0")
+    return "cuda" if gpus else "cpu"
+
+
+sample_app = typer.Typer(no_args_is_help=True, help="Make pictures with a trained checkpoint.")
+training_app.add_typer(sample_app, name="sample")
+
+
+@sample_app.command(
+    "gesture-transfer",
+    epilog="Example: handdata sample gesture-transfer --reference me.jpg --target pose.jpg --out me-posing.png",
+)
+def sample_gesture_transfer(
+    workspace: Workspace = None,
+    run: Annotated[str, typer.Option(metavar="NAME", help="A training run of the workspace.")] = "default",
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="PHOTO_OR_SAMPLE", help="Whose hand.", show_default="drawn from the dataset")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="PHOTO_OR_KEYPOINTS_OR_SAMPLE", help="Which pose.", show_default="drawn")
+    ] = None,
+    count: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Pairs to draw from the dataset.")] = 6,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Denoising.", show_default="the preset's")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, metavar="SCALE", show_default="the preset's")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
+    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="The figure.")] = Path("gesture-transfer.png"),
+) -> None:
+    """Draw a reference's hand in the pose of a target: a figure of reference, pose, truth and result."""
+    from handdata.jobs.sample import GestureTransferRequest
+    from handdata.jobs.sample import sample_gesture_transfer as run_sample
+    from handdata.pipeline.storage import Storage
+
+    settings = load_settings(workspace=workspace)
+    storage = Storage(settings.workspace)
+    request = GestureTransferRequest(
+        checkpoint=checkpoint or storage.describe(f"runs/{run}"),
+        reference=reference,
+        target=target,
+        count=count,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+    with ProgressLine("Sampling", None, "steps") as progress:
+        picture = run_sample(
+            request, storage, settings.annotate, settings.weights, lambda step, total: progress.set(step, total=total)
+        )
+    Storage(out_file.absolute().parent).write_bytes(out_file.name, picture)
+    out.print(f"Look at {out_file.absolute()}")
