@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -273,11 +274,11 @@ class SamWorker:
 
         self._segmenter = SamSegmenter(load_sam(checkpoint), device)
 
-    def segment(
+    def propose(
         self, images: Sequence[ByteArray], keypoints: Sequence[FloatArray], valid: Sequence[BoolArray]
-    ) -> list[BoolArray]:
-        """Return the (S, S) masks of a batch of crops."""
-        return self._segmenter.segment(images, keypoints, valid)
+    ) -> list[ByteArray]:
+        """Return the candidate masks of a batch of crops, (H, 3, S, S / 8) each: a bit a pixel."""
+        return [np.packbits(masks, axis=-1) for masks in self._segmenter.propose(images, keypoints, valid)]
 
 
 class SamClient:
@@ -291,14 +292,19 @@ class SamClient:
         raise TypeError("a SamClient belongs to one worker: send its actors instead")
 
     def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
-        """Send a batch to the next actor."""
-        pending = next(self._turns).segment.remote(
+        """Send a batch to the next actor. The choice among its candidates is made here: it would keep a GPU waiting."""
+        from handdata.pipeline.sam import best_masks
+
+        pending = next(self._turns).propose.remote(
             [crop.image for crop in crops], [crop.keypoints for crop in crops], [crop.valid for crop in crops]
         )
 
         def masks() -> list[BoolArray]:
-            result: list[BoolArray] = ray.get(pending)
-            return result
+            proposals = [np.unpackbits(bits, axis=-1).astype(bool) for bits in ray.get(pending)]
+            return [
+                best_masks(candidates[..., : crop.image.shape[1]], crop.keypoints, crop.valid)
+                for candidates, crop in zip(proposals, crops, strict=True)
+            ]
 
         return masks
 
@@ -355,7 +361,8 @@ def _start_sam(models: Models, gpus: int) -> list[Any]:
     """Start a SAM actor a GPU, or one on the CPU."""
     if models.sam is None:
         return []
-    actor: Any = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0)(SamWorker)
+    # Two calls at a time: while one is on the GPU, the other's pictures are resized.
+    actor: Any = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0, max_concurrency=2)(SamWorker)
     return [actor.remote(models.sam, "cuda" if gpus else "cpu") for _ in range(max(gpus, 1))]
 
 

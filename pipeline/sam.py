@@ -1,14 +1,16 @@
 """Hand masks by Segment Anything (Kirillov et al., ICCV 2023), prompted with keypoints and boxes, in batches.
 
-The model is ``segment_anything``'s own, unchanged. PyTorch and ``segment_anything`` (the extra ``sam``) are imported
-where they are used, so that this module costs nothing on machines without them.
+The model is ``segment_anything``'s own; only its encoder's attention is computed by PyTorch's fused kernel. PyTorch and
+``segment_anything`` (the extra ``sam``) are imported where they are used, so that this module costs nothing on machines
+without them.
 """
 
 import pickle
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +94,10 @@ def _read_state(checkpoint: Path) -> dict[str, "torch.Tensor"]:
     return state
 
 
+DECODED_PROMPTS: Final = 16
+"""Prompts that go through the mask decoder together; each takes about 30 MB there with the released models."""
+
+
 @dataclass(frozen=True)
 class SamCandidates:
     """What SAM proposes for the H hands of one image."""
@@ -105,23 +111,28 @@ class SamCandidates:
 class SamSegmenter:
     """Segments the hands of a batch of crops with one call of the image encoder.
 
-    On a GPU the image encoder runs in bfloat16, elsewhere everything is float32 and the logits are those of
-    ``segment_anything.SamPredictor``.
+    On a GPU the image encoder is compiled and runs in bfloat16; elsewhere everything is float32 and the logits are
+    those of ``segment_anything.SamPredictor``.
     """
 
     def __init__(self, sam: "Sam", device: str) -> None:
+        import torch
         from segment_anything.utils.transforms import ResizeLongestSide
 
         self.sam = sam.to(device).eval()
         self.resize = ResizeLongestSide(sam.image_encoder.img_size)
+        fuse_attention(self.sam)
+        self._on_gpu = self.sam.device.type == "cuda"
+        self._encoder: Callable[[torch.Tensor], torch.Tensor] = (
+            torch.compile(self.sam.image_encoder) if self._on_gpu else self.sam.image_encoder
+        )
 
-    def segment(
+    def propose(
         self, images: Sequence[NDArray[np.uint8]], keypoints: Sequence[Points], valid: Sequence[Mask]
     ) -> list[Mask]:
-        """Return one mask an image: the hands that its keypoints name, without their forearms.
+        """Return SAM's three candidates for every hand, as (H, 3, S, S) masks an image, the most expected first.
 
-        Of SAM's three candidates for a hand, the one that covers its keypoints and spills least is taken; of equals,
-        the one that the model itself expects most of.
+        Hands are those with a valid keypoint, right before left. ``best_masks`` chooses among the candidates.
 
         Args:
             images: (S, S, 3) RGB crops; S may differ.
@@ -130,8 +141,12 @@ class SamSegmenter:
 
         """
         prompts = [sam_prompts(*labels) for labels in zip(keypoints, valid, strict=True)]
-        candidates = self.predict(images, prompts)
-        return [self._union(*of_image) for of_image in zip(candidates, keypoints, valid, strict=True)]
+        proposals: list[Mask] = []
+        for candidates in self.predict(images, prompts):
+            order = candidates.quality.argsort(dim=1, descending=True)[..., None, None]
+            masks = (candidates.logits > self.sam.mask_threshold).take_along_dim(order, dim=1)
+            proposals.append(masks.cpu().numpy())
+        return proposals
 
     def predict(
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[Sequence[HandPrompt]]
@@ -147,12 +162,32 @@ class SamSegmenter:
 
         if not images:
             return []
+        # Filled up to one length all prompts would share a batch, but SAM attends to the filling.
+        alike: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        for place, of_image in enumerate(prompts):
+            for hand, prompt in enumerate(of_image):
+                alike[images[place].shape[0], len(prompt.points)].append((place, hand))
+        decoded: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         with torch.inference_mode():
             embeddings = self._encode(images)
+            for (size, _), asked in alike.items():
+                for start in range(0, len(asked), DECODED_PROMPTS):
+                    part = asked[start : start + DECODED_PROMPTS]
+                    of_part = embeddings[[place for place, _ in part]]
+                    answers = self._decode(of_part, size, [prompts[place][hand] for place, hand in part])
+                    decoded |= dict(zip(part, zip(*answers, strict=True), strict=True))
             return [
-                self._decode(embedding, image.shape[0], of_image)
-                for embedding, image, of_image in zip(embeddings, images, prompts, strict=True)
+                self._candidates(image.shape[0], [decoded[place, hand] for hand in range(len(prompts[place]))])
+                for place, image in enumerate(images)
             ]
+
+    def _candidates(self, size: int, answers: "Sequence[tuple[torch.Tensor, torch.Tensor]]") -> SamCandidates:
+        import torch
+
+        if not answers:
+            empty = torch.zeros((0, 3, size, size), device=self.sam.device)
+            return SamCandidates(empty, empty[:, :, 0, 0])
+        return SamCandidates(*(torch.stack(parts) for parts in zip(*answers, strict=True)))
 
     def _encode(self, images: Sequence[NDArray[np.uint8]]) -> "torch.Tensor":
         import torch
@@ -160,19 +195,15 @@ class SamSegmenter:
         device = self.sam.device
         resized = np.stack([self.resize.apply_image(image) for image in images])
         pixels = self.sam.preprocess(torch.from_numpy(resized).to(device).permute(0, 3, 1, 2))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            embeddings: torch.Tensor = self.sam.image_encoder(pixels)
-        return embeddings.float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._on_gpu):
+            return self._encoder(pixels).float()
 
-    def _decode(self, embedding: "torch.Tensor", size: int, prompts: Sequence[HandPrompt]) -> SamCandidates:
+    def _decode(
+        self, embeddings: "torch.Tensor", size: int, prompts: Sequence[HandPrompt]
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return logits (P, 3, S, S) and quality (P, 3) of P prompts of equal length, each with its own embedding."""
         import torch
 
-        if not prompts:
-            return SamCandidates(embedding.new_zeros((0, 3, size, size)), embedding.new_zeros((0, 3)))
-        if len({len(prompt.points) for prompt in prompts}) > 1:
-            # Filled up to one length the prompts would share a batch, but SAM attends to the filling.
-            parts = [self._decode(embedding, size, [prompt]) for prompt in prompts]
-            return SamCandidates(torch.cat([p.logits for p in parts]), torch.cat([p.quality for p in parts]))
         device = self.sam.device
         points = self.resize.apply_coords(np.stack([prompt.points for prompt in prompts]), (size, size))
         boxes = self.resize.apply_boxes(
@@ -187,23 +218,67 @@ class SamSegmenter:
             masks=None,
         )
         low_resolution, quality = self.sam.mask_decoder(
-            image_embeddings=embedding[None],
+            # The decoder repeats one image's embedding for all prompts and adds the dense prompt to it. Prompts of
+            # several images share a call when the embeddings come with the dense prompts instead.
+            image_embeddings=torch.zeros_like(embeddings[:1]),
             image_pe=self.sam.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
+            dense_prompt_embeddings=dense + embeddings,
             multimask_output=True,
         )
         full = self.sam.image_encoder.img_size
-        return SamCandidates(self.sam.postprocess_masks(low_resolution, (full, full), (size, size)), quality)
+        return self.sam.postprocess_masks(low_resolution, (full, full), (size, size)), quality
 
-    def _union(self, candidates: SamCandidates, keypoints: Points, valid: Mask) -> Mask:
-        masks = (candidates.logits > self.sam.mask_threshold).cpu().numpy()
-        best_first = candidates.quality.argsort(dim=1, descending=True).cpu().numpy()
-        union: Mask = np.zeros(masks.shape[-2:], dtype=bool)
-        present = [side for side in SIDES if valid[hand_rows(side)].any()]
-        for side, of_hand, order in zip(present, masks, best_first, strict=True):
-            joints = np.zeros_like(valid)
-            joints[hand_rows(side)] = valid[hand_rows(side)]
-            ordered = of_hand[order]
-            union |= cut_forearm(ordered[choose_mask(ordered, keypoints, joints)], keypoints, joints)
-        return union
+
+def best_masks(candidates: Mask, keypoints: Points, valid: Mask) -> Mask:
+    """Return the (S, S) union of the best candidate of each hand, without forearms.
+
+    The best one covers the hand's keypoints and spills least; of equals it is the first.
+
+    Args:
+        candidates: (H, 3, S, S) of one image, as ``SamSegmenter.propose`` returns them.
+        keypoints: (42, 2) crop pixels.
+        valid: (42,) joints to use.
+
+    """
+    union: Mask = np.zeros(candidates.shape[-2:], dtype=bool)
+    present = [side for side in SIDES if valid[hand_rows(side)].any()]
+    for side, of_hand in zip(present, candidates, strict=True):
+        joints = np.zeros_like(valid)
+        joints[hand_rows(side)] = valid[hand_rows(side)]
+        union |= cut_forearm(of_hand[choose_mask(of_hand, keypoints, joints)], keypoints, joints)
+    return union
+
+
+def fuse_attention(sam: "Sam") -> None:
+    """Let the image encoder's attention run as one fused kernel; its weights stay as they are.
+
+    ``segment_anything`` writes out the attention matrix, adds the relative positions and normalises in steps of their
+    own. ``scaled_dot_product_attention`` takes the relative positions as its bias. Results agree to rounding.
+    """
+    from types import MethodType
+
+    from segment_anything.modeling.image_encoder import Attention
+
+    for module in sam.image_encoder.modules():
+        if isinstance(module, Attention):
+            module.forward = MethodType(_fused_attention, module)
+
+
+def _fused_attention(attention: Any, x: "torch.Tensor") -> "torch.Tensor":
+    """Stand in for ``segment_anything.modeling.image_encoder.Attention.forward``: (N, H, W, D) to the same."""
+    import torch
+    from segment_anything.modeling.image_encoder import get_rel_pos
+
+    count, height, width, _ = x.shape
+    qkv = attention.qkv(x).view(count, height * width, 3, attention.num_heads, -1)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each N, heads, H W, D / heads
+    bias = None
+    if attention.use_rel_pos:
+        grid = q.unflatten(2, (height, width))
+        rows = torch.einsum("nhyxc,ykc->nhyxk", grid, get_rel_pos(height, height, attention.rel_pos_h).to(q.dtype))
+        columns = torch.einsum("nhyxc,xkc->nhyxk", grid, get_rel_pos(width, width, attention.rel_pos_w).to(q.dtype))
+        bias = (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(4).flatten(2, 3)  # N, heads, H W, H W
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=attention.scale)
+    projected: torch.Tensor = attention.proj(attended.transpose(1, 2).reshape(count, height, width, -1))
+    return projected

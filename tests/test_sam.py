@@ -12,7 +12,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from handdata.pipeline.masks import HandPrompt, mask_spill, sam_prompts
-from handdata.pipeline.sam import SamSegmenter, load_sam, sam_model_type
+from handdata.pipeline.sam import SamSegmenter, best_masks, load_sam, sam_model_type
 from handdata.schemas import WeightsError
 
 
@@ -48,13 +48,13 @@ def hands(
 
 
 def test_batched_logits_equal_those_of_the_predictor(small_sam: Sam) -> None:
-    images = [random_image(96, 1), random_image(200, 2), random_image(128, 3)]
+    images = [random_image(96, 1), random_image(200, 2), random_image(96, 4), random_image(128, 3)]
     one = sam_prompts(*hands(right=open_hand(48, 48, 60)))
     overlapping = sam_prompts(*hands(right=open_hand(80, 100, 100), left=open_hand(120, 110, 90)))
     apart = sam_prompts(*hands(right=open_hand(30, 60, 50), left=open_hand(95, 60, 50)))
-    prompts: list[list[HandPrompt]] = [one, overlapping, apart]
+    prompts: list[list[HandPrompt]] = [one, overlapping, [], apart]
 
-    candidates = SamSegmenter(small_sam, "cpu").predict(images, prompts)
+    candidates = SamSegmenter(build_small_sam(), "cpu").predict(images, prompts)
 
     assert len({len(prompt.points) for prompt in overlapping}) == 2  # hands with and without negative points
     predictor = SamPredictor(small_sam)
@@ -72,31 +72,72 @@ def test_batched_logits_equal_those_of_the_predictor(small_sam: Sam) -> None:
             np.testing.assert_allclose(quality.numpy(), want_quality, atol=1e-3)
 
 
+def test_prompts_of_several_images_share_a_call_of_the_decoder(small_sam: Sam) -> None:
+    calls: list[int] = []
+    segmenter = SamSegmenter(build_small_sam(), "cpu")
+    segmenter.sam.mask_decoder.register_forward_pre_hook(
+        lambda _, __, named: calls.append(len(named["sparse_prompt_embeddings"])), with_kwargs=True
+    )
+    images = [random_image(96, seed) for seed in range(5)]
+    prompts = [sam_prompts(*hands(right=open_hand(48, 48, 40 + seed))) for seed in range(5)]
+
+    segmenter.predict(images, prompts)
+
+    assert calls == [5]
+
+
+def test_the_encoder_never_writes_out_the_attention_matrix() -> None:
+    segmenter = SamSegmenter(build_small_sam(), "cpu")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
+        segmenter.sam.image_encoder(torch.rand(1, 3, 128, 128))
+    operations = {event.key for event in profile.key_averages()}
+    assert "aten::scaled_dot_product_attention" in operations
+    assert "aten::softmax" not in operations
+
+
+def segment(
+    segmenter: SamSegmenter,
+    images: list[NDArray[np.uint8]],
+    labels: list[tuple[NDArray[np.float32], NDArray[np.bool_]]],
+) -> list[NDArray[np.bool_]]:
+    proposals = segmenter.propose(images, [points for points, _ in labels], [joints for _, joints in labels])
+    return [best_masks(candidates, *of_image) for candidates, of_image in zip(proposals, labels, strict=True)]
+
+
 def test_a_batch_gives_the_masks_of_its_images_one_by_one(small_sam: Sam) -> None:
     segmenter = SamSegmenter(small_sam, "cpu")
     images = [random_image(64, seed) for seed in range(3)]
     labels = [hands(right=open_hand(32, 32, 40)), hands(left=open_hand(30, 30, 30)), hands()]
-    keypoints, valid = [pair[0] for pair in labels], [pair[1] for pair in labels]
 
-    together = segmenter.segment(images, keypoints, valid)
+    together = segment(segmenter, images, labels)
 
-    for image, points, joints, mask in zip(images, keypoints, valid, together, strict=True):
+    for image, of_image, mask in zip(images, labels, together, strict=True):
         assert mask.shape == (64, 64)
         assert mask.dtype == bool
-        np.testing.assert_array_equal(mask, segmenter.segment([image], [points], [joints])[0])
+        np.testing.assert_array_equal(mask, segment(segmenter, [image], [of_image])[0])
 
 
 def test_an_image_without_keypoints_gets_an_empty_mask(small_sam: Sam) -> None:
-    keypoints, valid = hands()
-    assert not SamSegmenter(small_sam, "cpu").segment([random_image(64, 0)], [keypoints], [valid])[0].any()
+    assert not segment(SamSegmenter(small_sam, "cpu"), [random_image(64, 0)], [hands()])[0].any()
 
 
-def test_a_whole_image_mask_is_cut_at_the_wrist(small_sam: Sam) -> None:
+def test_candidates_come_the_most_expected_first(small_sam: Sam) -> None:
+    segmenter = SamSegmenter(small_sam, "cpu")
+    image, labels = random_image(64, 0), hands(right=open_hand(32, 32, 40))
+    (candidates,) = segmenter.predict([image], [sam_prompts(*labels)])
+
+    (proposed,) = segmenter.propose([image], [labels[0]], [labels[1]])
+
+    best = int(candidates.quality[0].argmax())
+    np.testing.assert_array_equal(proposed[0, 0], (candidates.logits[0, best] > small_sam.mask_threshold).numpy())
+
+
+def test_a_whole_image_mask_is_cut_at_the_wrist() -> None:
     everywhere = build_small_sam()
     everywhere.mask_threshold = -1e6
     keypoints, valid = hands(right=open_hand(48, 32, 40))
 
-    mask = SamSegmenter(everywhere, "cpu").segment([random_image(96, 0)], [keypoints], [valid])[0]
+    mask = segment(SamSegmenter(everywhere, "cpu"), [random_image(96, 0)], [(keypoints, valid)])[0]
 
     assert mask[:50].all()
     assert not mask[60:].any()
@@ -104,7 +145,7 @@ def test_a_whole_image_mask_is_cut_at_the_wrist(small_sam: Sam) -> None:
 
 
 def test_no_images_give_no_masks(small_sam: Sam) -> None:
-    assert SamSegmenter(small_sam, "cpu").segment([], [], []) == []
+    assert SamSegmenter(small_sam, "cpu").propose([], [], []) == []
 
 
 @pytest.mark.parametrize(("name", "width", "depth"), [("vit_h", 1280, 32), ("vit_l", 1024, 24), ("vit_b", 768, 12)])
