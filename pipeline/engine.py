@@ -361,8 +361,9 @@ def _start_sam(models: Models, gpus: int) -> list[Any]:
     """Start a SAM actor a GPU, or one on the CPU."""
     if models.sam is None:
         return []
+    actor: Any = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0)(SamWorker)
     # Two calls at a time: while one is on the GPU, the other's pictures are resized.
-    actor: Any = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0, max_concurrency=2)(SamWorker)
+    actor = actor.options(max_concurrency=2)
     return [actor.remote(models.sam, "cuda" if gpus else "cpu") for _ in range(max(gpus, 1))]
 
 
