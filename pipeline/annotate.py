@@ -17,7 +17,7 @@ from handdata.pipeline.detector import HandDetector
 from handdata.pipeline.frames import open_frames
 from handdata.pipeline.keypoints import FrameKeypoints, join_keypoints, needs_detector
 from handdata.pipeline.masks import grabcut_mask, mask_score, mask_spill
-from handdata.pipeline.quality import perceptual_hash, quality_flags, sharpness
+from handdata.pipeline.quality import judge, perceptual_hash, sharpness
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
@@ -103,7 +103,8 @@ class Annotator:
             under_way = crops, submitted
         if under_way:
             samples += self._finished(unit_id, *under_way)
-        return samples, rejections
+        accepted, gated = judge(samples, self.settings.image_size, self.settings.quality)
+        return accepted, rejections + gated
 
     def _prepared(self, records: Sequence[HandRecord], rejections: list[Rejection]) -> Iterator[PreparedCrop]:
         """Yield the crops of all usable records and add the others to ``rejections``.
@@ -233,27 +234,13 @@ class Annotator:
         mask_origin: MaskOrigin | None,
         mask_extent: MaskExtent | None,
     ) -> AnnotatedSample:
-        """Measure a crop with its mask, encode both, and return the row."""
+        """Measure a crop with its mask, encode both, and return the row with the flags that annotation observed."""
         record, frame, square, settings = crop.record, crop.frame, crop.square, self.settings
         score = spill = None
         if mask is not None:
             score = mask_score(mask, crop.keypoints, crop.valid)
             spill = mask_spill(mask, crop.keypoints, crop.valid)
-        hand_px = frame.hand_px()
         right, left = (None if distance is None else distance / square.scale for distance in frame.agreement)
-        image_sharpness = sharpness(crop.image, crop.keypoints, crop.valid)
-        in_picture = inside(frame.keypoints, record.width, record.height)
-        flags = quality_flags(
-            observed=frame.flags,
-            mask_score=score,
-            mask_spill=spill,
-            hand_px=hand_px,
-            agreement_px=(right, left),
-            image_sharpness=image_sharpness,
-            full_px_per_crop_px=square.scale,
-            joints_outside_picture=bool((frame.valid & ~in_picture).any()),
-            settings=settings.quality,
-        )
         return AnnotatedSample(
             sample_id=record.record_id,
             record_id=record.record_id,
@@ -283,19 +270,19 @@ class Annotator:
             keypoints_origin=frame.origin,
             keypoints_score=frame.score,
             agreement_px=(right, left),
-            hand_px=hand_px,
+            hand_px=frame.hand_px(),
             mask_origin=mask_origin,
             mask_extent=mask_extent,
             mask_score=score,
             mask_spill=spill,
-            sharpness=image_sharpness,
+            sharpness=sharpness(crop.image, crop.keypoints, crop.valid),
             phash=perceptual_hash(crop.image),
             crop_xyxy=square.xyxy,
             pad_ltrb=square.padding(record.width, record.height),
             crop_mode=settings.crop,
             keypoints_3d=record.keypoints_3d,
             camera_k=None if record.camera_k is None else square.intrinsics(record.camera_k),
-            flags=flags,
+            flags=tuple(sorted(frame.flags)),
             annotator_hash=self.annotator_hash,
         )
 

@@ -1,16 +1,40 @@
-"""Numbers that describe a sample's quality, and the flags that follow from them."""
+"""Numbers that describe a sample's quality, the flags that follow from them, and the gates that reject."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 import cv2
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from handdata.pipeline.settings import QualitySettings
+from handdata.schemas import KEYPOINTS_PER_HAND, SAMPLE_SCHEMA, AnnotatedSample, Rejection, RejectReason
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.schemas.record import models_to_table
 
 OBSERVED_FLAGS: Final = frozenset({"side_conflict", "extra_hands", "unlabelled_hand"})
 """Flags that annotation saw and no stored number shows; recomputing flags keeps them."""
+
+JUDGED_COLUMNS: Final = (
+    "sequence_id",
+    "camera_id",
+    "width",
+    "height",
+    "keypoints_2d",
+    "keypoints_valid",
+    "agreement_px",
+    "hand_px",
+    "mask_score",
+    "mask_spill",
+    "sharpness",
+    "phash",
+    "crop_xyxy",
+    "flags",
+)
+"""The columns that flags follow from. Annotating and recomputing both judge by these alone, so they agree."""
+
+_JUDGED_SCHEMA: Final = pa.schema([SAMPLE_SCHEMA.field(name) for name in JUDGED_COLUMNS])
 
 
 def sharpness(image: ByteArray, keypoints: FloatArray, valid: BoolArray) -> float:
@@ -28,44 +52,120 @@ def perceptual_hash(image: ByteArray) -> int:
     return int.from_bytes(digest.tobytes(), "big", signed=True)
 
 
-def quality_flags(
-    *,
-    observed: Iterable[str],
-    mask_score: float | None,
-    mask_spill: float | None,
-    hand_px: tuple[float, float],
-    agreement_px: tuple[float | None, float | None],
-    image_sharpness: float,
-    full_px_per_crop_px: float,
-    joints_outside_picture: bool,
-    settings: QualitySettings,
-) -> tuple[str, ...]:
-    """Return the sorted flags of a sample from its stored numbers and the thresholds.
+def flags_of(rows: pa.Table, image_size: int, settings: QualitySettings) -> list[tuple[str, ...]]:
+    """Return the sorted flags of each sample of one unit.
 
     Args:
-        observed: flags of ``OBSERVED_FLAGS`` that annotation saw.
-        mask_score: share of valid keypoints inside the mask.
-        mask_spill: share of the mask's area away from the hands.
-        hand_px: (right, left) hand sizes in full-image pixels, 0 where absent.
-        agreement_px: (right, left) distance of dataset and MediaPipe keypoints in crop pixels.
-        image_sharpness: variance of the Laplacian.
-        full_px_per_crop_px: full-image pixels per crop pixel, to compare the two former.
-        joints_outside_picture: whether an annotated joint lies in the crop's padding or beyond the crop.
-        settings: the thresholds.
+        rows: ``JUDGED_COLUMNS`` of a whole unit, in its order. Of ``flags`` only ``OBSERVED_FLAGS`` are looked at.
+        image_size: side of the crops, pixels.
+        settings: the thresholds. Near-duplicates of a frame that ``settings.reject`` refuses are not looked for.
 
     """
-    flags = set(observed)
-    if mask_score is not None and mask_score < settings.min_mask_score:
-        flags.add("low_mask_coverage")
-    if mask_spill is not None and mask_spill > settings.max_mask_spill:
-        flags.add("mask_spill")
-    if any(0 < size < settings.min_hand_px for size in hand_px):
-        flags.add("small_hand")
-    if image_sharpness < settings.min_sharpness:
-        flags.add("blurry")
-    if joints_outside_picture:
-        flags.add("truncated")
-    for size, distance in zip(hand_px, agreement_px, strict=True):
-        if distance is not None and size > 0 and distance * full_px_per_crop_px > settings.max_disagreement * size:
-            flags.add("labels_disagree")
-    return tuple(sorted(flags))
+    earlier: list[list[str]] = rows["flags"].to_pylist()
+    observed = {name: np.array([name in flags for flags in earlier], dtype=bool) for name in OBSERVED_FLAGS}
+    judged = observed | {
+        "low_mask_coverage": _numbers(rows, "mask_score") < settings.min_mask_score,
+        "mask_spill": _numbers(rows, "mask_spill") > settings.max_mask_spill,
+        "small_hand": _is_small(rows, settings.min_hand_px),
+        "blurry": _numbers(rows, "sharpness") < settings.min_sharpness,
+        "truncated": _share_outside_picture(rows, image_size) > settings.max_truncation,
+        "labels_disagree": _disagreement(rows, image_size) > settings.max_disagreement,
+    }
+    kept = np.ones(len(rows), dtype=bool)
+    for name in settings.reject & judged.keys():
+        kept &= ~judged[name]
+    judged["near_duplicate"] = _near_duplicates(rows, kept, settings.min_phash_distance)
+    names = sorted(judged)
+    table = np.stack([judged[name] for name in names], axis=1)
+    return [tuple(name for name, applies in zip(names, row, strict=True) if applies) for row in table.tolist()]
+
+
+def judge(
+    samples: Sequence[AnnotatedSample], image_size: int, settings: QualitySettings
+) -> tuple[list[AnnotatedSample], list[Rejection]]:
+    """Return the samples of one unit with their flags, without those that a gate rejects, and the rejections.
+
+    A sample that several gates reject is rejected once, for the first flag in alphabetical order; the detail names all.
+    """
+    accepted: list[AnnotatedSample] = []
+    rejections: list[Rejection] = []
+    table = models_to_table(samples, _JUDGED_SCHEMA)
+    for sample, flags in zip(samples, flags_of(table, image_size, settings), strict=True):
+        refused = [flag for flag in flags if flag in settings.reject]
+        if not refused:
+            accepted.append(sample.model_copy(update={"flags": flags}))
+            continue
+        rejections.append(
+            Rejection(
+                record_id=sample.record_id,
+                image_uri=sample.image_uri,
+                reason=RejectReason(f"quality_{refused[0]}"),
+                detail=f"flagged {', '.join(flags)}: {_numbers_as_text(sample)}",
+            )
+        )
+    return accepted, rejections
+
+
+def _numbers_as_text(sample: AnnotatedSample) -> str:
+    right, left = sample.hand_px
+    parts = [f"hands of {right:.0f} and {left:.0f} px", f"sharpness {sample.sharpness:.1f}"]
+    if sample.mask_score is not None and sample.mask_spill is not None:
+        parts += [f"{sample.mask_score:.0%} of the keypoints in the mask", f"{sample.mask_spill:.0%} spill"]
+    return ", ".join(parts)
+
+
+def _numbers(rows: pa.Table, name: str) -> NDArray[np.float64]:
+    """Return all numbers of a column, lists one after another; NaN where null, with which no comparison holds."""
+    column = rows[name].combine_chunks()
+    if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        column = column.flatten()
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _is_small(rows: pa.Table, min_hand_px: float) -> BoolArray:
+    hand_px = _numbers(rows, "hand_px").reshape(-1, 2)
+    return np.asarray(((hand_px > 0) & (hand_px < min_hand_px)).any(axis=1))
+
+
+def _full_px_per_crop_px(rows: pa.Table, image_size: int) -> NDArray[np.float64]:
+    x0, _, x1, _ = _numbers(rows, "crop_xyxy").reshape(-1, 4).T
+    return np.asarray((x1 - x0) / image_size)
+
+
+def _share_outside_picture(rows: pa.Table, image_size: int) -> NDArray[np.float64]:
+    """Return the share of a hand's annotated joints that lie outside the picture, of the worse hand of each row."""
+    points = _numbers(rows, "keypoints_2d").reshape(-1, 2, KEYPOINTS_PER_HAND, 2)
+    valid = _numbers(rows, "keypoints_valid").reshape(-1, 2, KEYPOINTS_PER_HAND) > 0
+    origin = _numbers(rows, "crop_xyxy").reshape(-1, 4)[:, None, None, :2]
+    full = origin + points * _full_px_per_crop_px(rows, image_size)[:, None, None, None]
+    size = np.stack([_numbers(rows, "width"), _numbers(rows, "height")], axis=1)[:, None, None]
+    outside = valid & ~((full > -0.5) & (full < size - 0.5)).all(axis=-1)
+    return np.asarray((outside.sum(axis=2) / np.maximum(valid.sum(axis=2), 1)).max(axis=1))
+
+
+def _disagreement(rows: pa.Table, image_size: int) -> NDArray[np.float64]:
+    """Return the distance of dataset and MediaPipe keypoints over the hand's size, of the worse hand of each row."""
+    distance = _numbers(rows, "agreement_px").reshape(-1, 2) * _full_px_per_crop_px(rows, image_size)[:, None]
+    hand_px = _numbers(rows, "hand_px").reshape(-1, 2)
+    shares = np.divide(distance, hand_px, out=np.zeros_like(distance), where=hand_px > 0)
+    return np.asarray(np.nan_to_num(shares).max(axis=1))
+
+
+def _near_duplicates(rows: pa.Table, kept: BoolArray, min_distance: int) -> BoolArray:
+    """Return which rows look like the last frame of their sequence and camera that was kept.
+
+    The first frame of a run is kept; each later one is a near-duplicate where its hash differs in fewer than
+    ``min_distance`` bits from that of the last frame that is none. Rows that are not ``kept`` are passed over.
+    """
+    last: dict[tuple[str, str], int] = {}
+    found = np.zeros(len(rows), dtype=bool)
+    hashes = rows["phash"].to_pylist()
+    runs = zip(rows["sequence_id"].to_pylist(), rows["camera_id"].to_pylist(), strict=True)
+    for position, (run, value) in enumerate(zip(runs, hashes, strict=True)):
+        if not kept[position]:
+            continue
+        if run in last and ((last[run] ^ value) & 0xFFFF_FFFF_FFFF_FFFF).bit_count() < min_distance:
+            found[position] = True
+        else:
+            last[run] = value
+    return found

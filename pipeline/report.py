@@ -498,7 +498,8 @@ def _thresholds(manifest: DatasetManifest) -> dict[str, tuple[Literal["below", "
         settings = annotator.get("settings")
         quality = settings.get("quality") if isinstance(settings, dict) else None
         for name, value in (quality or {}).items():
-            found.setdefault(name, set()).add(float(value))
+            if name != "reject":
+                found.setdefault(name, set()).add(float(value))
     return {
         name: ("below" if name.startswith("min_") else "above", values.pop())
         for name, values in found.items()

@@ -3,12 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from handdata.schemas.sample import CropMode
+from handdata.schemas.sample import CropMode, Flag
 
 KeypointsPolicy = Literal["prefer-dataset", "dataset", "mediapipe"]
 MasksPolicy = Literal["auto", "sam", "grabcut", "dataset", "none"]
@@ -16,8 +16,23 @@ MasksPolicy = Literal["auto", "sam", "grabcut", "dataset", "none"]
 SETTINGS_FILE = "handdata.toml"
 
 
+FLAG_THRESHOLDS: Final[dict[Flag, str]] = {
+    "blurry": "min_sharpness",
+    "labels_disagree": "max_disagreement",
+    "low_mask_coverage": "min_mask_score",
+    "mask_spill": "max_mask_spill",
+    "near_duplicate": "min_phash_distance",
+    "small_hand": "min_hand_px",
+    "truncated": "max_truncation",
+}
+"""The setting behind each flag that follows from stored numbers."""
+
+
 class QualitySettings(BaseModel):
-    """Thresholds behind the flags of a sample. Flags can be recomputed from the stored numbers for others."""
+    """Quality gates: a threshold for each flag, and which flags reject a record instead of marking its sample.
+
+    Flags can be recomputed from the stored numbers for other thresholds; what a gate rejected is not stored.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,10 +42,30 @@ class QualitySettings(BaseModel):
     """``mask_spill`` above this share of the mask's area away from the hands."""
     min_hand_px: float = Field(default=48, ge=0)
     """``small_hand`` where the longer side of a hand's keypoint box is below this many full-image pixels."""
+    max_truncation: float = Field(default=0, ge=0, le=1)
+    """``truncated`` where more than this share of a hand's joints lies outside the picture."""
     min_sharpness: float = Field(default=2, ge=0)
     """``blurry`` below this variance of the Laplacian."""
     max_disagreement: float = Field(default=0.1, ge=0)
     """``labels_disagree`` where dataset and MediaPipe differ by more than this share of the hand's size."""
+    min_phash_distance: int = Field(default=3, ge=0, le=65)
+    """``near_duplicate`` where the perceptual hash of a frame differs in fewer bits than this from that of the last
+    frame of its sequence and camera that is no near-duplicate; 0 never flags. JPEG noise changes up to 3 bits."""
+    reject: frozenset[Flag] = frozenset()
+    """Records that get one of these flags are rejected, with the reason ``quality_<flag>``."""
+
+    @field_serializer("reject", when_used="json")
+    def _sorted(self, reject: frozenset[Flag]) -> list[Flag]:
+        return sorted(reject)
+
+    def gates(self) -> dict[str, float | None]:
+        """Return the flags that reject, with their threshold; None for a flag that annotation observes."""
+        names = {flag: FLAG_THRESHOLDS.get(flag) for flag in sorted(self.reject)}
+        return {flag: None if name is None else getattr(self, name) for flag, name in names.items()}
+
+    def thresholds(self) -> dict[str, float]:
+        """Return the thresholds of all flags by name."""
+        return self.model_dump(exclude={"reject"})
 
 
 class AnnotateSettings(BaseModel):
@@ -50,9 +85,16 @@ class AnnotateSettings(BaseModel):
     jpeg_quality: int = Field(default=95, ge=50, le=100)
     quality: QualitySettings = QualitySettings()
 
+    def identity(self) -> dict[str, object]:
+        """Return what decides which samples there are and what they hold, but for the model files.
+
+        Thresholds that only flag are left out, since ``handdata flag`` changes them later; gates that reject are in.
+        """
+        return {**self.model_dump(mode="json", exclude={"quality"}), "gates": self.quality.gates()}
+
     def digest(self, model_hashes: dict[str, str]) -> str:
         """Return the ``annotator_hash`` of these settings with these model files (name to SHA-256)."""
-        document = {"settings": self.model_dump(mode="json"), "models": model_hashes}
+        document = {"settings": self.identity(), "models": model_hashes}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -52,6 +52,17 @@ class RejectReason(StrEnum):
     """No label gives a hand and the detector found none."""
     HAND_OUTSIDE_IMAGE = "hand_outside_image"
     """No joint of any hand lies inside the picture."""
+    QUALITY_BLURRY = "quality_blurry"
+    """The quality settings reject samples with this flag; so do the codes below."""
+    QUALITY_EXTRA_HANDS = "quality_extra_hands"
+    QUALITY_LABELS_DISAGREE = "quality_labels_disagree"
+    QUALITY_LOW_MASK_COVERAGE = "quality_low_mask_coverage"
+    QUALITY_MASK_SPILL = "quality_mask_spill"
+    QUALITY_NEAR_DUPLICATE = "quality_near_duplicate"
+    QUALITY_SIDE_CONFLICT = "quality_side_conflict"
+    QUALITY_SMALL_HAND = "quality_small_hand"
+    QUALITY_TRUNCATED = "quality_truncated"
+    QUALITY_UNLABELLED_HAND = "quality_unlabelled_hand"
 
 
 class HandDataError(Exception):

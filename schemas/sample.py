@@ -13,6 +13,18 @@ from handdata.schemas.record import RECORD_SCHEMA, HandState, MaskExtent, models
 KeypointsOrigin = Literal["dataset", "mediapipe"]
 MaskOrigin = Literal["dataset", "sam_vit_h", "sam_vit_l", "sam_vit_b", "grabcut"]
 CropMode = Literal["frame", "stable"]
+Flag = Literal[
+    "blurry",
+    "extra_hands",
+    "labels_disagree",
+    "low_mask_coverage",
+    "mask_spill",
+    "near_duplicate",
+    "side_conflict",
+    "small_hand",
+    "truncated",
+    "unlabelled_hand",
+]
 
 ROW_GROUP_ROWS: Final = 128
 """Most rows of a row group of an annotated shard."""

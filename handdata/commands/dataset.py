@@ -7,7 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handdata.commands.options import AsJson, CropName, KeypointsName, MasksName, Workspace, load_settings
+from handdata.commands.options import (
+    AsJson,
+    CropName,
+    KeypointsName,
+    MasksName,
+    MaxBlur,
+    MaxDisagreement,
+    MaxMaskSpill,
+    MaxTruncation,
+    MinHandPx,
+    MinMaskScore,
+    MinPhashDistance,
+    MinSharpness,
+    Workspace,
+    given_thresholds,
+    load_settings,
+)
 from handdata.console import ProgressLine, counted, out, print_table
 
 if TYPE_CHECKING:
@@ -40,6 +56,23 @@ def annotate(
         int | None,
         typer.Option(min=1, metavar="N", help="N records a source, spread over its sequences: a first look."),
     ] = None,
+    min_hand_px: MinHandPx = None,
+    max_truncation: MaxTruncation = None,
+    min_sharpness: MinSharpness = None,
+    max_blur: MaxBlur = None,
+    min_mask_score: MinMaskScore = None,
+    max_mask_spill: MaxMaskSpill = None,
+    max_disagreement: MaxDisagreement = None,
+    min_phash_distance: MinPhashDistance = None,
+    reject: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FLAG",
+            rich_help_panel="Quality flags",
+            help="Reject records with this flag instead of marking them; repeatable.",
+            show_default="none",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -58,8 +91,23 @@ def annotate(
         "image_size": image_size,
         "crop": crop.value if crop else None,
     }
-    overrides = {name: value for name, value in chosen.items() if value is not None}
-    annotation = load_settings(annotate={**settings.annotate.model_dump(), **overrides}).annotate
+    quality: dict[str, object] = dict(
+        given_thresholds(
+            min_hand_px=min_hand_px,
+            max_truncation=max_truncation,
+            min_sharpness=min_sharpness,
+            max_blur=max_blur,
+            min_mask_score=min_mask_score,
+            max_mask_spill=max_mask_spill,
+            max_disagreement=max_disagreement,
+            min_phash_distance=min_phash_distance,
+        )
+    )
+    if reject is not None:
+        quality["reject"] = reject
+    overrides: dict[str, object] = {name: value for name, value in chosen.items() if value is not None}
+    overrides["quality"] = {**settings.annotate.quality.model_dump(exclude_unset=True), **quality}
+    annotation = load_settings(annotate={**settings.annotate.model_dump(exclude_unset=True), **overrides}).annotate
     storage = Storage(settings.workspace)
     with ProgressLine("Annotating", None, "records") as progress:
         summary = run_annotate(
