@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
@@ -201,6 +202,15 @@ class Storage:
                 self.remove(probe)
             except StorageError as error:
                 raise error.__cause__ or error from None
+
+    def arrow_place(self, folder: str) -> dict[str, Any]:
+        """Return a folder as Ray takes places: ``storage_path`` and, for a URL, ``storage_filesystem``."""
+        if self.is_local:
+            return {"storage_path": self._path(folder)}
+        return {
+            "storage_path": self._path(folder),
+            "storage_filesystem": pa.fs.PyFileSystem(pa.fs.FSSpecHandler(self._filesystem)),
+        }
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
         """Open a Parquet file for reading by row group.

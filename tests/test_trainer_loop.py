@@ -1,4 +1,8 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,13 +13,14 @@ from trainer_fixtures import sample, write_dataset
 
 from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError, WeightsError
-from handdata.trainer.checkpoints import export_foundhand, load_for_sampling, read_weights
+from handdata.trainer.checkpoints import best_checkpoint, export_foundhand, load_for_sampling, read_weights
 from handdata.trainer.diffusion import Diffusion
-from handdata.trainer.loop import Trainer, spread_timesteps, train
+from handdata.trainer.history import LossWatch
+from handdata.trainer.loop import MicroBatches, Process, Trainer, micro_batches, spread_timesteps, train
 from handdata.trainer.metrics import condition_following, derangement
 from handdata.trainer.model import DiT
 from handdata.trainer.pairs import FramePair
-from handdata.trainer.presets import PRESETS, DiffusionConfig, ModelConfig, Preset
+from handdata.trainer.presets import PRESETS, DiffusionConfig, ModelConfig, MonitoringConfig, Preset
 
 SMALL = PRESETS["tiny"].model_copy(
     update={
@@ -72,6 +77,100 @@ def test_a_resumed_run_has_the_weights_of_one_that_never_stopped(storage: Storag
     assert steps == [2, 2, 4, 4]
 
 
+def changed(preset: Preset, **optimisation: object) -> Preset:
+    settings = preset.optimisation.model_copy(update=optimisation)
+    return preset.model_copy(update={"optimisation": settings})
+
+
+def test_micro_batches_add_up_to_the_step_of_the_whole_batch(storage: Storage) -> None:
+    whole = train(SMALL, storage, "whole", steps=3, device="cpu")
+    parts = train(changed(SMALL, micro_batch_size=1), storage, "parts", steps=3, device="cpu")
+    expected, found = weights(whole.checkpoint_url), weights(parts.checkpoint_url)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(1, None), (1, 3), (2, 2), (3, 4), (4, None), (6, 1)])
+def test_processes_and_micro_batches_share_every_position_once(processes: int, micro: int | None) -> None:
+    settings = changed(SMALL, batch_size=12, micro_batch_size=micro).optimisation
+    shares = [list(MicroBatches(settings, Process(rank, processes), 5, 8)) for rank in range(processes)]
+    for share in shares:
+        assert len(share) == 3 * micro_batches(settings, Process(0, processes))
+        assert len({len(batch) for batch in share}) == 1
+    positions = sorted(position for share in shares for batch in share for position in batch)
+    assert positions == list(range(5 * 12, 8 * 12))
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+    with pytest.raises(UsageError, match="batch of 4 pairs cannot be cut into 3 shares"):
+        micro_batches(SMALL.optimisation, Process(0, 3))
+    with pytest.raises(UsageError, match="micro batches of 3"):
+        micro_batches(changed(SMALL, micro_batch_size=3).optimisation, Process())
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(storage: Storage, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        "[model]\npatch_size = 8\nhidden_size = 32\ndepth = 2\nnum_heads = 2\n"
+        "[optimisation]\nbatch_size = 4\n[monitoring]\ncheckpoint_every = 5\n"
+    )
+    command = [sys.executable, "-m", "handdata", "train", "--config", config, "-w", storage.url, "--gpus", "0"]
+
+    def run(*arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert run("--run", "straight", "--steps", "10").wait() == 0
+    killed = run("--run", "killed", "--steps", "100000")
+    while storage.list_files("runs/killed/checkpoints/step-00000005", "complete.json") == []:
+        time.sleep(0.02)
+        assert killed.poll() is None
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    for folder in storage.list_folders("runs/killed/checkpoints"):  # it may have come farther than step 5
+        if folder != "step-00000005":
+            storage.remove(f"runs/killed/checkpoints/{folder}")
+    assert run("--run", "killed", "--steps", "10", "--resume").wait() == 0
+    expected = weights(storage.describe("runs/straight/checkpoints/step-00000010"))
+    found = weights(storage.describe("runs/killed/checkpoints/step-00000010"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_the_best_checkpoint_outlives_the_last_ones(storage: Storage) -> None:
+    watchful = MonitoringConfig(checkpoint_every=1, validate_every=1, keep_last=1)
+    # A learning rate that makes it worse from step to step.
+    preset = changed(SMALL, learning_rate=0.05, warmup_steps=0, ema_decay=0.0)
+    summary = train(preset.model_copy(update={"monitoring": watchful}), storage, "run", steps=6, device="cpu")
+    curve = [json.loads(line) for line in storage.read_bytes("runs/run/metrics.jsonl").splitlines()]
+    losses = {line["step"]: line["validation_loss"] for line in curve if "validation_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert best_checkpoint(summary.run_url) == storage_url(storage, f"runs/run/checkpoints/step-{best:08d}")
+    kept = storage.list_folders("runs/run/checkpoints")
+    assert kept == sorted({f"step-{best:08d}", "step-00000006"})
+
+
+def storage_url(storage: Storage, name: str) -> str:
+    return f"file://{storage.describe(name)}"
+
+
+def test_samples_are_drawn_while_the_run_goes_on(storage: Storage) -> None:
+    preset = SMALL.model_copy(update={"monitoring": MonitoringConfig(pictures_every=1, pictures=2)})
+    train(preset, storage, "run", steps=2, device="cpu")
+    assert storage.list_files("runs/run/samples", ".png") == [
+        "runs/run/samples/step-00000001.png",
+        "runs/run/samples/step-00000002.png",
+    ]
+
+
+def test_weights_and_biases_gets_the_curves_where_it_is_in_use(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(SMALL, storage, "watched", steps=1, device="cpu")
+    assert storage.list_files("runs/watched/wandb", ".wandb")
+
+
 def test_a_finished_run_has_nothing_left_to_do(storage: Storage) -> None:
     done = train(SMALL, storage, "run", steps=2, device="cpu")
     again = train(SMALL, storage, "run", steps=2, resume=True, device="cpu")
@@ -106,6 +205,22 @@ def test_a_loss_that_is_not_a_number_stops_the_run(storage: Storage) -> None:
     settings = SMALL.optimisation.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step"):
         train(SMALL.model_copy(update={"optimisation": settings}), storage, "wild", steps=20, device="cpu")
+
+
+def test_a_loss_that_grows_without_end_stops_the_run_and_names_the_last_good_checkpoint() -> None:
+    watch = LossWatch(divergence=5)
+    for step in range(200):
+        watch.look(step, 0.1, "run/step-200")
+    with pytest.raises(RunError, match=r"training diverges.*run/step-200 is the last checkpoint before it"):
+        for step in range(200, 400):
+            watch.look(step, 1.0, "run/step-200")
+
+
+def test_a_steady_loss_is_no_divergence() -> None:
+    watch = LossWatch(divergence=5)
+    losses = torch.rand(5000, generator=torch.Generator().manual_seed(0)) + 0.1
+    for step, loss in enumerate(losses.tolist()):
+        watch.look(step, loss, None)
 
 
 def test_timesteps_cover_all_noise_levels_evenly() -> None:

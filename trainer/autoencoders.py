@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from handdata.schemas.errors import WeightsError
 from handdata.trainer.checkpoints import read_weights
-from handdata.trainer.diffusion import draw_noise
+from handdata.trainer.diffusion import Draws, draw_noise
 from handdata.trainer.presets import AutoencoderConfig
 
 STABLE_DIFFUSION_VAE: Final = "stabilityai/sd-vae-ft-mse"
@@ -29,11 +29,11 @@ class Posterior:
     mean: Tensor
     log_variance: Tensor | None = None
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, draws: Draws | None = None) -> Tensor:
         """Draw latents (N, C, h, w); the published training and sampling use draws, not the mean."""
         if self.log_variance is None:
             return self.mean
-        noise = draw_noise(self.mean.shape, self.mean.device, generator).to(self.mean.dtype)
+        noise = draw_noise(self.mean.shape, self.mean.device, draws).to(self.mean.dtype)
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
 

@@ -161,8 +161,11 @@ def save_checkpoint(
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     generators: Mapping[str, torch.Generator] | None = None,
     keep_last: int | None = 3,
+    validation_loss: float | None = None,
 ) -> str:
-    """Save a checkpoint of a run and return its URL; then delete all but the ``keep_last`` latest (None: keep all).
+    """Save a checkpoint of a run and return its URL.
+
+    Then all are deleted but the ``keep_last`` latest (None: keep all) and the one of the lowest ``validation_loss``.
 
     ``model`` and ``ema`` are plain ``DiT`` modules (unwrap DDP, ``torch.compile`` and ``AveragedModel`` first),
     ``config`` is JSON-serialisable and has the ``ModelConfig`` under ``"model"``. The global generators of torch, CUDA,
@@ -191,7 +194,8 @@ def save_checkpoint(
             EMA_FILE: _write(fs, f"{folder}/{EMA_FILE}", safetensors.torch.save(_tensors(ema), metadata)),
             STATE_FILE: _write(fs, f"{folder}/{STATE_FILE}", _torch_bytes(state)),
         }
-        _write(fs, f"{folder}/{MARKER_FILE}", json.dumps({"step": step, "sizes": sizes}).encode())
+        marker = {"step": step, "sizes": sizes, "validation_loss": validation_loss}
+        _write(fs, f"{folder}/{MARKER_FILE}", json.dumps(marker).encode())
         if keep_last is not None:
             _prune(fs, f"{root}/checkpoints", keep_last)
     except OSError as error:
@@ -206,6 +210,13 @@ def latest_checkpoint(run_url: str) -> str | None:
         if _is_complete(fs, folder):
             return str(fs.unstrip_protocol(folder))
     return None
+
+
+def best_checkpoint(run_url: str) -> str | None:
+    """Return the URL of the run's complete checkpoint of the lowest validation loss, None where none was validated."""
+    fs, root = fsspec.core.url_to_fs(run_url)
+    folder = _best_folder(fs, f"{root}/checkpoints")
+    return None if folder is None else str(fs.unstrip_protocol(folder))
 
 
 def load_checkpoint(
@@ -307,20 +318,37 @@ def _step_folders(fs: fsspec.AbstractFileSystem, checkpoints: str) -> Iterator[t
 
 
 def _is_complete(fs: fsspec.AbstractFileSystem, folder: str) -> bool:
+    return _marker_of_complete(fs, folder) is not None
+
+
+def _marker_of_complete(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Any] | None:
+    """Return the marker of a complete checkpoint, None where it is not complete."""
     try:
-        sizes = json.loads(fs.cat_file(f"{folder}/{MARKER_FILE}"))["sizes"]
-        return all(fs.size(f"{folder}/{name}") == size for name, size in sizes.items())
+        marker: dict[str, Any] = json.loads(fs.cat_file(f"{folder}/{MARKER_FILE}"))
+        if all(fs.size(f"{folder}/{name}") == size for name, size in marker["sizes"].items()):
+            return marker
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return False
+        pass
+    return None
+
+
+def _best_folder(fs: fsspec.AbstractFileSystem, checkpoints: str) -> str | None:
+    losses = {}
+    for _, folder in _step_folders(fs, checkpoints):
+        marker = _marker_of_complete(fs, folder)
+        if marker is not None and marker.get("validation_loss") is not None:
+            losses[folder] = marker["validation_loss"]
+    return min(losses, key=lambda folder: (losses[folder], folder)) if losses else None
 
 
 def _prune(fs: fsspec.AbstractFileSystem, checkpoints: str, keep_last: int) -> None:
-    """Delete complete checkpoints before the ``keep_last`` latest, and what crashes have left before them."""
+    """Delete complete checkpoints before the ``keep_last`` latest but the best, and what crashes have left there."""
     folders = sorted(_step_folders(fs, checkpoints), reverse=True)
     complete = [folder for _, folder in folders if _is_complete(fs, folder)]
     kept = complete[: max(keep_last, 1)]
+    best = _best_folder(fs, checkpoints)
     for _, folder in folders:
-        if folder in kept or folder > kept[-1]:
+        if folder in kept or folder == best or folder > kept[-1]:
             continue
         if folder in complete:  # the marker first: half a deletion must not look complete
             fs.rm_file(f"{folder}/{MARKER_FILE}")

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handdata.schemas.joints import KEYPOINT_COUNT
+from handdata.trainer.diffusion import Draws
 from handdata.trainer.presets import DropoutConfig
 
 CONDITION_CHANNELS: Final = KEYPOINT_COUNT + 1
@@ -108,7 +109,7 @@ def drop_conditions(
     ref_cond: Tensor,
     task: Tensor,
     probabilities: DropoutConfig,
-    generator: torch.Generator | None = None,
+    draws: Draws | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Drop conditions at random, each pair by its own draw, and return new (target_cond, ref_cond, task).
 
@@ -119,9 +120,13 @@ def drop_conditions(
     count = task.shape[0]
 
     def drawn(probability: float) -> Tensor:
-        # Drawn on the generator's device, so that a CPU generator serves any accelerator.
-        device = task.device if generator is None else generator.device
-        return (torch.rand(count, generator=generator, device=device) < probability).to(task.device)
+        # Drawn on the generators' device, so that CPU generators serve any accelerator.
+        if draws is None or isinstance(draws, torch.Generator):
+            device = task.device if draws is None else draws.device
+            chances = torch.rand(count, generator=draws, device=device)
+        else:
+            chances = torch.stack([torch.rand((), generator=draw, device=draw.device) for draw in draws])
+        return (chances < probability).to(task.device)
 
     # All four are drawn always: changing one probability leaves the other draws as they were.
     reference, target = drawn(probabilities.reference), drawn(probabilities.target_keypoints)

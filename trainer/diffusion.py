@@ -13,12 +13,17 @@ Shapes: N samples, C latent channels, H x W latent pixels. ``t`` and ``index`` (
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from handdata.trainer.presets import DiffusionConfig
+
+Draws = torch.Generator | Sequence[torch.Generator]
+"""Where random numbers of a batch come from: one generator for all, or one for each of its N samples."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +186,11 @@ class Diffusion(nn.Module):
         return torch.where(first, -_binned_log_likelihood(x0, step.mean, step.log_variance), divergence) / math.log(2)
 
 
-def draw_noise(shape: torch.Size, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Draw standard normal float32 noise on the generator's device: a CPU seed gives the same noise anywhere."""
-    source = device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=source).to(device)
+def draw_noise(shape: torch.Size, device: torch.device, draws: Draws | None = None) -> Tensor:
+    """Draw standard normal float32 noise on the generators' device: a CPU seed gives the same noise anywhere."""
+    generators = draws if draws is None or isinstance(draws, torch.Generator) else list(draws)
+    noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+    return noise
 
 
 def _at(table: Tensor, index: Tensor) -> Tensor:

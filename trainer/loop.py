@@ -6,30 +6,36 @@ A run is the folder ``W/runs/<run>/``:
     settings.json    the resolved settings (also embedded in every checkpoint)
     metrics.jsonl    one JSON object a line: {"step", "loss", "samples_per_s"}, or, from a validation,
                      {"step", "validation_loss", "permuted_loss"}
-    tensorboard/     the same as scalars (local workspaces)
+    samples/         grids of samples of the validation pairs
+    tensorboard/     the same as scalars and pictures (local workspaces)
+
+All that is random about a pair (its augmentation, noise, timestep, dropped conditions) follows from the seed and the
+pair's position in the endless order. So it does not matter for the result into how many processes and micro batches a
+batch is cut, and a run that is resumed has nothing to replay.
 """
 
-import json
 import math
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.data import DataLoader, Sampler
 
 from handdata.pipeline.shards import list_shards, read_manifest
 from handdata.pipeline.storage import Storage
-from handdata.schemas import RunError, Split, UsageError, WeightsError
+from handdata.schemas import Split, UsageError, WeightsError
+from handdata.schemas.arrays import ByteArray
+from handdata.trainer.augment import Frame
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
 from handdata.trainer.checkpoints import (
     import_foundhand,
@@ -40,21 +46,36 @@ from handdata.trainer.checkpoints import (
     save_checkpoint,
 )
 from handdata.trainer.conditioning import drop_conditions
-from handdata.trainer.diffusion import Diffusion, draw_noise
+from handdata.trainer.diffusion import Diffusion, Draws, draw_noise
+from handdata.trainer.history import LossWatch, RunHistory, Stopwatch, run_folder
 from handdata.trainer.metrics import ConditionFollowing, condition_following
 from handdata.trainer.model import DiT
 from handdata.trainer.pairs import FramePair, PairDataset, PositionSampler, encode_images, pair_conditions
-from handdata.trainer.presets import OptimisationConfig, Preset
+from handdata.trainer.presets import OptimisationConfig, PairConfig, Preset
+from handdata.trainer.tasks import encode_png, figure, gesture_transfer
 
 FINAL_LEARNING_RATE_SHARE: Final = 0.05
 """Where a cosine decay ends."""
 
 LOGGED_EVERY_STEPS: Final = 10
-METRICS_WRITTEN_EVERY_S: Final = 10.0
 VALIDATION_PAIRS: Final = 256
 
 OnStep = Callable[[int, int, float, float], None]
 """Called after each step with (steps done, steps in all, loss, samples a second)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One of the processes that train a network together; by default the only one.
+
+    Args:
+        rank: 0 to ``count`` - 1. The first one writes checkpoints, curves and pictures.
+        count: how many there are.
+
+    """
+
+    rank: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +100,6 @@ class TrainSummary:
     validation: ConditionFollowing | None
 
 
-def run_folder(run: str) -> str:
-    """Return the folder of a run in its workspace."""
-    return f"runs/{run}"
-
-
 def train(
     preset: Preset,
     storage: Storage,
@@ -94,20 +110,21 @@ def train(
     init: str | None = None,
     device: str | None = None,
     workers: int = 0,
-    checkpoint_every: int = 1000,
-    validate_every: int | None = None,
+    process: Process = Process(),
     on_step: OnStep | None = None,
 ) -> TrainSummary:
-    """Train a preset on a workspace's dataset, in one process.
+    """Train a preset on a workspace's dataset, in this process or as one of several.
 
     ``steps`` replaces the preset's number. ``resume`` goes on from the run's latest checkpoint, if it has one; without
     it a run that has checkpoints is refused. ``init`` is a file of published FoundHand weights, of an ImageNet DiT, or
     of one of our checkpoints. ``device`` is CUDA's where there is one. ``workers`` decode beside the training process.
+    Several processes (``process``) have joined a ``torch.distributed`` group before.
 
     Raises ``UsageError`` for a dataset without usable pairs and a run that exists, ``WeightsError`` for weights that do
-    not fit, ``RunError`` where the loss stops being a number.
+    not fit, ``RunError`` where the loss stops being a number or grows without end.
     """
-    total = steps or preset.optimisation.steps
+    settings, monitoring = preset.optimisation, preset.monitoring
+    total = steps or settings.steps
     run_url = storage.describe(run_folder(run))
     checkpoint_url = latest_checkpoint(run_url)
     if checkpoint_url and not resume:
@@ -118,40 +135,54 @@ def train(
         split=training_split(storage),
         pairs=preset.pairs,
         augmentation=preset.augmentation,
-        seed=preset.optimisation.seed,
+        seed=settings.seed,
     )
-    validation_batches = _validation_batches(storage, preset)
+    leads = process.rank == 0
+    validation_batches = _validation_batches(storage, preset) if leads else []
+    shown = _pairs_to_show(storage, preset) if leads else ([], [])
 
-    trainer = Trainer(preset, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    trainer = Trainer(preset, device or ("cuda" if torch.cuda.is_available() else "cpu"), process)
     if checkpoint_url:
         trainer.load(checkpoint_url)
     elif init is not None:
         trainer.start_from(init)
     first_step = trainer.step
-    storage.write_bytes(f"{run_folder(run)}/settings.json", preset.model_dump_json(indent=2).encode())
-
     following: ConditionFollowing | None = None
     losses: deque[float] = deque(maxlen=LOGGED_EVERY_STEPS)
-    clock = _Stopwatch(preset.optimisation.batch_size)
-    with RunHistory(storage, run, first_step) as history:
-        for batch in _loader(dataset, preset.optimisation.batch_size, first_step, total, workers):
-            losses.append(trainer.training_step(batch))
-            clock.count_step()
-            step = trainer.step
+    watch = LossWatch(monitoring.divergence)
+    clock = Stopwatch(settings.batch_size)
+    batches = iter(_loader(dataset, MicroBatches(settings, process, first_step, total), workers))
+
+    def take_step() -> None:
+        losses.append(trainer.training_step(next(batches) for _ in range(micro_batches(settings, process))))
+        watch.look(trainer.step, losses[-1], checkpoint_url)
+        clock.count_step()
+
+    if not leads:
+        for _ in range(first_step, total):
+            take_step()
+        return TrainSummary(run_url, run_url, trainer.step, None, None, None)
+
+    storage.write_bytes(f"{run_folder(run)}/settings.json", preset.model_dump_json(indent=2).encode())
+    with RunHistory(storage, run, first_step, preset.model_dump(mode="json")) as history:
+        for step in range(first_step + 1, total + 1):
+            take_step()
             if on_step:
                 on_step(step, total, losses[-1], clock.samples_per_s)
             if step % LOGGED_EVERY_STEPS == 0 or step == total:
                 history.add(step, {"loss": fmean(losses), "samples_per_s": clock.samples_per_s})
+            validated = None
             with clock.paused():
-                if validation_batches and (step == total or (validate_every and step % validate_every == 0)):
-                    following = trainer.validate(validation_batches)
-                    history.add(
-                        step,
-                        {"validation_loss": following.true_loss, "permuted_loss": following.permuted_loss},
-                    )
-                if step == total or step % checkpoint_every == 0:
+                if validation_batches and (step == total or step % monitoring.validate_every == 0):
+                    validated = following = trainer.validate(validation_batches)
+                    curve = {"validation_loss": following.true_loss, "permuted_loss": following.permuted_loss}
+                    history.add(step, curve)
+                if shown[0] and (step == total or step % monitoring.pictures_every == 0):
+                    grid = trainer.draw(*shown)
+                    history.add_picture(step, encode_png(grid), grid)
+                if step == total or step % monitoring.checkpoint_every == 0:
                     history.write()
-                    checkpoint_url = trainer.save(run_url)
+                    checkpoint_url = trainer.save(run_url, validated)
     assert checkpoint_url is not None  # the last step saves one, and a run without steps left has been resumed
     return TrainSummary(
         run_url=run_url,
@@ -175,9 +206,10 @@ def training_split(storage: Storage) -> Split:
 class Trainer:
     """The network under training and all that changes with it, from step to step."""
 
-    def __init__(self, preset: Preset, device: str) -> None:
+    def __init__(self, preset: Preset, device: str, process: Process = Process()) -> None:
         settings = preset.optimisation
         self.preset = preset
+        self.process = process
         self.device = torch.device(device)
         self.step = 0
         self.diffusion = Diffusion(preset.diffusion).to(self.device)
@@ -185,6 +217,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.model = DiT(**preset.model.model_dump()).to(self.device)
+        self._distributed = DistributedDataParallel(self.model) if process.count > 1 else None
         average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(self.model, multi_avg_fn=average)
         self._optimizer = torch.optim.AdamW(
@@ -197,8 +230,6 @@ class Trainer:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: learning_rate_share(step, settings)
         )
-        # On a CPU, and so the same whatever accelerator computes.
-        self._draws = torch.Generator().manual_seed(settings.seed)
         self._precision = getattr(torch, settings.precision)
         self._autocasts = self.device.type == "cuda" and self._precision != torch.float32
         self._scaler = torch.amp.GradScaler(
@@ -211,31 +242,56 @@ class Trainer:
         module: nn.Module = self._average.module
         return module
 
-    def training_step(self, batch: FramePair) -> float:
-        """Take one optimiser step and return the batch's loss. Raises ``RunError`` where it is not a finite number."""
-        count = len(batch.task)
-        timesteps = spread_timesteps(count, self.diffusion.steps, self._draws)
-        losses = self.losses(self.model, batch, timesteps, self._draws, drops=True)
-        loss = losses.mean()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise RunError(
-                f"the loss is {value} at step {self.step + 1}",
-                "lower the learning rate, or use precision bfloat16; --resume goes on from the last checkpoint",
-            )
+    def training_step(self, micro_batches: Iterable[FramePair]) -> float:
+        """Take one optimiser step on this process's share of a batch and return the whole batch's mean loss.
+
+        The micro batches hold the pairs at the positions that ``MicroBatches`` gives, in its order.
+        """
+        settings = self.preset.optimisation
+        share = settings.batch_size // self.process.count
+        first = self.step * settings.batch_size + self.process.rank * share
+        timesteps = self._timesteps()[self.process.rank * share :]
+        total = torch.zeros((), device=self.device)
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        done = 0
+        for batch in micro_batches:
+            count = len(batch.task)
+            draws = [pair_generator(settings.seed, first + done + pair) for pair in range(count)]
+            with self._gradients_stay_here(done + count < share):
+                losses = self.losses(
+                    self._distributed or self.model, batch, timesteps[done : done + count], draws, drops=True
+                )
+                self._scaler.scale(losses.sum() / share).backward()  # type: ignore[no-untyped-call]
+            total += losses.detach().sum()
+            done += count
+        if done != share:
+            raise ValueError(f"a step takes {share} pairs of each process, got {done}")
+        if self.process.count > 1:
+            torch.distributed.all_reduce(total)
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.preset.optimisation.max_gradient_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_gradient_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._schedule.step()
         self._average.update_parameters(self.model)
         self.step += 1
-        return value
+        return float(total) / settings.batch_size
+
+    def _gradients_stay_here(self, more_to_come: bool) -> AbstractContextManager[None]:
+        """Let processes add up their gradients once a step, with the last micro batch."""
+        if self._distributed is None or not more_to_come:
+            return nullcontext()
+        local: AbstractContextManager[None] = self._distributed.no_sync()
+        return local
+
+    def _timesteps(self) -> Tensor:
+        """Return the timesteps of the next step's whole batch."""
+        settings = self.preset.optimisation
+        draws = torch.Generator().manual_seed(_seed_of(settings.seed, self.step, 3))
+        return spread_timesteps(settings.batch_size, self.diffusion.steps, draws)
 
     def losses(
-        self, model: nn.Module, batch: FramePair, timesteps: Tensor, draws: torch.Generator, drops: bool = False
+        self, model: nn.Module, batch: FramePair, timesteps: Tensor, draws: Draws, drops: bool = False
     ) -> Tensor:
         """Return each pair's loss (N,) at its timestep, with noise (and dropped conditions) from ``draws``."""
         batch = FramePair(*(field.to(self.device, non_blocking=True) for field in batch))
@@ -260,6 +316,11 @@ class Trainer:
 
         return condition_following(losses, batches, self.diffusion.steps)
 
+    def draw(self, references: Sequence[Frame], targets: Sequence[Frame]) -> ByteArray:
+        """Draw each reference in its target's pose, with the averaged weights, as a figure (H, W, 3)."""
+        pictures = gesture_transfer(self.averaged_model, self.autoencoder, self.preset, references, targets)
+        return figure(references, targets, list(pictures))
+
     def start_from(self, path: str) -> None:
         """Load weights to start from: published FoundHand, an ImageNet DiT, or ours. Raises ``WeightsError``."""
         state = read_weights(path)
@@ -275,8 +336,8 @@ class Trainer:
                     f"{path} does not fit this network: {error}", "choose the preset of its size"
                 ) from None
 
-    def save(self, run_url: str) -> str:
-        """Save a checkpoint of the run and return its URL."""
+    def save(self, run_url: str, validation: ConditionFollowing | None = None) -> str:
+        """Save a checkpoint of the run, as good as its validation found it, and return its URL."""
         return save_checkpoint(
             run_url,
             self.step,
@@ -285,8 +346,9 @@ class Trainer:
             self._optimizer,
             self.preset.model_dump(mode="json"),
             schedule=self._schedule,
-            generators={"draws": self._draws},
             data_state={"scaler": self._scaler.state_dict()},
+            keep_last=self.preset.monitoring.keep_last,
+            validation_loss=None if validation is None else validation.true_loss,
         )
 
     def load(self, checkpoint_url: str) -> None:
@@ -297,79 +359,11 @@ class Trainer:
             self.averaged_model,
             self._optimizer,
             schedule=self._schedule,
-            generators={"draws": self._draws},
         )
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(resumed.data_state["scaler"])
         self.step = resumed.step
         self._average.n_averaged.fill_(resumed.step)  # else the next update would copy the weights instead
-
-
-class RunHistory:
-    """A run's curves: ``metrics.jsonl`` and, in local workspaces, TensorBoard's files.
-
-    A context manager: what was added is written when it closes, and every few seconds before.
-    """
-
-    def __init__(self, storage: Storage, run: str, first_step: int) -> None:
-        """Keep the lines of an earlier call of the run up to ``first_step``."""
-        self._storage = storage
-        self._name = f"{run_folder(run)}/metrics.jsonl"
-        self._lines: list[str] = []
-        if first_step:
-            earlier = storage.read_bytes(self._name).decode().splitlines() if storage.exists(self._name) else []
-            self._lines = [line for line in earlier if json.loads(line)["step"] <= first_step]
-        self._written_at = time.monotonic()
-        self._tensorboard: SummaryWriter | None = None
-        if storage.is_local:
-            folder = storage.describe(f"{run_folder(run)}/tensorboard").removeprefix("file://")
-            self._tensorboard = SummaryWriter(folder, purge_step=first_step + 1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.write()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Add a line of scalars."""
-        self._lines.append(json.dumps({"step": step, **scalars}))
-        if self._tensorboard is not None:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if time.monotonic() - self._written_at > METRICS_WRITTEN_EVERY_S:
-            self.write()
-
-    def write(self) -> None:
-        """Write all lines. The whole file at once: object stores cannot append."""
-        self._storage.write_bytes(self._name, "".join(f"{line}\n" for line in self._lines).encode())
-        self._written_at = time.monotonic()
-
-
-class _Stopwatch:
-    """Pairs a second since its start, without pauses."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._began = time.perf_counter()
-        self._steps = 0
-
-    def count_step(self) -> None:
-        self._steps += 1
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - began
-
-    @property
-    def samples_per_s(self) -> float:
-        return self._steps * self._batch_size / max(time.perf_counter() - self._began, 1e-9)
 
 
 def learning_rate_share(step: int, settings: OptimisationConfig) -> float:
@@ -392,14 +386,60 @@ def spread_timesteps(count: int, steps: int, draws: torch.Generator) -> Tensor:
     return (offsets * steps).long()[torch.randperm(count, generator=draws)]
 
 
-def _loader(
-    dataset: PairDataset, batch_size: int, first_step: int, last_step: int, workers: int
-) -> DataLoader[FramePair]:
-    """Return the batches of the steps after ``first_step``: step n trains on positions (n - 1) B to n B - 1."""
+def pair_generator(seed: int, position: int) -> torch.Generator:
+    """Return what a pair's noise and dropped conditions are drawn from: on a CPU, the same for any accelerator."""
+    return torch.Generator().manual_seed(_seed_of(seed, position, 2))
+
+
+def _seed_of(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def micro_batches(settings: OptimisationConfig, process: Process) -> int:
+    """Return into how many micro batches a process's share of a batch is cut.
+
+    Raises:
+        UsageError: the batch cannot be shared evenly.
+
+    """
+    share, rest = divmod(settings.batch_size, process.count)
+    micro = settings.micro_batch_size or max(share, 1)
+    if rest or share % micro:
+        raise UsageError(
+            f"a batch of {settings.batch_size} pairs cannot be cut into {process.count} shares of micro batches of "
+            f"{settings.micro_batch_size or share}",
+            "choose optimisation.batch_size as a multiple of processes times micro_batch_size",
+        )
+    return share // micro
+
+
+class MicroBatches(Sampler[list[int]]):
+    """Gives a loader the positions of one process's micro batches for the steps after ``first_step``.
+
+    Step n trains on positions (n - 1) B to n B - 1, of which each process takes its share in one run.
+    """
+
+    def __init__(self, settings: OptimisationConfig, process: Process, first_step: int, last_step: int) -> None:
+        self._batch_size = settings.batch_size
+        self._share = settings.batch_size // process.count
+        self._offset = process.rank * self._share
+        self._micro = self._share // micro_batches(settings, process)
+        self._steps = range(first_step, last_step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps:
+            first = step * self._batch_size + self._offset
+            for start in range(first, first + self._share, self._micro):
+                yield list(range(start, start + self._micro))
+
+    def __len__(self) -> int:
+        return len(self._steps) * self._share // self._micro
+
+
+def _loader(dataset: PairDataset, batches: Sampler[list[int]], workers: int) -> DataLoader[FramePair]:
     return DataLoader(
         dataset,
-        batch_size,
-        sampler=PositionSampler(first_step * batch_size, last_step * batch_size),
+        batch_sampler=batches,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
     )
@@ -410,8 +450,23 @@ def _validation_batches(storage: Storage, preset: Preset) -> list[FramePair]:
     if not list_shards(storage, splits=["val"]):
         return []
     dataset = PairDataset(storage, image_size=preset.image_size, split="val", pairs=preset.pairs)
-    size = min(preset.optimisation.batch_size, len(dataset))
+    settings = preset.optimisation
+    size = min(settings.micro_batch_size or settings.batch_size, settings.batch_size, len(dataset))
     if size < 2:
         return []
     count = max(min(VALIDATION_PAIRS, len(dataset)) // size, 1)
-    return list(_loader(dataset, size, 0, count, workers=0))
+    return list(DataLoader(dataset, size, sampler=PositionSampler(0, count * size)))
+
+
+def _pairs_to_show(storage: Storage, preset: Preset) -> tuple[list[Frame], list[Frame]]:
+    """Return references and targets of a few pairs of frames of the held-out split; none where it has none."""
+    if not list_shards(storage, splits=["val"]):
+        return [], []
+    moving = PairConfig(**preset.pairs.model_dump() | {"still": 0.0})
+    try:
+        dataset = PairDataset(storage, image_size=preset.image_size, split="val", pairs=moving)
+    except UsageError:  # stills only
+        return [], []
+    pairs = [dataset.rows_at(position)[:2] for position in range(min(preset.monitoring.pictures, len(dataset)))]
+    references = [dataset.frame(reference) for _, reference in pairs if reference is not None]
+    return references, [dataset.frame(target) for target, _ in pairs]

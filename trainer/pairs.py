@@ -38,6 +38,7 @@ from handdata.trainer.conditioning import (
     target_condition,
     to_latent_pixels,
 )
+from handdata.trainer.diffusion import Draws
 from handdata.trainer.presets import AugmentationConfig, PairConfig
 
 INDEX_COLUMNS: Final = (
@@ -303,13 +304,13 @@ def frame_pair(target: Frame, reference: Frame | None, task: Task) -> FramePair:
     )
 
 
-def encode_images(images: Tensor, autoencoder: Autoencoder, draws: torch.Generator | None = None) -> Tensor:
+def encode_images(images: Tensor, autoencoder: Autoencoder, draws: Draws | None = None) -> Tensor:
     """Return latents (N, C, H, W), drawn from the posterior, of uint8 pictures (N, 3, S, S)."""
     return autoencoder.encode(images.float() / 127.5 - 1).sample(draws)
 
 
 def pair_conditions(
-    batch: FramePair, autoencoder: Autoencoder, draws: torch.Generator | None = None
+    batch: FramePair, autoencoder: Autoencoder, draws: Draws | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the network is told of a batch: target condition, reference condition and task.
 

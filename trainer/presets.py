@@ -83,6 +83,9 @@ class OptimisationConfig(Config):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     """Pairs an optimiser step, over all processes."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Pairs that go through the network together on one device; gradients add up over the process's share of the batch.
+    None: the whole share at once. Any value gives the same step: it is what fits into memory."""
     learning_rate: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["none", "cosine"] = "none"
@@ -97,6 +100,23 @@ class OptimisationConfig(Config):
     large, and would hold the steps down for its whole length."""
     seed: int = Field(default=0, ge=0)
     """Of the first weights, the order of pairs, noise and dropout."""
+
+
+class MonitoringConfig(Config):
+    """What a run saves and shows of itself, and when it stops."""
+
+    checkpoint_every: int = Field(default=1000, gt=0)
+    """Steps between checkpoints; the last step always saves one."""
+    keep_last: int = Field(default=3, gt=0)
+    """Checkpoints kept, besides the one of the lowest validation loss."""
+    validate_every: int = Field(default=1000, gt=0)
+    """Steps between validations, where there is a ``val`` split; the last step always validates."""
+    pictures_every: int = Field(default=5000, gt=0)
+    """Steps between grids of samples; the last step always draws one."""
+    pictures: int = Field(default=4, gt=0)
+    """Validation pairs in a grid."""
+    divergence: float = Field(default=5.0, gt=1)
+    """A run stops where its mean loss over 100 steps is this many times the lowest such mean before."""
 
 
 class SamplingConfig(Config):
@@ -151,6 +171,7 @@ class Preset(Config):
     pairs: PairConfig = PairConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     optimisation: OptimisationConfig
+    monitoring: MonitoringConfig = MonitoringConfig()
     sampling: SamplingConfig = SamplingConfig()
 
 

@@ -1,0 +1,152 @@
+"""``handdata train --gpus N``: several processes train one network; Ray Train starts them and restarts them.
+
+Each process runs ``trainer.loop.train`` on its share of every batch. A lost process ends the group: Ray Train starts
+it anew, and it goes on from the run's last checkpoint.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.util.queue import Queue
+
+from handdata.pipeline.storage import Storage
+from handdata.schemas import HandDataError, RunError, StorageError, UsageError
+from handdata.trainer.checkpoints import latest_checkpoint
+from handdata.trainer.history import run_folder
+from handdata.trainer.loop import OnStep, Process, TrainSummary, micro_batches, train
+from handdata.trainer.presets import Preset
+
+MAX_RESTARTS = 3
+"""A group of processes that is lost is started again this often."""
+
+_RAY_TRAIN = "ray_train"
+"""Folder in a run's folder where Ray Train keeps notes of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What each process is told."""
+
+    preset: Preset
+    storage: Storage
+    run: str
+    steps: int | None
+    init: str | None
+    messages: Queue
+
+
+def train_in_processes(
+    preset: Preset,
+    storage: Storage,
+    run: str,
+    *,
+    processes: int,
+    use_gpus: bool,
+    steps: int | None = None,
+    resume: bool = False,
+    init: str | None = None,
+    on_step: OnStep | None = None,
+) -> TrainSummary:
+    """Train a preset in several processes of the Ray cluster that this process is connected to.
+
+    With ``use_gpus`` each process has a GPU and they talk by NCCL, else a core and gloo. For the rest see
+    ``trainer.loop.train``.
+
+    Raises ``UsageError``, ``WeightsError`` and ``RunError`` as ``train`` does, ``UsageError`` also where the cluster
+    lacks the GPUs or the batch cannot be shared, ``RunError`` where processes were lost more than ``MAX_RESTARTS``
+    times.
+    """
+    micro_batches(preset.optimisation, Process(0, processes))
+    if latest_checkpoint(storage.describe(run_folder(run))) and not resume:
+        raise UsageError(f"the run {run} has checkpoints", "go on with --resume, or choose another name with --run")
+    kind = "GPU" if use_gpus else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
+    if there < processes:
+        raise UsageError(
+            f"{processes} {kind}s were asked for, the cluster has {there}", "ask for fewer, or add nodes to the cluster"
+        )
+    messages = Queue(actor_options={"num_cpus": 0})
+    outcome: list[TrainSummary | HandDataError] = []
+    listener = Thread(target=_listen, args=(messages, outcome, on_step), daemon=True)
+    listener.start()
+    try:
+        with _notes_folder(storage, run) as notes:
+            # Paths of weights are the user's own: relative to where the command was typed.
+            os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+            ray.train.torch.TorchTrainer(
+                _train_one_process,
+                train_loop_config={"task": _Task(preset, storage, run, steps, init, messages)},
+                scaling_config=ray.train.ScalingConfig(num_workers=processes, use_gpu=use_gpus),
+                run_config=ray.train.RunConfig(
+                    name=_RAY_TRAIN, failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS), **notes
+                ),
+            ).fit()
+    except ray.train.TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(
+            f"training processes were lost more than {MAX_RESTARTS} times: {reason}",
+            "--resume goes on from the last checkpoint",
+        ) from error
+    finally:
+        messages.put(None)
+        listener.join()
+        messages.shutdown()
+    last = outcome[-1]
+    if isinstance(last, HandDataError):
+        raise last
+    return last
+
+
+def _train_one_process(config: dict[str, Any]) -> None:
+    """Run as one of the processes; Ray Train has joined them into a group."""
+    task: _Task = config["task"]
+    context = ray.train.get_context()
+    process = Process(context.get_world_rank(), context.get_world_size())
+    leads = process.rank == 0
+    try:
+        summary = train(
+            task.preset,
+            task.storage,
+            task.run,
+            steps=task.steps,
+            resume=True,
+            init=task.init,
+            device=str(ray.train.torch.get_device()),
+            process=process,
+            on_step=(lambda *progress: task.messages.put(progress)) if leads else None,
+        )
+    except StorageError:
+        raise  # may pass: the group is started anew
+    except HandDataError as error:  # meets all processes alike, and would meet them again
+        if leads:
+            task.messages.put(error)
+        return
+    if leads:
+        task.messages.put(summary)
+
+
+def _listen(messages: Queue, outcome: list[TrainSummary | HandDataError], on_step: OnStep | None) -> None:
+    """Pass on what the first process says until ``None`` comes."""
+    while (message := messages.get()) is not None:
+        if not isinstance(message, tuple):
+            outcome.append(message)
+        elif on_step:
+            on_step(*message)
+
+
+@contextmanager
+def _notes_folder(storage: Storage, run: str) -> Iterator[dict[str, Any]]:
+    """Yield where Ray Train keeps its notes: all nodes must see the place. It is removed when training ends."""
+    name = f"{run_folder(run)}/{_RAY_TRAIN}"
+    storage.remove(name)
+    try:
+        yield storage.arrow_place(run_folder(run))
+    finally:
+        storage.remove(name)

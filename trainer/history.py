@@ -1,0 +1,155 @@
+"""A run's curves and pictures while it trains: ``metrics.jsonl``, TensorBoard's files, Weights & Biases if in use."""
+
+import importlib.util
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from statistics import fmean
+from types import TracebackType
+from typing import Any, Final, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from handdata.pipeline.storage import Storage
+from handdata.schemas import RunError
+from handdata.schemas.arrays import ByteArray
+
+WRITTEN_EVERY_S: Final = 10.0
+WATCHED_STEPS: Final = 100
+"""Steps over which the loss is averaged before it is judged."""
+WANDB_VARIABLES: Final = ("WANDB_API_KEY", "WANDB_MODE")
+"""Weights & Biases takes part where it is installed and one of these is set: without a key it would ask for one."""
+
+
+def run_folder(run: str) -> str:
+    """Return the folder of a run in its workspace."""
+    return f"runs/{run}"
+
+
+class RunHistory:
+    """A run's curves and pictures, in its folder and on the dashboards in use.
+
+    A context manager: what was added is written when it closes, and every few seconds before.
+    """
+
+    def __init__(self, storage: Storage, run: str, first_step: int, settings: Mapping[str, Any]) -> None:
+        """Keep the lines of an earlier call of the run up to ``first_step``."""
+        self._storage, self._run = storage, run
+        self._name = f"{run_folder(run)}/metrics.jsonl"
+        self._lines: list[str] = []
+        if first_step:
+            earlier = storage.read_bytes(self._name).decode().splitlines() if storage.exists(self._name) else []
+            self._lines = [line for line in earlier if json.loads(line)["step"] <= first_step]
+        self._written_at = time.monotonic()
+        self._tensorboard: SummaryWriter | None = None
+        self._wandb: Any = None
+        if not storage.is_local:
+            return
+        folder = storage.describe(run_folder(run)).removeprefix("file://")
+        self._tensorboard = SummaryWriter(f"{folder}/tensorboard", purge_step=first_step + 1)
+        if importlib.util.find_spec("wandb") and any(os.environ.get(name) for name in WANDB_VARIABLES):
+            import wandb
+
+            self._wandb = wandb.init(
+                project="handdata", name=run, id=run, resume="allow", dir=folder, config=dict(settings)
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.write()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Add a line of scalars."""
+        self._lines.append(json.dumps({"step": step, **scalars}))
+        if self._tensorboard is not None:
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(scalars), step=step)
+        if time.monotonic() - self._written_at > WRITTEN_EVERY_S:
+            self.write()
+
+    def add_picture(self, step: int, png: bytes, pixels: ByteArray) -> None:
+        """Add a grid of samples (H, W, 3): a PNG in the run's folder, and on the dashboards."""
+        self._storage.write_bytes(f"{run_folder(self._run)}/samples/step-{step:08d}.png", png)
+        if self._tensorboard is not None:
+            self._tensorboard.add_image("samples", pixels, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({"samples": wandb.Image(pixels)}, step=step)
+
+    def write(self) -> None:
+        """Write all lines. The whole file at once: object stores cannot append."""
+        self._storage.write_bytes(self._name, "".join(f"{line}\n" for line in self._lines).encode())
+        self._written_at = time.monotonic()
+
+
+class LossWatch:
+    """Stops a run that has gone wrong."""
+
+    def __init__(self, divergence: float) -> None:
+        self._divergence = divergence
+        self._losses: deque[float] = deque(maxlen=WATCHED_STEPS)
+        self._lowest = math.inf
+
+    def look(self, step: int, loss: float, checkpoint_url: str | None) -> None:
+        """Take the loss of a step.
+
+        Raises:
+            RunError: it is not a finite number, or the mean of the last steps is far above its lowest value before.
+
+        """
+        good = f"{checkpoint_url} is the last checkpoint before it" if checkpoint_url else "no checkpoint was saved yet"
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} at step {step}",
+                f"{good}; --resume goes on from it: lower the learning rate, or use precision bfloat16",
+            )
+        self._losses.append(loss)
+        if len(self._losses) < WATCHED_STEPS:
+            return
+        mean = fmean(self._losses)
+        self._lowest = min(self._lowest, mean)
+        if mean > self._divergence * self._lowest:
+            raise RunError(
+                f"training diverges: the mean loss is {mean:.3g} at step {step}, it was {self._lowest:.3g}",
+                f"{good}; start again with a lower learning rate (monitoring.divergence sets the limit)",
+            )
+
+
+class Stopwatch:
+    """Pairs a second since its start, without pauses."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._began = time.perf_counter()
+        self._steps = 0
+
+    def count_step(self) -> None:
+        """Count a finished step."""
+        self._steps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a block out."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    @property
+    def samples_per_s(self) -> float:
+        """Return the mean rate so far."""
+        return self._steps * self._batch_size / max(time.perf_counter() - self._began, 1e-9)
