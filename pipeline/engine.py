@@ -21,10 +21,19 @@ from handdata.adapters import AdapterOptions
 from handdata.adapters.registry import find_adapter
 from handdata.pipeline.annotate import Annotator, GrabCutModel, MaskModel, PreparedCrop
 from handdata.pipeline.detector import HandDetector
+from handdata.pipeline.lease import Lease, take_lease
 from handdata.pipeline.plan import PlannedUnit, plan_source, read_unit, stored_units
 from handdata.pipeline.records import IngestSummary, ingested_sources, read_ingest_summary
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.shards import DATASET, read_markers, write_manifest, write_unit
+from handdata.pipeline.shards import (
+    DATASET,
+    is_summed_up,
+    read_marker,
+    read_markers,
+    remove_orphans,
+    write_manifest,
+    write_unit,
+)
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import WEIGHTS, find_weights, require_weights, sha256_of
 from handdata.schemas import DatasetManifest, HandDataError, RunError, UnitMarker, UsageError, WeightsError
@@ -153,6 +162,7 @@ def annotate(
     Raises:
         UsageError: a source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
         WeightsError: a model file is missing.
+        LeaseLostError: another run has started on the dataset.
         RunError: a worker died repeatedly over the same unit.
 
     """
@@ -170,18 +180,26 @@ def annotate(
     for name in names:
         units += plan_source(storage, dataset, name, settings.image_size, limit=limit, sample=sample)
     to_do = [unit for unit in units if unit.unit_id not in finished]
+    lease: Lease | None = None
+    if to_do or not is_summed_up(storage, dataset, markers):
+        lease = take_lease(storage, dataset)
+        markers = read_markers(storage, dataset)  # again: the run before may have gone on until now
+        finished = {marker.unit_id for marker in markers}
+        to_do = [unit for unit in to_do if unit.unit_id not in finished]
     if on_plan:
         on_plan(sum(unit.rows for unit in to_do), sum(marker.records for marker in markers if marker.source in names))
     made: list[UnitMarker] = []
-    if to_do:
+    if lease and to_do:
         with _Cluster(address, cpus, gpus) as cluster:
             actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
             sam_actors = _start_sam(models, gpus)
-            workers = _Workers(lambda: actor.remote(storage, dataset, settings, models, sam_actors), cluster.workers)
+            workers = _Workers(lambda: actor.remote(lease, settings, models, sam_actors), cluster.workers)
             for marker in workers.run(to_do):
                 made.append(marker)
                 if on_unit:
                     on_unit(marker)
+    if lease:
+        remove_orphans(lease)
     manifest = _sum_up(storage, dataset, settings, ingests, {annotator_hash: models.hashes})
     return AnnotateSummary(
         records=sum(marker.records for marker in made),
@@ -313,8 +331,7 @@ class AnnotateWorker:
     """Takes whole units through all stages and commits them; runs as a Ray actor with one CPU.
 
     Args:
-        storage: the workspace.
-        dataset: folder of the dataset in it.
+        lease: of this run on the dataset.
         settings: what makes a sample.
         models: model files, at the same paths on every node.
         sam_actors: Ray handles of the SAM workers, none without SAM.
@@ -322,12 +339,12 @@ class AnnotateWorker:
     """
 
     def __init__(
-        self, storage: Storage, dataset: str, settings: AnnotateSettings, models: Models, sam_actors: Sequence[Any] = ()
+        self, lease: Lease, settings: AnnotateSettings, models: Models, sam_actors: Sequence[Any] = ()
     ) -> None:
         import cv2
 
         cv2.setNumThreads(1)
-        self._storage, self._dataset, self._settings = storage, dataset, settings
+        self._lease, self._settings = lease, settings
         self._annotator_hash = settings.digest(models.hashes)
         self._detector: HandDetector | None = None
         if models.hand_landmarker is not None:
@@ -337,7 +354,10 @@ class AnnotateWorker:
             self._mask_model = SamClient(models.sam_origin, sam_actors)
 
     def annotate(self, unit: PlannedUnit) -> UnitMarker:
-        """Annotate and commit one unit."""
+        """Annotate and commit one unit, unless a worker that was thought dead has done it meanwhile."""
+        committed = read_marker(self._lease.storage, self._lease.dataset, unit)
+        if committed:
+            return committed
         adapter = find_adapter(unit.source)(AdapterOptions())
         annotator = Annotator(
             open_mask=adapter.open_mask,
@@ -347,9 +367,9 @@ class AnnotateWorker:
             detector=self._detector,
             mask_model=self._mask_model,
         )
-        records = read_unit(self._storage, unit)
+        records = read_unit(self._lease.storage, unit)
         samples, rejections = annotator.annotate(unit.unit_id, records)
-        return write_unit(self._storage, self._dataset, unit, samples, rejections, self._annotator_hash)
+        return write_unit(self._lease, unit, samples, rejections, self._annotator_hash)
 
     def close(self) -> None:
         """Release MediaPipe before the process ends."""

@@ -1,7 +1,8 @@
 """``handdata ingest``: a downloaded dataset becomes normalized records, in parallel over its partitions.
 
-The new records are written to a hidden folder, checked for ids that occur twice, and then put in the place of the old
-ones: a second ingest replaces its source's records, and an interrupted one leaves the old ones untouched.
+The new records are written to a hidden folder, checked for ids that occur twice, and then moved beside the old ones,
+under names of their own. The summary, which names them, is written last: with it they take the old ones' place, on disk
+and on object stores alike. An interrupted ingest leaves the old records in force.
 """
 
 import json
@@ -101,9 +102,9 @@ def ingest(
     if not partitions:
         wanted = f" of split {split}" if split else ""
         raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
-    staging = f".staging-{source}-{uuid.uuid4().hex[:8]}"
-    storage.make_folder(f"{staging}/records")
-    storage.make_folder(f"{staging}/rejected")
+    stagings = f".staging-{source}"
+    storage.remove(stagings)  # of ingests that were killed
+    staging = f"{stagings}/{uuid.uuid4().hex[:8]}"
     try:
         jobs = [
             _Job(adapter, root, partition, ordinal, storage, staging, limit, stride)
@@ -117,6 +118,9 @@ def ingest(
             if on_progress:
                 on_progress(finished, len(jobs), total.records)
         _refuse_duplicates(storage, staging, partitions)
+        _refuse_missing(storage, staging, total.records)
+        files = _move_in(storage, f"{staging}/records", records_folder(source))
+        rejected_files = _move_in(storage, f"{staging}/rejected", rejected_folder("ingest", source))
         summary = IngestSummary(
             source=source,
             root=str(root),
@@ -125,14 +129,41 @@ def ingest(
             splits=dict(sorted(total.splits.items())),
             rejected=dict(sorted(total.rejected.items())),
             license=adapter.card.license,
+            files=files,
+            rejected_files=rejected_files,
         )
         document = json.dumps(asdict(summary), indent=2).encode()
-        storage.write_bytes(f"{staging}/records/{INGEST_SUMMARY}", document)
-        storage.replace_folder(f"{staging}/rejected", rejected_folder("ingest", source))
-        storage.replace_folder(f"{staging}/records", records_folder(source))
+        storage.write_bytes(f"{records_folder(source)}/{INGEST_SUMMARY}", document)
+        for folder in (records_folder(source), rejected_folder("ingest", source)):
+            for name in set(storage.list_files(folder, ".parquet")) - {*files, *rejected_files}:
+                storage.remove(name)
     finally:
-        storage.remove(staging)
+        storage.remove(stagings)
     return summary
+
+
+def _refuse_missing(storage: Storage, staging: str, records: int) -> None:
+    """Raise where the staged files do not hold all records."""
+    staged = 0
+    for name in storage.list_files(f"{staging}/records", ".parquet"):
+        with storage.open_parquet(name) as file:
+            staged += file.metadata.num_rows
+    if staged != records:
+        raise RunError(
+            f"{records} records were written to {storage.describe(staging)} and {staged} are left",
+            "run one ingest of a source at a time",
+        )
+
+
+def _move_in(storage: Storage, staged: str, final: str) -> tuple[str, ...]:
+    """Move staged files beside those of earlier ingests, under names of their own, and return these."""
+    storage.make_folder(final)
+    token = uuid.uuid4().hex[:8]
+    moved = []
+    for name in storage.list_files(staged, ".parquet"):
+        moved.append(f"{final}/{Path(name).stem}-{token}.parquet")
+        storage.move(name, moved[-1])
+    return tuple(moved)
 
 
 def _run(jobs: Sequence[_Job], limit: int | None) -> Iterator[PartitionCounts]:

@@ -3,10 +3,12 @@
 A unit is a run of frames of a block of cameras of one sequence; short sequences and stills are packed, many to a unit.
 Planning reads only the keys of the records and is deterministic; its result is stored before any work is done, and
 includes the records themselves in the order of the units, so that a later ingest cannot change a unit that is under
-way. Records that a later ingest adds become units of a further generation of the plan.
+way. Records that a later ingest adds become units of a further generation of the plan. Unit ids carry the number of
+their generation, and numbers are not used twice: a worker of an abandoned plan can never commit a unit of the next one.
 """
 
 import json
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -18,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from handdata.pipeline.records import RECORD_ROW_GROUP_ROWS, read_record_keys, record_files
+from handdata.pipeline.records import RECORD_ROW_GROUP_ROWS, read_ingest_summary, read_record_keys
 from handdata.pipeline.storage import Storage
 from handdata.schemas import RECORD_SCHEMA, ROW_GROUP_ROWS, HandRecord, Split, records_from_table
 
@@ -96,30 +98,42 @@ def plan_source(
         sample: plan only this many records, spread evenly over the sequences.
 
     """
-    units = stored_units(storage, dataset, source)
     keys = _sorted_keys(storage, source)
     if limit is not None:
         keys = keys.head(limit)
     if sample is not None and sample < len(keys):
         keys = keys[np.arange(sample) * len(keys) // sample]
-    total = len(keys)
-    planned = _planned_ids(storage, units)
-    if planned is not None:
-        keys = keys.join(planned, on="record_id", how="anti", maintain_order="left")
-    if keys.is_empty():
-        return units
+    most_rows = unit_rows(image_size, len(keys))
+    while True:
+        units = stored_units(storage, dataset, source)
+        planned = _planned_ids(storage, units)
+        if planned is not None:
+            keys = keys.join(planned, on="record_id", how="anti", maintain_order="left")
+        if keys.is_empty():
+            return units
+        _store_generation(storage, dataset, source, list(_cut_into_units(keys, most_rows)))
+
+
+def _store_generation(storage: Storage, dataset: str, source: str, parts: Sequence[pl.DataFrame]) -> None:
+    """Store units as the next generation of a source's plan; nothing happens where another run is faster.
+
+    The records come first, under a name that no other run writes; the list of units, which names them, is created last.
+    """
     generation = len(storage.list_files(plan_folder(dataset, source), ".json"))
     base = f"{plan_folder(dataset, source)}/generation-{generation:03d}"
-    added = []
-    parts = list(_cut_into_units(keys, unit_rows(image_size, total)))
+    plan_file = f"{base}-{uuid.uuid4().hex[:8]}.parquet"
+    units = []
     for ordinal, part in enumerate(parts):
         split: Split = part["split"][0]
         unit_id = f"{source}-{split}-{generation:03d}-{ordinal:06d}"
-        added.append(PlannedUnit(unit_id, source, split, len(part), f"{base}.parquet", ordinal))
-    _write_records(storage, source, parts, f"{base}.parquet")
-    document = {"records": len(keys), "units": [asdict(unit) for unit in added]}
-    storage.write_bytes(f"{base}.json", json.dumps(document).encode())
-    return units + added
+        units.append(PlannedUnit(unit_id, source, split, len(part), plan_file, ordinal))
+    _write_records(storage, source, parts, plan_file)
+    document = {"records": sum(map(len, parts)), "units": [asdict(unit) for unit in units]}
+    stored = json.loads(storage.create_bytes(f"{base}.json", json.dumps(document).encode()))
+    named = {unit["plan_file"] for unit in stored["units"]}
+    for name in storage.list_files(plan_folder(dataset, source), ".parquet"):
+        if name.startswith(f"{base}-") and name not in named:
+            storage.remove(name)
 
 
 def read_unit(storage: Storage, unit: PlannedUnit) -> list[HandRecord]:
@@ -194,7 +208,7 @@ def _cut_sequence(rows: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:
 
 def _write_records(storage: Storage, source: str, parts: Sequence[pl.DataFrame], name: str) -> None:
     """Write the units' records to one Parquet file, a row group a unit; holds a few row groups at a time."""
-    files = record_files(storage, source)
+    files = read_ingest_summary(storage, source).files
 
     @lru_cache(maxsize=64)
     def row_group(file: int, group: int) -> pa.Table:

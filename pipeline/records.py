@@ -9,7 +9,8 @@ from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError
 
 INGEST_SUMMARY = "_ingest.json"
-"""Beside a source's records: what the ingest did. Its leading underscore hides it from table readers."""
+"""Beside a source's records: what the ingest did, and which files it wrote; only those exist for readers. Its leading
+underscore hides it from table readers."""
 
 RECORD_FILE_ROWS = 65_536
 """Most rows of one records file: about 60 MB in memory."""
@@ -40,6 +41,8 @@ class IngestSummary:
         splits: records per split.
         rejected: refused records per reason.
         license: of the data.
+        files: of the records, in the order of the ingest, relative to the workspace.
+        rejected_files: of the refused records.
 
     """
 
@@ -50,6 +53,8 @@ class IngestSummary:
     splits: dict[str, int]
     rejected: dict[str, int]
     license: str
+    files: tuple[str, ...]
+    rejected_files: tuple[str, ...]
 
 
 def ingested_sources(storage: Storage) -> list[str]:
@@ -74,21 +79,15 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
     return IngestSummary(**json.loads(storage.read_bytes(name)))
 
 
-def record_files(storage: Storage, source: str) -> list[str]:
-    """Return a source's record files in the order of the ingest."""
-    return storage.list_files(records_folder(source), ".parquet")
-
-
 def read_record_keys(storage: Storage, source: str, columns: list[str]) -> pa.Table:
-    """Return some columns of all of a source's records, with the position ``file`` and ``row`` of each.
+    """Return some columns of all of a source's records, with ``file`` (position in the summary) and ``row`` of each.
 
     Raises:
         RunError: the folder holds no record file although its ingest is complete.
 
     """
     tables = []
-    files = record_files(storage, source)
-    for position, name in enumerate(files):
+    for position, name in enumerate(read_ingest_summary(storage, source).files):
         table = storage.read_parquet(name, columns)
         table = table.append_column("file", pa.array([position] * len(table), pa.int32()))
         tables.append(table.append_column("row", pa.array(range(len(table)), pa.int32())))

@@ -3,8 +3,17 @@
 Imports neither Ray nor MediaPipe: the trainer reads through this module.
 
 A unit writes its sample files, its rejected table and, last, its marker. Readers see only files that a marker names.
+
+What makes a commit exactly-once, however many writers a unit has had:
+
+- A file's name ends in a token of its content. Nobody ever writes other bytes under a name that a marker names.
+- A marker is created, never overwritten: the first complete writer wins, and the others count what that one wrote.
+- Whoever is about to commit holds the dataset's lease.
+- A file is an orphan, and may go, once its unit has a marker that names another. Before that, a writer may be about to
+  commit it.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,6 +22,7 @@ import polars as pl
 import pyarrow as pa
 
 from handdata._version import __version__
+from handdata.pipeline.lease import Lease
 from handdata.pipeline.plan import PlannedUnit, row_group_sizes
 from handdata.pipeline.records import rejected_folder
 from handdata.pipeline.storage import Storage, table_to_parquet
@@ -20,6 +30,7 @@ from handdata.schemas import (
     FORMAT_VERSION,
     AnnotatedSample,
     DatasetManifest,
+    LeaseLostError,
     Rejection,
     RunError,
     Split,
@@ -60,16 +71,16 @@ def markers_folder(dataset: str, source: str = "") -> str:
 
 
 def write_unit(
-    storage: Storage,
-    dataset: str,
+    lease: Lease,
     unit: PlannedUnit,
     samples: Sequence[AnnotatedSample],
     rejections: Sequence[Rejection],
     annotator_hash: str,
 ) -> UnitMarker:
-    """Write what a unit made and, last, its marker. Writing a unit again replaces its files by equal ones.
+    """Commit what a unit made, and return the marker that counts: an earlier writer's where there is one.
 
     Raises:
+        LeaseLostError: another run has taken the dataset over; nothing was added.
         RunError: samples and rejections do not add up to the unit's records.
         StorageError: a file cannot be written.
 
@@ -79,37 +90,155 @@ def write_unit(
             f"unit {unit.unit_id} has {unit.rows} records, but {len(samples)} samples and {len(rejections)} rejections",
             "this is a bug: please report it",
         )
+    storage, dataset = lease.storage, lease.dataset
+    lease.check()
+    rows = samples_to_table(samples), rejections_to_table(rejections)
+    made = _write_files(lease, unit.unit_id, unit.source, unit.split, annotator_hash, *rows)
+    try:
+        lease.check()
+    except LeaseLostError:
+        committed = read_marker(storage, dataset, unit)
+        if committed:
+            _remove_files(storage, dataset, made, keep=committed)
+        raise
+    committed = UnitMarker.model_validate_json(storage.create_bytes(_marker_file(dataset, made), _encoded(made)))
+    _remove_files(storage, dataset, made, keep=committed)
+    return committed
+
+
+def rewrite_unit(lease: Lease, marker: UnitMarker, samples: pa.Table, rejections: pa.Table) -> UnitMarker:
+    """Replace the rows of a finished unit, and return its new marker.
+
+    The new files come first, then the marker that names them replaces the old one, then the old files go. A crash
+    leaves files that no marker names, which ``remove_orphans`` finds.
+
+    Args:
+        lease: on the dataset.
+        marker: the unit's marker as read.
+        samples: all its samples now, of ``SAMPLE_SCHEMA``, in the order of the rows before.
+        rejections: all its refused records now, of ``REJECTION_SCHEMA``.
+
+    Raises:
+        LeaseLostError: another run has taken the dataset over; the unit is as it was.
+        StorageError: a file cannot be read or written.
+
+    """
+    storage, dataset = lease.storage, lease.dataset
+    lease.check()
+    made = _write_files(lease, marker.unit_id, marker.source, marker.split, marker.annotator_hash, samples, rejections)
+    lease.check()
+    storage.write_bytes(_marker_file(dataset, made), _encoded(made))
+    _remove_files(storage, dataset, marker, keep=made)
+    return made
+
+
+def remove_orphans(lease: Lease) -> int:
+    """Remove files that killed or late writers left and that nobody can commit any more; return how many.
+
+    Raises:
+        LeaseLostError: another run has taken the dataset over.
+        StorageError: a file cannot be removed.
+
+    """
+    storage, dataset = lease.storage, lease.dataset
+    sources = [name.removeprefix("source=") for name in storage.list_folders(f"{dataset}/units")]
+    rejected = [_rejected_folder(dataset, source) for source in sources]
+    folders = [f"{dataset}/data", f"{dataset}/units", *rejected]
+    files = [name for folder in folders for name in storage.list_files(folder, ".parquet")]
+    markers = read_markers(storage, dataset)
+    finished = {marker.unit_id for marker in markers}
+    named = {name for marker in markers for name in _files_of(dataset, marker)}
+    orphans = [name for name in files if name not in named and _unit_of(name) in finished]
+    # Only now: a file that a later holder of the lease wrote cannot be in a list made before it took the lease.
+    lease.check()
+    for name in orphans:
+        storage.remove(name)
+    for folder in folders:
+        storage.remove_unfinished(folder)
+    return len(orphans)
+
+
+def _write_files(
+    lease: Lease,
+    unit_id: str,
+    source: str,
+    split: Split,
+    annotator_hash: str,
+    samples: pa.Table,
+    rejections: pa.Table,
+) -> UnitMarker:
+    """Write a unit's files, and return the marker that would name them."""
+    storage, dataset = lease.storage, lease.dataset
     files: list[str] = []
-    written_bytes = 0
-    if samples:
-        sizes = row_group_sizes([(sample.sequence_id, sample.frame_index) for sample in samples])
-        data = table_to_parquet(samples_to_table(samples), sizes)
-        name = f"data/source={unit.source}/split={unit.split}/{unit.unit_id}.parquet"
-        storage.write_bytes(f"{dataset}/{name}", data)
-        files.append(name)
-        written_bytes = len(data)
     rejected_files: list[str] = []
-    if rejections:
-        rejected_name = f"{rejected_folder('annotate', unit.source)}/{unit.unit_id}.parquet"
-        storage.write_bytes(rejected_name, table_to_parquet(rejections_to_table(rejections), unit.rows))
-        rejected_files.append(rejected_name)
-    marker = UnitMarker(
-        unit_id=unit.unit_id,
-        source=unit.source,
-        split=unit.split,
+    written_bytes = 0
+    if len(samples):
+        frames = zip(samples["sequence_id"].to_pylist(), samples["frame_index"].to_pylist(), strict=True)
+        data = table_to_parquet(samples, row_group_sizes(list(frames)))
+        files.append(f"data/source={source}/split={split}/{_file_name(unit_id, data)}")
+        storage.write_bytes(f"{dataset}/{files[0]}", data)
+        written_bytes = len(data)
+    if len(rejections):
+        data = table_to_parquet(rejections, len(rejections))
+        rejected_files.append(f"{_rejected_folder(dataset, source)}/{_file_name(unit_id, data)}")
+        storage.write_bytes(rejected_files[0], data)
+    flags = samples["flags"].combine_chunks().flatten() if len(samples) else pa.array([], pa.string())
+    return UnitMarker(
+        unit_id=unit_id,
+        source=source,
+        split=split,
         files=tuple(files),
         rejected_files=tuple(rejected_files),
-        records=unit.rows,
+        records=len(samples) + len(rejections),
         samples=len(samples),
-        rejected=dict(sorted(Counter(rejection.reason.value for rejection in rejections).items())),
-        flags=dict(sorted(Counter(flag for sample in samples for flag in sample.flags).items())),
+        rejected=_counts(rejections["reason"]),
+        flags=_counts(flags),
         bytes=written_bytes,
         annotator_hash=annotator_hash,
     )
-    storage.write_bytes(
-        f"{markers_folder(dataset, unit.source)}/{unit.unit_id}.json", marker.model_dump_json(indent=2).encode()
-    )
-    return marker
+
+
+def _counts(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    return dict(sorted(Counter(values.to_pylist()).items()))
+
+
+def _file_name(unit_id: str, data: bytes) -> str:
+    return f"{unit_id}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+
+
+def _unit_of(name: str) -> str:
+    """Return the unit that wrote a file."""
+    return name.rpartition("/")[2].rpartition("-")[0]
+
+
+def _rejected_folder(dataset: str, source: str) -> str:
+    """Return the folder of a dataset's refused records; further datasets of a workspace have one each."""
+    return rejected_folder("annotate" if dataset == DATASET else f"annotate-{dataset}", source)
+
+
+def _marker_file(dataset: str, unit: UnitMarker | PlannedUnit) -> str:
+    return f"{markers_folder(dataset, unit.source)}/{unit.unit_id}.json"
+
+
+def _encoded(marker: UnitMarker) -> bytes:
+    return marker.model_dump_json(indent=2).encode()
+
+
+def _files_of(dataset: str, marker: UnitMarker) -> list[str]:
+    """Return the files that a marker names, relative to the workspace."""
+    return [*(f"{dataset}/{name}" for name in marker.files), *marker.rejected_files]
+
+
+def _remove_files(storage: Storage, dataset: str, marker: UnitMarker, *, keep: UnitMarker) -> None:
+    """Remove the files of one marker that another does not name."""
+    for name in set(_files_of(dataset, marker)) - set(_files_of(dataset, keep)):
+        storage.remove(name)
+
+
+def read_marker(storage: Storage, dataset: str, unit: PlannedUnit) -> UnitMarker | None:
+    """Return the marker of a unit, None before the unit is finished."""
+    name = _marker_file(dataset, unit)
+    return UnitMarker.model_validate_json(storage.read_bytes(name)) if storage.exists(name) else None
 
 
 def read_markers(storage: Storage, dataset: str = DATASET) -> list[UnitMarker]:
@@ -184,6 +313,14 @@ def read_manifest(storage: Storage, dataset: str = DATASET) -> DatasetManifest:
     return DatasetManifest.model_validate_json(storage.read_bytes(name))
 
 
+def is_summed_up(storage: Storage, dataset: str, markers: Sequence[UnitMarker]) -> bool:
+    """Return whether the manifest counts as many units as there are markers: the last run came to its end."""
+    if not storage.exists(f"{dataset}/{MANIFEST}"):
+        return False
+    sources = read_manifest(storage, dataset).sources
+    return sum(counts.units for splits in sources.values() for counts in splits.values()) == len(markers)
+
+
 def write_manifest(
     storage: Storage,
     dataset: str,
@@ -208,7 +345,8 @@ def write_manifest(
     sources: dict[str, dict[Split, SplitCounts]] = {}
     for marker in markers:
         sources.setdefault(marker.source, {}).setdefault(marker.split, SplitCounts()).add(marker)
-    if storage.exists(f"{dataset}/{MANIFEST}"):
+    name = f"{dataset}/{MANIFEST}"
+    if storage.exists(name):
         earlier = read_manifest(storage, dataset)
         annotators = earlier.annotator_hashes | annotators
         licenses = earlier.licenses | licenses
@@ -220,5 +358,7 @@ def write_manifest(
         licenses=licenses,
         complete=len(markers) == planned_units,
     )
-    storage.write_bytes(f"{dataset}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
+    data = manifest.model_dump_json(indent=2).encode()
+    if not storage.exists(name) or storage.read_bytes(name) != data:
+        storage.write_bytes(name, data)
     return manifest

@@ -1,12 +1,14 @@
 """A workspace folder at a local path or any fsspec URL, with whole-file atomic writes.
 
 On local disk a file is written under a hidden temporary name and renamed; on an object store an upload becomes visible
-when it is complete. A reader never sees half a file on either.
+when it is complete. A reader never sees half a file on either. ``create_bytes`` decides between writers: the first
+one's file stays.
 """
 
+import errno
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from handdata.schemas import StorageError
+
+UNFINISHED = ".tmp"
+"""How the names of files under way end on local disk; they begin with a dot."""
 
 
 class Storage:
@@ -34,7 +39,8 @@ class Storage:
     @cached_property
     def _filesystem(self) -> Any:
         with self._named_errors("open", ""):
-            filesystem, _ = fsspec.core.url_to_fs(self.url)
+            # Other processes write too: a listing remembered here would hide their files.
+            filesystem, _ = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
             return filesystem
 
     @cached_property
@@ -116,17 +122,29 @@ class Storage:
                     raise
                 stream.close()
                 return
-            folder, _, base = target.rpartition("/")
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            temporary = Path(folder, f".{base}.{uuid.uuid4().hex[:8]}.tmp")
+            with _written_beside(Path(target), Path.replace) as stream:
+                yield stream
+
+    def create_bytes(self, name: str, data: bytes) -> bytes:
+        """Write a file unless there is one, and return what it holds now: ``data``, or an earlier writer's bytes.
+
+        Of several writers exactly one wins, on local disk (a hard link) and on S3 (a conditional request). Other object
+        stores are asked first and written then, which two writers within a moment can pass.
+        """
+        with self._named_errors("write", name):
+            target = self._path(name)
             try:
-                with temporary.open("wb") as stream:
-                    yield stream
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+                if self.is_local:
+                    with _written_beside(Path(target), _link) as stream:
+                        stream.write(data)
+                else:
+                    self._filesystem.pipe_file(target, data, mode="create")
+            except OSError:
+                # A link or request that was carried out and then repeated fails as well, as if another had won.
+                if not self._filesystem.exists(target):
+                    raise
+                return bytes(self._filesystem.cat_file(target))
+            return data
 
     def list_files(self, folder: str, suffix: str) -> list[str]:
         """Return the names of all files below a folder that end in ``suffix``, sorted; none if it is absent.
@@ -135,7 +153,6 @@ class Storage:
         """
         with self._named_errors("list", folder):
             base = self._path(folder)
-            self._filesystem.invalidate_cache()
             found = self._filesystem.find(base)
         inside = (path.removeprefix(base).lstrip("/") for path in map(str, found))
         return sorted(
@@ -148,7 +165,6 @@ class Storage:
         """Return the names of the visible folders directly in a folder, sorted; none if it is absent."""
         with self._named_errors("list", folder):
             base = self._path(folder)
-            self._filesystem.invalidate_cache()
             if not self._filesystem.isdir(base):
                 return []
             entries = self._filesystem.ls(base, detail=True)
@@ -162,26 +178,24 @@ class Storage:
             if self._filesystem.exists(path):
                 self._filesystem.rm(path, recursive=True)
 
-    def replace_folder(self, staged: str, final: str) -> None:
-        """Put a staged folder in the place of ``final``, so that readers never see both contents at once.
-
-        On local disk these are two renames. An object store has no rename: the old files go first, then the new ones
-        come, and a reader in between finds fewer files, never doubled ones.
-        """
-        with self._named_errors("replace", final):
-            source, target = self._path(staged), self._path(final)
+    def move(self, source: str, target: str) -> None:
+        """Give a file another name, which no other has. On an object store this is a copy and a removal."""
+        with self._named_errors("write", target):
             if self.is_local:
-                discarded = Path(f"{Path(source).parent}/discarded-{uuid.uuid4().hex[:8]}")
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-                if Path(target).exists():
-                    Path(target).rename(discarded)
-                Path(source).rename(target)
-                if discarded.exists():
-                    self._filesystem.rm(str(discarded), recursive=True)
-                return
-            self.remove(final)
-            for path in sorted(self._filesystem.find(source)):
-                self._filesystem.mv(path, target + path.removeprefix(source))
+                Path(self._path(target)).parent.mkdir(parents=True, exist_ok=True)
+                Path(self._path(source)).replace(self._path(target))
+            else:
+                self._filesystem.mv(self._path(source), self._path(target))
+
+    def remove_unfinished(self, folder: str) -> None:
+        """Remove what killed writers left of files that never became visible, anywhere below a folder.
+
+        A writer under way loses its file and fails. Object stores drop unfinished uploads by a rule of the bucket.
+        """
+        if self.is_local:
+            with self._named_errors("remove", folder):
+                for path in Path(self._path(folder)).rglob(f".*{UNFINISHED}"):
+                    path.unlink(missing_ok=True)
 
     def make_folder(self, name: str) -> None:
         """Create a folder and its parents; object stores need none."""
@@ -226,6 +240,43 @@ class Storage:
         """Return a whole Parquet file, or some of its columns."""
         with self.open_parquet(name) as file:
             return file.read(columns)
+
+
+@contextmanager
+def _written_beside(target: Path, publish: Callable[[Path, Path], object]) -> Iterator[BinaryIO]:
+    """Open a hidden file in the folder of ``target``; once it is whole on the disk, ``publish(hidden, target)``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    hidden = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
+    try:
+        with hidden.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        publish(hidden, target)
+        _sync_folder(target.parent)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _link(hidden: Path, target: Path) -> None:
+    """Give a file its name unless another has it."""
+    try:
+        os.link(hidden, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        hidden.replace(target)  # a mount without hard links, mostly of an object store
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new names in a folder survive a power cut, in the order in which they were given."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def table_to_parquet(table: pa.Table, row_group_rows: list[int] | int) -> bytes:

@@ -6,6 +6,7 @@
     |   +-- LayoutError            a folder is not the dataset that it is said to be
     +-- RunError                   the run as a whole failed: exit code 1
     |   +-- StorageError           a workspace that cannot be read or written
+    |   +-- LeaseLostError         another run has started on the dataset
     |   +-- DuplicateRecordError   two records of one source share an id
     |   +-- WeightsError           a model file is missing or not what it should be
     +-- RecordError                one record is unusable: it becomes a row of the rejected table
@@ -99,6 +100,10 @@ class RunError(HandDataError):
 
 class StorageError(RunError):
     """A workspace or file cannot be read or written."""
+
+
+class LeaseLostError(RunError):
+    """Another run has started on the dataset, so that this one may not change it any more."""
 
 
 class DuplicateRecordError(RunError):

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -7,10 +8,12 @@ from typing import NamedTuple
 import pytest
 import ray
 from hypothesis import settings
+from moto.server import ThreadedMotoServer
 
 from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.cli import app
 from handdata.console import errors_in_one_line
+from handdata.pipeline.storage import Storage
 
 # Busy machines are slow at times; a property is true or not, however long it takes.
 settings.register_profile("no deadline", deadline=None)
@@ -67,3 +70,29 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResu
         return CommandResult(int(code or 0), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """The URL of a new bucket on a server of this process; the environment points s3fs at it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "testing")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import s3fs
+
+        name = f"bucket-{uuid.uuid4().hex[:8]}"
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+        yield f"s3://{name}"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "local":
+        return Storage(tmp_path / "workspace")
+    return Storage(f"{request.getfixturevalue('s3_bucket')}/{uuid.uuid4().hex[:8]}")

@@ -1,5 +1,7 @@
 """Units are planned once, deterministically, and cut between frames."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handdata.pipeline.plan import MAX_UNIT_ROWS, plan_source, read_unit, row_group_sizes, unit_rows
-from handdata.pipeline.records import records_folder
+from handdata.pipeline.records import INGEST_SUMMARY, IngestSummary, records_folder
 from handdata.pipeline.storage import Storage, table_to_parquet
 from handdata.schemas import ROW_GROUP_ROWS, HandRecord, records_to_table
 
@@ -32,9 +34,12 @@ def record(sequence: str, frame: int, camera: str = "0", split: str = "train") -
 
 def store(storage: Storage, records: list[HandRecord]) -> None:
     half = len(records) // 2
+    files = []
     for number, part in enumerate((records[:half], records[half:])):
-        data = table_to_parquet(records_to_table(part), 4096)
-        storage.write_bytes(f"{records_folder('synthetic')}/part-{number:05d}-0000.parquet", data)
+        files.append(f"{records_folder('synthetic')}/part-{number:05d}-0000.parquet")
+        storage.write_bytes(files[-1], table_to_parquet(records_to_table(part), 4096))
+    summary = IngestSummary("synthetic", "/", 2, len(records), {}, {}, "CC0-1.0", tuple(files), ())
+    storage.write_bytes(f"{records_folder('synthetic')}/{INGEST_SUMMARY}", json.dumps(asdict(summary)).encode())
 
 
 def planned(storage: Storage, **options: int) -> list[list[str]]:

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from handdata.pipeline import report
 from handdata.pipeline.charts import chart_picture, chart_svg, histogram, loss_chart, read_losses
 from handdata.pipeline.drawing import MASK_COLOUR, SIDE_COLOURS
+from handdata.pipeline.lease import take_lease
 from handdata.pipeline.plan import PlannedUnit
 from handdata.pipeline.report import ReportFiles, choose_samples, inspect_sheet, sample_contact_sheet, write_report
 from handdata.pipeline.settings import AnnotateSettings
@@ -128,7 +129,7 @@ def add_unit(storage: Storage, samples: list[AnnotatedSample], rejections: int =
         Rejection(record_id=f"r{n}", image_uri="x.jpg", reason=RejectReason.NO_HAND_FOUND, detail="")
         for n in range(rejections)
     ]
-    write_unit(storage, "dataset", unit, samples, refused, "abc")
+    write_unit(take_lease(storage, "dataset"), unit, samples, refused, "abc")
 
 
 def finish(storage: Storage, licenses: dict[str, str] | None = None) -> None:
@@ -286,7 +287,7 @@ def test_report_of_a_dataset_whose_records_were_all_refused_says_so(tmp_path: Pa
     storage = Storage(tmp_path / "workspace")
     unit = PlannedUnit("u", "dexycb", "train", 1, "", 0)
     refused = Rejection(record_id="r", image_uri="x", reason=RejectReason.FRAME_MISSING, detail="")
-    write_unit(storage, "dataset", unit, [], [refused], "abc")
+    write_unit(take_lease(storage, "dataset"), unit, [], [refused], "abc")
     finish(storage)
 
     page = written(storage, tmp_path)

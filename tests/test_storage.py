@@ -1,44 +1,16 @@
 """Workspaces on local disk and on a real S3-speaking server keep the same promises."""
 
-import uuid
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.plan import plan_source, read_unit
 from handdata.pipeline.storage import Storage, table_to_parquet
 from handdata.schemas import StorageError
-
-
-@pytest.fixture(scope="module")
-def s3_bucket() -> Iterator[str]:
-    """The URL of a new bucket on a server of this process; the environment points s3fs at it."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "testing")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import s3fs
-
-        name = f"bucket-{uuid.uuid4().hex[:8]}"
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
-        yield f"s3://{name}"
-    server.stop()
-
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "local":
-        return Storage(tmp_path / "workspace")
-    return Storage(f"{request.getfixturevalue('s3_bucket')}/{uuid.uuid4().hex[:8]}")
 
 
 def test_what_is_written_is_read_and_listed(storage: Storage) -> None:
@@ -63,12 +35,25 @@ def test_a_write_that_fails_leaves_nothing_behind(storage: Storage) -> None:
     assert storage.list_files("", ".bin") == ["kept.bin"]
 
 
-def test_a_replaced_folder_holds_the_new_files_only(storage: Storage) -> None:
-    storage.write_bytes("final/old.json", b"old")
+def test_the_first_writer_of_a_created_file_wins(storage: Storage) -> None:
+    assert storage.create_bytes("a/one.json", b"first") == b"first"
+    assert storage.create_bytes("a/one.json", b"second") == b"first"
+    assert storage.read_bytes("a/one.json") == b"first"
+    assert storage.list_files("a", "") == ["a/one.json"]
+
+
+def test_of_many_writers_at_once_exactly_one_wins(storage: Storage) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        seen = list(threads.map(lambda n: storage.create_bytes("a/one.json", b"%d" % n), range(16)))
+    assert len(set(seen)) == 1
+    assert storage.read_bytes("a/one.json") == seen[0]
+
+
+def test_a_moved_file_has_its_new_name_only(storage: Storage) -> None:
     storage.write_bytes(".staging/x/new.json", b"new")
-    storage.replace_folder(".staging/x", "final")
-    assert storage.list_files("final", ".json") == ["final/new.json"]
+    storage.move(".staging/x/new.json", "final/new.json")
     assert storage.read_bytes("final/new.json") == b"new"
+    assert not storage.exists(".staging/x/new.json")
 
 
 def test_parquet_files_open_by_row_group(storage: Storage) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from handdata.pipeline.lease import take_lease
 from handdata.pipeline.plan import PlannedUnit
 from handdata.pipeline.shards import DATASET, write_manifest, write_unit
 from handdata.pipeline.storage import Storage
@@ -86,7 +87,7 @@ def write_dataset(storage: Storage, samples: Sequence[AnnotatedSample]) -> None:
     for split in splits:
         rows = [row for row in samples if row.split == split]
         unit = PlannedUnit(f"unit-{split}", "synthetic", split, len(rows), "", 0)  # type: ignore[arg-type]
-        write_unit(storage, DATASET, unit, rows, [], "0" * 16)
+        write_unit(take_lease(storage, DATASET), unit, rows, [], "0" * 16)
     write_manifest(
         storage,
         DATASET,

@@ -120,7 +120,8 @@ def ingest(
         )
     where = storage.describe(records_folder(source))
     if as_json:
-        sys.stdout.write(json.dumps({**asdict(summary), "where": where}) + "\n")
+        document = {name: value for name, value in asdict(summary).items() if name not in ("files", "rejected_files")}
+        sys.stdout.write(json.dumps({**document, "where": where}) + "\n")
     else:
         table = {"records": counted(summary.splits), "rejected": counted(summary.rejected), "where": where}
         if summary.rejected:
