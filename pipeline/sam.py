@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -112,7 +113,8 @@ class SamSegmenter:
     """Segments the hands of a batch of crops with one call of the image encoder.
 
     On a GPU the image encoder is compiled and runs in bfloat16; elsewhere everything is float32 and the logits are
-    those of ``segment_anything.SamPredictor``.
+    those of ``segment_anything.SamPredictor``. Several threads may call it: the pictures of one call are resized while
+    those of another go through the model.
     """
 
     def __init__(self, sam: "Sam", device: str) -> None:
@@ -122,6 +124,7 @@ class SamSegmenter:
         self.sam = sam.to(device).eval()
         self.resize = ResizeLongestSide(sam.image_encoder.img_size)
         fuse_attention(self.sam)
+        self._one_at_a_time = Lock()
         self._on_gpu = self.sam.device.type == "cuda"
         self._encoder: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(self.sam.image_encoder) if self._on_gpu else self.sam.image_encoder
@@ -168,8 +171,9 @@ class SamSegmenter:
             for hand, prompt in enumerate(of_image):
                 alike[images[place].shape[0], len(prompt.points)].append((place, hand))
         decoded: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        with torch.inference_mode():
-            embeddings = self._encode(images)
+        resized = np.stack([self.resize.apply_image(image) for image in images])
+        with self._one_at_a_time, torch.inference_mode():
+            embeddings = self._encode(resized)
             for (size, _), asked in alike.items():
                 for start in range(0, len(asked), DECODED_PROMPTS):
                     part = asked[start : start + DECODED_PROMPTS]
@@ -189,11 +193,10 @@ class SamSegmenter:
             return SamCandidates(empty, empty[:, :, 0, 0])
         return SamCandidates(*(torch.stack(parts) for parts in zip(*answers, strict=True)))
 
-    def _encode(self, images: Sequence[NDArray[np.uint8]]) -> "torch.Tensor":
+    def _encode(self, resized: NDArray[np.uint8]) -> "torch.Tensor":
         import torch
 
         device = self.sam.device
-        resized = np.stack([self.resize.apply_image(image) for image in images])
         pixels = self.sam.preprocess(torch.from_numpy(resized).to(device).permute(0, 3, 1, 2))
         with torch.autocast(device.type, torch.bfloat16, enabled=self._on_gpu):
             return self._encoder(pixels).float()
