@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from handdata._version import __version__
+from handdata.commands.cluster import cluster_app
 from handdata.commands.dataset import dataset_app
 from handdata.commands.sources import sources_app
 from handdata.commands.training import training_app
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(sources_app)
 app.add_typer(dataset_app)
 app.add_typer(training_app)
+app.add_typer(cluster_app)
 app.add_typer(weights_app, name="weights")
 
 

@@ -125,3 +125,15 @@ def counted(counts: Mapping[str, int]) -> str:
     total = sum(counts.values())
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     return f"{total:,} ({parts})" if parts else "0"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as text: ``42 s``, ``13 min``, ``5 h 20 min``, ``3 d 4 h``."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

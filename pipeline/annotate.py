@@ -5,7 +5,7 @@ which a batch is handed before the next batch is prepared, so that a model elsew
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from handdata.pipeline.detector import HandDetector
 from handdata.pipeline.frames import open_frames
 from handdata.pipeline.keypoints import FrameKeypoints, join_keypoints, needs_detector
 from handdata.pipeline.masks import grabcut_mask, mask_score, mask_spill
+from handdata.pipeline.metrics import StageMeter, StageTally, as_stage, metered, metered_each
 from handdata.pipeline.quality import judge, perceptual_hash, sharpness
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason
@@ -80,6 +81,7 @@ class Annotator:
         annotator_hash: of the settings and model files.
         detector: MediaPipe; None where the policy never asks it.
         mask_model: for frames without a usable mask of the dataset; None leaves them without.
+        meter: is told what each stage does.
 
     """
 
@@ -89,6 +91,7 @@ class Annotator:
     annotator_hash: str
     detector: HandDetector | None
     mask_model: MaskModel | None
+    meter: StageMeter = field(default_factory=StageTally)
 
     def annotate(self, unit_id: str, records: Sequence[HandRecord]) -> tuple[list[AnnotatedSample], list[Rejection]]:
         """Return the samples and the rejections of a unit's records, each in their order."""
@@ -138,7 +141,7 @@ class Annotator:
         rejections: list[Rejection],
     ) -> Iterator[Result]:
         """Yield ``stage`` of every record and its pixels; a record that fails becomes a rejection."""
-        for record, image in open_frames(records):
+        for record, image in metered_each(self.meter, "decode", open_frames(records)):
             try:
                 if isinstance(image, RecordError):
                     raise image
@@ -153,6 +156,7 @@ class Annotator:
                     )
                 )
 
+    @as_stage("keypoints")
     def locate(self, record: HandRecord, image: ByteArray) -> FrameKeypoints:
         """Return a frame's keypoints: labels, detections or both, by the policy.
 
@@ -165,6 +169,7 @@ class Annotator:
             detections = self.detector.detect(image)
         return join_keypoints(record, detections, self.settings.keypoints)
 
+    @as_stage("crop")
     def cut(
         self, record: HandRecord, image: ByteArray, frame: FrameKeypoints, run: Sequence[FrameKeypoints] = ()
     ) -> PreparedCrop:
@@ -212,12 +217,14 @@ class Annotator:
         without = [crop for crop in crops if crop.dataset_mask is None]
         if self.mask_model is None or not without:
             return list
-        return self.mask_model.submit(without)
+        with metered(self.meter, "mask", len(without)):
+            return self.mask_model.submit(without)
 
     def _finished(
         self, unit_id: str, crops: Sequence[PreparedCrop], masks: Callable[[], list[BoolArray]]
     ) -> Iterator[AnnotatedSample]:
-        made = iter(masks())
+        with metered(self.meter, "mask", 0):
+            made = iter(masks())
         for crop in crops:
             if crop.dataset_mask is not None:
                 yield self.finish(unit_id, crop, crop.dataset_mask, "dataset", crop.record.mask_extent)
@@ -226,6 +233,7 @@ class Annotator:
             else:
                 yield self.finish(unit_id, crop, None, None, None)
 
+    @as_stage("encode")
     def finish(
         self,
         unit_id: str,

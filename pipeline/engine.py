@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from handdata.adapters import AdapterOptions
 from handdata.adapters.registry import find_adapter
 from handdata.pipeline.annotate import Annotator, GrabCutModel, MaskModel, PreparedCrop
 from handdata.pipeline.detector import HandDetector
 from handdata.pipeline.lease import Lease, take_lease
+from handdata.pipeline.metrics import RayMeter, metered
 from handdata.pipeline.plan import PlannedUnit, plan_source, read_unit, stored_units
+from handdata.pipeline.ray_access import connect, start_local
 from handdata.pipeline.records import IngestSummary, ingested_sources, read_ingest_summary
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import (
@@ -254,18 +256,10 @@ class _Cluster:
 
     def __enter__(self) -> "_Cluster":
         if not ray.is_initialized():
-            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if self._address:
-                options["address"] = self._address
+                connect(self._address)
             else:
-                options |= {"address": "local", "num_cpus": self._cpus, "include_dashboard": False}
-            try:
-                ray.init(**options)
-            except (ConnectionError, RayError, ValueError) as error:
-                raise RunError(
-                    f"cannot reach a Ray cluster at {self._address or 'this machine'}: {error}",
-                    "is it running? `ray status --address ...` tells",
-                ) from None
+                start_local(self._cpus)
             self._owned = True
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         if self.gpus > resources.get("GPU", 0):
@@ -345,6 +339,7 @@ class AnnotateWorker:
 
         cv2.setNumThreads(1)
         self._lease, self._settings = lease, settings
+        self._meter = RayMeter()
         self._annotator_hash = settings.digest(models.hashes)
         self._detector: HandDetector | None = None
         if models.hand_landmarker is not None:
@@ -366,10 +361,12 @@ class AnnotateWorker:
             annotator_hash=self._annotator_hash,
             detector=self._detector,
             mask_model=self._mask_model,
+            meter=self._meter,
         )
         records = read_unit(self._lease.storage, unit)
         samples, rejections = annotator.annotate(unit.unit_id, records)
-        return write_unit(self._lease, unit, samples, rejections, self._annotator_hash)
+        with metered(self._meter, "write", len(samples)):
+            return write_unit(self._lease, unit, samples, rejections, self._annotator_hash)
 
     def close(self) -> None:
         """Release MediaPipe before the process ends."""

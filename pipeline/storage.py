@@ -161,6 +161,21 @@ class Storage:
             if name.endswith(suffix) and not any(part.startswith((".", "_")) for part in name.split("/"))
         )
 
+    def modified_times(self, folder: str, suffix: str) -> dict[str, float]:
+        """Return when each file below a folder was last written, in seconds since 1970 by the storage's clock.
+
+        Names are those of ``list_files``, which see.
+        """
+        names = self.list_files(folder, suffix)
+        with self._named_errors("list", folder):
+            found = self._filesystem.find(self._path(folder), detail=True)
+            return {name: self._modified_time(self._path(name), found) for name in names if self._path(name) in found}
+
+    def _modified_time(self, path: str, found: dict[str, dict[str, Any]]) -> float:
+        """Take the time from a listing: local disks and S3 put it there, others are asked file by file."""
+        time = found[path].get("mtime") or found[path].get("LastModified") or self._filesystem.modified(path)
+        return float(time) if isinstance(time, int | float) else float(time.timestamp())
+
     def list_folders(self, folder: str) -> list[str]:
         """Return the names of the visible folders directly in a folder, sorted; none if it is absent."""
         with self._named_errors("list", folder):

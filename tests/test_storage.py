@@ -1,5 +1,6 @@
 """Workspaces on local disk and on a real S3-speaking server keep the same promises."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,6 +71,15 @@ def test_ingest_and_planning_work_on_any_storage(storage: Storage, synthetic_roo
     units = plan_source(storage, "dataset", "synthetic", 64)
     ids = [record.record_id for unit in units for record in read_unit(storage, unit)]
     assert len(ids) == len(set(ids)) == summary.records == 48
+
+
+def test_the_storage_tells_when_a_file_was_written(storage: Storage) -> None:
+    storage.write_bytes("folder/a.json", b"{}")
+    storage.write_bytes("folder/b.txt", b"")
+    times = storage.modified_times("folder", ".json")
+    assert list(times) == ["folder/a.json"]
+    assert abs(times["folder/a.json"] - time.time()) < 60
+    assert storage.modified_times("nowhere", ".json") == {}
 
 
 def test_a_missing_file_is_an_error_that_names_it(storage: Storage) -> None:

@@ -80,6 +80,9 @@ def annotate(
 
     Interrupted, the same command continues; finished, it does nothing.
     """
+    from handdata.pipeline.ray_access import offer_token
+
+    offer_token()
     from handdata.pipeline.engine import annotate as run_annotate
     from handdata.pipeline.shards import DATASET
     from handdata.pipeline.storage import Storage

@@ -1,0 +1,175 @@
+"""Commands as jobs of a Ray cluster: the code travels with the job, the log comes back, the exit code passes through.
+
+The job runs ``python -m handdata ...`` on the cluster with this installation's code, ``./handdata.toml`` and the
+``HANDDATA_`` variables of the submitting shell, so that a command means there what it means here. Data does not travel:
+every path must be one that the cluster's nodes see.
+"""
+
+import asyncio
+import logging
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import handdata
+from handdata.pipeline.ray_access import TOKEN_HINT, offer_token
+from handdata.pipeline.settings import SETTINGS_FILE
+from handdata.schemas import RunError
+
+_POLL_S = 0.5
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+
+
+class Cluster:
+    """The jobs of a Ray cluster.
+
+    Args:
+        address: of its dashboard (``http://HEAD:8265``), or one that ``ray.init`` takes; by default ``RAY_ADDRESS``, or
+            the cluster on this machine.
+
+    Raises:
+        RunError: no cluster answers there, or it refuses the token.
+
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.address = (
+            address or os.environ.get(_ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS") or "the local cluster"
+        )
+        offer_token()
+        with self._clear_errors(), _variable(_ADDRESS_VARIABLE, address):
+            from ray.job_submission import JobSubmissionClient
+
+            for module in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+                logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # how an upload goes is no news
+            self._client = JobSubmissionClient(address)
+
+    def submit(self, arguments: Sequence[str], gpus: int = 0) -> str:
+        """Submit ``handdata ARGUMENTS`` and return the job's id.
+
+        Args:
+            arguments: the command line.
+            gpus: that the command itself uses, on one node; none for commands that start actors of their own.
+
+        """
+        settings = {name: value for name, value in os.environ.items() if name.startswith("HANDDATA_")}
+        with tempfile.TemporaryDirectory() as folder, self._clear_errors():
+            stage_code(Path(folder))
+            return self._client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "handdata", *arguments]),
+                runtime_env={"working_dir": folder, "excludes": ["__pycache__"], "env_vars": settings},
+                entrypoint_num_gpus=gpus or None,
+            )
+
+    def follow(self, job_id: str, write: Callable[[str], None], note: Callable[[str], None]) -> int:
+        """Pass a job's log on as it comes, until the job ends; return the command's exit code.
+
+        Args:
+            job_id: of a job of this cluster.
+            write: is given pieces of the log.
+            note: is given a line whenever the reason why the job does not run yet changes.
+
+        Raises:
+            RunError: the job was stopped, or died otherwise than by an exit code of ours, or the cluster is gone.
+
+        """
+        from ray.job_submission import JobStatus
+
+        with self._clear_errors():
+            self._wait_for_start(job_id, note)
+            asyncio.run(self._pass_log_on(job_id, write))
+            job = self._client.get_job_info(job_id)
+        if job.status == JobStatus.SUCCEEDED:
+            return 0
+        if job.status == JobStatus.STOPPED:
+            raise RunError(f"job {job_id} was stopped", "the same command continues where it stopped")
+        if job.driver_exit_code in (1, 2):
+            return job.driver_exit_code
+        reason = (job.message or "").partition(", last available logs")[0].splitlines()
+        raise RunError(
+            f"job {job_id} failed: {reason[0] if reason else job.status}", "the same command continues where it stopped"
+        )
+
+    def how_to_go_on(self, job_id: str) -> str:
+        """Say how to follow and to stop a job that is left alone."""
+        address = f" --address {self.address}" if self.address.startswith("http") else ""
+        return (
+            f"job {job_id} goes on without this terminal; "
+            f"follow it: ray job logs{address} --follow {job_id}; stop it: ray job stop{address} {job_id}"
+        )
+
+    def _wait_for_start(self, job_id: str, note: Callable[[str], None]) -> None:
+        from ray.job_submission import JobStatus
+
+        told = None
+        while (job := self._client.get_job_info(job_id)).status == JobStatus.PENDING:
+            if job.message != told:
+                told = job.message
+                note(f"job {job_id}: {told}")
+            time.sleep(_POLL_S)
+
+    async def _pass_log_on(self, job_id: str, write: Callable[[str], None]) -> None:
+        """Write the log once, however often the connection to it breaks."""
+        import aiohttp
+
+        written = 0
+        while True:
+            position = 0
+            try:
+                async for piece in self._client.tail_job_logs(job_id):
+                    position += len(piece)
+                    if position > written:
+                        write(piece[written - position :])
+                        written = position
+            except (aiohttp.ClientError, RuntimeError):
+                pass  # get_job_status, next, raises where the cluster itself is gone
+            if self._client.get_job_status(job_id).is_terminal():
+                return
+            await asyncio.sleep(_POLL_S)
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        import requests
+        from ray.exceptions import AuthenticationError, RayError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            what = "asks for a token" if "Missing" in error.message else "refuses the token"
+            raise RunError(f"the Ray cluster at {self.address} {what}", TOKEN_HINT) from None
+        except (ConnectionError, requests.RequestException, RayError, RuntimeError, ValueError) as error:
+            raise RunError(
+                f"cannot use the Ray cluster at {self.address}: {str(error).splitlines()[0]}",
+                "--address takes the head's dashboard, http://HEAD:8265; is it running and within reach?",
+            ) from None
+
+
+def stage_code(folder: Path) -> None:
+    """Put into a folder what travels with a job: this installation's package and the settings file.
+
+    Ray follows links when it packs a folder: those made here, and those inside the package that stand for the folders
+    beside it.
+    """
+    (folder / "handdata").symlink_to(Path(handdata.__file__).resolve().parent)
+    settings = Path(SETTINGS_FILE)
+    if settings.is_file():
+        (folder / SETTINGS_FILE).symlink_to(settings.absolute())
+
+
+@contextmanager
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """Set a variable for a while; Ray lets ``RAY_ADDRESS`` win over an address that is passed to it, not over this."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+        elif value is not None:
+            del os.environ[name]

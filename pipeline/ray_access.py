@@ -1,0 +1,74 @@
+"""Reaching a running Ray cluster, with its token where it asks for one, or starting one on this machine.
+
+Ray looks for the token in ``RAY_AUTH_TOKEN``, in the file ``RAY_AUTH_TOKEN_PATH`` and in ``~/.ray/auth_token``, but
+sends it only where ``RAY_AUTH_MODE`` is ``token``, and reads that variable when it is imported.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from handdata.schemas import RunError
+
+TOKEN_HINT = "its token belongs into RAY_AUTH_TOKEN, into a file named by RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"  # noqa: S105 - names of variables
+"""Says where Ray looks for a token."""
+
+
+def offer_token() -> None:
+    """Let Ray send the user's token, if there is one, to clusters; call it before ``import ray``.
+
+    A cluster without authentication ignores the token. ``RAY_AUTH_MODE`` stays as it is where the user has set it.
+    """
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if "RAY_AUTH_MODE" not in os.environ and (os.environ.get("RAY_AUTH_TOKEN") or token_file.is_file()):
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def connect(address: str) -> None:
+    """Make this process a driver of a running cluster.
+
+    Raises:
+        RunError: there is none at the address, or it does not take the token.
+
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        with _silent_stderr():  # Ray's C++ part prints a line a second while it cannot connect
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        raise RunError(
+            f"cannot reach a Ray cluster at {address}, or it refuses the token: {str(error).splitlines()[0]}",
+            f"is it running? `ray status --address {address}` tells; {TOKEN_HINT}",
+        ) from None
+
+
+def start_local(cpus: int | None) -> None:
+    """Start a cluster on this machine and make this process its driver.
+
+    Raises:
+        RunError: Ray does not start.
+
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, ValueError) as error:
+        raise RunError(f"cannot start Ray on this machine: {error}") from None
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
