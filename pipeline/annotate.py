@@ -106,7 +106,10 @@ class Annotator:
             under_way = crops, submitted
         if under_way:
             samples += self._finished(unit_id, *under_way)
-        accepted, gated = judge(samples, self.settings.image_size, self.settings.quality)
+        with metered(self.meter, "judge", len(samples)):
+            accepted, gated = judge(samples, self.settings.image_size, self.settings.quality)
+        for rejection in gated:
+            self.meter.refused("judge", rejection.reason)
         return accepted, rejections + gated
 
     def _prepared(self, records: Sequence[HandRecord], rejections: list[Rejection]) -> Iterator[PreparedCrop]:

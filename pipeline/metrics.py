@@ -13,8 +13,8 @@ from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from handdata.schemas import RecordError, RejectReason
 
-Stage = Literal["decode", "keypoints", "crop", "mask", "encode", "write"]
-"""``mask`` includes waiting for SAM, ``encode`` measures the quality of a crop and encodes its pictures."""
+Stage = Literal["decode", "keypoints", "crop", "mask", "encode", "judge", "write"]
+"""``mask`` includes waiting for SAM, ``encode`` measures a crop and encodes its pictures, ``judge`` is the gates of a unit."""
 
 Item = TypeVar("Item")
 Owner = TypeVar("Owner", bound="_HasMeter")

@@ -180,7 +180,7 @@ def test_rays_metrics_count_rows_and_refusals_of_each_stage(annotated: tuple[Pat
         key = name, tags["Stage"], tags.get("Reason", "")
         sums[key] = sums.get(key, 0) + float(value)
     rows = {stage: value for (name, stage, _), value in sums.items() if name == "ray_handdata_rows_total"}
-    assert rows == dict.fromkeys(("decode", "keypoints", "crop", "mask", "encode", "write"), 46)
+    assert rows == dict.fromkeys(("decode", "keypoints", "crop", "mask", "encode", "judge", "write"), 46)
     assert sums["ray_handdata_rejected_total", "decode", "frame_missing"] == 2
     assert sums["ray_handdata_stage_seconds_sum", "keypoints", ""] > 0
 
