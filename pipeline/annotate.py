@@ -4,6 +4,7 @@ Plain functions on plain objects; ``pipeline.engine`` runs them inside Ray actor
 which a batch is handed before the next batch is prepared, so that a model elsewhere works meanwhile.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -106,8 +107,9 @@ class Annotator:
             under_way = crops, submitted
         if under_way:
             samples += self._finished(unit_id, *under_way)
-        with metered(self.meter, "judge", len(samples)):
-            accepted, gated = judge(samples, self.settings.image_size, self.settings.quality)
+        started = time.perf_counter()
+        accepted, gated = judge(samples, self.settings.image_size, self.settings.quality)
+        self.meter.passed("judge", len(accepted), time.perf_counter() - started)
         for rejection in gated:
             self.meter.refused("judge", rejection.reason)
         return accepted, rejections + gated

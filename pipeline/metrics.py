@@ -14,7 +14,7 @@ from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
 from handdata.schemas import RecordError, RejectReason
 
 Stage = Literal["decode", "keypoints", "crop", "mask", "encode", "judge", "write"]
-"""``mask`` includes waiting for SAM, ``encode`` measures a crop and encodes its pictures, ``judge`` is the gates of a unit."""
+"""``mask`` includes waiting for SAM, ``encode`` also measures the crop, ``judge`` applies the gates to a unit."""
 
 Item = TypeVar("Item")
 Owner = TypeVar("Owner", bound="_HasMeter")
