@@ -1,75 +1,168 @@
-"""Images a second of ``handdata annotate`` beside a bare MediaPipe loop on the same files, in one run.
+"""Keypoint detection through the whole of ``handdata annotate``, beside bare MediaPipe loops and daft-physical-ai.
 
-    python benchmarks/annotate.py [--frames 480] [--size 256]
+    python benchmarks/annotate.py [--frames 5000] [--size 256] [--video-frames 200]
 
-The peer is the loop that everybody writes: one process, read, decode, detect, keep the result in memory. Ours also
-cuts, masks, measures, encodes and commits, on all cores, Ray's start included.
+The same JPEG files on all sides, in one run, each side timed from its first finished batch to its last:
+
+- two bare loops: what everybody writes (read, decode, detect, keep the result), in two processes at once;
+- ``daft_physical_ai.hands.track_hands(method="mediapipe")`` over the same files, in an environment of its own;
+- ``handdata annotate --keypoints mediapipe --masks none``: read, decode, detect, crop, measure, encode, commit. The
+  files once as stills, each a sequence of its own, and once as videos of ``--video-frames`` frames.
+
+Frames show a right hand, a left hand or both, a third each. They are rendered once and kept in the cache folder.
 """
 
 import argparse
+import multiprocessing
+import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import cv2
 import ray
+from peers import peer_python
 
+from handdata.adapters import Partition
 from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.adapters.synthetic import SyntheticAdapter
-from handdata.console import print_table
-from handdata.pipeline.detector import HandDetector
+from handdata.console import err, print_table
 from handdata.pipeline.engine import annotate
-from handdata.pipeline.frames import decode_image
 from handdata.pipeline.ingest import ingest
-from handdata.pipeline.settings import AnnotateSettings, MasksPolicy
+from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
-from handdata.pipeline.weights import require_weights
+from handdata.pipeline.weights import cache_folder, require_weights
+from handdata.schemas import HandRecord, Rejection
+
+CONFIDENCE = AnnotateSettings().detection_confidence
+LOOPS = 2
+DAFT = ("daft-physical-ai[mediapipe]==0.3.0",)
+DAFT_SCRIPT = """
+import sys, time
+import daft
+from daft_physical_ai.hands import track_hands
+
+paths, model = open(sys.argv[1]).read().splitlines(), sys.argv[2]
+frames = daft.from_pydict({"path": paths}).into_batches(16)
+frames = frames.with_column("image", daft.functions.decode_image(daft.functions.download(daft.col("path"))))
+hands = track_hands(daft.col("image"), method="mediapipe", model_path=model, min_confidence=float(sys.argv[3]))
+started, rows = 0.0, 0
+for batch in frames.select("path", hands.alias("hands")).to_arrow_iter():
+    if not started:
+        started, first = time.perf_counter(), batch.num_rows
+    rows += batch.num_rows
+print((rows - first) / (time.perf_counter() - started))
+"""
 
 
-def bare_loop_images_per_s(files: list[Path], confidence: float) -> float:
-    """Time MediaPipe over the files in this process."""
-    with HandDetector(require_weights("hand_landmarker"), confidence) as detector:
-        detector.detect(decode_image(files[0].read_bytes(), str(files[0])))
+def bare_loop(files: list[str], model: str, ready: Barrier, answers: "multiprocessing.Queue[float]") -> None:
+    """Detect in all files; report the seconds since every loop was ready."""
+    import mediapipe
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    options = vision.HandLandmarkerOptions(
+        base_options=BaseOptions(model_asset_path=model), num_hands=2, min_hand_detection_confidence=CONFIDENCE
+    )
+    cv2.setNumThreads(1)
+    with vision.HandLandmarker.create_from_options(options) as landmarker:
+
+        def detect(file: str) -> object:
+            pixels = cv2.imread(file, cv2.IMREAD_COLOR_RGB)
+            return landmarker.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels))
+
+        detect(files[0])
+        ready.wait()
         started = time.perf_counter()
-        for file in files:
-            detector.detect(decode_image(file.read_bytes(), str(file)))
-        return len(files) / (time.perf_counter() - started)
+        kept = [detect(file) for file in files]
+        answers.put(time.perf_counter() - started)
+        assert len(kept) == len(files)
 
 
-def annotate_images_per_s(root: Path, workspace: Path, masks: MasksPolicy, size: int) -> tuple[float, float]:
-    """Time a whole run with a fresh Ray; return the rate with start-up, and from the first finished unit on."""
-    storage = Storage(workspace)
-    records = ingest(SyntheticAdapter, root, storage).records
-    settings = AnnotateSettings(keypoints="mediapipe", masks=masks, image_size=size)
+def bare_loops_images_per_s(files: list[str]) -> float:
+    """Run the loops at once, each on its share of the files."""
+    context = multiprocessing.get_context("spawn")
+    ready, answers = context.Barrier(LOOPS), context.Queue()
+    model = str(require_weights("hand_landmarker"))
+    loops = [
+        context.Process(target=bare_loop, args=(files[share::LOOPS], model, ready, answers)) for share in range(LOOPS)
+    ]
+    for loop in loops:
+        loop.start()
+    seconds = [answers.get() for _ in loops]
+    for loop in loops:
+        loop.join()
+    return len(files) / max(seconds)
+
+
+def daft_images_per_s(files: list[str], folder: Path) -> float:
+    """Run daft-physical-ai over the files."""
+    (folder / "paths.txt").write_text("\\n".join(files))
+    command = [peer_python("daft-physical-ai", DAFT), "-I", "-c", DAFT_SCRIPT]
+    arguments = [folder / "paths.txt", require_weights("hand_landmarker"), str(CONFIDENCE)]
+    done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def annotate_images_per_s(storage: Storage, size: int) -> float:
+    """Annotate all records of a workspace with a fresh Ray; the rate from the first finished unit to the last."""
+    settings = AnnotateSettings(keypoints="mediapipe", masks="none", image_size=size)
     finished: list[tuple[float, int]] = []
-    started = time.perf_counter()
     annotate(storage, settings, on_unit=lambda marker: finished.append((time.perf_counter(), marker.records)))
-    whole = records / (time.perf_counter() - started)
-    first, last = finished[0][0], finished[-1][0]
-    steady = sum(rows for _, rows in finished[1:]) / (last - first) if last > first else whole
     ray.shutdown()
-    return whole, steady
+    return sum(rows for _, rows in finished[1:]) / (finished[-1][0] - finished[0][0])
+
+
+class Stills(SyntheticAdapter):
+    """The synthetic source with each frame as a sequence of its own."""
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield the records of a partition, renamed."""
+        for row in super().records(root, partition):
+            if isinstance(row, HandRecord):
+                name = f"{row.sequence_id}-{row.frame_index:06d}"
+                yield row.model_copy(update={"sequence_id": name, "frame_index": 0, "timestamp_s": None})
+            else:
+                yield row
+
+
+def rendered(frames: int, video_frames: int, size: int) -> Path:
+    """Return a synthetic dataset of about so many frames; the first call renders it."""
+    root = cache_folder().parent / "benchmarks" / f"annotate-{frames}-{video_frames}-{size}"
+    if not root.exists():
+        err.print(f"rendering {frames} frames into {root} (once)")
+        sequences = max(frames // video_frames, 2)
+        write_dataset(root, min(8, sequences), sequences, video_frames, 1, size, seed=0)
+    return root
 
 
 def main() -> None:
-    """Render frames, run both, print the table."""
+    """Run all sides, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=480)
+    parser.add_argument("--frames", type=int, default=5000)
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--video-frames", type=int, default=200)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "synthetic"
-        sequences = max(options.frames // 20, 1)
-        write_dataset(root, min(8, sequences), sequences, 10, 2, options.size, seed=0)
-        files = sorted(root.rglob("*.jpg"))
-        bare = bare_loop_images_per_s(files, AnnotateSettings().detection_confidence)
-        rows = [("bare MediaPipe loop, one process", f"{bare:.1f}", "", "1.00")]
-        for masks in ("none", "grabcut"):
-            whole, steady = annotate_images_per_s(root, Path(folder) / masks, masks, options.size)
-            rows.append((f"handdata annotate --masks {masks}", f"{whole:.1f}", f"{steady:.1f}", f"{steady / bare:.2f}"))
+    root = rendered(options.frames, options.video_frames, options.size)
+    files = sorted(str(path) for path in root.rglob("*.jpg"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        stills, videos = Storage(folder / "stills"), Storage(folder / "videos")
+        ingest(Stills, root, stills)
+        ingest(SyntheticAdapter, root, videos)
+        bare = bare_loops_images_per_s(files)
+        rates = {
+            "two bare MediaPipe loops at once": bare,
+            "daft-physical-ai track_hands": daft_images_per_s(files, folder),
+            "handdata annotate, stills": annotate_images_per_s(stills, options.size),
+            "handdata annotate, videos": annotate_images_per_s(videos, options.size),
+        }
+    daft = rates["daft-physical-ai track_hands"]
     print_table(
-        f"{len(files)} frames of {options.size} px",
-        rows,
-        header=("", "images/s", "after the first unit", "ratio to the loop"),
+        f"{len(files)} frames of {options.size} px, first batch to last",
+        [(name, f"{rate:.1f}", f"{rate / bare:.2f}", f"{rate / daft:.2f}") for name, rate in rates.items()],
+        header=("", "images/s", "to the loops", "to daft"),
     )
 
 
