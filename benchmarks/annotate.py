@@ -98,7 +98,7 @@ def bare_loops_images_per_s(files: list[str]) -> float:
 
 def daft_images_per_s(files: list[str], folder: Path) -> float:
     """Run daft-physical-ai over the files."""
-    (folder / "paths.txt").write_text("\\n".join(files))
+    (folder / "paths.txt").write_text("\n".join(files))
     command = [peer_python("daft-physical-ai", DAFT), "-I", "-c", DAFT_SCRIPT]
     arguments = [folder / "paths.txt", require_weights("hand_landmarker"), str(CONFIDENCE)]
     done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
