@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -25,7 +26,7 @@ from handdata._version import __version__
 from handdata.pipeline.lease import Lease
 from handdata.pipeline.plan import PlannedUnit, row_group_sizes
 from handdata.pipeline.records import rejected_folder
-from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage import Storage, blob_places, table_to_parquet
 from handdata.schemas import (
     FORMAT_VERSION,
     AnnotatedSample,
@@ -280,18 +281,37 @@ def read_index(storage: Storage, shards: Sequence[Shard], columns: Sequence[str]
     Besides ``columns`` the result has ``shard`` (position in ``shards``), ``row_group`` and ``row`` (in the row group).
     Pictures are not read.
     """
-    frames = []
-    for position, shard in enumerate(shards):
-        with storage.open_parquet(shard.name) as file:
-            for group in range(file.num_row_groups):
-                table = pl.DataFrame(file.read_row_group(group, list(columns)))
-                table = table.with_row_index("row").with_columns(
-                    shard=pl.lit(position, pl.Int32), row_group=pl.lit(group, pl.Int32)
-                )
-                frames.append(table.with_columns(pl.col(pl.Categorical).cast(pl.String)))
+    frames = [
+        read_shard_index(storage, shard, columns).with_columns(shard=pl.lit(position, pl.Int32))
+        for position, shard in enumerate(shards)
+    ]
     if not frames:
         raise UsageError("the dataset has no samples for this choice of sources and splits", "run `handdata annotate`")
     return pl.concat(frames)
+
+
+def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blobs: Sequence[str] = ()) -> pl.DataFrame:
+    """Return small columns of all rows of a shard, with ``row_group`` and ``row`` (in the row group).
+
+    For each of the binary columns ``blobs``, ``<name>_start`` and ``<name>_bytes`` say at which bytes of the file the
+    value lies; null in a file that does not say.
+    """
+    with storage.open_parquet(shard.name) as file:
+        groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        table = pl.DataFrame(file.read(list(columns))).with_columns(
+            pl.col(pl.Categorical).cast(pl.String),
+            row=pl.Series(np.concatenate([np.arange(rows) for rows in groups]), dtype=pl.Int32),
+            row_group=pl.Series(np.repeat(np.arange(len(groups)), groups), dtype=pl.Int32),
+        )
+        for name in blobs:
+            places = blob_places(file, name)
+            table = table.with_columns(
+                pl.lit(None, pl.UInt32).alias(f"{name}_{part}")
+                if places is None
+                else pl.Series(f"{name}_{part}", values)
+                for part, values in zip(("start", "bytes"), (None, None) if places is None else places.T, strict=True)
+            )
+    return table
 
 
 def read_row_group(storage: Storage, shard: Shard, row_group: int, columns: Sequence[str]) -> pa.Table:

@@ -10,7 +10,7 @@ import pytest
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.plan import plan_source, read_unit
-from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage import Storage, blob_places, table_to_parquet
 from handdata.schemas import StorageError
 
 
@@ -90,3 +90,31 @@ def test_a_missing_file_is_an_error_that_names_it(storage: Storage) -> None:
 def test_an_unknown_protocol_is_one_clear_error() -> None:
     with pytest.raises(StorageError, match="nosuch://bucket"):
         Storage("nosuch://bucket").exists("a")
+
+
+def test_parts_of_files_are_read_without_the_rest(storage: Storage) -> None:
+    pictures = [bytes([number % 250]) * (1000 + number) for number in range(300)]
+    masks = [None if number % 3 else b"mask" * number for number in range(300)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {
+        name: pa.array([None if value is None else {"bytes": value, "path": None} for value in values], kind)
+        for name, values in (("image", pictures), ("hand_mask", masks))
+    }
+    table = pa.table({"name": [str(number) for number in range(300)], **columns})
+    storage.write_bytes("a/rows.parquet", table_to_parquet(table, 128))
+    storage.write_bytes("a/other.bin", b"0123456789")
+    with storage.open_parquet("a/rows.parquet") as file:
+        places = {name: blob_places(file, name) for name in columns}
+        assert file.read().equals(table)
+        assert blob_places(file, "name") is None
+    image, mask = places["image"], places["hand_mask"]
+    assert image is not None
+    assert mask is not None
+    ranges = [("a/rows.parquet", *image[number].tolist()) for number in (299, 0, 130)]
+    parts = storage.read_ranges([*ranges, ("a/other.bin", 2, 3), ("a/rows.parquet", *mask[150].tolist())])
+    assert parts == [pictures[299], pictures[0], pictures[130], b"234", masks[150]]
+    assert not mask[1].any()
+    with pytest.raises(StorageError, match="ends before byte 20"):
+        storage.read_ranges([("a/other.bin", 5, 15)])
+    with pytest.raises(StorageError, match=r"missing\.bin"):
+        storage.read_ranges([("missing.bin", 0, 1)])

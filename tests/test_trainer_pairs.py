@@ -1,7 +1,12 @@
+import gc
+import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -9,20 +14,21 @@ from trainer_fixtures import SIZE, sample, write_dataset
 
 from handdata.pipeline.shards import list_shards, read_index
 from handdata.pipeline.storage import Storage
-from handdata.schemas import UsageError
+from handdata.schemas import AnnotatedSample, EncodedImage, Split, UsageError
+from handdata.schemas.sample import samples_to_table
+from handdata.trainer.augment import resize
 from handdata.trainer.autoencoders import PixelAutoencoder
 from handdata.trainer.conditioning import Task
 from handdata.trainer.pairs import (
-    INDEX_COLUMNS,
     STILL,
     VIDEO,
     VIEW,
     PairDataset,
     PositionSampler,
     pair_conditions,
-    shuffled_order,
 )
-from handdata.trainer.presets import AugmentationConfig, PairConfig
+from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
+from handdata.trainer.reading import EncodedFrame, labels_of, largest_reduction, pictures_of
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +43,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     return storage
 
 
-def dataset(storage: Storage, seed: int = 0, **weights: float) -> PairDataset:
+def dataset(storage: Storage, seed: int = 0, **weights: object) -> PairDataset:
     return PairDataset(storage, image_size=32, split="train", pairs=PairConfig.model_validate(weights), seed=seed)
 
 
 def rows_of(storage: Storage) -> list[dict[str, object]]:
-    index = read_index(storage, list_shards(storage), INDEX_COLUMNS)
+    columns = ["sequence_id", "frame_index", "camera_id", "flags"]
+    index = read_index(storage, list_shards(storage), columns)
     return [row for row in index.to_dicts() if not row["flags"]]
 
 
@@ -163,15 +170,245 @@ def test_augmented_pairs_are_the_same_for_the_same_position(storage: Storage) ->
     assert not torch.equal(first.target_image, made()[18].target_image)
 
 
-def test_rows_are_shuffled_within_a_few_row_groups() -> None:
-    groups = np.stack([np.zeros(6400, int), np.arange(6400) // 100], axis=1)
-    order = shuffled_order(groups, np.random.default_rng(0))
-    assert sorted(order) == list(range(6400))
-    assert all(len(set(groups[order[start : start + 1600], 1])) == 16 for start in range(0, 6400, 1600))
-    assert len(set(groups[order[:50], 1])) > 8
-
-
 def test_a_split_without_usable_rows_is_refused(tmp_path: Path) -> None:
     write_dataset(Storage(tmp_path), [sample("hidden", 0, flags=["unlabelled_hand"])])
     with pytest.raises(UsageError, match="no usable pairs"):
         PairDataset(Storage(tmp_path), image_size=32, split="train")
+
+
+def gaps_drawn(storage: Storage, **settings: object) -> np.ndarray:
+    """Return the gaps (seconds) of many pairs whose target is the middle frame of a long video."""
+    pairs = PairDataset(
+        storage,
+        image_size=8,
+        split="train",
+        pairs=PairConfig.model_validate({"video": 1, "view": 0, "still": 0, **settings}),
+    )
+    rng = np.random.default_rng(0)
+    target = pairs.find("synthetic/train/long/000100-0")
+    drawn = [pairs._candidates.draw(target, rng)[1] for _ in range(4000)]
+    return np.abs(np.array(drawn) - target) / 10
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    storage = Storage(tmp_path_factory.mktemp("long"))
+    write_dataset(storage, [sample("long", frame, timestamp_s=frame / 10, size=8) for frame in range(201)])
+    return storage
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected_mean_s"),
+    [
+        ({"gap": "uniform"}, 2.55),
+        ({"gap": "log-uniform"}, 50 * 0.1 / sum(1 / step for step in range(1, 51))),
+        ({"gap": "exponential", "mean_gap": 0.1}, 0.55),
+    ],
+)
+def test_gaps_follow_the_configured_distribution(
+    long_video: Storage, settings: dict[str, object], expected_mean_s: float
+) -> None:
+    gaps = gaps_drawn(long_video, max_gap_s=5.0, **settings)
+    assert gaps.min() >= 0.1 - 1e-9
+    assert gaps.max() <= 5.0 + 1e-9
+    assert gaps.mean() == pytest.approx(expected_mean_s, rel=0.06)
+
+
+def test_pairs_agree_on_which_hands_are_spoken_for(tmp_path: Path) -> None:
+    """Frames in which nothing is known of the left hand are not paired with frames that know it."""
+    known = [("labelled", "labelled"), ("labelled", "absent"), ("labelled", "unknown")]
+    samples = [
+        sample(
+            "mixed",
+            frame,
+            camera,
+            timestamp_s=frame / 10,
+            hand_state=known[frame % 3],
+            keypoints_origin=("dataset", "dataset" if frame % 3 == 0 or frame == 2 else None),
+        )
+        for frame in range(12)
+        for camera in "ab"
+    ]
+    storage = Storage(tmp_path)
+    write_dataset(storage, samples)
+    pairs = dataset(storage, still=0)
+    met = set()
+    for position in range(20 * len(pairs)):
+        target, reference, _ = pairs.rows_at(position)
+        assert reference is not None
+        # Frame 2 says nothing of the left hand, but the detector found it.
+        unknown = [row // 2 % 3 == 2 and row // 2 != 2 for row in (target, reference)]
+        assert unknown[0] == unknown[1]
+        met.add((unknown[0], target // 2 % 3 == reference // 2 % 3))
+    assert met == {(False, False), (False, True), (True, True)}
+
+
+def test_rows_are_chosen_by_an_expression_over_their_columns(storage: Storage) -> None:
+    def rows(where: str) -> int:
+        data = DataConfig(where=where)
+        return len(PairDataset(storage, image_size=32, split="train", data=data))
+
+    assert rows("sequence_id = 'wave' AND frame_index >= 10") == 20
+    assert rows("camera_id IN ('b')") == 40
+    assert rows("timestamp_s < 0.5") == 10  # null is not true
+    assert rows("keypoints_score[1] > 0.5 AND NOT array_contains(flags, 'blurry')") == 83
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("sharpness >", "no SQL expression"),
+        ("sharpnes > 3", "no column 'sharpnes'"),
+        ("hand_mask IS NOT NULL", "no column 'hand_mask'"),
+        ("sharpness", "not true or false"),
+        ("flags > 3", "does not fit the columns"),
+    ],
+)
+def test_a_wrong_expression_is_refused_in_one_line(storage: Storage, where: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        PairDataset(storage, image_size=32, split="train", data=DataConfig(where=where))
+
+
+def test_flagged_rows_are_left_out_unless_asked_for(storage: Storage) -> None:
+    data = DataConfig(unlabelled_hands=True)
+    assert len(PairDataset(storage, image_size=32, split="train", data=data)) == len(dataset(storage)) + 1
+
+
+def many_sources() -> list[AnnotatedSample]:
+    """A source of 30 stills, one of 10, and one that repacks frames of the first."""
+
+    def row(source: str, split: Split, number: int, **changes: object) -> AnnotatedSample:
+        name = f"{source}/{split}/{number}"
+        ids = {"sample_id": name, "record_id": name, "source": source}
+        return sample(f"s{number}", 0, split=split, **ids, **changes)
+
+    rows = [row("dart", "train", number) for number in range(30)]
+    rows += [row("dart", "test", number) for number in range(30, 34)]
+    rows += [row("rhd", "train", number, license="MIT") for number in range(10)]
+    # 20 to 29 are shown by dart, 30 to 33 are dart's test frames, 34 to 36 nobody else's.
+    for number in range(20, 37):
+        split = "train" if number < 30 or number > 33 else "test"
+        rows.append(row("foundhand10m", "train", number, origin_id=f"dart/{split}/{number}"))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    storage = Storage(tmp_path_factory.mktemp("sources"))
+    write_dataset(storage, many_sources())
+    return storage
+
+
+def shown(pairs: PairDataset) -> set[str]:
+    return {pairs.sequence_id(pairs.rows_at(position)[0]) for position in range(len(pairs))}
+
+
+def test_no_physical_frame_is_trained_twice_or_across_splits(sources: Storage) -> None:
+    pairs = dataset(sources)
+    assert len(pairs) == 30 + 10 + 3
+    with pytest.raises(UsageError, match="no sample foundhand10m/train/25"):
+        pairs.find("foundhand10m/train/25")
+    with pytest.raises(UsageError, match="no sample"):
+        pairs.find("foundhand10m/train/31")
+    pairs.find("foundhand10m/train/36")
+
+
+def test_licences_choose_rows(sources: Storage) -> None:
+    pairs = PairDataset(sources, image_size=32, split="train", data=DataConfig(licences=("MIT", "CC0")))
+    assert shown(pairs) == {f"s{number}" for number in range(10)}
+    with pytest.raises(UsageError, match="no usable pairs"):
+        PairDataset(sources, image_size=32, split="train", data=DataConfig(licences=("CC0",)))
+
+
+def test_sources_and_kinds_are_mixed_by_weight_and_temperature(sources: Storage) -> None:
+    assert dataset(sources).mixture() == {
+        "dart": {"video": 0, "view": 0, "still": pytest.approx(30 / 43)},
+        "foundhand10m": {"video": 0, "view": 0, "still": pytest.approx(3 / 43)},
+        "rhd": {"video": 0, "view": 0, "still": pytest.approx(10 / 43)},
+    }
+    pairs = dataset(sources, temperature=1e9, sources={"rhd": {"weight": 2}, "foundhand10m": {"weight": 0}})
+    epoch = len(pairs)
+    assert epoch == 40
+    drawn = Counter(pairs.sequence_id(pairs.rows_at(position)[0]) for position in range(epoch))
+    assert pairs.effective_epochs(epoch) == {"dart": pytest.approx(13 / 30), "rhd": pytest.approx(27 / 10)}
+    assert sum(pairs.effective_epochs(epoch).values()) > 0
+    assert len(drawn) <= 30
+
+
+def test_kinds_of_pairs_have_their_own_weights_in_a_source(storage: Storage) -> None:
+    pairs = dataset(storage, sources={"synthetic": {"video": 0, "view": 1, "still": 0}})
+    assert {pairs.rows_at(position)[2] for position in range(len(pairs))} == {VIEW}
+    assert pairs.mixture() == {"synthetic": {"video": 0, "view": 1, "still": 0}}
+
+
+def test_a_weight_for_a_source_that_is_not_there_is_refused(storage: Storage) -> None:
+    with pytest.raises(UsageError, match="names hagrid"):
+        dataset(storage, sources={"hagrid": {"weight": 2}})
+
+
+def test_only_the_bytes_of_chosen_frames_are_read(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = dataset(storage)
+    expected = [pairs[position] for position in range(6)]
+    read: list[int] = []
+    ranges = Storage.read_ranges
+
+    def counted(self: Storage, wanted: list[tuple[str, int, int]]) -> list[bytes]:
+        read.extend(length for _, _, length in wanted)
+        return ranges(self, wanted)
+
+    monkeypatch.setattr(Storage, "read_ranges", counted)
+    again = dataset(storage).__getitems__(range(6))
+    for one, other in zip(expected, again, strict=True):
+        assert all(torch.equal(field, same) for field, same in zip(one, other, strict=True))
+    files = [storage.open_parquet(shard.name).metadata for shard in list_shards(storage, splits=["train"])]
+    stored = sum(file.row_group(group).total_byte_size for file in files for group in range(file.num_row_groups))
+    assert 0 < sum(read) < stored / 5
+
+
+def test_shards_that_do_not_say_where_their_pictures_lie_are_read_too(storage: Storage, tmp_path: Path) -> None:
+    """Rewritten by other software, a shard keeps its rows and loses our metadata."""
+    shutil.copytree(storage.url, tmp_path, dirs_exist_ok=True)
+    other = Storage(tmp_path)
+    for shard in list_shards(other):
+        table = other.read_parquet(shard.name)
+        pq.write_table(table, tmp_path / shard.name, row_group_size=10)
+    for position in range(0, 80, 7):
+        one, same = dataset(storage)[position], dataset(other)[position]
+        assert all(torch.equal(field, copy) for field, copy in zip(one, same, strict=True))
+
+
+@pytest.mark.parametrize(("size", "smallest_crop", "reduction"), [
+    (256, 1.0, 2), (256, 0.85, 2), (256, 0.8, 1), (257, 1.0, 1), (64, 1.0, 8), (32, 0.9, 8), (512, 1.0, 1),
+])  # fmt: skip
+def test_pictures_are_decoded_no_larger_than_training_needs(size: int, smallest_crop: float, reduction: int) -> None:
+    assert largest_reduction(512, size, smallest_crop) == reduction
+
+
+def test_reduced_decoding_keeps_pictures_and_labels_in_place(tmp_path: Path) -> None:
+    made = sample("large", 0, size=256, pad_ltrb=(10.0, 0.0, 0.0, 20.0))
+    bgr = cv2.imdecode(np.frombuffer(made.image.bytes, np.uint8), cv2.IMREAD_COLOR)
+    jpeg = EncodedImage(bytes=cv2.imencode(".jpg", bgr)[1].tobytes())
+    made = made.model_copy(update={"image": jpeg})
+    table = samples_to_table([made])
+    image, mask = pictures_of(table, 0)
+    labels = labels_of(table)
+    encoded = EncodedFrame(image, mask, labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0])
+    small, full = encoded.decode(4), resize(encoded.decode(), 64)
+    assert small.image.shape == (64, 64, 3)
+    assert np.abs(small.image.astype(int) - full.image).mean() < 2
+    assert np.abs(small.mask.astype(int) - full.mask).mean() < 2
+    np.testing.assert_allclose(small.keypoints[:21], full.keypoints[:21], atol=1e-4)
+    assert not small.known[:, :3].any()
+    assert not small.known[-5:].any()
+
+
+def test_the_index_is_shared_with_other_processes_by_its_path(storage: Storage) -> None:
+    pairs = dataset(storage)
+    copy = pickle.loads(pickle.dumps(pairs))
+    assert len(pickle.dumps(pairs)) < 20_000
+    assert [copy.rows_at(position) for position in range(90)] == [pairs.rows_at(position) for position in range(90)]
+    folder = pairs._rows._folder
+    assert folder.is_dir()
+    del pairs, copy
+    gc.collect()
+    assert not folder.exists()

@@ -24,8 +24,12 @@ def sample(
     flags: Sequence[str] = (),
     pad_ltrb: tuple[float, float, float, float] = (0, 0, 0, 0),
     size: int = SIZE,
+    **changes: object,
 ) -> AnnotatedSample:
-    """One crop with a right hand: a bright disc whose place and colour follow from its identity, joints inside it."""
+    """One crop with a right hand: a bright disc whose place and colour follow from its identity, joints inside it.
+
+    ``changes`` replace columns.
+    """
     rng = np.random.default_rng([*sequence.encode(), frame, *camera.encode()])
     centre = rng.uniform(0.35, 0.65, 2) * size
     image = np.full((size, size, 3), rng.integers(0, 90, 3), np.uint8)
@@ -35,7 +39,7 @@ def sample(
     keypoints = np.zeros((42, 2), np.float32)
     keypoints[:21] = centre + rng.uniform(-0.15, 0.15, (21, 2)) * size
     name = f"synthetic/{split}/{sequence}/{frame:06d}-{camera}"
-    return AnnotatedSample(
+    made = AnnotatedSample(
         sample_id=name,
         record_id=name,
         unit_id=f"unit-{split}",
@@ -79,22 +83,23 @@ def sample(
         flags=tuple(flags),
         annotator_hash="0" * 16,
     )
+    return made.model_copy(update=changes)
 
 
 def write_dataset(storage: Storage, samples: Sequence[AnnotatedSample]) -> None:
-    """Write samples as an annotated dataset, one unit a split."""
-    splits = sorted({row.split for row in samples})
-    for split in splits:
-        rows = [row for row in samples if row.split == split]
-        unit = PlannedUnit(f"unit-{split}", "synthetic", split, len(rows), "", 0)  # type: ignore[arg-type]
+    """Write samples as an annotated dataset, one unit a source and split."""
+    units = sorted({(row.source, row.split) for row in samples})
+    for source, split in units:
+        rows = [row for row in samples if (row.source, row.split) == (source, split)]
+        unit = PlannedUnit(f"unit-{split}", source, split, len(rows), "", 0)  # type: ignore[arg-type]
         write_unit(take_lease(storage, DATASET), unit, rows, [], "0" * 16)
     write_manifest(
         storage,
         DATASET,
-        image_size=SIZE,
+        image_size=samples[0].width,
         annotators={"0" * 16: {}},
-        licenses={"synthetic": "Apache-2.0"},
-        planned_units=len(splits),
+        licenses=dict.fromkeys([source for source, _ in units], "Apache-2.0"),
+        planned_units=len(units),
     )
 
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from handdata.pipeline.shards import list_shards, read_manifest
 from handdata.pipeline.storage import Storage
@@ -50,7 +50,7 @@ from handdata.trainer.diffusion import Diffusion, Draws, draw_noise
 from handdata.trainer.history import LossWatch, RunHistory, Stopwatch, run_folder
 from handdata.trainer.metrics import ConditionFollowing, condition_following
 from handdata.trainer.model import DiT
-from handdata.trainer.pairs import FramePair, PairDataset, PositionSampler, encode_images, pair_conditions
+from handdata.trainer.pairs import FramePair, PairDataset, encode_images, pair_conditions, pair_loader
 from handdata.trainer.presets import OptimisationConfig, PairConfig, Preset
 from handdata.trainer.tasks import encode_png, figure, gesture_transfer
 
@@ -135,6 +135,7 @@ def train(
         split=training_split(storage),
         pairs=preset.pairs,
         augmentation=preset.augmentation,
+        data=preset.data,
         seed=settings.seed,
     )
     leads = process.rank == 0
@@ -151,7 +152,7 @@ def train(
     losses: deque[float] = deque(maxlen=LOGGED_EVERY_STEPS)
     watch = LossWatch(monitoring.divergence)
     clock = Stopwatch(settings.batch_size)
-    batches = iter(_loader(dataset, MicroBatches(settings, process, first_step, total), workers))
+    batches = iter(pair_loader(dataset, MicroBatches(settings, process, first_step, total), workers))
 
     def take_step() -> None:
         losses.append(trainer.training_step(next(batches) for _ in range(micro_batches(settings, process))))
@@ -436,26 +437,17 @@ class MicroBatches(Sampler[list[int]]):
         return len(self._steps) * self._share // self._micro
 
 
-def _loader(dataset: PairDataset, batches: Sampler[list[int]], workers: int) -> DataLoader[FramePair]:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-    )
-
-
 def _validation_batches(storage: Storage, preset: Preset) -> list[FramePair]:
     """Return the same pairs of the held-out split every time, without augmentation; none where it has too few."""
     if not list_shards(storage, splits=["val"]):
         return []
-    dataset = PairDataset(storage, image_size=preset.image_size, split="val", pairs=preset.pairs)
+    dataset = PairDataset(storage, image_size=preset.image_size, split="val", pairs=preset.pairs, data=preset.data)
     settings = preset.optimisation
     size = min(settings.micro_batch_size or settings.batch_size, settings.batch_size, len(dataset))
     if size < 2:
         return []
     count = max(min(VALIDATION_PAIRS, len(dataset)) // size, 1)
-    return list(DataLoader(dataset, size, sampler=PositionSampler(0, count * size)))
+    return list(pair_loader(dataset, [range(first, first + size) for first in range(0, count * size, size)]))
 
 
 def _pairs_to_show(storage: Storage, preset: Preset) -> tuple[list[Frame], list[Frame]]:
@@ -464,7 +456,7 @@ def _pairs_to_show(storage: Storage, preset: Preset) -> tuple[list[Frame], list[
         return [], []
     moving = PairConfig(**preset.pairs.model_dump() | {"still": 0.0})
     try:
-        dataset = PairDataset(storage, image_size=preset.image_size, split="val", pairs=moving)
+        dataset = PairDataset(storage, image_size=preset.image_size, split="val", pairs=moving, data=preset.data)
     except UsageError:  # stills only
         return [], []
     pairs = [dataset.rows_at(position)[:2] for position in range(min(preset.monitoring.pictures, len(dataset)))]

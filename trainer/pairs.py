@@ -1,36 +1,32 @@
 """Pairs of frames from annotated shards: which reference goes with which target, and their pictures.
 
-Every usable row is the target of one pair an epoch. Its reference is another moment of the same video (same sequence
-and camera), the same moment seen by another camera, or nothing (a still: the reference is dropped, since a picture that
-is its own reference teaches to copy).
+Every usable row is the target of pairs. Its reference is another moment of the same video (same sequence and camera),
+the same moment seen by another camera, or nothing (a still: the reference is dropped, since a picture that is its own
+reference teaches to copy). Both frames of a pair say the same about which hands are spoken for, see
+``handdata.trainer.sample_index``.
 
-A pair is named by its position in an endless order: position ``epoch * len(dataset) + index``. All that is random about
-a pair follows from (seed, position), so loader workers and processes share the work by sharing out positions, and a run
+A pair is named by its position in an endless order (``handdata.trainer.order``). All that is random about a pair
+follows from (seed, position), so loader workers and processes share the work by sharing out positions, and a run
 resumes at any position without replaying what came before.
-
-An epoch's order is shuffled in two steps, so that few files are read at a time: row groups at random, then rows at
-random within a few consecutive row groups.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-import cv2
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from handdata.pipeline.shards import list_shards, read_index, read_row_group
+from handdata.pipeline.shards import list_shards, read_manifest
 from handdata.pipeline.storage import Storage
-from handdata.schemas import KEYPOINT_COUNT, RunError, Split, UsageError
+from handdata.schemas import Split, UsageError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.augment import Frame, augment_pair, resize
-from handdata.trainer.autoencoders import Autoencoder
+from handdata.trainer.autoencoders import Autoencoder, Posterior
 from handdata.trainer.conditioning import (
     Task,
     inside_image,
@@ -39,37 +35,24 @@ from handdata.trainer.conditioning import (
     to_latent_pixels,
 )
 from handdata.trainer.diffusion import Draws
-from handdata.trainer.presets import AugmentationConfig, PairConfig
-
-INDEX_COLUMNS: Final = (
-    "sample_id",
-    "source",
-    "split",
-    "sequence_id",
-    "frame_index",
-    "camera_id",
-    "timestamp_s",
-    "flags",
-)
-FRAME_COLUMNS: Final = ("image", "hand_mask", "keypoints_2d", "keypoints_valid", "pad_ltrb")
-
-LEFT_OUT_FLAG: Final = "unlabelled_hand"
-"""Rows with this flag show a hand without keypoints: training on them teaches to draw hands that nobody asked for."""
-
-SHUFFLED_ROW_GROUPS: Final = 16
-"""Rows are shuffled within this many row groups."""
-
-CACHED_ROW_GROUPS: Final = 2 * SHUFFLED_ROW_GROUPS
-"""Row groups (encoded, a few MiB each) that a process holds."""
+from handdata.trainer.order import SourceTargets, TargetOrder, source_shares
+from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
+from handdata.trainer.reading import EncodedFrame, FrameReader, WantedFrame, labels_of, largest_reduction, pictures_of
+from handdata.trainer.sample_index import MappedArrays, read_rows, source_ranges
 
 VIDEO, VIEW, STILL = range(3)
-"""Kinds of pairs, in the order of ``PairConfig``'s weights."""
+"""Kinds of pairs, in the order of ``KINDS``."""
+
+KINDS: Final = ("video", "view", "still")
+"""Their names, as ``PairConfig`` has them."""
 
 
 class FramePair(NamedTuple):
     """One pair, or, as the loader stacks them, a batch of N pairs (then each field has a first axis N).
 
-    Pictures are uint8; S is the training size in pixels.
+    Pictures are uint8; S is the training size in pixels. Of stored latents (``DataConfig.latents``) the two images are
+    float16 moments of the posterior instead, (2, C, h, w) mean and log variance or (1, C, h, w) the latent itself, and
+    weight and mask have the latent's size.
     """
 
     target_image: Tensor
@@ -105,6 +88,7 @@ class PairDataset(Dataset[FramePair]):
         split: Split,
         pairs: PairConfig | None = None,
         augmentation: AugmentationConfig | None = None,
+        data: DataConfig | None = None,
         seed: int = 0,
     ) -> None:
         """Read the index of a split. ``augmentation`` None: pictures are resized and nothing else."""
@@ -112,132 +96,231 @@ class PairDataset(Dataset[FramePair]):
         self.image_size = image_size
         self.augmentation = augmentation
         self.seed = seed
-        self.shards = list_shards(storage, splits=[split])
-        index = read_index(storage, self.shards, INDEX_COLUMNS)
-        index = index.filter(~pl.col("flags").list.contains(LEFT_OUT_FLAG))
-        self._candidates = PairCandidates(index, pairs or PairConfig())
-        self._places = index.select("shard", "row_group", "row").to_numpy()
-        self._sample_ids = index["sample_id"]
-        self._sequence_ids = index["sequence_id"]
-        if not len(self):
-            raise UsageError(f"{storage.describe()} has no usable pairs in split {split}", "annotate more samples")
-        self._order: tuple[int, NDArray[np.int64]] | None = None
-        self._row_groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        manifest = read_manifest(storage)
+        pairs, data = pairs or PairConfig(), data or DataConfig()
+        unknown = sorted(pairs.sources.keys() - manifest.sources.keys())
+        if unknown:
+            raise UsageError(
+                f"pairs.sources names {unknown[0]}, which {storage.describe()} does not hold",
+                f"there are {', '.join(manifest.sources)}",
+            )
+        self.shards = sorted(list_shards(storage, splits=[split]), key=lambda shard: shard.source)
+        if not self.shards:
+            raise UsageError(f"{storage.describe()} has no samples in split {split}", "annotate more samples")
+        rows = read_rows(storage, self.shards, split, data)
+        counts = np.bincount(rows["shard"].to_numpy(), minlength=len(self.shards))
+        self._shard_starts = np.concatenate([[0], np.cumsum(counts)])
+        sources = list(source_ranges(self.shards, counts))
+        self._candidates = PairCandidates(rows, sources, pairs)
+        places = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$").fill_null(0)).to_numpy(order="c")
+        self._rows = MappedArrays(
+            {"row": rows["row"].to_numpy(), "places": places, "sample": rows["sample"].to_numpy()}
+        )
+        targets = self._candidates.source_targets(self._shard_starts)
+        if not targets:
+            raise UsageError(
+                f"{storage.describe()} has no usable pairs in split {split}",
+                "annotate more samples, or loosen --where, --licence and the weights of pairs",
+            )
+        self._order = TargetOrder(targets, seed)
+        self._reader = FrameReader(storage, self.shards)
+        smallest_crop = 1.0 if augmentation is None else augmentation.smallest_crop
+        self._reduction = largest_reduction(manifest.image_size, image_size, smallest_crop)
 
     def __len__(self) -> int:
         """Return the pairs of one epoch."""
-        return len(self._candidates.targets)
+        return len(self._order)
 
     def __getitem__(self, position: int) -> FramePair:
         """Return the pair at a position of the endless order."""
-        target, reference, kind = self.rows_at(position)
-        rng = np.random.default_rng([self.seed, position, 1])
-        frame = self._frame(target)
-        other = None if reference is None else self._frame(reference)
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[FramePair]:
+        """Return the pairs at some positions; their pictures are read at once."""
+        drawn = [self.rows_at(position) for position in positions]
+        encoded = iter(
+            self._reader.read(
+                [
+                    self._wanted(row, with_mask)
+                    for target, reference, _ in drawn
+                    # Nobody looks at a target's mask: it is what the network shall draw.
+                    for row, with_mask in ((target, False), (reference, True))
+                    if row is not None
+                ]
+            )
+        )
+        pairs = []
+        for position, (_, reference, kind) in zip(positions, drawn, strict=True):
+            target_frame = next(encoded)
+            pairs.append(self._pair(position, kind, target_frame, None if reference is None else next(encoded)))
+        return pairs
+
+    def rows_at(self, position: int) -> tuple[int, int | None, int]:
+        """Return the row of the target, the row of the reference (None for a still) and the kind of the pair."""
+        target = self._candidates.target(self._order[position])
+        kind, reference = self._candidates.draw(target, np.random.default_rng([self.seed, position, 0]))
+        return target, reference, kind
+
+    def effective_epochs(self, position: int) -> dict[str, float]:
+        """Return how often each source's targets have been shown, on average, before ``position``."""
+        return self._order.effective_epochs(position)
+
+    def mixture(self) -> dict[str, dict[str, float]]:
+        """Return the expected share of each kind of pair of each source in what is trained on; all together 1."""
+        kinds = self._candidates.kind_shares()
+        return {
+            source: {kind: share * kinds[source][number] for number, kind in enumerate(KINDS)}
+            for source, share in self._order.shares().items()
+        }
+
+    def find(self, sample_id: str) -> int:
+        """Return the row of a sample. Raises ``UsageError`` where it is not in this split, or left out."""
+        found = np.flatnonzero(self._rows["sample"] == pl.Series([sample_id]).hash()[0])
+        if not len(found):
+            raise UsageError(f"no sample {sample_id} in {self.storage.describe()}")
+        return int(found[0])
+
+    def sequence_id(self, row: int) -> str:
+        """Return the sequence that a row belongs to."""
+        shard, place = self._place(row)
+        return str(self.storage.read_parquet(self.shards[shard].name, ["sequence_id"])["sequence_id"][place])
+
+    def frame(self, row: int) -> Frame:
+        """Return a row's picture and labels at the training size."""
+        (encoded,) = self._reader.read([self._wanted(row, with_mask=True)])
+        return resize(encoded.decode(), self.image_size)
+
+    def _pair(self, position: int, kind: int, target: EncodedFrame, reference: EncodedFrame | None) -> FramePair:
+        frame = target.decode(self._reduction)
+        other = None if reference is None else reference.decode(self._reduction)
         if self.augmentation is None:
             frame = resize(frame, self.image_size)
             other = None if other is None else resize(other, self.image_size)
         else:
+            rng = np.random.default_rng([self.seed, position, 1])
             frame, other = augment_pair(frame, other, kind == VIEW, self.image_size, self.augmentation, rng)
         return frame_pair(frame, other, Task.VIEW_CHANGE if kind == VIEW else Task.POSE_CHANGE)
 
-    def rows_at(self, position: int) -> tuple[int, int | None, int]:
-        """Return the row of the target, the row of the reference (None for a still) and the kind of the pair."""
-        epoch, index = divmod(position, len(self))
-        target = int(self._epoch_order(epoch)[index])
-        rng = np.random.default_rng([self.seed, position, 0])
-        kind, reference = self._candidates.draw(target, rng)
-        return target, reference, kind
+    def _place(self, row: int) -> tuple[int, int]:
+        """Return a row's shard, and where it stands in it."""
+        shard = int(np.searchsorted(self._shard_starts, row, side="right")) - 1
+        return shard, int(self._rows["row"][row])
 
-    def find(self, sample_id: str) -> int:
-        """Return the row of a sample. Raises ``UsageError`` where it is not in this split, or left out."""
-        found = self._sample_ids.index_of(sample_id)
-        if found is None:
-            raise UsageError(f"no sample {sample_id} in {self.storage.describe()}")
-        return found
-
-    def sequence_id(self, row: int) -> str:
-        """Return the sequence that a row belongs to."""
-        return str(self._sequence_ids[row])
-
-    def frame(self, row: int) -> Frame:
-        """Return a row's picture and labels at the training size."""
-        return resize(self._frame(row), self.image_size)
-
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            targets = self._candidates.targets
-            rng = np.random.default_rng([self.seed, epoch])
-            self._order = epoch, targets[shuffled_order(self._places[targets, :2], rng)]
-        return self._order[1]
-
-    def _frame(self, row: int) -> Frame:
-        shard, row_group, offset = (int(value) for value in self._places[row])
-        return decode_frame(self._row_group(shard, row_group), offset)
-
-    def _row_group(self, shard: int, row_group: int) -> pa.Table:
-        key = shard, row_group
-        table = self._row_groups.get(key)
-        if table is None:
-            table = read_row_group(self.storage, self.shards[shard], row_group, FRAME_COLUMNS)
-            self._row_groups[key] = table
-            if len(self._row_groups) > CACHED_ROW_GROUPS:
-                self._row_groups.popitem(last=False)
-        self._row_groups.move_to_end(key)
-        return table
+    def _wanted(self, row: int, with_mask: bool) -> WantedFrame:
+        shard, place = self._place(row)
+        image_start, image_bytes, mask_start, mask_bytes = self._rows["places"][row].tolist()
+        places = (image_start, image_bytes), (mask_start, mask_bytes if with_mask else 0)
+        return WantedFrame(shard, place, places if image_bytes else None, with_mask)
 
 
 class PairCandidates:
-    """For every row, the rows that can be its reference, kept as ranges of two sorted orders.
+    """For every row, the rows that can be its reference, kept as places in two sorted orders.
 
     Memory is a few integers a row; drawing is a lookup.
     """
 
-    targets: NDArray[np.int64]
-    """Rows that some kind of pair with a positive weight fits, rising."""
+    def __init__(self, rows: pl.DataFrame, sources: Sequence[tuple[str, int, int]], config: PairConfig) -> None:
+        """Sort rows (of ``read_rows``) by video and time, and by moment. ``sources``: name, first row, one past."""
+        self._config = config
+        self._sources = [name for name, _, _ in sources]
+        self._source_starts = np.array([first for _, first, _ in sources] + [len(rows)])
+        self._weights = np.array([_kind_weights(config, name) for name in self._sources])
+        video = _numbered(rows["video"])
+        time = _pair_time(rows, video, config)
+        by_video = np.lexsort((time, video)).astype(np.int32)
+        by_moment = np.argsort(rows["moment"].to_numpy(), kind="stable").astype(np.int32)
+        time, video = time[by_video], video[by_video]
+        moment_starts = _run_starts(rows["moment"].to_numpy()[by_moment])
 
-    def __init__(self, index: pl.DataFrame, config: PairConfig) -> None:
-        """Sort the rows of an index (``INDEX_COLUMNS``) by video and time, and by moment."""
-        self._weights = np.array([config.video, config.view, config.still])
-        videos = _group_numbers(index, ["source", "split", "sequence_id", "camera_id"])
-        moments = _group_numbers(index, ["source", "split", "sequence_id", "frame_index"])
-        time = _pair_time(index, videos, config)
-        # One number that sorts by video, then by time; videos lie farther apart than any allowed gap of 1.
-        span = float(np.ptp(time)) + 3 if len(time) else 0.0
-        key = videos * span + (time - time.min(initial=0))
-        self._by_video = np.argsort(key, kind="stable")
-        sorted_key = key[self._by_video]
-        # The tolerance keeps frames at exactly the largest gap, whatever the rounding.
-        self._video_first = np.searchsorted(sorted_key, key - 1 - 1e-6, side="left")
-        self._video_stop = np.searchsorted(sorted_key, key + 1 + 1e-6, side="right")
-        self._by_moment = np.argsort(moments, kind="stable")
-        sorted_moments = moments[self._by_moment]
-        self._moment_first = np.searchsorted(sorted_moments, moments, side="left")
-        self._moment_stop = np.searchsorted(sorted_moments, moments, side="right")
-        self._fits = np.stack(
-            [
-                self._video_stop - self._video_first > 1,
-                self._moment_stop - self._moment_first > 1,
-                np.ones(len(index), dtype=bool),
-            ],
-            axis=1,
+        fits = np.ones((len(rows), len(KINDS)), bool)
+        near = (video[1:] == video[:-1]) & (np.diff(time) <= 1 + _TOLERANCE)
+        fits[by_video, VIDEO] = np.append(near, False) | np.append(False, near)
+        fits[by_moment, VIEW] = np.repeat(np.diff(moment_starts) > 1, np.diff(moment_starts))
+        source = np.repeat(np.arange(len(sources)), np.diff(self._source_starts))
+        targets = np.flatnonzero((fits & (self._weights > 0)[source]).any(axis=1)).astype(np.int32)
+        self._arrays = MappedArrays(
+            {
+                "fits": fits,
+                "time": time,
+                "by_video": by_video,
+                "in_video": _inverse(by_video),
+                "video_starts": _run_starts(video),
+                "by_moment": by_moment,
+                "in_moment": _inverse(by_moment),
+                "moment_starts": moment_starts,
+                "targets": targets,
+            }
         )
-        self.targets = np.flatnonzero((self._fits * self._weights).any(axis=1))
+
+    def source_targets(self, shard_starts: NDArray[np.int64]) -> list[SourceTargets]:
+        """Return the sources to mix; ``shard_starts`` are the rows that begin new files."""
+        targets = self._arrays["targets"]
+        file_starts = np.searchsorted(targets, shard_starts)
+        source_starts = np.searchsorted(targets, self._source_starts)
+        sizes = dict(zip(self._sources, np.diff(source_starts).tolist(), strict=True))
+        weights = {name: settings.weight for name, settings in self._config.sources.items()}
+        shares = source_shares(sizes, weights, self._config.temperature)
+        sources = []
+        for number, name in enumerate(self._sources):
+            if name in shares:
+                first, stop = source_starts[number : number + 2]
+                inside = file_starts[(file_starts >= first) & (file_starts <= stop)]
+                sources.append(SourceTargets(name, shares[name], np.unique(inside)))
+        return sources
+
+    def target(self, number: int) -> int:
+        """Return the row of a target, of those that some kind of pair with a positive weight fits."""
+        return int(self._arrays["targets"][number])
 
     def draw(self, target: int, rng: np.random.Generator) -> tuple[int, int | None]:
         """Draw the kind of a target's pair, by weight among those that fit, and its reference."""
-        weights = self._weights * self._fits[target]
-        kind = int(rng.choice(3, p=weights / weights.sum()))
+        weights = self._weights[self._source(target)] * self._arrays["fits"][target]
+        kind = int(rng.choice(len(KINDS), p=weights / weights.sum()))
         if kind == STILL:
             return kind, None
-        order, first, stop = (
-            (self._by_video, self._video_first[target], self._video_stop[target])
-            if kind == VIDEO
-            else (self._by_moment, self._moment_first[target], self._moment_stop[target])
-        )
-        others = order[first:stop]
-        others = others[others != target]
-        return kind, int(others[rng.integers(len(others))])
+        return kind, self._draw_moment(target, rng) if kind == VIDEO else self._draw_view(target, rng)
+
+    def kind_shares(self) -> dict[str, NDArray[np.float64]]:
+        """Return the expected share of each kind (3,) among the pairs of each source."""
+        targets = self._arrays["targets"]
+        bounds = np.searchsorted(targets, self._source_starts)
+        shares = {}
+        for number, name in enumerate(self._sources):
+            fits = self._arrays["fits"][targets[bounds[number] : bounds[number + 1]]]
+            # Eight ways to fit are fewer than the rows.
+            ways, counts = np.unique(fits @ np.array([1, 2, 4]), return_counts=True)
+            weights = (ways[:, None] >> np.arange(len(KINDS)) & 1) * self._weights[number]
+            share = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
+            shares[name] = (share * counts[:, None]).sum(axis=0) / max(1, len(fits))
+        return shares
+
+    def _source(self, row: int) -> int:
+        return int(np.searchsorted(self._source_starts, row, side="right")) - 1
+
+    def _draw_moment(self, target: int, rng: np.random.Generator) -> int:
+        place = int(self._arrays["in_video"][target])
+        first, stop = _run_around(self._arrays["video_starts"], place)
+        time = self._arrays["time"][first:stop]
+        now = time[place - first]
+        low, high = np.searchsorted(time, [now - 1 - _TOLERANCE, now + 1 + _TOLERANCE])
+        weights = self._gap_weights(np.abs(time[low:high] - now))
+        weights[place - first - low] = 0
+        drawn = np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right")
+        return int(self._arrays["by_video"][first + low + min(int(drawn), len(weights) - 1)])
+
+    def _gap_weights(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the density of the configured distribution at gaps that are given as shares of the largest."""
+        if self._config.gap == "log-uniform":
+            return 1 / np.maximum(gaps, _SMALLEST_GAP)
+        if self._config.gap == "exponential":
+            return np.exp(-gaps / self._config.mean_gap)
+        return np.ones_like(gaps)
+
+    def _draw_view(self, target: int, rng: np.random.Generator) -> int:
+        place = int(self._arrays["in_moment"][target])
+        first, stop = _run_around(self._arrays["moment_starts"], place)
+        other = first + int(rng.integers(stop - first - 1))
+        return int(self._arrays["by_moment"][other + (other >= place)])
 
 
 class PositionSampler(Sampler[int]):
@@ -253,31 +336,39 @@ class PositionSampler(Sampler[int]):
         return self.stop - self.start
 
 
-def shuffled_order(row_groups: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return a shuffled order of rows whose row groups are given as (N, 2): shard and row group.
+def pair_loader(dataset: PairDataset, batches: Iterable[Sequence[int]], workers: int = 0) -> DataLoader[FramePair]:
+    """Return a loader of batches of pairs, each given as positions.
 
-    Row groups are shuffled, then the rows within each ``SHUFFLED_ROW_GROUPS`` of them.
+    ``workers`` processes decode beside the caller; 0: the caller itself.
     """
-    _, group = np.unique(row_groups, axis=0, return_inverse=True)
-    rank = rng.permutation(int(group.max(initial=-1)) + 1)[group]
-    window = rank // SHUFFLED_ROW_GROUPS
-    return np.lexsort((rng.random(len(group)), window)).astype(np.int64)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for lists; any sequence will do
+        num_workers=workers,
+        collate_fn=collate_pairs,
+        multiprocessing_context="spawn" if workers else None,
+    )
+
+
+def collate_pairs(pairs: Sequence[FramePair]) -> FramePair:
+    """Stack pairs. Pictures stay in memory as they were decoded, channels last, behind (N, 3, S, S)."""
+
+    def stacked(name: str, fields: Sequence[Tensor]) -> Tensor:
+        if name in ("target_image", "reference_image") and fields[0].dtype == torch.uint8:
+            batch: Tensor = default_collate([field.permute(1, 2, 0) for field in fields])
+            return batch.permute(0, 3, 1, 2)
+        return torch.as_tensor(default_collate(list(fields)))
+
+    return FramePair(
+        *(stacked(name, fields) for name, fields in zip(FramePair._fields, zip(*pairs, strict=True), strict=True))
+    )
 
 
 def decode_frame(table: pa.Table, row: int) -> Frame:
-    """Decode one row of a table with ``FRAME_COLUMNS``. Raises ``RunError`` for a picture that cannot be decoded."""
-    image = _decode(table["image"][row]["bytes"].as_py(), cv2.IMREAD_COLOR_RGB)
-    encoded_mask = table["hand_mask"][row].as_py()
-    mask = np.zeros(image.shape[:2], np.uint8)
-    if encoded_mask is not None:
-        mask = _decode(encoded_mask["bytes"], cv2.IMREAD_GRAYSCALE)
-    return Frame(
-        image=image,
-        mask=mask,
-        known=_known(image.shape[0], table["pad_ltrb"][row].as_py()),
-        keypoints=np.array(table["keypoints_2d"][row].as_py(), np.float32).reshape(KEYPOINT_COUNT, 2),
-        valid=np.array(table["keypoints_valid"][row].as_py(), bool),
-    )
+    """Decode one row of a table of samples. Raises ``RunError`` for a picture that cannot be decoded."""
+    image, mask = pictures_of(table, row)
+    labels = labels_of(table.slice(row, 1))
+    return EncodedFrame(image, mask, labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0]).decode()
 
 
 def frame_pair(target: Frame, reference: Frame | None, task: Task) -> FramePair:
@@ -305,8 +396,11 @@ def frame_pair(target: Frame, reference: Frame | None, task: Task) -> FramePair:
 
 
 def encode_images(images: Tensor, autoencoder: Autoencoder, draws: Draws | None = None) -> Tensor:
-    """Return latents (N, C, H, W), drawn from the posterior, of uint8 pictures (N, 3, S, S)."""
-    return autoencoder.encode(images.float() / 127.5 - 1).sample(draws)
+    """Return latents (N, C, H, W), drawn from the posterior, of uint8 pictures (N, 3, S, S) or of stored moments."""
+    if images.dtype == torch.uint8:
+        return autoencoder.encode(images.float() / 127.5 - 1).sample(draws)
+    mean, *log_variance = images.float().unbind(1)
+    return Posterior(mean, *log_variance).sample(draws)
 
 
 def pair_conditions(
@@ -317,8 +411,8 @@ def pair_conditions(
     See ``handdata.trainer.conditioning``. A dropped reference is all zeros.
     """
     latent = encode_images(batch.reference_image, autoencoder, draws)
-    height, width = batch.reference_image.shape[-2:]
     latent_size = (latent.shape[-2], latent.shape[-1])
+    height, width = (side * autoencoder.factor for side in latent_size)
 
     def joints(keypoints: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         scaled = to_latent_pixels(keypoints, (height, width), latent_size)
@@ -331,35 +425,48 @@ def pair_conditions(
 
 
 def _channels_first(picture: ByteArray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
 
 
-def _decode(data: bytes, flag: int) -> ByteArray:
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    if picture is None:
-        raise RunError("a shard holds a picture that cannot be decoded", "annotate its source again")
-    return np.asarray(picture, dtype=np.uint8)
+_TOLERANCE: Final = 1e-6
+"""Of times in units of the largest gap: keeps frames at exactly that gap, whatever the rounding."""
+_SMALLEST_GAP: Final = 1e-3
 
 
-def _known(size: int, pad_ltrb: Sequence[float]) -> ByteArray:
-    """Return (size, size): 255 on pixels that lie wholly inside the picture."""
-    left, top, right, bottom = (int(np.ceil(pad)) for pad in pad_ltrb)
-    known = np.zeros((size, size), np.uint8)
-    known[top : size - bottom, left : size - right] = 255
-    return known
+def _kind_weights(config: PairConfig, source: str) -> list[float]:
+    """Return the weights of the kinds of pairs for a source."""
+    own = config.sources.get(source)
+    weights = []
+    for kind in KINDS:
+        replaced = None if own is None else getattr(own, kind)
+        weights.append(getattr(config, kind) if replaced is None else replaced)
+    return weights
 
 
-def _group_numbers(index: pl.DataFrame, columns: list[str]) -> NDArray[np.int64]:
-    return index.select(pl.struct(columns).rank("dense")).to_series().to_numpy().astype(np.int64)
+def _numbered(groups: pl.Series) -> NDArray[np.int32]:
+    return groups.rank("dense").to_numpy().astype(np.int32)
 
 
-def _pair_time(index: pl.DataFrame, videos: NDArray[np.int64], config: PairConfig) -> NDArray[np.float64]:
+def _run_starts(values: NDArray[np.generic]) -> NDArray[np.int32]:
+    """Return where runs of equal values begin, and the length of all."""
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.zeros(0)
+    return np.append(starts, len(values)).astype(np.int32)
+
+
+def _run_around(starts: NDArray[np.int32], place: int) -> tuple[int, int]:
+    run = int(np.searchsorted(starts, place, side="right"))
+    return int(starts[run - 1]), int(starts[run])
+
+
+def _inverse(order: NDArray[np.int32]) -> NDArray[np.int32]:
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order), dtype=np.int32)
+    return inverse
+
+
+def _pair_time(rows: pl.DataFrame, video: NDArray[np.int32], config: PairConfig) -> NDArray[np.float64]:
     """Return each row's time in units of the largest gap: of seconds, or of frames in videos without time stamps."""
-    frame = index.select(
-        pl.lit(videos).alias("video"),
-        pl.col("timestamp_s") / config.max_gap_s,
-        frames=pl.col("frame_index") / config.max_gap_frames,
-    )
-    timed = pl.col("timestamp_s").is_not_null().all().over("video")
-    time = frame.select(pl.when(timed).then("timestamp_s").otherwise("frames")).to_series()
-    return np.asarray(time.to_numpy(), dtype=np.float64)
+    seconds = rows["timestamp_s"].to_numpy()
+    untimed = np.zeros(int(video.max(initial=0)) + 1, bool)
+    untimed[video[np.isnan(seconds)]] = True
+    return np.where(untimed[video], rows["frame_index"].to_numpy() / config.max_gap_frames, seconds / config.max_gap_s)

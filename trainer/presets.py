@@ -5,6 +5,7 @@ show and check settings at once. What a run was trained with is embedded in its 
 """
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -131,6 +132,32 @@ class SamplingConfig(Config):
     """Keep each step's estimate of the clean latent within +- this value; 1 for pixels, None for latents."""
 
 
+class DataConfig(Config):
+    """Which rows of the dataset a run trains on, and in what form."""
+
+    where: str | None = None
+    """An SQL expression over the columns of a sample: ``sharpness > 50 AND NOT array_contains(flags, 'blurry')``."""
+    licences: tuple[str, ...] = ()
+    """Only rows under these licences; none named: all."""
+    unlabelled_hands: bool = False
+    """Also take rows flagged ``unlabelled_hand``. They show a hand without keypoints: training on them teaches to draw
+    hands that nobody asked for."""
+    latents: bool = False
+    """Read the latents that ``handdata encode`` stored instead of pictures. Random changes are then those of the stored
+    variants."""
+
+
+class SourceConfig(Config):
+    """How one source is mixed with the others."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Multiplies the source's share; 0 leaves it out."""
+    video: float | None = Field(default=None, ge=0)
+    """Replaces the weight of the kind of pair for this source, as do the next two."""
+    view: float | None = Field(default=None, ge=0)
+    still: float | None = Field(default=None, ge=0)
+
+
 class PairConfig(Config):
     """Which references targets are paired with: weights of the kinds of pairs, among those that a row has."""
 
@@ -144,6 +171,15 @@ class PairConfig(Config):
     """Largest time between the frames of a video pair, seconds."""
     max_gap_frames: int = Field(default=150, gt=0)
     """The same, in frame numbers, for videos without time stamps."""
+    gap: Literal["uniform", "log-uniform", "exponential"] = "uniform"
+    """How the time between the frames is drawn, up to the largest and among the frames that the video has: every time
+    alike; every order of magnitude alike (many small motions); falling off exponentially."""
+    mean_gap: float = Field(default=0.2, gt=0)
+    """Mean of the exponential distribution, as a share of the largest gap."""
+    temperature: float = Field(default=1.0, gt=0)
+    """A source of n pairs has a share of n^(1 / temperature): 1 is by size, more brings small sources forward."""
+    sources: dict[str, SourceConfig] = {}
+    """Settings of single sources, by name."""
 
 
 class AugmentationConfig(Config):
@@ -168,11 +204,19 @@ class Preset(Config):
     model: ModelConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     dropout: DropoutConfig = DropoutConfig()
+    data: DataConfig = DataConfig()
     pairs: PairConfig = PairConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     optimisation: OptimisationConfig
     monitoring: MonitoringConfig = MonitoringConfig()
     sampling: SamplingConfig = SamplingConfig()
+
+    def choosing_rows(self, where: str | None, licences: Sequence[str]) -> Self:
+        """Return these settings with a condition on the rows and a set of licences, where they are given."""
+        changes: dict[str, object] = {"where": where} if where else {}
+        if licences:
+            changes["licences"] = tuple(name.strip() for name in licences)
+        return self.model_copy(update={"data": self.data.model_copy(update=changes)})
 
 
 def _foundhand(hidden_size: int, depth: int, num_heads: int) -> Preset:

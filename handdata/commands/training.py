@@ -31,6 +31,11 @@ def train(
     init: Annotated[
         str | None, typer.Option(metavar="FILE", help="Start from published FoundHand or ImageNet DiT weights.")
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="EXPR", help="Only rows for which this SQL expression over the sample columns is true."),
+    ] = None,
+    licence: Annotated[str | None, typer.Option(metavar="A,B", help="Only rows under these licences.")] = None,
 ) -> None:
     """Train the two-frame diffusion transformer on the annotated dataset."""
     from handdata.pipeline.storage import Storage
@@ -38,7 +43,7 @@ def train(
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    chosen = load_preset(preset, config)
+    chosen = load_preset(preset, config).choosing_rows(where, licence.split(",") if licence else ())
     with ProgressLine(f"Training {preset}", steps or chosen.optimisation.steps, "steps") as progress:
         summary = run_train(
             chosen,

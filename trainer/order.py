@@ -1,0 +1,150 @@
+"""The endless order in which pairs are trained on: sources mixed by weight, rows shuffled within a few files.
+
+Where a target comes in the order follows from (seed, position) alone. Processes and loader workers therefore share the
+work by sharing out positions, whatever their number, and a run goes on at any position without replaying what came
+before: the state of the order is one integer.
+
+``len(order)`` positions are an epoch. In it a source has a fixed number of places, by its weight, spread evenly: each
+``MIXED_POSITIONS`` have their part of them. A source goes through its own targets again and again, each time in another
+order: its files at random, then rows at random within ``SHUFFLED_FILES`` of them, which bounds what a process keeps of
+the files, and what the operating system must cache of them. With one source an epoch shows each target once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIXED_POSITIONS: Final = 4096
+SHUFFLED_FILES: Final = 64
+_CACHED_WINDOWS_A_SOURCE: Final = 2
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class SourceTargets:
+    """The targets of a source: ``file_starts`` (files + 1,) rising positions in the list of all targets."""
+
+    name: str
+    share: float
+    file_starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return int(self.file_starts[-1] - self.file_starts[0])
+
+
+class TargetOrder:
+    """Which target (a position in the list of all targets) comes at a position of the order."""
+
+    def __init__(self, sources: Sequence[SourceTargets], seed: int) -> None:
+        """Mix sources with targets. Their shares are relative to each other."""
+        self._sources = sources
+        self._seed = seed
+        self._length = sum(map(len, sources))
+        self._places = _whole_shares([source.share for source in sources], self._length)
+        windows = max(1, self._length // MIXED_POSITIONS)
+        # Places of each source (columns) in the first so many parts (rows) of an epoch.
+        self._mixed = np.arange(windows + 1)[:, None] * self._places[None, :] // windows
+        self._mix: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
+        self._files: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int, int], NDArray[np.int64]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, position: int) -> int:
+        source, place = self._place(position)
+        turn, index = divmod(place, len(self._sources[source]))
+        files, starts = self._file_order(source, turn)
+        window = int(np.searchsorted(starts, index, side="right")) - 1
+        return int(self._window(source, turn, window, files)[index - starts[window]])
+
+    def effective_epochs(self, position: int) -> dict[str, float]:
+        """Return how often each source's targets have been shown, on average, when ``position`` comes next."""
+        epochs = position / self._length
+        return {
+            source.name: epochs * int(places) / len(source)
+            for source, places in zip(self._sources, self._places, strict=True)
+        }
+
+    def shares(self) -> dict[str, float]:
+        """Return each source's share of an epoch."""
+        return {
+            source.name: int(places) / self._length for source, places in zip(self._sources, self._places, strict=True)
+        }
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Return the source of a position, and the place in the source's own endless order."""
+        if len(self._sources) == 1:
+            return 0, position
+        epoch, index = divmod(position, self._length)
+        starts = self._mixed.sum(axis=1)
+        window = int(np.searchsorted(starts, index, side="right")) - 1
+        key = epoch, window
+        if key not in self._mix:
+            counts = self._mixed[window + 1] - self._mixed[window]
+            mix = np.repeat(np.arange(len(counts)), counts)
+            rng = np.random.default_rng([self._seed, epoch, window, _MIX])
+            _keep(self._mix, key, rng.permutation(mix), 2)
+        mix = self._mix[key]
+        offset = index - int(starts[window])
+        source = int(mix[offset])
+        before = int(np.count_nonzero(mix[:offset] == source))
+        return source, epoch * int(self._places[source]) + int(self._mixed[window, source]) + before
+
+    def _file_order(self, source: int, turn: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the files of a source in a turn's order, and where its windows begin (and end) in the turn."""
+        key = source, turn
+        if key not in self._files:
+            starts = self._sources[source].file_starts
+            files = np.random.default_rng([self._seed, source, turn, _FILES]).permutation(len(starts) - 1)
+            ends = np.cumsum(np.diff(starts)[files])
+            bounds = np.concatenate([[0], ends[SHUFFLED_FILES - 1 : -1 : SHUFFLED_FILES], ends[-1:]])
+            _keep(self._files, key, (files, bounds), 2 * len(self._sources))
+        return self._files[key]
+
+    def _window(self, source: int, turn: int, window: int, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        key = source, turn, window
+        if key not in self._windows:
+            starts = self._sources[source].file_starts
+            chosen = files[window * SHUFFLED_FILES : (window + 1) * SHUFFLED_FILES]
+            targets = np.concatenate([np.arange(starts[file], starts[file + 1]) for file in chosen])
+            rng = np.random.default_rng([self._seed, source, turn, window, _ROWS])
+            _keep(self._windows, key, rng.permutation(targets), _CACHED_WINDOWS_A_SOURCE * len(self._sources))
+        return self._windows[key]
+
+
+_MIX, _FILES, _ROWS = 2, 3, 4
+"""Last number of the seeds here, so that no two kinds of draws share one."""
+
+
+def source_shares(sizes: Mapping[str, int], weights: Mapping[str, float], temperature: float) -> dict[str, float]:
+    """Return the relative share of each source with targets: weight x size^(1 / temperature); weight 1 where unnamed.
+
+    Sources of no share are left out.
+    """
+    shares = {name: weights.get(name, 1.0) * size ** (1 / temperature) for name, size in sizes.items() if size}
+    return {name: share for name, share in shares.items() if share > 0}
+
+
+def _whole_shares(shares: Sequence[float], total: int) -> NDArray[np.int64]:
+    """Divide ``total`` places by shares, each at least one; the largest remainders are rounded up."""
+    exact = np.array(shares) / sum(shares) * total
+    places = np.maximum(np.floor(exact).astype(np.int64), 1)
+    left = total - int(places.sum())
+    if left > 0:
+        places[np.argsort(places - exact, kind="stable")[:left]] += 1
+    else:
+        places[int(np.argmax(places))] += left
+    return places
+
+
+def _keep(cache: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> None:
+    cache[key] = value
+    while len(cache) > most:
+        cache.popitem(last=False)

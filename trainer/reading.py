@@ -1,0 +1,204 @@
+"""Reading chosen frames of annotated shards: only the bytes of their pictures, decoded no larger than needed."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from handdata.pipeline.shards import Shard, read_row_group
+from handdata.pipeline.storage import Storage
+from handdata.schemas import KEYPOINT_COUNT, RunError
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.schemas.sample import PIXEL_COLUMNS
+from handdata.trainer.augment import Frame
+
+LABEL_COLUMNS: Final = ("keypoints_2d", "keypoints_valid", "pad_ltrb")
+
+CACHED_LABELS: Final = 192
+"""Files whose labels a process holds, at most 0.8 MB each: those among which rows are shuffled, and neighbours."""
+
+CACHED_ROW_GROUPS: Final = 32
+"""Row groups of pictures that a process holds, of files that do not say where each picture lies."""
+
+LARGEST_ENLARGEMENT: Final = 1.2
+"""A picture is decoded at a half, a quarter or an eighth where no crop of it is then enlarged by more than this.
+
+As much as the default crops of 0.85 ask for when pictures have twice the training size.
+"""
+
+
+class Labels(NamedTuple):
+    """The labels of a file's N rows."""
+
+    keypoints: FloatArray
+    """(N, 42, 2) pixels of the stored picture."""
+    valid: BoolArray
+    pad_ltrb: FloatArray
+    """(N, 4) pixels of the stored picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """One row as stored; ``mask`` None where it has none, or where none was asked for."""
+
+    image: bytes
+    mask: bytes | None
+    keypoints: FloatArray
+    valid: BoolArray
+    pad_ltrb: FloatArray
+
+    def decode(self, reduction: int = 1) -> Frame:
+        """Decode the picture and its mask at 1 / ``reduction`` (1, 2, 4 or 8) of the stored side, a multiple of it.
+
+        Raises ``RunError`` for a picture that cannot be decoded.
+        """
+        image = _decode(self.image, _REDUCED[reduction])
+        side = image.shape[0]
+        mask = np.zeros((side, side), np.uint8)
+        if self.mask is not None:
+            mask = _decode(self.mask, cv2.IMREAD_GRAYSCALE)
+            if mask.shape != (side, side):
+                mask = np.asarray(cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+        return Frame(
+            image=image,
+            mask=mask,
+            known=_known(side, self.pad_ltrb / np.float32(reduction)),
+            keypoints=((self.keypoints + 0.5) / reduction - 0.5).astype(np.float32)
+            if reduction > 1
+            else self.keypoints,
+            valid=self.valid,
+        )
+
+
+class FrameReader:
+    """Frames of some shards, by file and row. Cheap to pickle; what it caches stays with its process."""
+
+    def __init__(self, storage: Storage, shards: Sequence[Shard]) -> None:
+        self._storage = storage
+        self._shards = shards
+        self._labels: OrderedDict[int, Labels] = OrderedDict()
+        self._row_groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+
+    def read(self, wanted: Sequence["WantedFrame"]) -> list[EncodedFrame]:
+        """Return frames as stored, their pictures read at once."""
+        ranges = [
+            (self._shards[frame.shard].name, start, length)
+            for frame in wanted
+            if frame.places is not None
+            for start, length in frame.places
+            if length
+        ]
+        parts = iter(self._storage.read_ranges(ranges))
+        encoded = []
+        for frame in wanted:
+            if frame.places is None:
+                image, mask = self._pictures(frame.shard, frame.row)
+            else:
+                image = next(parts)
+                mask = next(parts) if frame.places[1][1] else None
+            labels = self.labels(frame.shard)
+            encoded.append(
+                EncodedFrame(
+                    image=image,
+                    mask=mask if frame.with_mask else None,
+                    keypoints=labels.keypoints[frame.row],
+                    valid=labels.valid[frame.row],
+                    pad_ltrb=labels.pad_ltrb[frame.row],
+                )
+            )
+        return encoded
+
+    def labels(self, shard: int) -> Labels:
+        """Return the labels of all rows of a shard."""
+        if shard not in self._labels:
+            self._labels[shard] = labels_of(self._storage.read_parquet(self._shards[shard].name, list(LABEL_COLUMNS)))
+            if len(self._labels) > CACHED_LABELS:
+                self._labels.popitem(last=False)
+        self._labels.move_to_end(shard)
+        return self._labels[shard]
+
+    def _pictures(self, shard: int, row: int) -> tuple[bytes, bytes | None]:
+        """Return the encoded picture and mask of a row through its whole row group."""
+        with self._storage.open_parquet(self._shards[shard].name) as file:
+            ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+        group = int(np.searchsorted(ends, row, side="right"))
+        key = shard, group
+        if key not in self._row_groups:
+            self._row_groups[key] = read_row_group(self._storage, self._shards[shard], group, PIXEL_COLUMNS)
+            if len(self._row_groups) > CACHED_ROW_GROUPS:
+                self._row_groups.popitem(last=False)
+        self._row_groups.move_to_end(key)
+        return pictures_of(self._row_groups[key], row - int(ends[group]) + len(self._row_groups[key]))
+
+
+class WantedFrame(NamedTuple):
+    """A row of a file, and where its picture and mask lie in it: (first byte, bytes); None where that is not known."""
+
+    shard: int
+    row: int
+    places: tuple[tuple[int, int], tuple[int, int]] | None
+    with_mask: bool = True
+
+
+def largest_reduction(stored_side: int, size: int, smallest_crop: float) -> int:
+    """Return the reduction, 1, 2, 4 or 8, to decode pictures at for training at ``size`` pixels.
+
+    ``smallest_crop`` is the least share of a picture's side that a crop keeps; 1 where pictures are not cropped, which
+    are then never enlarged.
+    """
+    enlargement = 1 if smallest_crop == 1 else LARGEST_ENLARGEMENT
+    fits = [
+        reduction
+        for reduction in _REDUCED
+        if stored_side % reduction == 0 and smallest_crop * stored_side / reduction * enlargement >= size
+    ]
+    return max(fits, default=1)
+
+
+def labels_of(table: pa.Table) -> Labels:
+    """Return the labels of a table with ``LABEL_COLUMNS``."""
+
+    def values(name: str) -> NDArray[np.generic]:
+        array = table[name].combine_chunks()
+        return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1)
+
+    return Labels(
+        keypoints=values("keypoints_2d").astype(np.float32).reshape(len(table), KEYPOINT_COUNT, 2),
+        valid=values("keypoints_valid").astype(bool),
+        pad_ltrb=values("pad_ltrb").astype(np.float32),
+    )
+
+
+def pictures_of(table: pa.Table, row: int) -> tuple[bytes, bytes | None]:
+    """Return the encoded picture and mask of a row of a table with both columns."""
+    mask = table["hand_mask"][row].as_py()
+    return table["image"][row].as_py()["bytes"], None if mask is None else mask["bytes"]
+
+
+# OpenCV's flags "reduced, grey" hold the reduction alone; "RGB" beside them makes the picture coloured.
+_REDUCED: Final = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
+}
+
+
+def _decode(data: bytes, flag: int) -> ByteArray:
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    if picture is None:
+        raise RunError("a shard holds a picture that cannot be decoded", "annotate its source again")
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def _known(size: int, pad_ltrb: FloatArray) -> ByteArray:
+    """Return (size, size): 255 on pixels that lie wholly inside the picture."""
+    left, top, right, bottom = (int(np.ceil(pad)) for pad in pad_ltrb)
+    known = np.zeros((size, size), np.uint8)
+    known[top : size - bottom, left : size - right] = 255
+    return known

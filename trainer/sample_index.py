@@ -1,0 +1,195 @@
+"""The rows that a run trains on: chosen by their small columns, as arrays that a node's processes share.
+
+A row costs about 50 bytes. The arrays lie in files of a temporary folder that every process maps: the loader's workers
+share one copy, which the operating system may drop from memory and read again.
+"""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from handdata.pipeline.shards import Shard, list_shards, read_shard_index
+from handdata.pipeline.storage import Storage
+from handdata.schemas import Split, UsageError
+from handdata.schemas.sample import PIXEL_COLUMNS, SAMPLE_SCHEMA
+from handdata.trainer.presets import DataConfig
+
+LEFT_OUT_FLAG: Final = "unlabelled_hand"
+
+INDEX_COLUMNS: Final = (
+    "sample_id",
+    "record_id",
+    "source",
+    "split",
+    "sequence_id",
+    "frame_index",
+    "camera_id",
+    "timestamp_s",
+    "origin_id",
+    "hand_state",
+    "keypoints_origin",
+    "license",
+    "flags",
+)
+
+HELD_OUT: Final[dict[Split, tuple[Split, ...]]] = {"train": ("val", "test"), "val": ("test",), "test": ()}
+"""The splits whose physical frames a split must not show."""
+
+_EXAMPLE: Final = "an example: --where \"source = 'hagrid' AND sharpness > 50 AND NOT array_contains(flags, 'blurry')\""
+
+READERS: Final = 16
+"""Files whose index is read at once: on object stores waiting costs the time."""
+
+
+class MappedArrays:
+    """Named arrays in files that all processes of a machine map. Pickles as the folder's path.
+
+    The folder is removed with the object that made it; processes that have mapped it keep their arrays.
+    """
+
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="handdata-index-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._mapped: dict[str, NDArray[Any]] = {}
+        for name, array in arrays.items():
+            np.save(self._folder / f"{name}.npy", array)
+
+    def __getstate__(self) -> Path:
+        return self._folder
+
+    def __setstate__(self, folder: Path) -> None:
+        self._folder, self._mapped = folder, {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._mapped:
+            path = self._folder / f"{name}.npy"
+            self._mapped[name] = np.load(path, mmap_mode="r").view(np.ndarray)
+        return self._mapped[name]
+
+
+def read_rows(storage: Storage, shards: Sequence[Shard], split: Split, data: DataConfig) -> pl.DataFrame:
+    """Return the usable rows of a split, in the order of ``shards``, without names: groups are 64-bit hashes.
+
+    Columns: ``shard`` and ``row`` in its file, where its pictures lie (``image_start``, ``image_bytes``, ``hand_mask_
+    start``, ``hand_mask_bytes``; null where unknown), ``sample``, ``video``, ``moment``, ``timestamp_s``,
+    ``frame_index``.
+
+    Left out are rows that ``data`` does not choose, rows whose physical frame another source shows too (the one that
+    took it stays, else the first), and those whose physical frame belongs to a split that is held out from this one.
+
+    Raises ``UsageError`` for a condition that is no condition on a sample's columns.
+    """
+    condition, columns = parse_condition(data.where)
+    wanted = list(dict.fromkeys((*INDEX_COLUMNS, *columns)))
+    held_out = list_shards(storage, splits=HELD_OUT[split])
+
+    def rows_of(position: int) -> pl.DataFrame:
+        table = read_shard_index(storage, shards[position], wanted, PIXEL_COLUMNS)
+        chosen = table.drop("row").with_row_index("row").filter(_chosen(table, condition, data))
+        return _without_names(chosen, position)
+
+    def origins_of(shard: Shard) -> pl.Series:
+        return read_shard_index(storage, shard, ["record_id", "origin_id"]).select(_physical_frame()).to_series()
+
+    with ThreadPoolExecutor(READERS) as readers:
+        rows = pl.concat(readers.map(rows_of, range(len(shards))), rechunk=True)
+        shown = list(readers.map(origins_of, held_out))
+    if shown:
+        rows = rows.filter(~pl.col("origin").is_in(pl.concat(shown).unique().implode()))
+    return _without_repeats(rows, shards)
+
+
+def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
+    """Return an SQL expression as polars' own, and the columns that it reads. Raises ``UsageError``."""
+    if text is None:
+        return pl.lit(True), []
+    known = [name for name in SAMPLE_SCHEMA.names if name not in PIXEL_COLUMNS]
+    try:
+        condition = pl.sql_expr(text)
+        columns = condition.meta.root_names()
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(f"--where {text!r} is no SQL expression: {error}", _EXAMPLE) from None
+    unknown = [name for name in columns if name not in known]
+    if unknown:
+        raise UsageError(f"--where {text!r}: a sample has no column {unknown[0]!r}", f"there are {', '.join(known)}")
+    empty = pl.DataFrame(SAMPLE_SCHEMA.empty_table().select(known)).with_columns(pl.col(pl.Categorical).cast(pl.String))
+    try:
+        kind = empty.lazy().select(condition).collect_schema().dtypes()
+        empty.select(condition)
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(f"--where {text!r} does not fit the columns: {error}", _EXAMPLE) from None
+    if kind != [pl.Boolean]:
+        raise UsageError(f"--where {text!r} is {kind[0]}, not true or false", _EXAMPLE)
+    return condition, columns
+
+
+def _chosen(table: pl.DataFrame, condition: pl.Expr, data: DataConfig) -> pl.Series:
+    chosen = condition
+    if data.licences:
+        chosen = chosen & pl.col("license").is_in(list(data.licences))
+    if not data.unlabelled_hands:
+        chosen = chosen & ~pl.col("flags").list.contains(LEFT_OUT_FLAG)
+    try:  # a condition without columns is a single value
+        return table.select(pl.repeat(True, pl.len()) & chosen).to_series().fill_null(False)
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(f"--where {data.where!r} does not fit the columns: {error}", _EXAMPLE) from None
+
+
+def _physical_frame() -> pl.Expr:
+    """Return which moment of which camera a row shows: the upstream frame's name where a source repacks another's."""
+    return pl.coalesce("origin_id", "record_id").hash().alias("origin")
+
+
+def _without_names(table: pl.DataFrame, shard: int) -> pl.DataFrame:
+    """Return what is kept of a file's rows."""
+    # A pair agrees on which hands are spoken for. Where a hand is labelled (or said to be absent) in one frame and
+    # nothing is known of it in the other, the latter may show it without keypoints: such frames are never paired.
+    known = [
+        pl.col("keypoints_origin").list.get(hand).is_not_null() | (pl.col("hand_state").list.get(hand) == "absent")
+        for hand in (0, 1)
+    ]
+    hands = [flag.cast(pl.UInt8).cast(pl.String) for flag in known]
+
+    def group(*columns: str) -> pl.Expr:
+        return pl.concat_str([*columns, *hands], separator="\x1f").hash()
+
+    return table.select(
+        pl.lit(shard, pl.Int32).alias("shard"),
+        pl.col("row").cast(pl.Int32),
+        *(f"{name}_{part}" for name in PIXEL_COLUMNS for part in ("start", "bytes")),
+        pl.col("sample_id").hash().alias("sample"),
+        _physical_frame(),
+        pl.col("origin_id").is_not_null().alias("repacked"),
+        group("source", "split", "sequence_id", "camera_id").alias("video"),
+        group("source", "split", "sequence_id", "frame_index").alias("moment"),
+        "timestamp_s",
+        "frame_index",
+    )
+
+
+def _without_repeats(rows: pl.DataFrame, shards: Sequence[Shard]) -> pl.DataFrame:
+    """Leave out physical frames that another source shows too."""
+    names = sorted({shard.source for shard in shards})
+    source = np.array([names.index(shard.source) for shard in shards], np.int32)[rows["shard"].to_numpy()]
+    ranked = rows.with_columns(rank=pl.Series(source)).with_columns(
+        rank=pl.col("rank") + pl.col("repacked").cast(pl.Int32) * len(names)
+    )
+    return ranked.filter(pl.col("rank") == pl.col("rank").min().over("origin")).drop("origin", "repacked", "rank")
+
+
+def source_ranges(shards: Sequence[Shard], rows_of_shard: NDArray[np.integer]) -> Iterator[tuple[str, int, int]]:
+    """Return each source with its first row and the one after its last; the shards of a source follow each other."""
+    starts = np.concatenate([[0], np.cumsum(rows_of_shard)])
+    first = 0
+    for stop in range(1, len(shards) + 1):
+        if stop == len(shards) or shards[stop].source != shards[first].source:
+            yield shards[first].source, int(starts[first]), int(starts[stop])
+            first = stop
