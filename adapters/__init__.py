@@ -1,5 +1,6 @@
 """One adapter per source: a dataset as its users download it, turned into normalized records."""
 
-from handdata.adapters.base import Adapter, AdapterOptions, Layout, Partition
+from handdata.adapters.base import Adapter, AdapterOptions, BatchAdapter, Layout, Partition
+from handdata.adapters.batches import RecordBatch
 
-__all__ = ["Adapter", "AdapterOptions", "Layout", "Partition"]
+__all__ = ["Adapter", "AdapterOptions", "BatchAdapter", "Layout", "Partition", "RecordBatch"]

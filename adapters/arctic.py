@@ -334,11 +334,10 @@ def _read_image(
             camera_model="pinhole" if distortion is None else "opencv_rational",
             camera_dist=distortion,
         )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{name}: row of frame {frame}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    return rejection(record_name(source, split, name, frame, str(view)), image_uri, problem)
+    except (RecordError, ValidationError) as error:
+        return rejection(
+            record_name(source, split, name, frame, str(view)), image_uri, error, f"{name}: row of frame {frame}"
+        )
 
 
 def _image_affine(

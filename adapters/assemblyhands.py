@@ -360,11 +360,10 @@ def _read_ego_image(
             viewpoint="ego",
             extra={"boxes_xyxy_px": label.boxes, "box_sides": label.box_sides} if label.boxes else None,
         )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label.file_name}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    return rejection(record_name(source, split, sequence.name, frame, label.camera_id), image_uri, problem)
+    except (RecordError, ValidationError) as error:
+        return rejection(
+            record_name(source, split, sequence.name, frame, label.camera_id), image_uri, error, label.file_name
+        )
 
 
 def _joints_of(sequence: _Sequence, frame: int) -> _Joints | None:
@@ -455,12 +454,9 @@ class _ExoVideos:
                 height=video.height,
                 viewpoint="exo",
             )
-        except ValidationError as error:
-            problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path}, frame {frame}: {error.errors()[0]['msg']}")
-        except RecordError as error:
-            problem = error
-        name = record_name(AssemblyHandsAdapter.card.name, self._split, self._sequence.name, frame, camera_id)
-        return rejection(name, str(path), problem)
+        except (RecordError, ValidationError) as error:
+            name = record_name(AssemblyHandsAdapter.card.name, self._split, self._sequence.name, frame, camera_id)
+            return rejection(name, str(path), error, f"{path}, frame {frame}")
 
 
 def _video(path: Path) -> VideoInfo | RecordError:

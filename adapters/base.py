@@ -10,8 +10,9 @@ of Ray, storage or progress: the callers do that. Adapters hold no state but the
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
+from handdata.adapters.batches import RecordBatch
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.record import HandRecord, Rejection, Split
 from handdata.schemas.sources import SourceCard
@@ -96,4 +97,13 @@ class Adapter(Protocol):
             RecordError: the mask cannot be read.
 
         """
+        ...
+
+
+@runtime_checkable
+class BatchAdapter(Adapter, Protocol):
+    """A source that also gives its records as columns, for label files of millions of frames; ingest prefers that."""
+
+    def record_batches(self, root: Path, partition: Partition) -> Iterator[RecordBatch]:
+        """Yield the rows of ``records``, in the same order, as batches of about a thousand."""
         ...

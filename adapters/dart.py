@@ -157,11 +157,10 @@ def _read_picture(label_path: Path, split: Split, index: int, name: object, join
             mask_extent="hand_accessory" if has_mask else None,
             extra={"cutout": str(cutout)} if has_mask else None,
         )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {name!r}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    return rejection(record_name(DartAdapter.card.name, split, sequence_id), image_uri, problem)
+    except (RecordError, ValidationError) as error:
+        return rejection(
+            record_name(DartAdapter.card.name, split, sequence_id), image_uri, error, f"{label_path}: {name!r}"
+        )
 
 
 def _numbers(path: Path, name: str, values: object) -> NDArray[np.float64]:

@@ -256,8 +256,7 @@ def _read_frame(root: Path, split: Split, sequence: _Sequence, camera: _Camera, 
             has_mask="seg" in shapes,
             mask_extent="hand" if "seg" in shapes else None,
         )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    return rejection(record_name(source, split, sequence.name, frame, camera.serial), str(image_path), problem)
+    except (RecordError, ValidationError) as error:
+        return rejection(
+            record_name(source, split, sequence.name, frame, camera.serial), str(image_path), error, label_path
+        )

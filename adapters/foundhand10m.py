@@ -197,12 +197,9 @@ def _read_frame(folder: Path, split: Split, frame: _Frame) -> HandRecord | Rejec
             has_mask="hand_mask" in shapes,
             mask_extent="unknown" if "hand_mask" in shapes else None,
         )
-    except ValidationError as error:
-        reason = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        reason = error
-    name = record_name(FoundHand10MAdapter.card.name, split, frame.sequence_id, frame.frame_index, frame.camera_id)
-    return rejection(name, str(image_path), reason)
+    except (RecordError, ValidationError) as error:
+        name = record_name(FoundHand10MAdapter.card.name, split, frame.sequence_id, frame.frame_index, frame.camera_id)
+        return rejection(name, str(image_path), error, label_path)
 
 
 def _mask_size(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:

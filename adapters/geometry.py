@@ -94,9 +94,10 @@ def invert_rigid(a_t_b: ArrayLike) -> Array:
 
 
 def transform_points(a_t_b: ArrayLike, points_b: ArrayLike) -> Array:
-    """Return (N, 3) points in frame a from (N, 3) in frame b; the matrix is 4x4 or 3x4."""
+    """Return (..., N, 3) points in frame a from (..., N, 3) in frame b; the matrices are (..., 4, 4) or (..., 3, 4)."""
     matrix = np.asarray(a_t_b, dtype=np.float64)
-    return np.asarray(points_b, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+    turned = np.asarray(points_b, dtype=np.float64) @ matrix[..., :3, :3].swapaxes(-1, -2)
+    return np.asarray(turned + matrix[..., None, :3, 3])
 
 
 # ---------------------------------------------------------------------------------------------------- projection
@@ -108,7 +109,10 @@ def intrinsics(focal: Sequence[float], principal_point: Sequence[float]) -> Arra
 
 
 def project(points_camera: ArrayLike, k: ArrayLike) -> Array:
-    """Return the (N, 2) pixels of (N, 3) camera points by the pinhole model; NaN where z is not positive."""
+    """Return the (..., N, 2) pixels of (..., N, 3) camera points by the pinhole model; NaN where z is not positive.
+
+    ``k`` is (3, 3), or (..., 3, 3) for as many cameras.
+    """
     return _pixels(_rays(points_camera), k)
 
 
@@ -178,15 +182,15 @@ def _rational_coefficients(distortion: Sequence[float]) -> tuple[float, ...]:
 
 
 def _rays(points_camera: ArrayLike) -> Array:
-    """Return (N, 2) x / z, y / z; NaN where the point is not in front of the camera."""
+    """Return (..., N, 2) x / z, y / z; NaN where the point is not in front of the camera."""
     points = np.asarray(points_camera, dtype=np.float64)
-    depth = np.where(points[:, 2] > 0, points[:, 2], np.nan)
-    return points[:, :2] / depth[:, None]
+    depth = np.where(points[..., 2] > 0, points[..., 2], np.nan)
+    return points[..., :2] / depth[..., None]
 
 
 def _pixels(rays: Array, k: ArrayLike) -> Array:
     matrix = np.asarray(k, dtype=np.float64)
-    return rays @ matrix[:2, :2].T + matrix[:2, 2]
+    return np.asarray(rays @ matrix[..., :2, :2].swapaxes(-1, -2) + matrix[..., None, :2, 2])
 
 
 def _smallest_positive_root(polynomial: np.polynomial.Polynomial) -> float:

@@ -21,17 +21,17 @@ box, is ``unknown``: that a second hand was not boxed does not say that it canno
 Pixels are x * width and y * height, as everyone reads these files; the landmarks' own error is far above half a pixel.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import is_file, read_image_size, rejection, require_finite, resolve_below
+from handdata.adapters.batches import RecordBatch, gather, hand_states_of_rows
+from handdata.adapters.files import is_file, path_below, read_image_size, rejection, require_finite
 from handdata.adapters.json_stream import stream_items
 from handdata.schemas import (
     KEYPOINT_COUNT,
@@ -45,7 +45,6 @@ from handdata.schemas import (
     SourceCard,
     Split,
     hand_rows,
-    hand_states,
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
@@ -85,14 +84,20 @@ class HagridAdapter:
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the photographs of one annotation file in its order; the file is streamed."""
+        for batch in self.record_batches(root, partition):
+            yield from batch.rows()
+
+    def record_batches(self, root: Path, partition: Partition) -> Iterator[RecordBatch]:
+        """Yield the same as batches."""
         (relative,) = partition.paths
         label_path = root / relative
         folders = _image_folders(root, relative)
         try:
-            for uuid, entry in stream_items(label_path):
-                yield _read_entry(label_path, folders, partition.split, uuid, entry)
+            for entries in gather(stream_items(label_path)):
+                yield _read_entries(label_path, folders, partition.split, entries)
         except RecordError as error:
-            yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(label_path), error)
+            name = f"{self.card.name}/{partition.split}/{relative}"
+            yield RecordBatch({}, {}, (), [(0, rejection(name, str(label_path), error))])
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Raise: the dataset has no masks.
@@ -114,9 +119,9 @@ def _image_folders(root: Path, annotation: str) -> list[Path]:
     return [path for path in candidates if path.is_dir()] or candidates[:1]
 
 
-def _find_image(folders: list[Path], uuid: str) -> Path:
-    paths = [resolve_below(folder, f"{uuid}.jpg") for folder in folders]
-    return paths[0] if len(paths) == 1 else next(filter(is_file, paths), paths[0])
+def _find_image(folders: list[Path], uuid: str) -> str:
+    paths = [path_below(folder, f"{uuid}.jpg") for folder in folders]
+    return paths[0] if len(paths) == 1 else next((path for path in paths if is_file(Path(path))), paths[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,52 +136,78 @@ class _Hands:
     leading_hand: Side | None
 
 
-def _read_entry(
-    label_path: Path, folders: list[Path], split: Split, uuid: str, entry: object
-) -> HandRecord | Rejection:
-    image_uri = f"{folders[0]}/{uuid}.jpg"
-    try:
-        image_path = _find_image(folders, uuid)
-        image_uri = str(image_path)
-        where = f"{label_path}: {uuid}"
-        hands = _parse_entry(where, entry)
-        width, height = read_image_size(image_path)
-        sides, rule = _sides(hands)
-        keypoints = np.zeros((KEYPOINT_COUNT, 2))
-        valid = np.zeros(KEYPOINT_COUNT, dtype=np.bool_)
-        for side, landmarks in zip(sides, hands.landmarks, strict=True):
+@dataclass(frozen=True, slots=True)
+class _Photograph:
+    """An annotation whose image is there."""
+
+    uuid: str
+    image_uri: str
+    size: tuple[int, int]
+    user: str | None
+    hands: _Hands
+    sides: tuple[Side | None, ...]
+    rule: str
+
+    def extra(self) -> dict[str, Any]:
+        """Return what annotation may use: boxes in pixels, whose they are, and what is shown."""
+        width, height = self.size
+        return {
+            "boxes_xyxy_px": [
+                [round(x * width, 2), round(y * height, 2), round((x + w) * width, 2), round((y + h) * height, 2)]
+                for x, y, w, h in self.hands.boxes
+            ],
+            "box_sides": list(self.sides),
+            "gestures": self.hands.gestures,
+            "side": self.rule,
+        }
+
+
+def _read_entries(
+    label_path: Path, folders: list[Path], split: Split, entries: Sequence[tuple[str, object]]
+) -> RecordBatch:
+    """Return annotations as records and rejections."""
+    read: list[_Photograph] = []
+    refused: list[tuple[int, Rejection]] = []
+    for uuid, entry in entries:
+        image_uri = f"{folders[0]}/{uuid}.jpg"
+        try:
+            image_uri = _find_image(folders, uuid)
+            hands = _parse_entry(f"{label_path}: {uuid}", entry)
+            size = read_image_size(image_uri)
+        except RecordError as error:
+            refused.append((len(read), rejection(record_name(HagridAdapter.card.name, split, uuid), image_uri, error)))
+        else:
+            user = entry.get("user_id") if isinstance(entry, dict) else None
+            user = user if isinstance(user, str) else None
+            read.append(_Photograph(uuid, image_uri, size, user, hands, *_sides(hands)))
+    return RecordBatch(
+        {"source": HagridAdapter.card.name, "split": split, "frame_index": 0, "viewpoint": "exo"},
+        _columns(read) if read else {},
+        [f"{label_path}: {photograph.uuid!r}" for photograph in read],
+        refused,
+    )
+
+
+def _columns(read: Sequence[_Photograph]) -> dict[str, Sequence[Any] | NDArray[Any]]:
+    keypoints = np.zeros((len(read), KEYPOINT_COUNT, 2))
+    valid = np.zeros((len(read), KEYPOINT_COUNT), dtype=np.bool_)
+    for row, photograph in enumerate(read):
+        for side, landmarks in zip(photograph.sides, photograph.hands.landmarks, strict=True):
             if side is not None and landmarks is not None:
-                keypoints[hand_rows(side)] = landmarks * (width, height)
-                valid[hand_rows(side)] = True
-        user = entry.get("user_id") if isinstance(entry, dict) else None
-        return HandRecord(
-            source=HagridAdapter.card.name,
-            split=split,
-            sequence_id=uuid,
-            frame_index=0,
-            subject_id=user if isinstance(user, str) else None,
-            image_uri=image_uri,
-            width=width,
-            height=height,
-            viewpoint="exo",
-            keypoints_valid=valid,
-            keypoints_2d=keypoints,
-            hand_state=hand_states(valid, "unknown"),
-            extra={
-                "boxes_xyxy_px": [
-                    [round(x * width, 2), round(y * height, 2), round((x + w) * width, 2), round((y + h) * height, 2)]
-                    for x, y, w, h in hands.boxes
-                ],
-                "box_sides": list(sides),
-                "gestures": hands.gestures,
-                "side": rule,
-            },
-        )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {uuid!r}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    return rejection(record_name(HagridAdapter.card.name, split, uuid), image_uri, problem)
+                keypoints[row, hand_rows(side)] = landmarks
+                valid[row, hand_rows(side)] = True
+    keypoints *= np.array([photograph.size for photograph in read])[:, None]
+    return {
+        "sequence_id": [photograph.uuid for photograph in read],
+        "subject_id": [photograph.user for photograph in read],
+        "image_uri": [photograph.image_uri for photograph in read],
+        "width": [photograph.size[0] for photograph in read],
+        "height": [photograph.size[1] for photograph in read],
+        "keypoints_valid": valid,
+        "keypoints_2d": keypoints,
+        "hand_state": hand_states_of_rows(valid, "unknown"),
+        "extra": [photograph.extra() for photograph in read],
+    }
 
 
 def _parse_entry(where: str, entry: object) -> _Hands:

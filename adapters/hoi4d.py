@@ -325,11 +325,13 @@ def _read_frame(
             mask_extent=None if mask_path is None else "hand_forearm",
             extra=None if mask_path is None else {"mask_path": str(mask_path)},
         )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{clip.name}, frame {frame}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    return rejection(record_name(source, split, clip.name, frame, camera_id), str(image_path), problem)
+    except (RecordError, ValidationError) as error:
+        return rejection(
+            record_name(source, split, clip.name, frame, camera_id),
+            str(image_path),
+            error,
+            f"{clip.name}, frame {frame}",
+        )
 
 
 def _read_hand(path: Path) -> _Hand | None:

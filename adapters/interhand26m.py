@@ -19,18 +19,19 @@ there. Of ``joint_3d.json``, smaller by the number of cameras, it keeps the capt
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Final
 
 import numpy as np
-from pydantic import ValidationError
+from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.batches import RecordBatch, gather, hand_states_of_rows
 from handdata.adapters.capture_clock import recorded_hz
-from handdata.adapters.files import read_image_size, rejection, require_finite, resolve_below
+from handdata.adapters.files import path_below, read_image_size, rejection, require_finite
 from handdata.adapters.geometry import (
     Array,
     camera_t_world_at,
@@ -49,7 +50,7 @@ from handdata.schemas import (
     Rejection,
     RejectReason,
     SourceCard,
-    hand_states,
+    Split,
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
@@ -94,15 +95,21 @@ class InterHand26MAdapter:
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the images of a partition in the order of the label file."""
+        for batch in self.record_batches(root, partition):
+            yield from batch.rows()
+
+    def record_batches(self, root: Path, partition: Partition) -> Iterator[RecordBatch]:
+        """Yield the same as batches."""
         data_path, camera_path, joints_path = (root / relative for relative in partition.paths)
-        images = _images_folder(root) / partition.split
+        images = f"{_images_folder(root)}/{partition.split}"
         part, parts = (int(number) for number in partition.selection.split("/"))
         try:
             captures = _Captures(camera_path, joints_path)
-            for number, (image, valid) in enumerate(_labelled_images(data_path, part, parts)):
-                yield _read_image(images, partition, captures, number, image, valid)
+            for entries in gather(enumerate(_labelled_images(data_path, part, parts))):
+                yield _read_images(images, partition, captures, entries)
         except RecordError as error:
-            yield rejection(f"{self.card.name}/{partition.split}/{partition.selection}", str(data_path), error)
+            name = f"{self.card.name}/{partition.split}/{partition.selection}"
+            yield RecordBatch({}, {}, (), [(0, rejection(name, str(data_path), error))])
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Raise: the dataset has no masks.
@@ -355,6 +362,10 @@ class _Image:
     frame: int
     subject: str | None
 
+    def record_name(self, split: Split) -> str:
+        """Return the ``record_id`` that the image gets."""
+        return record_name(InterHand26MAdapter.card.name, split, self.sequence, self.frame, self.camera)
+
 
 def _parse_image(where: str, entry: Any) -> _Image:
     fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
@@ -375,51 +386,69 @@ def _parse_image(where: str, entry: Any) -> _Image:
     return image
 
 
-def _read_image(
-    images: Path, partition: Partition, captures: _Captures, number: int, entry: Any, image_valid: _Valid
-) -> HandRecord | Rejection:
-    """Return one entry of ``images``, the ``number``-th of its partition, as a record or a rejection."""
-    source, split = InterHand26MAdapter.card.name, partition.split
-    where = f"{partition.paths[0]}, entry {number} of part {partition.selection}"
-    name, image_uri = f"{source}/{split}/{partition.selection}/{number}", str(images)
-    try:
-        image = _parse_image(where, entry)
-        name = record_name(source, split, image.sequence, image.frame, image.camera)
-        image_uri = f"{images}/{image.file_name}"
-        image_path = resolve_below(images, image.file_name)
-        if isinstance(image_valid, RecordError):
-            raise image_valid
-        width, height = read_image_size(image_path)
-        if (width, height) != image.size:
-            detail = f"{image_path} is {width} x {height}, its labels are for {image.size[0]} x {image.size[1]}"
-            raise RecordError(RejectReason.IMAGE_SIZE_MISMATCH, detail)
-        pose = captures.pose(image.capture, image.frame)
-        camera = captures.camera(image.capture, image.camera)
-        points = transform_points(camera.t_world, pose.world_m)
-        keypoints = project(points, camera.k)
-        valid = pose.valid & image_valid & np.isfinite(keypoints[:, 0])
-        hz = captures.recorded_hz(image.capture)
-        return HandRecord(
-            source=source,
-            split=split,
-            sequence_id=image.sequence,
-            frame_index=image.frame,
-            camera_id=image.camera,
-            timestamp_s=None if hz is None else image.frame / hz,
-            subject_id=image.subject,
-            image_uri=str(image_path),
-            width=width,
-            height=height,
-            viewpoint="exo",
-            keypoints_valid=valid,
-            keypoints_2d=keypoints,
-            hand_state=hand_states(valid, "unknown"),
-            keypoints_3d=points,
-            camera_k=camera.k,
-            camera_t_world=camera.t_world,
-        )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{where}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    return rejection(name, image_uri, problem)
+def _read_images(
+    images: str, partition: Partition, captures: _Captures, entries: Sequence[tuple[int, tuple[Any, _Valid]]]
+) -> RecordBatch:
+    """Return entries of ``images``, each with its number in the partition, as records and rejections."""
+    read: list[tuple[_Image, str, BoolArray, _Pose, _Camera]] = []
+    places: list[str] = []
+    refused: list[tuple[int, Rejection]] = []
+    for number, (entry, valid) in entries:
+        where = f"{partition.paths[0]}, entry {number} of part {partition.selection}"
+        name, image_uri = f"{InterHand26MAdapter.card.name}/{partition.split}/{partition.selection}/{number}", images
+        try:
+            image = _parse_image(where, entry)
+            name = image.record_name(partition.split)
+            image_uri = f"{images}/{image.file_name}"
+            image_uri = path_below(images, image.file_name)
+            if isinstance(valid, RecordError):
+                raise valid
+            _check_size(image, image_uri)
+            pose, camera = captures.pose(image.capture, image.frame), captures.camera(image.capture, image.camera)
+        except RecordError as error:
+            refused.append((len(read), rejection(name, image_uri, error)))
+        else:
+            read.append((image, image_uri, valid, pose, camera))
+            places.append(where)
+    return RecordBatch(
+        {"source": InterHand26MAdapter.card.name, "split": partition.split, "viewpoint": "exo"},
+        _columns(captures, read) if read else {},
+        places,
+        refused,
+    )
+
+
+def _check_size(image: _Image, path: str) -> None:
+    width, height = read_image_size(path)
+    if (width, height) != image.size:
+        detail = f"{path} is {width} x {height}, its labels are for {image.size[0]} x {image.size[1]}"
+        raise RecordError(RejectReason.IMAGE_SIZE_MISMATCH, detail)
+
+
+def _columns(
+    captures: _Captures, read: Sequence[tuple[_Image, str, BoolArray, _Pose, _Camera]]
+) -> dict[str, Sequence[Any] | NDArray[Any]]:
+    """Return the columns of images whose labels and files are there."""
+    images, image_uris, image_valid, poses, cameras = zip(*read, strict=True)
+    k = np.stack([camera.k for camera in cameras])
+    t_world = np.stack([camera.t_world for camera in cameras])
+    points = transform_points(t_world, np.stack([pose.world_m for pose in poses]))
+    keypoints = project(points, k)
+    valid = np.stack([pose.valid for pose in poses]) & np.stack(image_valid) & np.isfinite(keypoints[..., 0])
+    rates = [captures.recorded_hz(image.capture) for image in images]
+    return {
+        "sequence_id": [image.sequence for image in images],
+        "frame_index": [image.frame for image in images],
+        "camera_id": [image.camera for image in images],
+        "timestamp_s": [None if hz is None else image.frame / hz for image, hz in zip(images, rates, strict=True)],
+        "subject_id": [image.subject for image in images],
+        "image_uri": image_uris,
+        "width": [image.size[0] for image in images],
+        "height": [image.size[1] for image in images],
+        "keypoints_valid": valid,
+        "keypoints_2d": keypoints,
+        "hand_state": hand_states_of_rows(valid, "unknown"),
+        "keypoints_3d": points,
+        "camera_k": k,
+        "camera_t_world": t_world,
+    }

@@ -317,9 +317,6 @@ def _read_frame(
             mask_extent=None if mask_path is None else "hand_forearm",
             extra=None if mask_path is None else {"mask": str(mask_path)},
         )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{image_path}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    name = record_name(source, place.split, place.sequence, frame, place.camera)
-    return rejection(name, str(image_path), problem)
+    except (RecordError, ValidationError) as error:
+        name = record_name(source, place.split, place.sequence, frame, place.camera)
+        return rejection(name, str(image_path), error, image_path)

@@ -158,11 +158,10 @@ def _read_picture(folder: Path, number: int, hands: Hands | None) -> HandRecord 
             camera_k=camera_k,
             camera_t_world=camera_t_world,
         )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    return rejection(record_name(RenderIHAdapter.card.name, "train", str(number)), str(image_path), problem)
+    except (RecordError, ValidationError) as error:
+        return rejection(
+            record_name(RenderIHAdapter.card.name, "train", str(number)), str(image_path), error, label_path
+        )
 
 
 def _pose(path: Path, parameters: object, side: Side, hand: ManoModel) -> NDArray[np.float64]:

@@ -135,11 +135,10 @@ def _read_sample(label_path: Path, split: Split, sample_id: int, sample: object)
             has_mask=has_mask,
             mask_extent="hand" if has_mask else None,
         )
-    except ValidationError as error:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: {stem}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        problem = error
-    return rejection(record_name(RhdAdapter.card.name, split, stem), str(image_path), problem)
+    except (RecordError, ValidationError) as error:
+        return rejection(
+            record_name(RhdAdapter.card.name, split, stem), str(image_path), error, f"{label_path}: {stem}"
+        )
 
 
 def _numbers(path: Path, stem: str, sample: object, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -196,11 +196,8 @@ def _read_frame(folder: Path, split: Split, labels: _Labels, row: int, camera: i
             has_mask=has_mask,
             mask_extent="hand" if has_mask else None,
         )
-    except ValidationError as error:
-        reason = RecordError(RejectReason.LABEL_CORRUPT, f"{labels.path}: {error.errors()[0]['msg']}")
-    except RecordError as error:
-        reason = error
-    return _reject(folder, split, frame_index, camera_id, relative, reason)
+    except (RecordError, ValidationError) as error:
+        return _reject(folder, split, frame_index, camera_id, relative, error, labels.path)
 
 
 def _reject_all(folder: Path, split: Split, error: RecordError) -> Iterator[Rejection]:
@@ -215,7 +212,13 @@ def _reject_all(folder: Path, split: Split, error: RecordError) -> Iterator[Reje
 
 
 def _reject(
-    folder: Path, split: Split, frame_index: int, camera_id: str, relative: str, error: RecordError
+    folder: Path,
+    split: Split,
+    frame_index: int,
+    camera_id: str,
+    relative: str,
+    error: RecordError | ValidationError,
+    where: Path | str = "",
 ) -> Rejection:
     name = record_name(SyntheticAdapter.card.name, split, folder.name, frame_index, camera_id)
-    return rejection(name, f"{folder}/{relative}", error)
+    return rejection(name, f"{folder}/{relative}", error, where)

@@ -1,9 +1,13 @@
-"""Times ``handdata ingest`` on a generated label file in the layout of InterHand2.6M.
+"""Times ``handdata ingest`` on generated label files in the layouts of InterHand2.6M and HaGRID.
 
-Run ``python benchmarks/ingest.py [--records N] [--keep FOLDER]``. Records are written as the dataset has them: 80
-cameras see each moment, one JPEG file a record (links to a few files, so that a million need no space), labels of
-about 500 bytes a record in ``data.json`` and of 3 kB a moment in ``joint_3d.json``. Prints records a second, the
-workers' processor time and peak memory, for half as many records too: the time should double.
+Run ``python benchmarks/ingest.py [--records N] [--keep FOLDER]``. InterHand2.6M: 80 cameras see each moment, labels of
+about 500 bytes a record in ``data.json`` and of 3 kB a moment in ``joint_3d.json``. HaGRID: 34 gestures of the split
+train, one file each, one or two hands a photograph. Every record has an image file of its own name, most of them hard
+links to a few files, so that a million need no space: what is read of an image is its header.
+
+Prints records a second, the workers' processor time and peak memory, for half as many records too: the time should
+double. The peer, in the same run: plain ``json.load`` of the same label files, and Pillow's ``Image.open`` for the size
+of each image, in one process; it checks nothing and stores nothing.
 """
 
 import argparse
@@ -20,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from handdata.adapters import Adapter
+from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.interhand26m import InterHand26MAdapter
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.storage import Storage
@@ -27,6 +33,7 @@ from handdata.pipeline.storage import Storage
 CAMERAS = tuple(str(400000 + 2 * number) for number in range(80))
 MOMENTS_PER_CAPTURE = 500
 SIZE = (334, 512)
+GESTURES = 34
 LINKS_PER_FILE = 10_000
 """File systems limit how often one file may be linked."""
 
@@ -57,17 +64,32 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as scratch:
         base = arguments.keep or Path(scratch)
-        for records in (arguments.records // 2, arguments.records):
-            root = base / f"interhand26m-{records}"
-            if not root.is_dir():
-                write_dataset(root, records)
-            print(time_ingest(root, Path(scratch) / f"workspace-{records}"), flush=True)
+        for adapter, write in ((InterHand26MAdapter, write_interhand26m), (HagridAdapter, write_hagrid)):
+            for records in (arguments.records // 2, arguments.records):
+                root = base / f"{adapter.card.name}-{records}"
+                if not root.is_dir():
+                    write(root, records)
+                print(f"{adapter.card.name:14s}", time_ingest(adapter, root, Path(scratch) / "workspace"), flush=True)
+            print(f"{'  plain reading':14s}", time_peer(root, records), flush=True)
 
 
-def time_ingest(root: Path, workspace: Path) -> Figures:
+def time_peer(root: Path, records: int) -> Figures:
+    """Load each label file whole with ``json`` and each image's size with Pillow."""
+    start, processor_start = time.perf_counter(), time.process_time()
+    for path in sorted(root.rglob("*.json")):
+        json.loads(path.read_bytes())
+    for path in root.rglob("*.jpg"):
+        with Image.open(path) as image:
+            if image.size != SIZE:
+                raise RuntimeError(f"{path} is {image.size}")
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
+    return Figures(records, seconds, processor_seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def time_ingest(adapter: type[Adapter], root: Path, workspace: Path) -> Figures:
     """Ingest a dataset; the peak is that of the largest worker so far (of this process where one partition is all)."""
     start, processor_start = time.perf_counter(), _processor_seconds()
-    summary = ingest(InterHand26MAdapter, root, Storage(str(workspace)))
+    summary = ingest(adapter, root, Storage(str(workspace)))
     seconds, processor_seconds = time.perf_counter() - start, _processor_seconds() - processor_start
     if summary.rejected:
         raise RuntimeError(f"the generated dataset was refused in part: {summary.rejected}")
@@ -80,7 +102,7 @@ def _processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def write_dataset(root: Path, records: int) -> None:
+def write_interhand26m(root: Path, records: int) -> None:
     """Write the split train with this many records; both hands, in front of every camera."""
     rng = np.random.default_rng(0)
     labels = root / "annotations/train"
@@ -129,6 +151,29 @@ def write_dataset(root: Path, records: int) -> None:
     write_images(root / "images/train", [name for _, _, name in names])
 
 
+def write_hagrid(root: Path, records: int) -> None:
+    """Write v2-1M's split train; every third photograph shows two hands."""
+    rng = np.random.default_rng(0)
+    for gesture in range(GESTURES):
+        names = [f"{gesture:04d}-{number:012d}" for number in range(gesture, records, GESTURES)]
+        entries = {}
+        for number, name in enumerate(names):
+            hands = 2 if number % 3 == 0 else 1
+            entries[name] = {
+                "bboxes": rng.uniform(0.1, 0.4, (hands, 4)).tolist(),
+                "labels": ["like", "no_gesture"][:hands],
+                "united_bbox": None,
+                "united_label": None,
+                "user_id": f"{number % 5000:032x}",
+                "hand_landmarks": rng.uniform(0.1, 0.8, (hands, 21, 2)).tolist(),
+                "meta": {"age": [24.41], "gender": ["female"], "race": ["White"]},
+            }
+        path = root / f"hagrid_annotations/train/gesture{gesture:02d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(entries))
+        write_images(root / "hagrid_dataset", [f"gesture{gesture:02d}/{name}.jpg" for name in names])
+
+
 def file_names(records: int) -> Iterator[tuple[int, str, str]]:
     """Yield (moment, camera, file name) of each record, in the dataset's order: sequence by sequence."""
     for number in range(records):
@@ -142,7 +187,7 @@ def write_images(folder: Path, names: list[str]) -> None:
     picture = io.BytesIO()
     Image.new("RGB", SIZE).save(picture, "JPEG", quality=30)
     for parent in sorted({name.rpartition("/")[0] for name in names}):
-        (folder / parent).mkdir(parents=True)
+        (folder / parent).mkdir(parents=True, exist_ok=True)
     original = folder
     for number, name in enumerate(names):
         if number % LINKS_PER_FILE == 0:

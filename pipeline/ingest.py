@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Final
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from handdata.adapters import Adapter, AdapterOptions, Partition
+from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition, RecordBatch
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records import (
     INGEST_SUMMARY,
@@ -40,6 +42,9 @@ from handdata.schemas import (
     records_to_table,
     rejections_to_table,
 )
+
+_ROWS_AT_ONCE: Final = 4096
+"""Records that are checked one by one become a table when there are so many."""
 
 
 @dataclass(slots=True)
@@ -196,44 +201,61 @@ def _process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 class _PartWriter:
     """Writes the rows of one partition to the staging folder, in files of bounded size."""
 
-    def __init__(self, job: _Job, folder: str, to_table: Callable[[Sequence[Any]], pa.Table]) -> None:
-        self._job, self._folder, self._to_table = job, folder, to_table
-        self._rows: list[HandRecord | Rejection] = []
+    def __init__(self, job: _Job, folder: str) -> None:
+        self._job, self._folder = job, folder
+        self._tables: list[pa.Table] = []
+        self._rows = 0
         self._files = 0
 
-    def add(self, row: HandRecord | Rejection) -> None:
-        self._rows.append(row)
-        if len(self._rows) == RECORD_FILE_ROWS:
-            self.flush()
+    def add(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._rows += len(table)
+        while self._rows >= RECORD_FILE_ROWS:
+            self._write(RECORD_FILE_ROWS)
 
     def flush(self) -> None:
         if self._rows:
-            name = f"{self._job.staging}/{self._folder}/part-{self._job.ordinal:05d}-{self._files:04d}.parquet"
-            self._job.storage.write_bytes(name, table_to_parquet(self._to_table(self._rows), RECORD_ROW_GROUP_ROWS))
-            self._files += 1
-            self._rows.clear()
+            self._write(self._rows)
+
+    def _write(self, rows: int) -> None:
+        table = pa.concat_tables(self._tables).combine_chunks()
+        name = f"{self._job.staging}/{self._folder}/part-{self._job.ordinal:05d}-{self._files:04d}.parquet"
+        self._job.storage.write_bytes(name, table_to_parquet(table.slice(0, rows), RECORD_ROW_GROUP_ROWS))
+        self._files += 1
+        self._rows -= rows
+        self._tables = [table.slice(rows)]
 
 
 def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
     """Write one partition's records and rejections to the staging folder."""
     counts = PartitionCounts()
-    records = _PartWriter(job, "records", records_to_table)
-    rejections = _PartWriter(job, "rejected", rejections_to_table)
-    for row in _taken(job.adapter.records(job.root, job.partition), job.stride, limit):
-        if isinstance(row, HandRecord):
-            records.add(row)
-            counts.records += 1
-            counts.splits[row.split] += 1
-        else:
-            rejections.add(row)
-            counts.rejected[row.reason.value] += 1
+    records = _PartWriter(job, "records")
+    rejections = _PartWriter(job, "rejected")
+    for table, refused in _taken(job, limit):
+        records.add(table)
+        rejections.add(rejections_to_table(refused))
+        counts.records += len(table)
+        counts.rejected.update(rejection.reason.value for rejection in refused)
     records.flush()
     rejections.flush()
+    counts.splits = Counter({job.partition.split: counts.records} if counts.records else {})
     return counts
 
 
-def _taken(rows: Iterator[HandRecord | Rejection], stride: int, limit: int | None) -> Iterator[HandRecord | Rejection]:
-    """Yield the rows that a stride and a limit of records leave."""
+def _taken(job: _Job, limit: int | None) -> Iterator[tuple[pa.Table, list[Rejection]]]:
+    """Yield the rows that the job's stride and a limit of records leave, some at a time, from either way in."""
+    if isinstance(job.adapter, BatchAdapter):
+        yield from _taken_of_batches(job.adapter.record_batches(job.root, job.partition), job.stride, limit)
+        return
+    rows = _taken_of_rows(job.adapter.records(job.root, job.partition), job.stride, limit)
+    while some := list(islice(rows, _ROWS_AT_ONCE)):
+        records = records_to_table([row for row in some if isinstance(row, HandRecord)])
+        yield records, [row for row in some if isinstance(row, Rejection)]
+
+
+def _taken_of_rows(
+    rows: Iterator[HandRecord | Rejection], stride: int, limit: int | None
+) -> Iterator[HandRecord | Rejection]:
     taken = 0
     for row in rows:
         if isinstance(row, HandRecord):
@@ -242,6 +264,24 @@ def _taken(rows: Iterator[HandRecord | Rejection], stride: int, limit: int | Non
             taken += 1
         yield row
         if limit is not None and taken >= limit:
+            return
+
+
+def _taken_of_batches(
+    batches: Iterator[RecordBatch], stride: int, limit: int | None
+) -> Iterator[tuple[pa.Table, list[Rejection]]]:
+    for batch in batches:
+        table, refused = batch.read()
+        kept = np.flatnonzero(table["frame_index"].to_numpy() % stride == 0)[:limit]
+        if len(kept) < len(table):
+            table = table.take(kept)
+        if limit is None:
+            yield table, [rejection for _, rejection in refused]
+            continue
+        # As row by row: what comes after the last record that the limit leaves is not reached.
+        yield table, [rejection for before, rejection in refused if np.searchsorted(kept, before) < limit]
+        limit -= len(kept)
+        if limit <= 0:
             return
 
 

@@ -19,7 +19,8 @@ def _reader(dtype: type[np.generic], shape: tuple[int, ...], *, zero_where_not_v
     size = math.prod(shape)
 
     def read(value: Any, info: ValidationInfo) -> NDArray[Any]:
-        array = np.array(value, dtype=dtype)
+        with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinity, which is refused below
+            array = np.array(value, dtype=dtype)
         if array.size != size:
             raise ValueError(f"expected shape {shape}, got {np.shape(value)}")
         array = array.reshape(shape)

@@ -4,12 +4,13 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from adapter_fixtures import ADAPTER_FIXTURES, AdapterFixture
 from PIL import Image
 
-from handdata.adapters.base import Adapter
+from handdata.adapters.base import Adapter, BatchAdapter
 from handdata.adapters.registry import registered_adapters
 from handdata.adapters.roots import find_root
 from handdata.pipeline.ingest import ingest
@@ -183,6 +184,18 @@ def test_limit_and_stride_keep_the_first_of_the_frames_that_divide(dataset: Data
     table = pq.read_table(tmp_path / "records" / f"source={dataset.fixture.source}")
     assert table["record_id"].to_pylist() == kept
     assert summary.records == len(kept)
+
+
+def test_batches_give_the_same_rows_as_one_by_one(dataset: Dataset) -> None:
+    if isinstance(dataset.adapter, BatchAdapter):
+        read = [
+            batch.read()
+            for partition in dataset.adapter.partitions(dataset.root)
+            for batch in dataset.adapter.record_batches(dataset.root, partition)
+        ]
+        table = pa.concat_tables([table for table, _ in read])
+        assert table.combine_chunks().equals(records_to_table(dataset.records).combine_chunks())
+        assert [rejection for _, refused in read for _, rejection in refused] == dataset.rejections
 
 
 def test_ingest_in_parallel_stores_every_row_once(dataset: Dataset, tmp_path: Path) -> None:

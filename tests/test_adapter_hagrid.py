@@ -22,7 +22,7 @@ from fixtures_hagrid import (
 )
 from PIL import Image
 
-from handdata.adapters import json_stream
+from handdata.adapters import batches, json_stream
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason
@@ -238,6 +238,7 @@ def test_a_truncated_file_gives_its_readable_entries_and_one_rejection_that_name
 
 def test_memory_does_not_grow_with_the_number_of_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "BLOCK_BYTES", 2**14)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 16)
     path = tmp_path / "ann_test/call.json"
     path.parent.mkdir()
     path.write_text("{" + ", ".join(f'"u{index}": {json.dumps(GOOD)}' for index in range(1500)) + "}")

@@ -26,7 +26,7 @@ from fixtures_interhand26m import (
 )
 from PIL import Image
 
-from handdata.adapters import interhand26m, json_stream
+from handdata.adapters import batches, interhand26m, json_stream
 from handdata.adapters.capture_clock import recorded_hz
 from handdata.adapters.interhand26m import InterHand26MAdapter
 from handdata.adapters.roots import find_root
@@ -183,6 +183,7 @@ def test_annotations_may_come_before_images(tmp_path: Path, monkeypatch: pytest.
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "BLOCK_BYTES", 2**14)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 16)
     write_split(tmp_path, "train", SHOTS)
     entries = [(1000 + number, SHOTS[0]) for number in range(1500)]
     write_labels(
