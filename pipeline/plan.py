@@ -98,20 +98,34 @@ def plan_source(
         sample: plan only this many records, spread evenly over the sequences.
 
     """
+    while True:
+        units, parts = preview_source(storage, dataset, source, image_size, limit=limit, sample=sample)
+        if not parts:
+            return units
+        _store_generation(storage, dataset, source, parts)
+
+
+def preview_source(
+    storage: Storage,
+    dataset: str,
+    source: str,
+    image_size: int,
+    *,
+    limit: int | None = None,
+    sample: int | None = None,
+) -> tuple[list[PlannedUnit], list[pl.DataFrame]]:
+    """Return the stored units of a source, and the keys of each unit that ``plan_source`` would add; store nothing."""
     keys = _sorted_keys(storage, source)
     if limit is not None:
         keys = keys.head(limit)
     if sample is not None and sample < len(keys):
         keys = keys[np.arange(sample) * len(keys) // sample]
     most_rows = unit_rows(image_size, len(keys))
-    while True:
-        units = stored_units(storage, dataset, source)
-        planned = _planned_ids(storage, units)
-        if planned is not None:
-            keys = keys.join(planned, on="record_id", how="anti", maintain_order="left")
-        if keys.is_empty():
-            return units
-        _store_generation(storage, dataset, source, list(_cut_into_units(keys, most_rows)))
+    units = stored_units(storage, dataset, source)
+    planned = _planned_ids(storage, units)
+    if planned is not None:
+        keys = keys.join(planned, on="record_id", how="anti", maintain_order="left")
+    return units, list(_cut_into_units(keys, most_rows)) if len(keys) else []
 
 
 def _store_generation(storage: Storage, dataset: str, source: str, parts: Sequence[pl.DataFrame]) -> None:
@@ -140,6 +154,11 @@ def read_unit(storage: Storage, unit: PlannedUnit) -> list[HandRecord]:
     """Return the records of a unit, in order of sequence, frame and camera."""
     with storage.open_parquet(unit.plan_file) as file:
         return list(records_from_table(file.read_row_group(unit.row_group)))
+
+
+def read_previewed(storage: Storage, source: str, keys: pl.DataFrame) -> list[HandRecord]:
+    """Return the records of some keys of ``preview_source``, in their order."""
+    return list(records_from_table(next(_gathered(storage, source, [keys]))))
 
 
 def row_group_sizes(records: Sequence[tuple[str, int]]) -> list[int]:
@@ -208,6 +227,13 @@ def _cut_sequence(rows: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:
 
 def _write_records(storage: Storage, source: str, parts: Sequence[pl.DataFrame], name: str) -> None:
     """Write the units' records to one Parquet file, a row group a unit; holds a few row groups at a time."""
+    with storage.open_output(name) as stream, pq.ParquetWriter(stream, RECORD_SCHEMA, compression="zstd") as writer:
+        for records in _gathered(storage, source, parts):
+            writer.write_table(records, row_group_size=len(records))
+
+
+def _gathered(storage: Storage, source: str, parts: Sequence[pl.DataFrame]) -> Iterator[pa.Table]:
+    """Yield the records of each part, read from where their keys say."""
     files = read_ingest_summary(storage, source).files
 
     @lru_cache(maxsize=64)
@@ -215,14 +241,13 @@ def _write_records(storage: Storage, source: str, parts: Sequence[pl.DataFrame],
         with storage.open_parquet(files[file]) as parquet:
             return parquet.read_row_group(group)
 
-    with storage.open_output(name) as stream, pq.ParquetWriter(stream, RECORD_SCHEMA, compression="zstd") as writer:
-        for part in parts:
-            places = part.select("file", "row").with_row_index("order")
-            places = places.with_columns(group=pl.col("row") // RECORD_ROW_GROUP_ROWS)
-            tables, order = [], []
-            for (file, group), rows in places.group_by("file", "group", maintain_order=True):
-                offsets = (rows["row"] - int(group) * RECORD_ROW_GROUP_ROWS).to_arrow()
-                tables.append(row_group(int(file), int(group)).take(offsets))
-                order.append(rows["order"].to_numpy())
-            gathered = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
-            writer.write_table(gathered.cast(RECORD_SCHEMA), row_group_size=len(gathered))
+    for part in parts:
+        places = part.select("file", "row").with_row_index("order")
+        places = places.with_columns(group=pl.col("row") // RECORD_ROW_GROUP_ROWS)
+        tables, order = [], []
+        for (file, group), rows in places.group_by("file", "group", maintain_order=True):
+            offsets = (rows["row"] - int(group) * RECORD_ROW_GROUP_ROWS).to_arrow()
+            tables.append(row_group(int(file), int(group)).take(offsets))
+            order.append(rows["order"].to_numpy())
+        gathered = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
+        yield gathered.cast(RECORD_SCHEMA)

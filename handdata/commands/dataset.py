@@ -74,6 +74,9 @@ def annotate(
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what would be done, in which time and size, from a small probe.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Annotate ingested records: keypoints, square crops, masks, quality flags; write Parquet shards.
@@ -112,6 +115,24 @@ def annotate(
     overrides["quality"] = {**settings.annotate.quality.model_dump(exclude_unset=True), **quality}
     annotation = load_settings(annotate={**settings.annotate.model_dump(exclude_unset=True), **overrides}).annotate
     storage = Storage(settings.workspace)
+    if plan:
+        from handdata.commands.estimate import show_estimate
+        from handdata.pipeline.estimate import estimate_run
+
+        estimate = estimate_run(
+            storage,
+            annotation,
+            sources=source or (),
+            cpus=cpus,
+            gpus=gpus,
+            address=address,
+            weights=settings.weights,
+            sam_checkpoint=sam_checkpoint,
+            limit=limit,
+            sample=sample,
+        )
+        show_estimate(estimate, as_json=as_json)
+        return
     with ProgressLine("Annotating", None, "records") as progress:
         summary = run_annotate(
             storage,
