@@ -170,11 +170,6 @@ def project_fisheye(points_camera: ArrayLike, k: ArrayLike, distortion: Sequence
     return _pixels(rays * factor[:, None], k)
 
 
-def project_orthographic(points_camera: ArrayLike, scale_px: float, offset_px: Sequence[float]) -> Array:
-    """Return (N, 2) pixels: scale * (x, y) + offset, whatever the depth (DART)."""
-    return np.asarray(points_camera, dtype=np.float64)[:, :2] * scale_px + np.asarray(offset_px, dtype=np.float64)
-
-
 def _rational_coefficients(distortion: Sequence[float]) -> tuple[float, ...]:
     if len(distortion) not in (4, 5, 8):
         raise ValueError(f"expected 4, 5 or 8 distortion coefficients, got {len(distortion)}")
@@ -208,15 +203,6 @@ def pixel_affine(scale: Sequence[float], offset: Sequence[float] = (0.0, 0.0)) -
     ``apply_affine`` maps keypoints by it; ``affine @ k`` are the intrinsics of the new image.
     """
     return intrinsics(scale, offset)
-
-
-def resize_affine(source_size: tuple[int, int], target_size: tuple[int, int]) -> Array:
-    """Return the 3x3 that takes pixels of an image to those of its resized copy; sizes are (width, height).
-
-    Image edges map to image edges, as OpenCV and Pillow resize: u' = (u + 0.5) s - 0.5.
-    """
-    scale = [target / source for source, target in zip(source_size, target_size, strict=True)]
-    return pixel_affine(scale, [(s - 1) / 2 for s in scale])
 
 
 def apply_affine(affine: ArrayLike, pixels: ArrayLike) -> Array:

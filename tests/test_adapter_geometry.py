@@ -19,11 +19,9 @@ from handdata.adapters.geometry import (
     place_validity,
     project,
     project_fisheye,
-    project_orthographic,
     project_rational,
     rational_fold_radius,
     reorder_joints,
-    resize_affine,
     rigid_transform,
     transform_points,
 )
@@ -145,13 +143,6 @@ def test_points_that_are_not_in_front_of_the_camera_are_nan(depth: float) -> Non
         assert np.isfinite(pixels).all(axis=1).tolist() == [False, True]
 
 
-@given(points=points_in_front, shift=st.floats(-3, 3))
-def test_orthographic_pixels_do_not_depend_on_depth(points: np.ndarray, shift: float) -> None:
-    pixels = project_orthographic(points, 500.0, (256.0, 250.0))
-    assert (project_orthographic(points + np.array([0, 0, shift]), 500.0, (256.0, 250.0)) == pixels).all()
-    np.testing.assert_allclose(pixels, points[:, :2] * 500 + [256, 250])
-
-
 @given(rotation=rotations, translation=translations, points=points_in_front)
 def test_an_inverse_takes_points_back(rotation: np.ndarray, translation: np.ndarray, points: np.ndarray) -> None:
     camera_t_world = rigid_transform(rotation, translation)
@@ -185,21 +176,3 @@ def test_projecting_with_a_crops_intrinsics_is_cropping_the_projection(
 ) -> None:
     crop = pixel_affine(scale, [1000 * value for value in offset])
     np.testing.assert_allclose(project(points, crop @ K), apply_affine(crop, project(points, K)), atol=1e-6)
-
-
-def test_a_resized_picture_shows_a_point_where_the_map_says() -> None:
-    picture = np.zeros((60, 80), np.float32)
-    picture[20:24, 40:44] = 1  # centre at (41.5, 21.5)
-    smaller = cv2.resize(picture, (20, 15), interpolation=cv2.INTER_AREA)
-    v, u = np.unravel_index(smaller.argmax(), smaller.shape)
-    np.testing.assert_allclose(apply_affine(resize_affine((80, 60), (20, 15)), [[41.5, 21.5]]), [[u, v]])
-
-
-@given(
-    size=st.tuples(st.integers(2, 4000), st.integers(2, 4000)),
-    target=st.tuples(st.integers(2, 999), st.integers(2, 999)),
-)
-def test_resizing_maps_edges_to_edges(size: tuple[int, int], target: tuple[int, int]) -> None:
-    edges = np.array([[-0.5, -0.5], [size[0] - 0.5, size[1] - 0.5]])
-    expected = [[-0.5, -0.5], [target[0] - 0.5, target[1] - 0.5]]
-    np.testing.assert_allclose(apply_affine(resize_affine(size, target), edges), expected, atol=1e-9)
