@@ -19,6 +19,9 @@ without an area are left out, as in the authors' HOS tool.
 
 **Both hands are ``unknown``**: no entity may mean that a hand is out of view, but nothing says so.
 
+**A sequence is the video**, not its ``subsequence``: those cut one take of one camera where the set of objects changes,
+and ``timestamp_s`` counts from the video's start. How far apart a pair of frames may be is the trainer's to say.
+
 **Time** is (frame - 1) / 60 seconds in the videos of EPIC-KITCHENS-55 (two digits after the underscore), / 50 in the
 later ones: so say the authors' ``frames_to_timestamps.json`` of all 50,729 frames, but for 120 of P02_02, 1/60 s off.
 """
@@ -38,7 +41,6 @@ import numpy as np
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.files import (
     is_file,
-    printable,
     read_image_size,
     read_image_size_from,
     rejection,
@@ -110,7 +112,7 @@ class VisorAdapter:
         with _Images(_base(root), partition.split, partition.selection) as images:
             if partition.split == "test":
                 for name in images.names():
-                    yield _read_frame(images, partition.split, _Frame(name, None, []))
+                    yield _read_frame(images, partition.split, _Frame(name, []))
             else:
                 yield from _read_annotations(root / partition.paths[0], images, partition.split)
 
@@ -216,7 +218,6 @@ class _Entity:
 @dataclass(frozen=True, slots=True)
 class _Frame:
     name: str
-    subsequence: str | None
     entities: list[_Entity]
 
 
@@ -232,7 +233,7 @@ def _read_annotations(path: Path, images: _Images, split: Split) -> Iterator[Han
                 if name is None or name in repeated:
                     yield rejection(f"visor/{split}/{path.stem}/element {number}", str(path), error)
                 else:
-                    yield rejection(_record_id(split, name, None), images.uri(name), error)
+                    yield rejection(_record_id(split, name), images.uri(name), error)
                 continue
             if frame.name not in repeated:
                 yield _read_frame(images, split, frame)
@@ -287,8 +288,7 @@ def _parse_element(where: str, element: Any) -> _Frame:
         if sides:
             rings = _parse_rings(f"{where}, {entity['name']}", entity.get("segments"))
             entities.append(_Entity(sides.pop() if len(sides) == 1 else None, rings))
-    subsequence = element["image"].get("subsequence")
-    return _Frame(name, printable(subsequence) if isinstance(subsequence, str) and subsequence else None, entities)
+    return _Frame(name, entities)
 
 
 def _sides(entity: dict[str, Any]) -> set[Side]:
@@ -324,10 +324,10 @@ def _parse_rings(where: str, segments: object) -> list[Ring]:
 # ---------------------------------------------------------------------------------------------------- records
 
 
-def _record_id(split: Split, name: str, subsequence: str | None) -> str:
+def _record_id(split: Split, name: str) -> str:
     match = _NAME.fullmatch(name)
     assert match is not None
-    return record_name("visor", split, subsequence or match["video"], int(match["number"]))
+    return record_name("visor", split, match["video"], int(match["number"]))
 
 
 def _read_frame(images: _Images, split: Split, frame: _Frame) -> HandRecord | Rejection:
@@ -339,12 +339,12 @@ def _read_frame(images: _Images, split: Split, frame: _Frame) -> HandRecord | Re
     try:
         width, height = images.size(frame.name)
     except RecordError as error:
-        return rejection(_record_id(split, frame.name, frame.subsequence), image_uri, error)
+        return rejection(_record_id(split, frame.name), image_uri, error)
     polygons = [entity.rings for entity in frame.entities if entity.rings]
     return HandRecord(
         source=VisorAdapter.card.name,
         split=split,
-        sequence_id=frame.subsequence or match["video"],
+        sequence_id=match["video"],
         frame_index=number,
         timestamp_s=(number - 1) / rate if rate else None,
         subject_id=match["participant"],

@@ -61,11 +61,11 @@ def test_every_packaging_gives_the_same_records_and_pixels(tmp_path: Path, packa
     assert [(type(row).__name__, row.record_id) for row in rows] == [
         ("HandRecord", "visor/test/P03_05/000007-0"),
         ("HandRecord", "visor/test/P03_05/000008-0"),
-        ("HandRecord", "visor/train/P01_01_seq_00002/000121-0"),
-        ("HandRecord", "visor/train/P01_01_seq_00001/000061-0"),
-        ("HandRecord", "visor/train/P01_01_seq_00001/000031-0"),
-        ("Rejection", "visor/train/P01_01_seq_00002/000181-0"),
-        ("HandRecord", "visor/val/P02_101_seq_00001/000051-0"),
+        ("HandRecord", "visor/train/P01_01/000121-0"),
+        ("HandRecord", "visor/train/P01_01/000061-0"),
+        ("HandRecord", "visor/train/P01_01/000031-0"),
+        ("Rejection", "visor/train/P01_01/000181-0"),
+        ("HandRecord", "visor/val/P02_101/000051-0"),
     ]
     assert [row.reason for row in rows if isinstance(row, Rejection)] == [RejectReason.IMAGE_MISSING]
     records = [row for row in rows if isinstance(row, HandRecord)]
@@ -91,7 +91,7 @@ def test_a_frame_that_was_lost_in_unpacking_comes_from_the_archive(tmp_path: Pat
 def test_a_record_says_who_and_when_but_not_which_hands_are_there(tmp_path: Path) -> None:
     write_visor(tmp_path)
     by_id = {row.record_id: row for row in ingest(tmp_path)}
-    record, later = by_id["visor/train/P01_01_seq_00001/000061-0"], by_id["visor/val/P02_101_seq_00001/000051-0"]
+    record, later = by_id["visor/train/P01_01/000061-0"], by_id["visor/val/P02_101/000051-0"]
     assert isinstance(record, HandRecord) and isinstance(later, HandRecord)
     assert (record.timestamp_s, later.timestamp_s) == (1.0, 1.0)
     assert (record.subject_id, record.viewpoint, record.hand_state) == ("P01", "ego", ("unknown", "unknown"))
@@ -173,8 +173,8 @@ def test_two_elements_of_one_frame_become_one_record(tmp_path: Path) -> None:
         element("P01_01", 61, right, subsequence=2),
     )
     assert [row.record_id for row in rows] == [
-        "visor/train/P01_01_seq_00001/000121-0",
-        "visor/train/P01_01_seq_00001/000061-0",
+        "visor/train/P01_01/000121-0",
+        "visor/train/P01_01/000061-0",
     ]
     merged = rows[1]
     assert isinstance(merged, HandRecord) and merged.extra is not None
