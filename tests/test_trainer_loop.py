@@ -56,7 +56,7 @@ def test_training_leaves_checkpoint_settings_and_metrics(storage: Storage) -> No
     assert summary.validation is not None
     lines = [json.loads(line) for line in storage.read_bytes("runs/first/metrics.jsonl").splitlines()]
     assert [sorted(line) for line in lines] == [
-        ["loss", "samples_per_s", "step"],
+        ["epochs/synthetic", "loss", "samples_per_s", "step"],
         ["permuted_loss", "step", "validation_loss"],
     ]
     assert storage.list_files("runs/first/tensorboard", "")

@@ -137,3 +137,16 @@ def augment_pair(
     if flips != (swaps and not same_moment):
         reference = mirror(reference)
     return target, change_gamma(reference, gamma)
+
+
+def augment_alone(
+    frame: Frame, size: int, config: AugmentationConfig, shared: np.random.Generator, own: np.random.Generator
+) -> Frame:
+    """Change one frame at random and resize it to ``size`` pixels.
+
+    Flip and gamma are drawn from ``shared``, which frames that may become a pair start alike; the crop from ``own``.
+    """
+    flips = shared.random() < config.flip
+    gamma = float(np.exp(shared.uniform(-1, 1) * np.log(config.max_gamma)))
+    frame = resize(random_crop(frame, config.smallest_crop, own), size)
+    return change_gamma(mirror(frame) if flips else frame, gamma)

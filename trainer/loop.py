@@ -4,8 +4,8 @@ A run is the folder ``W/runs/<run>/``:
 
     checkpoints/     see ``handdata.trainer.checkpoints``
     settings.json    the resolved settings (also embedded in every checkpoint)
-    metrics.jsonl    one JSON object a line: {"step", "loss", "samples_per_s"}, or, from a validation,
-                     {"step", "validation_loss", "permuted_loss"}
+    metrics.jsonl    one JSON object a line: {"step", "loss", "samples_per_s", "epochs/<source>": how often its pairs
+                     have been shown}, or, from a validation, {"step", "validation_loss", "permuted_loss"}
     samples/         grids of samples of the validation pairs
     tensorboard/     the same as scalars and pictures (local workspaces)
 
@@ -48,6 +48,7 @@ from handdata.trainer.checkpoints import (
 from handdata.trainer.conditioning import drop_conditions
 from handdata.trainer.diffusion import Diffusion, Draws, draw_noise
 from handdata.trainer.history import LossWatch, RunHistory, Stopwatch, run_folder
+from handdata.trainer.latents import LatentStore, open_latents
 from handdata.trainer.metrics import ConditionFollowing, condition_following
 from handdata.trainer.model import DiT
 from handdata.trainer.pairs import FramePair, PairDataset, encode_images, pair_conditions, pair_loader
@@ -136,6 +137,7 @@ def train(
         pairs=preset.pairs,
         augmentation=preset.augmentation,
         data=preset.data,
+        latents=_latents(storage, preset),
         seed=settings.seed,
     )
     leads = process.rank == 0
@@ -171,7 +173,9 @@ def train(
             if on_step:
                 on_step(step, total, losses[-1], clock.samples_per_s)
             if step % LOGGED_EVERY_STEPS == 0 or step == total:
-                history.add(step, {"loss": fmean(losses), "samples_per_s": clock.samples_per_s})
+                epochs = dataset.effective_epochs(step * settings.batch_size)
+                scalars = {"loss": fmean(losses), "samples_per_s": clock.samples_per_s}
+                history.add(step, scalars | {f"epochs/{source}": shown for source, shown in epochs.items()})
             validated = None
             with clock.paused():
                 if validation_batches and (step == total or step % monitoring.validate_every == 0):
@@ -437,11 +441,26 @@ class MicroBatches(Sampler[list[int]]):
         return len(self._steps) * self._share // self._micro
 
 
+def _latents(storage: Storage, preset: Preset) -> LatentStore | None:
+    """Return the stored latents to train on, where the settings ask for them."""
+    if not preset.data.latents:
+        return None
+    autoencoder = load_autoencoder(preset.autoencoder)
+    return open_latents(storage, autoencoder, preset.autoencoder, preset.image_size)
+
+
 def _validation_batches(storage: Storage, preset: Preset) -> list[FramePair]:
     """Return the same pairs of the held-out split every time, without augmentation; none where it has too few."""
     if not list_shards(storage, splits=["val"]):
         return []
-    dataset = PairDataset(storage, image_size=preset.image_size, split="val", pairs=preset.pairs, data=preset.data)
+    dataset = PairDataset(
+        storage,
+        image_size=preset.image_size,
+        split="val",
+        pairs=preset.pairs,
+        data=preset.data,
+        latents=_latents(storage, preset),
+    )
     settings = preset.optimisation
     size = min(settings.micro_batch_size or settings.batch_size, settings.batch_size, len(dataset))
     if size < 2:

@@ -35,6 +35,7 @@ from handdata.trainer.conditioning import (
     to_latent_pixels,
 )
 from handdata.trainer.diffusion import Draws
+from handdata.trainer.latents import LatentReader, LatentStore, StoredFrame
 from handdata.trainer.order import SourceTargets, TargetOrder, source_shares
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
 from handdata.trainer.reading import EncodedFrame, FrameReader, WantedFrame, labels_of, largest_reduction, pictures_of
@@ -89,9 +90,14 @@ class PairDataset(Dataset[FramePair]):
         pairs: PairConfig | None = None,
         augmentation: AugmentationConfig | None = None,
         data: DataConfig | None = None,
+        latents: LatentStore | None = None,
         seed: int = 0,
     ) -> None:
-        """Read the index of a split. ``augmentation`` None: pictures are resized and nothing else."""
+        """Read the index of a split.
+
+        ``augmentation`` None: pictures are resized and nothing else. ``latents``: pairs hold these instead of
+        pictures, a random variant each where there is augmentation, else the unchanged one.
+        """
         self.storage = storage
         self.image_size = image_size
         self.augmentation = augmentation
@@ -124,6 +130,7 @@ class PairDataset(Dataset[FramePair]):
             )
         self._order = TargetOrder(targets, seed)
         self._reader = FrameReader(storage, self.shards)
+        self._latents = None if latents is None else latents.reader(self.shards)
         smallest_crop = 1.0 if augmentation is None else augmentation.smallest_crop
         self._reduction = largest_reduction(manifest.image_size, image_size, smallest_crop)
 
@@ -138,6 +145,8 @@ class PairDataset(Dataset[FramePair]):
     def __getitems__(self, positions: Sequence[int]) -> list[FramePair]:
         """Return the pairs at some positions; their pictures are read at once."""
         drawn = [self.rows_at(position) for position in positions]
+        if self._latents is not None:
+            return self._stored_pairs(self._latents, positions, drawn)
         encoded = iter(
             self._reader.read(
                 [
@@ -199,7 +208,21 @@ class PairDataset(Dataset[FramePair]):
         else:
             rng = np.random.default_rng([self.seed, position, 1])
             frame, other = augment_pair(frame, other, kind == VIEW, self.image_size, self.augmentation, rng)
-        return frame_pair(frame, other, Task.VIEW_CHANGE if kind == VIEW else Task.POSE_CHANGE)
+        return frame_pair(frame, other, _task(kind))
+
+    def _stored_pairs(
+        self, latents: LatentReader, positions: Sequence[int], drawn: Sequence[tuple[int, int | None, int]]
+    ) -> list[FramePair]:
+        wanted = []
+        for position, (target, reference, _) in zip(positions, drawn, strict=True):
+            rng = np.random.default_rng([self.seed, position, 1])
+            variant = 0 if self.augmentation is None else int(rng.integers(latents.variants))
+            wanted += [(*self._place(row), variant) for row in (target, reference) if row is not None]
+        frames = iter(latents.read(wanted))
+        return [
+            stored_pair(next(frames), None if reference is None else next(frames), _task(kind))
+            for _, reference, kind in drawn
+        ]
 
     def _place(self, row: int) -> tuple[int, int]:
         """Return a row's shard, and where it stands in it."""
@@ -393,6 +416,31 @@ def frame_pair(target: Frame, reference: Frame | None, task: Task) -> FramePair:
         reference_dropped=torch.tensor(reference is None),
         task=torch.tensor(int(task)),
     )
+
+
+def stored_pair(target: StoredFrame, reference: StoredFrame | None, task: Task) -> FramePair:
+    """Turn two frames of stored latents into tensors."""
+    other = reference or StoredFrame._make(np.zeros_like(field) for field in target)
+
+    def levels(share: NDArray[np.float16]) -> Tensor:
+        return torch.from_numpy(np.round(share[None] * 255).astype(np.uint8))
+
+    return FramePair(
+        target_image=torch.tensor(target.moments),
+        target_weight=levels(target.weight),
+        target_keypoints=torch.tensor(target.keypoints),
+        target_valid=torch.tensor(target.valid),
+        reference_image=torch.tensor(other.moments),
+        reference_mask=levels(other.mask),
+        reference_keypoints=torch.tensor(other.keypoints),
+        reference_valid=torch.tensor(other.valid),
+        reference_dropped=torch.tensor(reference is None),
+        task=torch.tensor(int(task)),
+    )
+
+
+def _task(kind: int) -> Task:
+    return Task.VIEW_CHANGE if kind == VIEW else Task.POSE_CHANGE
 
 
 def encode_images(images: Tensor, autoencoder: Autoencoder, draws: Draws | None = None) -> Tensor:

@@ -29,6 +29,14 @@ class AutoencoderConfig(Config):
     weights: str | None = None
     """Folder, URL or Hugging Face name of the weights; None: the autoencoder's own default."""
 
+    def changed(self, kind: str | None, weights: str | None) -> "AutoencoderConfig":
+        """Return these settings with another kind or other weights, where given. Raises ``UsageError``."""
+        kept = self.weights if kind in (None, self.kind) else None
+        try:
+            return AutoencoderConfig.model_validate({"kind": kind or self.kind, "weights": weights or kept})
+        except ValidationError as error:
+            raise UsageError(f"autoencoder {kind}: {error.errors()[0]['msg']}") from None
+
 
 class ModelConfig(Config):
     """Sizes of the two-frame diffusion transformer, as ``DiT`` takes them."""

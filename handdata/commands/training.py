@@ -66,6 +66,68 @@ def train(
     out.print("Next: handdata sample gesture-transfer")
 
 
+@training_app.command(epilog="Example: handdata encode --preset foundhand-xl --variants 4")
+def encode(
+    preset: Annotated[str, typer.Option(metavar="NAME", help="The preset that will be trained.")] = "foundhand-xl",
+    config: Annotated[Path | None, typer.Option(metavar="TOML", help="Settings that replace the preset's.")] = None,
+    workspace: Workspace = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(metavar="KIND", help="sd-vae, taef2 or pixel.", show_default="the preset's")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_NAME", help="The autoencoder's.", show_default="the preset's")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, metavar="S", help="Pixels.", show_default="the preset's")
+    ] = None,
+    variants: Annotated[
+        int, typer.Option(min=1, metavar="N", help="1: unchanged pictures; more: changed ones too.")
+    ] = 1,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, max=1, metavar="N", help="0: on the CPU.", show_default="1 where there is one")
+    ] = None,
+) -> None:
+    """Compute every picture's latents once, and store them beside the shards for training (`data.latents = true`).
+
+    Interrupted, the same command continues; finished, it does nothing.
+    """
+    from handdata.pipeline.storage import Storage
+    from handdata.trainer.autoencoders import load_autoencoder
+    from handdata.trainer.latents import encode as run_encode
+    from handdata.trainer.presets import load_preset
+
+    storage = Storage(load_settings(workspace=workspace).workspace)
+    chosen = load_preset(preset, config)
+    settings = chosen.autoencoder.changed(autoencoder, weights)
+    device = _training_device(gpus) or _training_device(int(_has_cuda())) or "cpu"
+    with ProgressLine("Encoding", None, "shards") as progress:
+        summary = run_encode(
+            storage,
+            load_autoencoder(settings, device),
+            settings,
+            image_size or chosen.image_size,
+            variants=variants,
+            augmentation=chosen.augmentation,
+            device=device,
+            on_shard=lambda done, total: progress.set(done, total=total),
+        )
+    print_table(
+        "Encoded",
+        {
+            "shards": f"{summary.shards:,} ({summary.done_before:,} done before)",
+            "latents": f"{summary.rows:,}, {summary.bytes / 2**20:,.1f} MiB",
+            "folder": summary.folder,
+        },
+    )
+    out.print("Next: handdata train --config FILE, with `latents = true` below `[data]` in the file")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _training_device(gpus: int | None) -> str | None:
     """Return the device for a number of GPUs; without a number the trainer chooses."""
     import torch
