@@ -97,9 +97,10 @@ class Cluster:
     def how_to_go_on(self, job_id: str) -> str:
         """Say how to follow and to stop a job that is left alone."""
         address = f" --address {self.address}" if self.address.startswith("http") else ""
+        ray = "RAY_AUTH_MODE=token ray" if os.environ.get("RAY_AUTH_MODE") == "token" else "ray"
         return (
             f"job {job_id} goes on without this terminal; "
-            f"follow it: ray job logs{address} --follow {job_id}; stop it: ray job stop{address} {job_id}"
+            f"follow it: {ray} job logs{address} --follow {job_id}; stop it: {ray} job stop{address} {job_id}"
         )
 
     def _wait_for_start(self, job_id: str, note: Callable[[str], None]) -> None:

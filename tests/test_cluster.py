@@ -235,7 +235,7 @@ def test_interrupting_says_that_the_job_goes_on(head: Head, shell: Shell) -> Non
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert f"job {job_id} goes on" in err
-    assert f"ray job stop --address {head.dashboard} {job_id}" in err
+    assert f"RAY_AUTH_MODE=token ray job stop --address {head.dashboard} {job_id}" in err
     assert "Traceback" not in err
 
 
