@@ -16,6 +16,7 @@ import ray.train
 import ray.train.torch
 from ray.util.queue import Queue
 
+from handdata.pipeline.ray_access import connected
 from handdata.pipeline.storage import Storage
 from handdata.schemas import HandDataError, RunError, StorageError, UsageError
 from handdata.trainer.checkpoints import latest_checkpoint
@@ -39,7 +40,6 @@ class _Task:
     run: str
     steps: int | None
     init: str | None
-    messages: Queue
 
 
 def train_in_processes(
@@ -49,12 +49,13 @@ def train_in_processes(
     *,
     processes: int,
     use_gpus: bool,
+    address: str | None = None,
     steps: int | None = None,
     resume: bool = False,
     init: str | None = None,
     on_step: OnStep | None = None,
 ) -> TrainSummary:
-    """Train a preset in several processes of the Ray cluster that this process is connected to.
+    """Train a preset in several processes of a Ray cluster: the one at ``address``, or one on this machine.
 
     With ``use_gpus`` each process has a GPU and they talk by NCCL, else a core and gloo. For the rest see
     ``trainer.loop.train``.
@@ -66,6 +67,11 @@ def train_in_processes(
     micro_batches(preset.optimisation, Process(0, processes))
     if latest_checkpoint(storage.describe(run_folder(run))) and not resume:
         raise UsageError(f"the run {run} has checkpoints", "go on with --resume, or choose another name with --run")
+    with connected(address):
+        return _run_task(_Task(preset, storage, run, steps, init), processes, use_gpus, on_step)
+
+
+def _run_task(task: _Task, processes: int, use_gpus: bool, on_step: OnStep | None) -> TrainSummary:
     kind = "GPU" if use_gpus else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
     if there < processes:
@@ -77,12 +83,12 @@ def train_in_processes(
     listener = Thread(target=_listen, args=(messages, outcome, on_step), daemon=True)
     listener.start()
     try:
-        with _notes_folder(storage, run) as notes:
+        with _notes_folder(task.storage, task.run) as notes:
             # Paths of weights are the user's own: relative to where the command was typed.
             os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
             ray.train.torch.TorchTrainer(
                 _train_one_process,
-                train_loop_config={"task": _Task(preset, storage, run, steps, init, messages)},
+                train_loop_config={"task": task, "messages": messages},
                 scaling_config=ray.train.ScalingConfig(num_workers=processes, use_gpu=use_gpus),
                 run_config=ray.train.RunConfig(
                     name=_RAY_TRAIN, failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS), **notes
@@ -107,6 +113,7 @@ def train_in_processes(
 def _train_one_process(config: dict[str, Any]) -> None:
     """Run as one of the processes; Ray Train has joined them into a group."""
     task: _Task = config["task"]
+    messages: Queue = config["messages"]
     context = ray.train.get_context()
     process = Process(context.get_world_rank(), context.get_world_size())
     leads = process.rank == 0
@@ -120,16 +127,16 @@ def _train_one_process(config: dict[str, Any]) -> None:
             init=task.init,
             device=str(ray.train.torch.get_device()),
             process=process,
-            on_step=(lambda *progress: task.messages.put(progress)) if leads else None,
+            on_step=(lambda *progress: messages.put(progress)) if leads else None,
         )
     except StorageError:
         raise  # may pass: the group is started anew
     except HandDataError as error:  # meets all processes alike, and would meet them again
         if leads:
-            task.messages.put(error)
+            messages.put(error)
         return
     if leads:
-        task.messages.put(summary)
+        messages.put(summary)
 
 
 def _listen(messages: Queue, outcome: list[TrainSummary | HandDataError], on_step: OnStep | None) -> None:

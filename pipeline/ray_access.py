@@ -63,6 +63,31 @@ def start_local(cpus: int | None) -> None:
 
 
 @contextmanager
+def connected(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """Be a driver for the time of a block: of the cluster at the address or ``RAY_ADDRESS``, else of one started here.
+
+    A process that is a driver already stays one.
+
+    Raises:
+        RunError: as ``connect`` and ``start_local``.
+
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address := address or os.environ.get("RAY_ADDRESS"):
+        connect(address)
+    else:
+        start_local(cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
 def _silent_stderr() -> Iterator[None]:
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:

@@ -171,6 +171,15 @@ def test_weights_and_biases_gets_the_curves_where_it_is_in_use(
     assert storage.list_files("runs/watched/wandb", ".wandb")
 
 
+def test_bfloat16_trains_as_float32_does_but_for_rounding(storage: Storage) -> None:
+    exact = train(SMALL, storage, "exact", steps=3, device="cpu")
+    rounded = train(changed(SMALL, precision="bfloat16"), storage, "rounded", steps=3, device="cpu")
+    expected, found = weights(exact.checkpoint_url), weights(rounded.checkpoint_url)
+    assert any(not torch.equal(expected[name], found[name]) for name in expected)
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
+
+
 def test_a_finished_run_has_nothing_left_to_do(storage: Storage) -> None:
     done = train(SMALL, storage, "run", steps=2, device="cpu")
     again = train(SMALL, storage, "run", steps=2, resume=True, device="cpu")

@@ -236,7 +236,10 @@ class Trainer:
             self._optimizer, lambda step: learning_rate_share(step, settings)
         )
         self._precision = getattr(torch, settings.precision)
-        self._autocasts = self.device.type == "cuda" and self._precision != torch.float32
+        # On a CPU bfloat16 pays, two to three times where it has matrix units for it; float16 does not.
+        self._autocasts = self._precision == torch.bfloat16 or (
+            self._precision == torch.float16 and self.device.type == "cuda"
+        )
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self._autocasts and self._precision == torch.float16
         )

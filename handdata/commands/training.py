@@ -23,8 +23,15 @@ def train(
     ] = None,
     workspace: Workspace = None,
     gpus: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="0: on the CPU.", show_default="1 where there is one")
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="0: on the CPU; more than 1: processes that Ray Train starts, and restarts where one is lost.",
+            show_default="1 where there is one",
+        ),
     ] = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster, for N > 1.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, metavar="N", show_default="the preset's")] = None,
     run: Annotated[str, typer.Option(metavar="NAME", help="Folder under <workspace>/runs.")] = "default",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's latest checkpoint.")] = False,
@@ -39,22 +46,37 @@ def train(
 ) -> None:
     """Train the two-frame diffusion transformer on the annotated dataset."""
     from handdata.pipeline.storage import Storage
-    from handdata.trainer.loop import train as run_train
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
     chosen = load_preset(preset, config).choosing_rows(where, licence.split(",") if licence else ())
     with ProgressLine(f"Training {preset}", steps or chosen.optimisation.steps, "steps") as progress:
-        summary = run_train(
-            chosen,
-            storage,
-            run,
-            steps=steps,
-            resume=resume,
-            init=init,
-            device=_training_device(gpus),
-            on_step=lambda step, total, loss, rate: progress.set(step, f"loss {loss:.3f}, {rate:.0f} pairs/s", total),
-        )
+
+        def show(step: int, total: int, loss: float, rate: float) -> None:
+            progress.set(step, f"loss {loss:.3f}, {rate:.0f} pairs/s", total)
+
+        if gpus is not None and gpus > 1:
+            from handdata.jobs.train import train_in_processes
+
+            summary = train_in_processes(
+                chosen,
+                storage,
+                run,
+                processes=gpus,
+                use_gpus=True,
+                address=address,
+                steps=steps,
+                resume=resume,
+                init=init,
+                on_step=show,
+            )
+        else:
+            from handdata.trainer.loop import train as run_train
+
+            device = _training_device(gpus)
+            summary = run_train(
+                chosen, storage, run, steps=steps, resume=resume, init=init, device=device, on_step=show
+            )
     table = {"steps": f"{summary.steps:,}", "checkpoint": summary.checkpoint_url}
     if summary.loss is not None:
         table["loss"] = f"{summary.loss:.4f}"
@@ -134,8 +156,6 @@ def _training_device(gpus: int | None) -> str | None:
 
     if gpus is None:
         return None
-    if gpus > 1:
-        raise UsageError(f"--gpus {gpus}: this version trains in one process", "use --gpus 1 or --gpus 0")
     if gpus and not torch.cuda.is_available():
         raise UsageError("--gpus 1 was asked for, this machine has no CUDA GPU", "use --gpus 0")
     return "cuda" if gpus else "cpu"
