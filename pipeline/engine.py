@@ -7,18 +7,20 @@ with the records, and a unit is the only thing that a failure repeats.
 
 import itertools
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from handdata.adapters import AdapterOptions
 from handdata.adapters.registry import find_adapter
+from handdata.pipeline import watchdog
 from handdata.pipeline.annotate import Annotator, GrabCutModel, MaskModel, PreparedCrop
 from handdata.pipeline.detector import HandDetector
 from handdata.pipeline.lease import Lease, take_lease
@@ -37,13 +39,37 @@ from handdata.pipeline.shards import (
     write_unit,
 )
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.supervisor import Supervisor, Whereabouts
 from handdata.pipeline.weights import WEIGHTS, find_weights, require_weights, sha256_of
-from handdata.schemas import DatasetManifest, HandDataError, RunError, UnitMarker, UsageError, WeightsError
+from handdata.schemas import (
+    AnnotatedSample,
+    DatasetManifest,
+    HandDataError,
+    HandRecord,
+    Rejection,
+    RejectReason,
+    RunError,
+    UnitMarker,
+    UsageError,
+    WeightsError,
+)
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.schemas.sample import MaskOrigin
 
-MAX_ATTEMPTS = 3
-"""A unit whose worker died is tried this often."""
+if TYPE_CHECKING:
+    from handdata.pipeline.sam import SamSegmenter
+
+
+SAM_OPTIONS: Final[dict[str, Any]] = {
+    "num_cpus": 0,
+    # Two calls at a time: while one is on the GPU, the other's pictures are resized.
+    "max_concurrency": 2,
+    # Ray starts an actor that died again, and repeats the calls that it was busy with once; if it dies over a call
+    # again, that call's unit is tried again as a whole.
+    "max_restarts": -1,
+    "max_task_retries": 1,
+}
+"""Ray's options of SAM actors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +167,7 @@ def annotate(
     limit: int | None = None,
     sample: int | None = None,
     dataset: str = DATASET,
+    stuck_after_s: float = 600,
     on_plan: Callable[[int, int], None] | None = None,
     on_unit: Callable[[UnitMarker], None] | None = None,
 ) -> AnnotateSummary:
@@ -158,6 +185,7 @@ def annotate(
         limit: take only this many records of each source.
         sample: take this many records of each source, spread over its sequences.
         dataset: folder of the dataset in the workspace.
+        stuck_after_s: a worker without progress for so long is ended, and counts as crashed.
         on_plan: called with (records to do, records done by earlier runs) before the work begins.
         on_unit: called with each marker as its unit is finished.
 
@@ -165,7 +193,8 @@ def annotate(
         UsageError: a source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
         WeightsError: a model file is missing.
         LeaseLostError: another run has started on the dataset.
-        RunError: a worker died repeatedly over the same unit.
+        StorageError: the workspace is full, or away for longer than retries last.
+        RunError: workers die whatever they do.
 
     """
     names = list(sources) or ingested_sources(storage)
@@ -194,9 +223,11 @@ def annotate(
     if lease and to_do:
         with _Cluster(address, cpus, gpus) as cluster:
             actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
-            sam_actors = _start_sam(models, gpus)
-            workers = _Workers(lambda: actor.remote(lease, settings, models, sam_actors), cluster.workers)
-            for marker in workers.run(to_do):
+            sam_actors = _start_sam(models, gpus, stuck_after_s)
+            supervisor = Supervisor(
+                lambda: actor.remote(lease, settings, models, sam_actors, stuck_after_s), cluster.workers
+            )
+            for marker in supervisor.run(to_do):
                 made.append(marker)
                 if on_unit:
                     on_unit(marker)
@@ -279,18 +310,44 @@ class _Cluster:
 
 
 class SamWorker:
-    """SAM on one GPU, or on the CPU where there is none; runs as a Ray actor."""
+    """SAM on one GPU, or on the CPU where there is none; runs as a Ray actor.
 
-    def __init__(self, checkpoint: Path, device: str) -> None:
+    Args:
+        checkpoint: at the same path on every node.
+        device: of torch.
+        stuck_after_s: a batch that takes longer ends the process.
+
+    """
+
+    def __init__(self, checkpoint: Path, device: str, stuck_after_s: float) -> None:
+        watchdog.set_limit(stuck_after_s)
+        self._checkpoint, self._device = checkpoint, device
+        self._segmenter: SamSegmenter | None = None
+        self._opening = threading.Lock()
+
+    def open(self) -> "SamSegmenter":
+        """Load the model where it is not there yet, and return it."""
+        with self._opening:
+            if self._segmenter is None:
+                self._segmenter = self._load()
+            return self._segmenter
+
+    def check(self) -> None:
+        """Load the model, so that a file that is none is known before the work begins."""
+        self.open()
+
+    def _load(self) -> "SamSegmenter":
         from handdata.pipeline.sam import SamSegmenter, load_sam
 
-        self._segmenter = SamSegmenter(load_sam(checkpoint), device)
+        return SamSegmenter(load_sam(self._checkpoint), self._device)
 
     def propose(
         self, images: Sequence[ByteArray], keypoints: Sequence[FloatArray], valid: Sequence[BoolArray]
     ) -> list[ByteArray]:
         """Return the candidate masks of a batch of crops, (H, 3, S, S / 8) each: a bit a pixel."""
-        return [np.packbits(masks, axis=-1) for masks in self._segmenter.propose(images, keypoints, valid)]
+        segmenter = self.open()
+        with watchdog.watched():
+            return [np.packbits(masks, axis=-1) for masks in segmenter.propose(images, keypoints, valid)]
 
 
 class SamClient:
@@ -312,7 +369,9 @@ class SamClient:
         )
 
         def masks() -> list[BoolArray]:
-            proposals = [np.unpackbits(bits, axis=-1).astype(bool) for bits in ray.get(pending)]
+            with watchdog.resting():
+                packed = ray.get(pending)
+            proposals = [np.unpackbits(bits, axis=-1).astype(bool) for bits in packed]
             return [
                 best_masks(candidates[..., : crop.image.shape[1]], crop.keypoints, crop.valid)
                 for candidates, crop in zip(proposals, crops, strict=True)
@@ -329,30 +388,68 @@ class AnnotateWorker:
         settings: what makes a sample.
         models: model files, at the same paths on every node.
         sam_actors: Ray handles of the SAM workers, none without SAM.
+        stuck_after_s: a record that takes longer ends the process.
 
     """
 
     def __init__(
-        self, lease: Lease, settings: AnnotateSettings, models: Models, sam_actors: Sequence[Any] = ()
+        self, lease: Lease, settings: AnnotateSettings, models: Models, sam_actors: Sequence[Any], stuck_after_s: float
     ) -> None:
+        watchdog.set_limit(stuck_after_s)
+        self._lease, self._settings, self._models, self._sam_actors = lease, settings, models, sam_actors
+        self._annotator_hash = settings.digest(models.hashes)
+        self._detector: HandDetector | None = None
+        self._mask_model: MaskModel | None = None
+        self._meter = RayMeter()
+
+    def open(self) -> Whereabouts:
+        """Load the models, and return where this worker runs."""
         import cv2
 
         cv2.setNumThreads(1)
-        self._lease, self._settings = lease, settings
-        self._meter = RayMeter()
-        self._annotator_hash = settings.digest(models.hashes)
-        self._detector: HandDetector | None = None
+        models = self._models
         if models.hand_landmarker is not None:
-            self._detector = HandDetector(models.hand_landmarker, settings.detection_confidence)
-        self._mask_model: MaskModel | None = GrabCutModel() if models.grabcut else None
+            self._detector = HandDetector(models.hand_landmarker, self._settings.detection_confidence)
         if models.sam_origin is not None:
-            self._mask_model = SamClient(models.sam_origin, sam_actors)
+            self._mask_model = SamClient(models.sam_origin, self._sam_actors)
+        elif models.grabcut:
+            self._mask_model = GrabCutModel()
+        return Whereabouts.of_this_process()
 
-    def annotate(self, unit: PlannedUnit) -> UnitMarker:
-        """Annotate and commit one unit, unless a worker that was thought dead has done it meanwhile."""
+    def annotate(self, unit: PlannedUnit, crashed: Mapping[int, str]) -> UnitMarker:
+        """Annotate and commit one unit, unless a worker that was thought dead has done it meanwhile.
+
+        Args:
+            unit: the unit.
+            crashed: why the records at these positions are refused, unseen.
+
+        """
         committed = read_marker(self._lease.storage, self._lease.dataset, unit)
         if committed:
             return committed
+        records = read_unit(self._lease.storage, unit)
+        samples, rejections = self._annotate(
+            unit, [record for position, record in enumerate(records) if position not in crashed]
+        )
+        rejections += [
+            Rejection(
+                record_id=records[position].record_id,
+                image_uri=records[position].image_uri,
+                reason=RejectReason.WORKER_CRASHED,
+                detail=why,
+            )
+            for position, why in sorted(crashed.items())
+        ]
+        with metered(self._meter, "write", len(samples)):
+            return write_unit(self._lease, unit, samples, rejections, self._annotator_hash)
+
+    def probe(self, unit: PlannedUnit, part: range) -> None:
+        """Annotate some records of a unit, to see whether this process survives them."""
+        self._annotate(unit, read_unit(self._lease.storage, unit)[part.start : part.stop])
+
+    def _annotate(
+        self, unit: PlannedUnit, records: Sequence[HandRecord]
+    ) -> tuple[list[AnnotatedSample], list[Rejection]]:
         adapter = find_adapter(unit.source)(AdapterOptions())
         annotator = Annotator(
             open_mask=adapter.open_mask,
@@ -363,10 +460,8 @@ class AnnotateWorker:
             mask_model=self._mask_model,
             meter=self._meter,
         )
-        records = read_unit(self._lease.storage, unit)
-        samples, rejections = annotator.annotate(unit.unit_id, records)
-        with metered(self._meter, "write", len(samples)):
-            return write_unit(self._lease, unit, samples, rejections, self._annotator_hash)
+        with watchdog.watched():
+            return annotator.annotate(unit.unit_id, records)
 
     def close(self) -> None:
         """Release MediaPipe before the process ends."""
@@ -374,56 +469,20 @@ class AnnotateWorker:
             self._detector.close()
 
 
-def _start_sam(models: Models, gpus: int) -> list[Any]:
+def _start_sam(models: Models, gpus: int, stuck_after_s: float) -> list[Any]:
     """Start a SAM actor a GPU, or one on the CPU."""
     if models.sam is None:
         return []
-    actor: Any = ray.remote(num_cpus=0, num_gpus=1 if gpus else 0)(SamWorker)
-    # Two calls at a time: while one is on the GPU, the other's pictures are resized.
-    actor = actor.options(max_concurrency=2)
-    return [actor.remote(models.sam, "cuda" if gpus else "cpu") for _ in range(max(gpus, 1))]
-
-
-class _Workers:
-    """A fixed number of actors, each busy with one unit."""
-
-    def __init__(self, start: Callable[[], Any], count: int) -> None:
-        self._start, self._count = start, count
-
-    def run(self, units: Sequence[PlannedUnit]) -> Iterator[UnitMarker]:
-        """Yield the marker of each unit as it is finished.
-
-        Raises:
-            RunError: a unit's worker died ``MAX_ATTEMPTS`` times.
-
-        """
-        waiting = deque((unit, 1) for unit in units)
-        busy: dict[Any, tuple[Any, PlannedUnit, int]] = {}
-        idle = [self._start() for _ in range(min(self._count, len(units)))]
-        try:
-            while waiting or busy:
-                while idle and waiting:
-                    actor, (unit, attempt) = idle.pop(), waiting.popleft()
-                    busy[actor.annotate.remote(unit)] = actor, unit, attempt
-                (done,), _ = ray.wait(list(busy), num_returns=1)
-                actor, unit, attempt = busy.pop(done)
-                try:
-                    marker = ray.get(done)
-                except RayActorError as error:
-                    if attempt == MAX_ATTEMPTS:
-                        raise RunError(
-                            f"the worker of unit {unit.unit_id} died {attempt} times: {error}",
-                            "the same command continues with the other units done",
-                        ) from None
-                    waiting.append((unit, attempt + 1))
-                    idle.append(self._start())
-                    continue
-                except RayTaskError as error:
-                    if isinstance(error.cause, HandDataError):
-                        raise error.cause from None
-                    raise
-                idle.append(actor)
-                yield marker
-        finally:
-            for actor in idle:
-                actor.close.remote()
+    actor: Any = ray.remote(SamWorker)
+    actor = actor.options(num_gpus=1 if gpus else 0, **SAM_OPTIONS)
+    device = "cuda" if gpus else "cpu"
+    actors = [actor.remote(models.sam, device, stuck_after_s) for _ in range(max(gpus, 1))]
+    try:
+        ray.get([started.check.remote() for started in actors])
+    except RayTaskError as error:
+        if isinstance(error.cause, HandDataError):
+            raise error.cause from None
+        raise RunError(f"SAM does not start: {error.cause}") from None
+    except RayError as error:
+        raise RunError(f"SAM does not start: {error}", "has its node enough memory?") from None
+    return actors

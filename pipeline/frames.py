@@ -11,6 +11,7 @@ from PIL import Image, ImageFile
 
 from handdata.adapters.files import MAX_IMAGE_PIXELS
 from handdata.adapters.video import VideoReader
+from handdata.pipeline.watchdog import beat
 from handdata.schemas import HandRecord, RecordError, RejectReason
 from handdata.schemas.arrays import ByteArray
 
@@ -26,6 +27,7 @@ def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, Byt
     """
     videos: dict[str, Iterator[tuple[int, ByteArray]]] = {}
     for position, record in enumerate(records):
+        beat()
         try:
             if record.video_frame is None:
                 image = decode_image(read_image_file(record.image_uri), record.image_uri)

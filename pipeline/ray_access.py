@@ -16,6 +16,10 @@ TOKEN_HINT = "its token belongs into RAY_AUTH_TOKEN, into a file named by RAY_AU
 """Says where Ray looks for a token."""
 
 
+# Ray prints on stdout, where results go, that a worker has died; our errors and rejected rows say why it died.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+
+
 def offer_token() -> None:
     """Let Ray send the user's token, if there is one, to clusters; call it before ``import ray``.
 

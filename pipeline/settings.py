@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     """Folder of model files, searched before any download."""
     mano_dir: Path | None = None
     """Folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl."""
+    stuck_after_s: float = Field(default=600, gt=0)
+    """A worker of ``annotate`` without progress for so long is ended, and counts as crashed. A record, or a batch of
+    crops at the mask model, never takes this long: the largest SAM on a slow core needs three minutes for a batch."""
     annotate: AnnotateSettings = AnnotateSettings()
 
     @classmethod

@@ -9,13 +9,14 @@ import base64
 import errno
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, wraps
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 import fsspec
 import numpy as np
@@ -32,6 +33,49 @@ UNFINISHED = ".tmp"
 """How the names of files under way end on local disk; they begin with a dot."""
 
 
+RETRY_WAITS_S = (2.0, 8.0, 30.0)
+"""Pauses before the second, third and fourth try of a request to a server that is away. The client has its own, shorter
+retries inside each."""
+
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp")
+"""Packages behind s3fs, whose errors are no ``OSError`` in part."""
+
+_TRANSIENT = {
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
+    errno.ENETUNREACH, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
+}  # fmt: skip
+"""s3fs turns a server's 500 into EREMOTEIO, 503 and "slow down" into EBUSY; a network file system gives ESTALE."""
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def _is_transient(error: Exception) -> bool:
+    """Return whether the same request may succeed a little later."""
+    if isinstance(error, OSError):
+        return isinstance(error, TimeoutError | ConnectionError) or error.errno in _TRANSIENT
+    return not type(error).__name__.endswith(("CredentialsError", "ValidationError", "InvalidRegionError"))
+
+
+def _retried(
+    method: Callable[Concatenate["Storage", Given], Result],
+) -> Callable[Concatenate["Storage", Given], Result]:
+    """Call a method again, after longer and longer pauses, while its server is away."""
+
+    @wraps(method)
+    def run(self: "Storage", /, *arguments: Given.args, **options: Given.kwargs) -> Result:
+        for wait in RETRY_WAITS_S:
+            try:
+                return method(self, *arguments, **options)
+            except StorageError as error:
+                if not error.transient:
+                    raise
+                time.sleep(wait)
+        return method(self, *arguments, **options)
+
+    return run
+
+
 class Storage:
     """A root folder; all names below are POSIX paths relative to it. Cheap to pickle: it travels to Ray workers."""
 
@@ -46,7 +90,11 @@ class Storage:
     def _filesystem(self) -> Any:
         with self._named_errors("open", ""):
             # Other processes write too: a listing remembered here would hide their files.
-            filesystem, _ = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            options: dict[str, Any] = {"use_listings_cache": False}
+            if self.url.startswith(("s3://", "s3a://")):
+                # s3fs tries five times itself: with botocore's five each, a silent server would hold us for minutes.
+                options["config_kwargs"] = {"retries": {"total_max_attempts": 2}}
+            filesystem, _ = fsspec.core.url_to_fs(self.url, **options)
             return filesystem
 
     @cached_property
@@ -75,19 +123,25 @@ class Storage:
         except ValueError as error:  # fsspec: unknown protocol
             raise StorageError(f"cannot {verb} {self.describe(name)}: {error}") from None
         except Exception as error:
-            if isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+            from_client = type(error).__module__.startswith(_CLIENTS)
+            if isinstance(error, OSError) or from_client:
                 reason = getattr(error, "strerror", None) or str(error)
-                raise StorageError(
-                    f"cannot {verb} {self.describe(name)}: {reason}",
-                    "choose another place with --workspace or HANDDATA_WORKSPACE, or check its permissions",
-                ) from error
+                transient = _is_transient(error)
+                hint = "choose another place with --workspace or HANDDATA_WORKSPACE, or check its permissions"
+                if transient:
+                    hint = "is the server reachable? the same command continues"
+                elif getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    hint = "make room there; the same command continues"
+                raise StorageError(f"cannot {verb} {self.describe(name)}: {reason}", hint, transient) from error
             raise
 
+    @_retried
     def exists(self, name: str) -> bool:
         """Return whether a file or folder is there."""
         with self._named_errors("read", name):
             return bool(self._filesystem.exists(self._path(name)))
 
+    @_retried
     def read_bytes(self, name: str) -> bytes:
         """Return a file's content.
 
@@ -98,6 +152,7 @@ class Storage:
         with self._named_errors("read", name):
             return bytes(self._filesystem.cat_file(self._path(name)))
 
+    @_retried
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         """Return the contents of many small files, at once where the file system can."""
         if not names:
@@ -108,6 +163,7 @@ class Storage:
             return [contents]
         return [contents[self._path(name)] for name in names]
 
+    @_retried
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Return parts of files, each given as (name, first byte, number of bytes); at once where the store can.
 
@@ -144,10 +200,15 @@ class Storage:
             for handle in handles.values():
                 os.close(handle)
 
+    @_retried
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file so that readers see all of it or nothing."""
-        with self.open_output(name) as stream:
-            stream.write(data)
+        if self.is_local:
+            with self.open_output(name) as stream:
+                stream.write(data)
+        else:
+            with self._named_errors("write", name):
+                self._filesystem.pipe_file(self._path(name), data)
 
     @contextmanager
     def open_output(self, name: str) -> Iterator[BinaryIO]:
@@ -167,6 +228,7 @@ class Storage:
             with _written_beside(Path(target), Path.replace) as stream:
                 yield stream
 
+    @_retried
     def create_bytes(self, name: str, data: bytes) -> bytes:
         """Write a file unless there is one, and return what it holds now: ``data``, or an earlier writer's bytes.
 
@@ -188,6 +250,7 @@ class Storage:
                 return bytes(self._filesystem.cat_file(target))
             return data
 
+    @_retried
     def list_files(self, folder: str, suffix: str) -> list[str]:
         """Return the names of all files below a folder that end in ``suffix``, sorted; none if it is absent.
 
@@ -203,6 +266,7 @@ class Storage:
             if name.endswith(suffix) and not any(part.startswith((".", "_")) for part in name.split("/"))
         )
 
+    @_retried
     def modified_times(self, folder: str, suffix: str) -> dict[str, float]:
         """Return when each file below a folder was last written, in seconds since 1970 by the storage's clock.
 
@@ -218,6 +282,7 @@ class Storage:
         time = found[path].get("mtime") or found[path].get("LastModified") or self._filesystem.modified(path)
         return float(time) if isinstance(time, int | float) else float(time.timestamp())
 
+    @_retried
     def list_folders(self, folder: str) -> list[str]:
         """Return the names of the visible folders directly in a folder, sorted; none if it is absent."""
         with self._named_errors("list", folder):
@@ -228,6 +293,7 @@ class Storage:
         names = (str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
         return sorted(name for name in names if not name.startswith((".", "_")))
 
+    @_retried
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all in it; nothing happens where there is none."""
         with self._named_errors("remove", name):
@@ -235,13 +301,14 @@ class Storage:
             if self._filesystem.exists(path):
                 self._filesystem.rm(path, recursive=True)
 
+    @_retried
     def move(self, source: str, target: str) -> None:
         """Give a file another name, which no other has. On an object store this is a copy and a removal."""
         with self._named_errors("write", target):
             if self.is_local:
                 Path(self._path(target)).parent.mkdir(parents=True, exist_ok=True)
                 Path(self._path(source)).replace(self._path(target))
-            else:
+            elif self._filesystem.exists(self._path(source)) or not self._filesystem.exists(self._path(target)):
                 self._filesystem.mv(self._path(source), self._path(target))
 
     def remove_unfinished(self, folder: str) -> None:
@@ -293,6 +360,7 @@ class Storage:
         with self._named_errors("read", name):
             return pq.ParquetFile(self._filesystem.open(self._path(name), "rb"), pre_buffer=not self.is_local)
 
+    @_retried
     def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Return a whole Parquet file, or some of its columns."""
         with self.open_parquet(name) as file:

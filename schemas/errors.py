@@ -51,6 +51,8 @@ class RejectReason(StrEnum):
     """The dataset's own mask was asked for and cannot be opened."""
     NO_HAND_FOUND = "no_hand_found"
     """No label gives a hand and the detector found none."""
+    WORKER_CRASHED = "worker_crashed"
+    """The process that annotates the record dies or gets stuck over it, again and again, and over it alone."""
     HAND_OUTSIDE_IMAGE = "hand_outside_image"
     """No joint of any hand lies inside the picture."""
     QUALITY_BLURRY = "quality_blurry"
@@ -99,7 +101,16 @@ class RunError(HandDataError):
 
 
 class StorageError(RunError):
-    """A workspace or file cannot be read or written."""
+    """A workspace or file cannot be read or written.
+
+    ``transient`` says whether trying again may help: a server that is away for a moment, not a disk that is full.
+    """
+
+    def __init__(self, message: str, hint: str = "", transient: bool = False) -> None:
+        Exception.__init__(self, message, hint, transient)
+        self.message = message
+        self.hint = hint
+        self.transient = transient
 
 
 class LeaseLostError(RunError):

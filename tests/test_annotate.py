@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from PIL import Image
 
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.annotate import Annotator
-from handdata.pipeline.engine import SamClient, SamWorker, annotate
+from handdata.pipeline.engine import SAM_OPTIONS, SamClient, SamWorker, annotate
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.plan import read_unit, stored_units
 from handdata.pipeline.sam import SamSegmenter
@@ -31,7 +34,7 @@ from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import require_weights
-from handdata.schemas import SAMPLE_SCHEMA, UsageError
+from handdata.schemas import SAMPLE_SCHEMA, UsageError, samples_to_table
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -137,7 +140,7 @@ def test_sam_masks_come_from_an_actor_that_serves_the_workers(annotated: Path) -
     unit = next(unit for unit in stored_units(storage, "dataset", "synthetic") if unit.split == "train")
     for module in (sys.modules[__name__], fixtures_sam):
         ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import test files
-    actor = ray.remote(num_cpus=0)(RandomSamWorker).remote()
+    actor = ray.remote(num_cpus=0)(RandomSamWorker).remote(Path("random"), "cpu", 600)
     annotator = Annotator(
         open_mask=SyntheticAdapter().open_mask,
         license="",
@@ -152,11 +155,39 @@ def test_sam_masks_come_from_an_actor_that_serves_the_workers(annotated: Path) -
     assert all(sample.mask_origin == "sam_vit_b" and sample.hand_mask is not None for sample in samples)
 
 
+def test_a_sam_actor_that_dies_during_a_call_is_started_again(annotated: Path) -> None:
+    storage = Storage(annotated)
+    unit = next(unit for unit in stored_units(storage, "dataset", "synthetic") if unit.split == "train")
+    for module in (sys.modules[__name__], fixtures_sam):
+        ray.cloudpickle.register_pickle_by_value(module)
+    actor = ray.remote(RandomSamWorker).options(**SAM_OPTIONS).remote(Path("random"), "cpu", 600)
+    annotator = Annotator(
+        open_mask=SyntheticAdapter().open_mask,
+        license="",
+        settings=AnnotateSettings(masks="sam", image_size=64),
+        annotator_hash="",
+        detector=None,
+        mask_model=SamClient("sam_vit_b", [actor]),
+    )
+    records = read_unit(storage, unit)[:32]
+    undisturbed, _ = annotator.annotate(unit.unit_id, records)
+    victim = ray.get(actor.process_id.remote())
+    kill_soon = threading.Timer(0.1, os.kill, (victim, signal.SIGKILL))
+    kill_soon.start()
+    samples, _ = annotator.annotate(unit.unit_id, records)
+    kill_soon.join()
+    assert samples_to_table(samples) == samples_to_table(undisturbed)
+    assert ray.get(actor.process_id.remote()) != victim
+
+
 class RandomSamWorker(SamWorker):
     """A SAM worker with a small model of random weights."""
 
-    def __init__(self) -> None:
-        self._segmenter = SamSegmenter(build_small_sam(), "cpu")
+    def process_id(self) -> int:
+        return os.getpid()
+
+    def _load(self) -> SamSegmenter:
+        return SamSegmenter(build_small_sam(), "cpu")
 
 
 def test_synthetic_samples_carry_exact_labels_and_masks(annotated: Path) -> None:

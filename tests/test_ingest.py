@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from PIL import Image
 from handdata.adapters import AdapterOptions, Layout, Partition
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.ingest import ingest
+from handdata.pipeline.records import read_record_keys
 from handdata.pipeline.storage import Storage
 from handdata.schemas import (
     SOURCE_CARDS,
@@ -205,3 +207,57 @@ def test_a_workspace_that_cannot_be_written_is_one_line(synthetic_root: Path, tm
     assert result.code == 1
     assert f"cannot write to {tmp_path}/file/w" in result.err
     assert "Traceback" not in result.err
+
+
+class StillsAdapter(DoubledAdapter):
+    """A source of a few stills, whose names say which ingest read them."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["synthetic"].model_copy(update={"name": "stills"})
+    version: ClassVar[str] = "old"
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        for record in super().records(root, partition):
+            assert isinstance(record, HandRecord)
+            yield record.model_copy(
+                update={"source": "stills", "sequence_id": f"{self.version}-{partition.name}", "record_id": ""}
+            )
+
+
+class NewStillsAdapter(StillsAdapter):
+    version: ClassVar[str] = "new"
+
+
+class Stopped(BaseException):
+    """A process that ends here and now."""
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_an_ingest_may_stop_at_any_step(storage: Storage, tmp_path: Path, step: int) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "a.json").touch()
+    ingest(StillsAdapter, tmp_path / "root", storage, limit=10)
+    changes = 0
+
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            nonlocal changes
+            if changes == step:
+                raise Stopped
+            changes += 1
+            return change(*arguments, **options)
+
+        return changed
+
+    def sequences() -> set[str]:
+        return set(read_record_keys(storage, "stills", ["sequence_id"])["sequence_id"].to_pylist())
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("write_bytes", "move", "remove"):
+            patch.setattr(Storage, name, counted(getattr(Storage, name)))
+        with suppress(Stopped):
+            ingest(NewStillsAdapter, tmp_path / "root", storage, limit=10)
+    assert sequences() in ({"old-a", "old-b"}, {"new-a", "new-b"})
+    ingest(NewStillsAdapter, tmp_path / "root", storage, limit=10)
+    assert sequences() == {"new-a", "new-b"}
+    assert len(storage.list_files("records/source=stills", ".parquet")) == 2
+    assert not storage.exists(".staging-stills")

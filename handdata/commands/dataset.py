@@ -145,6 +145,7 @@ def annotate(
             sam_checkpoint=sam_checkpoint,
             limit=limit,
             sample=sample,
+            stuck_after_s=settings.stuck_after_s,
             on_plan=lambda to_do, done: progress.set(0, f"({done:,} done before)" if done else "", to_do),
             on_unit=lambda marker: progress.advance(marker.records),
         )
