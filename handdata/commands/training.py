@@ -1,16 +1,18 @@
 """From shards to a model and its pictures: ``train`` and ``sample``."""
 
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handdata.commands.options import Workspace, load_settings
+from handdata.commands.options import AsJson, SplitName, Workspace, load_settings
 from handdata.console import ProgressLine, out, print_table
 from handdata.schemas import UsageError
 
 if TYPE_CHECKING:
-    pass
+    from handdata.trainer.evaluation import Interval
 
 training_app = typer.Typer()
 
@@ -159,6 +161,71 @@ def _training_device(gpus: int | None) -> str | None:
     if gpus and not torch.cuda.is_available():
         raise UsageError("--gpus 1 was asked for, this machine has no CUDA GPU", "use --gpus 0")
     return "cuda" if gpus else "cpu"
+
+
+@training_app.command(epilog="Example: handdata evaluate --run default --split test --out results")
+def evaluate(
+    workspace: Workspace = None,
+    run: Annotated[str, typer.Option(metavar="NAME", help="A training run of the workspace.")] = "default",
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest")
+    ] = None,
+    split: Annotated[SplitName, typer.Option(help="Whose pairs are drawn.")] = SplitName.val,
+    count: Annotated[int, typer.Option("--pairs", min=2, metavar="N", help="Pairs at most.")] = 200,
+    min_motion: Annotated[
+        float, typer.Option(min=0, metavar="HAND_LENGTHS", help="Mean motion of a pair's joints, at least.")
+    ] = 0.3,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Denoising.", show_default="the preset's")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, metavar="SCALE", show_default="the preset's")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same pairs and pictures.")] = 0,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write evaluation.json and evaluation.png there.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score generated hands beside the truth, a copied reference and the mean picture, on pairs that move.
+
+    PSNR and SSIM inside the target's hand box; PCK: joints that MediaPipe finds near the target's in the drawn hand.
+    """
+    from handdata.jobs.evaluate import EvaluationRequest
+    from handdata.jobs.evaluate import evaluate as run_evaluate
+    from handdata.pipeline.storage import Storage
+    from handdata.trainer.tasks import encode_png
+
+    settings = load_settings(workspace=workspace)
+    storage = Storage(settings.workspace)
+    request = EvaluationRequest(
+        checkpoint=checkpoint or storage.describe(f"runs/{run}"),
+        split=split.value,
+        count=count,
+        least_motion=min_motion,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+    with ProgressLine("Evaluating", None, "pairs") as progress:
+        found = run_evaluate(request, storage, settings.weights, lambda done, total: progress.set(done, total=total))
+    document = found.document()
+    if out_dir is not None:
+        folder = Storage(out_dir.absolute())
+        folder.write_bytes("evaluation.json", json.dumps(document, indent=2).encode())
+        folder.write_bytes("evaluation.png", encode_png(found.figure))
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        return
+    ways = {**found.scores, "truth": found.truth, **{f"above {way}": of_way for way, of_way in found.above.items()}}
+    names = list(next(iter(found.scores.values())))
+    rows = [(way, *(_spread(of_way[name]) if name in of_way else "" for name in names)) for way, of_way in ways.items()]
+    title = f"{found.pairs} pairs of {found.sequences} videos that move {found.motion:.2f} hand lengths; 95% intervals"
+    print_table(title, rows, header=("", *names))
+    if out_dir is not None:
+        out.print(f"Look at {out_dir.absolute() / 'evaluation.png'}")
+
+
+def _spread(score: "Interval") -> str:
+    return f"{score.mean:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
 sample_app = typer.Typer(no_args_is_help=True, help="Make pictures with a trained checkpoint.")

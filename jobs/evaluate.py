@@ -1,0 +1,189 @@
+"""``handdata evaluate``: generated hands beside the truth, beside a copied reference and beside the mean picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from handdata.pipeline.detector import HandDetector
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.weights import require_weights
+from handdata.schemas import Split, UsageError
+from handdata.schemas.arrays import ByteArray, FloatArray
+from handdata.trainer.autoencoders import load_autoencoder
+from handdata.trainer.checkpoints import load_for_sampling
+from handdata.trainer.evaluation import MovedPair, Scores, compare, mean_picture, moved_pairs, pose_of_truth
+from handdata.trainer.pairs import PairDataset
+from handdata.trainer.presets import PairConfig, Preset
+from handdata.trainer.tasks import draw_skeleton, gesture_transfer
+
+OURS, COPY, MEAN = "generated", "copied reference", "mean picture"
+
+_MEAN_OF = 1000
+"""Training pictures behind the mean picture."""
+_BATCH = 32
+_DETECTOR_PX = 256
+"""Side to which small pictures are enlarged for the detector."""
+_TILE_PX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """What ``handdata evaluate`` was asked for.
+
+    Args:
+        checkpoint: a checkpoint file or folder, or a run's folder.
+        split: whose pairs are drawn.
+        count: pairs at most.
+        least_motion: mean motion of a pair's joints, in hand lengths, at least.
+        steps: denoising steps; None takes the preset's.
+        guidance_scale: None takes the preset's.
+        seed: same seed, same pairs and pictures.
+        shown: pairs in the figure.
+
+    """
+
+    checkpoint: str
+    split: Split = "val"
+    count: int = 200
+    least_motion: float = 0.3
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+    shown: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found; means with 95% intervals.
+
+    Args:
+        pairs: how many were drawn.
+        sequences: of how many videos.
+        motion: their mean motion in hand lengths.
+        scores: of each way to make the picture.
+        above: by how much generated pictures are above each baseline, pair by pair.
+        truth: what the detector finds in the true targets.
+        figure: rows of reference, pose, truth, generated, mean picture (H, W, 3).
+
+    """
+
+    pairs: int
+    sequences: int
+    motion: float
+    scores: dict[str, Scores]
+    above: dict[str, Scores]
+    truth: Scores
+    figure: ByteArray
+
+    def document(self) -> dict[str, Any]:
+        """Return all but the figure as plain values."""
+        return {name: value for name, value in asdict(self).items() if name != "figure"}
+
+
+def evaluate(
+    request: EvaluationRequest,
+    storage: Storage,
+    weights: Path | None = None,
+    on_pair: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Draw moved pairs of a split, generate their targets, and score them beside the baselines.
+
+    Raises:
+        UsageError: the split has no pair that moves so far.
+        WeightsError: the checkpoint is missing or not one of ours, or MediaPipe's model is nowhere.
+
+    """
+    model, config = load_for_sampling(request.checkpoint)
+    preset = Preset.model_validate(config)
+    moving = preset.pairs.model_copy(update={"video": 1.0, "view": 0.0, "still": 0.0})
+    dataset = PairDataset(
+        storage, image_size=preset.image_size, split=request.split, pairs=moving, data=preset.data, seed=request.seed
+    )
+    pairs = moved_pairs(dataset, request.count, request.least_motion)
+    autoencoder = load_autoencoder(preset.autoencoder)
+    generated: list[ByteArray] = []
+    remaining = iter(pairs)
+    while part := list(islice(remaining, _BATCH)):
+        generated += list(
+            gesture_transfer(
+                model,
+                autoencoder,
+                preset,
+                [pair.reference for pair in part],
+                [pair.target for pair in part],
+                steps=request.steps,
+                guidance_scale=request.guidance_scale,
+                seed=request.seed + len(generated),
+            )
+        )
+        if on_pair:
+            on_pair(len(generated), len(pairs))
+    mean = _mean_of_training(storage, preset)
+    pictures = {
+        OURS: generated,
+        COPY: [pair.reference.image for pair in pairs],
+        MEAN: [mean] * len(pairs),
+    }
+    with HandDetector(require_weights("hand_landmarker", weights), AnnotateSettings().detection_confidence) as detector:
+
+        def find_hands(picture: ByteArray) -> list[FloatArray]:
+            return _find_hands(detector, picture)
+
+        scores, above = compare(pairs, pictures, OURS, find_hands)
+        truth = pose_of_truth(pairs, find_hands)
+    return Evaluation(
+        pairs=len(pairs),
+        sequences=len({pair.sequence for pair in pairs}),
+        motion=float(np.mean([pair.motion for pair in pairs])),
+        scores=scores,
+        above=above,
+        truth=truth,
+        figure=_figure(pairs, generated, mean, request.shown),
+    )
+
+
+def _mean_of_training(storage: Storage, preset: Preset) -> ByteArray:
+    """Return the mean picture of the training split, or of what there is."""
+    for split in ("train", "val", "test"):
+        try:
+            dataset = PairDataset(
+                storage, image_size=preset.image_size, split=split, pairs=PairConfig(), data=preset.data
+            )
+        except UsageError:
+            continue
+        rows = [dataset.rows_at(position)[0] for position in range(min(len(dataset), _MEAN_OF))]
+        return mean_picture([dataset.frame(row).image for row in rows])
+    raise UsageError(f"{storage.describe()} has no samples", "run `handdata annotate` first")
+
+
+def _find_hands(detector: HandDetector, picture: ByteArray) -> list[FloatArray]:
+    """Return the joints (21, 2) of the hands in a picture, which is enlarged where it is small."""
+    size = picture.shape[0]
+    scale = max(_DETECTOR_PX / size, 1.0)
+    enlarged = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    found = detector.detect(np.asarray(enlarged, dtype=np.uint8))
+    return [np.asarray((hand.keypoints + 0.5) / scale - 0.5, dtype=np.float32) for hand in found]
+
+
+def _figure(pairs: Sequence[MovedPair], generated: Sequence[ByteArray], mean: ByteArray, shown: int) -> ByteArray:
+    """Lay out pairs of different videos, a row each: reference, pose, truth, generated, mean picture."""
+    first = {pair.sequence: number for number, pair in reversed(list(enumerate(pairs)))}
+    rows = []
+    for number in list(first.values())[::-1][:shown]:
+        pair = pairs[number]
+        skeleton = draw_skeleton(pair.target.image.shape[0] * 4, pair.target.keypoints * 4 + 1.5, pair.target.valid)
+        tiles = [pair.reference.image, skeleton, pair.target.image, generated[number], mean]
+        rows.append(np.hstack([_tile(tile) for tile in tiles]))
+    return np.asarray(np.vstack(rows), dtype=np.uint8)
+
+
+def _tile(picture: ByteArray) -> ByteArray:
+    interpolation = cv2.INTER_AREA if picture.shape[0] > _TILE_PX else cv2.INTER_CUBIC
+    resized = cv2.resize(picture, (_TILE_PX, _TILE_PX), interpolation=interpolation)
+    return np.asarray(np.pad(resized, ((2, 2), (2, 2), (0, 0)), constant_values=255), dtype=np.uint8)

@@ -1,0 +1,218 @@
+"""How good generated hands are: beside the truth, and beside two baselines that know nothing of diffusion.
+
+Pairs are moments of one video whose hands have moved. The network draws the target from the reference and the target's
+keypoints; copying the reference and the mean picture of the training split are what it must beat. Pictures are
+compared inside the target's hand box, grown by ``BOX_MARGIN``: the background would decide otherwise. Intervals come
+from resampling videos, not pairs, since pairs of one video resemble each other (Efron and Tibshirani 1993, section
+8.3).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from handdata.schemas import FINGERS, SIDES, WRIST, UsageError, hand_rows
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.trainer.augment import Frame
+from handdata.trainer.pairs import PairDataset
+
+BOX_MARGIN: Final = 0.25
+"""Of the hand box's longer side, on each side."""
+SMALLEST_BOX_PX: Final = 16
+"""SSIM looks through a window of 11 pixels."""
+PCK_SHARES: Final = (0.1, 0.2)
+"""A drawn joint is right within this share of the hand's length."""
+_RESAMPLES: Final = 10_000
+_LOOKED_AT: Final = 200
+"""Pairs that are looked at for each one wanted, until enough have moved."""
+
+FindHands = Callable[[ByteArray], Sequence[FloatArray]]
+"""An (S, S, 3) RGB picture to the (21, 2) joints, pixels, of each hand that a detector finds in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MovedPair:
+    """Two moments of one video.
+
+    Args:
+        sequence: of both.
+        motion: mean distance of the joints that both show, in hand lengths of the target.
+        reference: what the network is shown.
+        target: what it shall draw.
+
+    """
+
+    sequence: str
+    motion: float
+    reference: Frame
+    target: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def moved_pairs(dataset: PairDataset, count: int, least_motion: float) -> list[MovedPair]:
+    """Return up to ``count`` video pairs whose joints move at least ``least_motion`` hand lengths, no pair twice.
+
+    Raises:
+        UsageError: no pair moves so far.
+
+    """
+    found: list[MovedPair] = []
+    seen: set[tuple[int, int]] = set()
+    for position in range(count * _LOOKED_AT):
+        target, reference, _ = dataset.rows_at(position)
+        if reference is None or (target, reference) in seen:
+            continue
+        seen.add((target, reference))
+        frames = dataset.frame(reference), dataset.frame(target)
+        motion = mean_motion(*frames)
+        if motion >= least_motion:
+            found.append(MovedPair(dataset.sequence_id(target), motion, *frames))
+            if len(found) == count:
+                break
+    if not found:
+        raise UsageError(
+            f"no pair of frames of {dataset.storage.describe()} moves {least_motion} hand lengths",
+            "lower --min-motion, or let pairs.max_gap_s be longer",
+        )
+    return found
+
+
+def hand_length(keypoints: FloatArray, valid: BoolArray) -> float:
+    """Return the longest way from a hand's wrist to a fingertip along its joints (21, 2), in pixels."""
+    ways = (keypoints[[joint for joint in (WRIST, *finger) if valid[joint]]] for finger in FINGERS.values())
+    return max(float(np.hypot(*np.diff(way, axis=0).T).sum()) for way in ways)
+
+
+def mean_motion(reference: Frame, target: Frame) -> float:
+    """Return how far the joints that both frames show lie apart, in hand lengths of the target; 0 if there are none."""
+    distances: list[float] = []
+    for rows in map(hand_rows, SIDES):
+        both = reference.valid[rows] & target.valid[rows]
+        length = hand_length(target.keypoints[rows], target.valid[rows])
+        if both.any() and length > 0:
+            apart = np.hypot(*(target.keypoints[rows] - reference.keypoints[rows])[both].T)
+            distances += (apart / length).tolist()
+    return float(np.mean(distances)) if distances else 0.0
+
+
+def hand_box(frame: Frame) -> tuple[slice, slice]:
+    """Return rows and columns of the box around a frame's joints, grown by ``BOX_MARGIN``, inside the picture."""
+    size = frame.image.shape[0]
+    joints = frame.keypoints[frame.valid]
+    low, high = joints.min(axis=0), joints.max(axis=0)
+    grown = np.maximum((high - low) / 2 + BOX_MARGIN * (high - low).max(), SMALLEST_BOX_PX / 2)
+    first = np.clip(np.floor((low + high) / 2 - grown).astype(int), 0, size - SMALLEST_BOX_PX)
+    last = np.clip(np.ceil((low + high) / 2 + grown).astype(int) + 1, first + SMALLEST_BOX_PX, size)
+    return slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0]))
+
+
+def similarity(picture: ByteArray, target: Frame) -> dict[str, float]:
+    """Return PSNR (dB) and SSIM of a picture (S, S, 3) and the true target inside the target's hand box."""
+    box = hand_box(target)
+    drawn, true = (
+        torch.from_numpy(np.ascontiguousarray(image[box])).permute(2, 0, 1)[None].float()
+        for image in (picture, target.image)
+    )
+    ssim = structural_similarity_index_measure(drawn, true, data_range=255.0)
+    assert isinstance(ssim, torch.Tensor)  # without its map of local values
+    return {"psnr": float(peak_signal_noise_ratio(drawn, true, data_range=255.0)), "ssim": float(ssim)}
+
+
+def correct_joints(picture: ByteArray, target: Frame, find_hands: FindHands) -> dict[str, float]:
+    """Return how much of the target's pose a detector finds in a picture (S, S, 3), as shares of hands and joints.
+
+    ``detected``: hands for which a detection lies within a hand's length on average; ``pck@...``: visible joints
+    within that share of the hand's length, those of hands that are not detected counted as wrong.
+    """
+    found = list(find_hands(picture))
+    detected: list[bool] = []
+    distances: list[float] = []
+    for rows in map(hand_rows, SIDES):
+        keypoints, valid = target.keypoints[rows], target.valid[rows]
+        length = hand_length(keypoints, valid)
+        if length <= 0:
+            continue
+        apart = [np.hypot(*(joints - keypoints)[valid].T) / length for joints in found]
+        nearest = min(apart, key=lambda distance: float(distance.mean()), default=None)
+        hit = nearest is not None and float(nearest.mean()) < 1
+        detected.append(hit)
+        distances += nearest.tolist() if hit and nearest is not None else [np.inf] * int(valid.sum())
+    shares = {f"pck@{share}": float((np.array(distances) < share).mean()) for share in PCK_SHARES}
+    return {"detected": float(np.mean(detected)), **shares}
+
+
+def interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> Interval:
+    """Return the mean of values with its 95% bootstrap interval, resampling whole groups."""
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.bincount(group, weights=np.asarray(values, dtype=np.float64))
+    counts = np.bincount(group)
+    chosen = np.random.default_rng(seed).integers(len(names), size=(_RESAMPLES, len(names)))
+    means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
+Scores = dict[str, Interval]
+"""Mean and interval of each measure."""
+
+
+def compare(
+    pairs: Sequence[MovedPair], pictures: Mapping[str, Sequence[ByteArray]], ours: str, find_hands: FindHands
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Return the scores of each way to make pictures of the targets, and by how much ``ours`` is above each other way.
+
+    Args:
+        pairs: with the true targets.
+        pictures: by way, one picture (S, S, 3) a pair.
+        ours: the way that is compared with each other, pair by pair.
+        find_hands: a detector, for the drawn pose.
+
+    """
+    marks = {
+        way: [
+            similarity(picture, pair.target) | correct_joints(picture, pair.target, find_hands)
+            for pair, picture in zip(pairs, made, strict=True)
+        ]
+        for way, made in pictures.items()
+    }
+    above = {
+        way: [
+            {name: mark - other[name] for name, mark in mine.items()}
+            for mine, other in zip(marks[ours], of_way, strict=True)
+        ]
+        for way, of_way in marks.items()
+        if way != ours
+    }
+    return (
+        {way: _summed_up(of_way, pairs) for way, of_way in marks.items()},
+        {way: _summed_up(of_way, pairs) for way, of_way in above.items()},
+    )
+
+
+def pose_of_truth(pairs: Sequence[MovedPair], find_hands: FindHands) -> Scores:
+    """Return how much of the pose the detector finds in the true targets: the most that a generator can reach."""
+    return _summed_up([correct_joints(pair.target.image, pair.target, find_hands) for pair in pairs], pairs)
+
+
+def _summed_up(marks: Sequence[Mapping[str, float]], pairs: Sequence[MovedPair]) -> Scores:
+    groups = [pair.sequence for pair in pairs]
+    return {name: interval([mark[name] for mark in marks], groups) for name in marks[0]}
+
+
+def mean_picture(pictures: Sequence[ByteArray]) -> ByteArray:
+    """Return the mean of pictures (S, S, 3)."""
+    total: NDArray[np.float64] = np.mean(np.stack(pictures), axis=0)
+    return np.asarray(np.round(total), dtype=np.uint8)
