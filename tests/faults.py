@@ -30,7 +30,7 @@ class PoisonedAdapter(SyntheticAdapter):
 
     def records(self, root, partition):
         for row in super().records(root, partition):
-            yield row.model_copy(update={"source": "poisoned", "record_id": ""})
+            yield row.model_copy(update={"source": "poisoned"})
 
     def open_mask(self, record):
         with open(os.environ["POISON"]) as file:
@@ -116,7 +116,7 @@ class FaultyS3:
 
     def __init__(self, endpoint: str) -> None:
         self.failing = 0.0
-        """Share of requests that get 500 or a closed connection instead of an answer."""
+        """Share of requests that get 500 or a closed connection instead of an answer; some of these are carried out."""
         self.silent = False
         """Whether requests get no answer at all."""
         self.faults = 0
@@ -134,20 +134,25 @@ class FaultyS3:
                     time.sleep(20)
                     self.close_connection = True
                     return
+                fate = "answered"
                 if proxy._chance.random() < proxy.failing:
                     proxy.faults += 1
-                    if proxy._chance.random() < 0.3:
-                        self.close_connection = True
-                    else:
-                        self.send_response(500)
-                        self.send_header("Content-Length", "0")
-                        self.end_headers()
+                    fate = proxy._chance.choice(("refused", "refused", "dropped", "lost"))
+                if fate == "refused":
+                    self.send_response(500)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                if fate in ("refused", "dropped"):
+                    self.close_connection = fate == "dropped"
                     return
                 connection = http.client.HTTPConnection(host, timeout=60)
                 connection.request(self.command, self.path, body, dict(self.headers))
                 answer = connection.getresponse()
                 data = answer.read()
                 connection.close()
+                if fate == "lost":  # done, but the client does not know
+                    self.close_connection = True
+                    return
                 self.send_response(answer.status)
                 length = answer.headers.get("Content-Length") if self.command == "HEAD" else str(len(data))
                 for name, value in answer.headers.items():

@@ -2,18 +2,26 @@
 
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import psutil
 import pytest
-from faults import FaultyS3, driver, install_poisoned_source, rejected_of, rows_of
+from faults import FaultyS3, driver, install_poisoned_source, leftovers, processes, rejected_of, rows_of
 from ray.cluster_utils import Cluster
 
 from handdata.pipeline import plan
+from handdata.pipeline.shards import read_markers
 from handdata.pipeline.storage import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -83,6 +91,164 @@ def head(synthetic_root: Path, s3_bucket: str, tmp_path_factory: pytest.TempPath
         yield head
         cluster.shutdown()
     proxy.stop()
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for_units(workspace: Path, count: int, running: "subprocess.Popen[str]") -> None:
+    """Wait until so many units are committed, or the driver has ended."""
+    while running.poll() is None and len(read_markers(Storage(workspace))) < count:
+        time.sleep(0.02)
+
+
+def kill_some(name: str, chance: random.Random, running: "subprocess.Popen[str]", kills: int) -> int:
+    """Kill random processes of an actor class at random moments, while the driver runs; return how many."""
+    done = 0
+    while running.poll() is None and done < kills:
+        time.sleep(chance.uniform(0.1, 1.5))
+        victims = processes(name)
+        if victims:
+            with suppress(psutil.NoSuchProcess):
+                chance.choice(victims).kill()
+            done += 1
+    return done
+
+
+@pytest.mark.parametrize("seed", [7, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(10, 20))])
+def test_drivers_and_workers_are_killed_twenty_times(head: Head, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    workspace = head.new_workspace(tmp_path / "w", {"pause_s": 0.15})
+    kills = 0
+    for _ in range(4):
+        committed = len(read_markers(Storage(workspace)))
+        running = head.annotate(workspace)
+        wait_for_units(workspace, committed + chance.randrange(3), running)
+        time.sleep(chance.uniform(0, 1))
+        kill(running)  # the next one starts at once, while Ray still ends this one's workers
+        kills += 1
+    running = head.annotate(workspace, "--json")
+    kills += kill_some("AnnotateWorker", chance, running, 16)
+    head.finished(running)
+    assert kills == 20
+    assert rows_of(workspace) == head.undisturbed
+    assert rejected_of(workspace) == {}
+    assert leftovers(workspace) == []
+
+
+def test_a_worker_that_outlives_its_driver_adds_nothing(head: Head, tmp_path: Path) -> None:
+    workspace = head.new_workspace(tmp_path / "w", {"pause_s": 0.3})
+    late = head.annotate(workspace)
+    wait_for_units(workspace, 1, late)
+    stopped = processes("AnnotateWorker")
+    for process in stopped:
+        process.suspend()
+    kill(late)
+    running = head.annotate(workspace, "--json")
+    time.sleep(3)
+    for process in stopped:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
+    head.finished(running)
+    psutil.wait_procs(stopped, timeout=60)
+    assert rows_of(workspace) == head.undisturbed
+    assert leftovers(workspace) == []
+
+
+def test_two_drivers_at_once_add_every_record_once(head: Head, tmp_path: Path) -> None:
+    workspace = head.new_workspace(tmp_path / "w", {"pause_s": 0.2})
+    first = head.annotate(workspace, "--cpus", 1)
+    wait_for_units(workspace, 1, first)
+    second = head.annotate(workspace, "--cpus", 1, "--json")
+    head.finished(second)
+    _, err = first.communicate(timeout=300)
+    assert first.returncode == 1
+    assert "was taken over by process" in err
+    assert "Traceback" not in err
+    assert rows_of(workspace) == head.undisturbed
+
+
+def test_a_finished_command_does_nothing_and_needs_no_cluster(head: Head, tmp_path: Path) -> None:
+    workspace = head.new_workspace(tmp_path / "w")
+    head.finish(workspace)
+    before = {path: path.stat().st_mtime_ns for path in workspace.rglob("*") if path.is_file()}
+    summary = head.finished(head.annotate(workspace, "--json", address="127.0.0.1:1"))
+    assert summary["records"] == 0
+    assert {path: path.stat().st_mtime_ns for path in workspace.rglob("*") if path.is_file()} == before
+
+
+def test_a_node_is_lost_with_its_workers(head: Head, tmp_path: Path) -> None:
+    workspace = head.new_workspace(tmp_path / "w", {"pause_s": 0.3})
+    node = head.cluster.add_node(num_cpus=2)
+    head.cluster.wait_for_nodes()
+    running = head.annotate(workspace, "--json")
+    wait_for_units(workspace, 6, running)
+    head.cluster.remove_node(node, allow_graceful=False)
+    head.finished(running)
+    assert rows_of(workspace) == head.undisturbed
+    assert rejected_of(workspace) == {}
+
+
+@pytest.fixture
+def remote_workspace(head: Head, s3_bucket: str, tmp_path: Path) -> str:
+    head.poison.write_text(json.dumps({"pause_s": 0.1}))
+    url = f"{s3_bucket}/{tmp_path.name}"
+    fsspec.filesystem("s3").put(f"{head.ingested}/", url, recursive=True)
+    return url
+
+
+def downloaded(url: str, folder: Path) -> Path:
+    fsspec.filesystem("s3").get(f"{url}/", str(folder), recursive=True)
+    return folder
+
+
+def test_s3_fails_at_random_and_is_away_for_a_while(head: Head, remote_workspace: str, tmp_path: Path) -> None:
+    head.proxy.faults = 0
+    head.proxy.failing = 0.15
+    running = head.annotate(remote_workspace, "--json")
+    try:
+        while running.poll() is None and len(read_markers(Storage(remote_workspace))) < 4:
+            time.sleep(0.1)
+        head.proxy.failing = 1
+        time.sleep(4)
+    finally:
+        head.proxy.failing = 0.15
+    try:
+        head.finished(running)
+    finally:
+        head.proxy.failing = 0
+    assert head.proxy.faults > 20
+    assert rows_of(downloaded(remote_workspace, tmp_path / "copy")) == head.undisturbed
+
+
+FULL_DISK = """
+mount -t tmpfs -o size={small} tmpfs {workspace}
+cp -r {ingested}/. {workspace}
+{command}; echo "first: $?"
+mount -o remount,size=200m {workspace}
+{command}; echo "second: $?"
+cp -r {workspace} {copy}
+"""
+
+
+def test_a_full_disk_stops_the_run_in_one_line_and_the_same_command_finishes(head: Head, tmp_path: Path) -> None:
+    head.poison.write_text("{}")
+    (tmp_path / "w").mkdir()
+    command = f"{sys.executable} -m handdata annotate -w {tmp_path}/w --image-size 64 --masks dataset"
+    # A name space of its own: the small disk is there for these two commands only, and needs no root.
+    script = FULL_DISK.format(
+        small="400k", workspace=tmp_path / "w", ingested=head.ingested, command=command, copy=tmp_path / "copy"
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=900)
+    assert "first: 1" in done.stdout
+    assert "second: 0" in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "No space left on device" in line
+    assert "Traceback" not in done.stderr
+    assert rows_of(tmp_path / "copy") == head.undisturbed
+    assert leftovers(tmp_path / "copy") == []
 
 
 def test_records_that_crash_their_worker_are_refused_and_the_rest_goes_through(head: Head, tmp_path: Path) -> None:

@@ -218,9 +218,7 @@ class StillsAdapter(DoubledAdapter):
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         for record in super().records(root, partition):
             assert isinstance(record, HandRecord)
-            yield record.model_copy(
-                update={"source": "stills", "sequence_id": f"{self.version}-{partition.name}", "record_id": ""}
-            )
+            yield record.model_copy(update={"source": "stills", "sequence_id": f"{self.version}-{partition.name}"})
 
 
 class NewStillsAdapter(StillsAdapter):

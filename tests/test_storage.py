@@ -1,13 +1,19 @@
 """Workspaces on local disk and on a real S3-speaking server keep the same promises."""
 
+import os
 import time
+import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import s3fs
+from faults import FaultyS3
 
 from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.pipeline import storage as storage_module
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.plan import plan_source, read_unit
 from handdata.pipeline.storage import Storage, blob_places, table_to_parquet
@@ -80,6 +86,40 @@ def test_the_storage_tells_when_a_file_was_written(storage: Storage) -> None:
     assert list(times) == ["folder/a.json"]
     assert abs(times["folder/a.json"] - time.time()) < 60
     assert storage.modified_times("nowhere", ".json") == {}
+
+
+@pytest.fixture
+def faulty_s3(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    proxy = FaultyS3(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setattr(storage_module, "RETRY_WAITS_S", (0.1,) * 8)
+    s3fs.S3FileSystem.clear_instance_cache()  # their servers are those of the moment in which they were made
+    yield proxy
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.stop()
+
+
+def test_a_server_that_fails_now_and_then_is_asked_again(faulty_s3: FaultyS3, s3_bucket: str) -> None:
+    storage = Storage(f"{s3_bucket}/{uuid.uuid4().hex[:8]}")
+    faulty_s3.failing = 0.4
+    for number in range(10):
+        data = b"%d" % number
+        storage.write_bytes(f"written/{number}", data)
+        assert storage.create_bytes(f"created/{number}", data) == data
+        assert storage.create_bytes(f"created/{number}", b"too late") == data
+        storage.move(f"written/{number}", f"moved/{number}")
+        assert storage.read_bytes(f"moved/{number}") == data
+    assert len(storage.list_files("moved", "")) == len(storage.list_files("created", "")) == 10
+    assert storage.list_files("written", "") == []
+    assert faulty_s3.faults > 20
+
+
+def test_a_server_that_stays_away_is_one_clear_error(faulty_s3: FaultyS3, s3_bucket: str) -> None:
+    faulty_s3.failing = 1
+    with pytest.raises(StorageError, match=rf"cannot write {s3_bucket}/a: .*the same command continues") as caught:
+        Storage(s3_bucket).write_bytes("a", b"")
+    assert caught.value.transient
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_an_error_that_names_it(storage: Storage) -> None:
