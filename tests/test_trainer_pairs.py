@@ -407,7 +407,7 @@ def test_the_index_is_shared_with_other_processes_by_its_path(storage: Storage) 
     copy = pickle.loads(pickle.dumps(pairs))
     assert len(pickle.dumps(pairs)) < 20_000
     assert [copy.rows_at(position) for position in range(90)] == [pairs.rows_at(position) for position in range(90)]
-    folder = pairs._rows._folder
+    folder = pairs._rows.folder
     assert folder.is_dir()
     del pairs, copy
     gc.collect()

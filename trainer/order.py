@@ -50,6 +50,7 @@ class TargetOrder:
         windows = max(1, self._length // MIXED_POSITIONS)
         # Places of each source (columns) in the first so many parts (rows) of an epoch.
         self._mixed = np.arange(windows + 1)[:, None] * self._places[None, :] // windows
+        self._mixed_starts = self._mixed.sum(axis=1)
         self._mix: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
         self._files: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int, int], NDArray[np.int64]] = OrderedDict()
@@ -83,8 +84,7 @@ class TargetOrder:
         if len(self._sources) == 1:
             return 0, position
         epoch, index = divmod(position, self._length)
-        starts = self._mixed.sum(axis=1)
-        window = int(np.searchsorted(starts, index, side="right")) - 1
+        window = int(np.searchsorted(self._mixed_starts, index, side="right")) - 1
         key = epoch, window
         if key not in self._mix:
             counts = self._mixed[window + 1] - self._mixed[window]
@@ -92,7 +92,7 @@ class TargetOrder:
             rng = np.random.default_rng([self._seed, epoch, window, _MIX])
             _keep(self._mix, key, rng.permutation(mix), 2)
         mix = self._mix[key]
-        offset = index - int(starts[window])
+        offset = index - int(self._mixed_starts[window])
         source = int(mix[offset])
         before = int(np.count_nonzero(mix[:offset] == source))
         return source, epoch * int(self._places[source]) + int(self._mixed[window, source]) + before

@@ -13,6 +13,7 @@ resumes at any position without replaying what came before.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+import cv2
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -261,7 +262,7 @@ class PairCandidates:
         fits[by_moment, VIEW] = np.repeat(np.diff(moment_starts) > 1, np.diff(moment_starts))
         source = np.repeat(np.arange(len(sources)), np.diff(self._source_starts))
         targets = np.flatnonzero((fits & (self._weights > 0)[source]).any(axis=1)).astype(np.int32)
-        self._arrays = MappedArrays(
+        self.arrays = MappedArrays(
             {
                 "fits": fits,
                 "time": time,
@@ -277,7 +278,7 @@ class PairCandidates:
 
     def source_targets(self, shard_starts: NDArray[np.int64]) -> list[SourceTargets]:
         """Return the sources to mix; ``shard_starts`` are the rows that begin new files."""
-        targets = self._arrays["targets"]
+        targets = self.arrays["targets"]
         file_starts = np.searchsorted(targets, shard_starts)
         source_starts = np.searchsorted(targets, self._source_starts)
         sizes = dict(zip(self._sources, np.diff(source_starts).tolist(), strict=True))
@@ -293,11 +294,11 @@ class PairCandidates:
 
     def target(self, number: int) -> int:
         """Return the row of a target, of those that some kind of pair with a positive weight fits."""
-        return int(self._arrays["targets"][number])
+        return int(self.arrays["targets"][number])
 
     def draw(self, target: int, rng: np.random.Generator) -> tuple[int, int | None]:
         """Draw the kind of a target's pair, by weight among those that fit, and its reference."""
-        weights = self._weights[self._source(target)] * self._arrays["fits"][target]
+        weights = self._weights[self._source(target)] * self.arrays["fits"][target]
         kind = int(rng.choice(len(KINDS), p=weights / weights.sum()))
         if kind == STILL:
             return kind, None
@@ -305,11 +306,11 @@ class PairCandidates:
 
     def kind_shares(self) -> dict[str, NDArray[np.float64]]:
         """Return the expected share of each kind (3,) among the pairs of each source."""
-        targets = self._arrays["targets"]
+        targets = self.arrays["targets"]
         bounds = np.searchsorted(targets, self._source_starts)
         shares = {}
         for number, name in enumerate(self._sources):
-            fits = self._arrays["fits"][targets[bounds[number] : bounds[number + 1]]]
+            fits = self.arrays["fits"][targets[bounds[number] : bounds[number + 1]]]
             # Eight ways to fit are fewer than the rows.
             ways, counts = np.unique(fits @ np.array([1, 2, 4]), return_counts=True)
             weights = (ways[:, None] >> np.arange(len(KINDS)) & 1) * self._weights[number]
@@ -321,15 +322,15 @@ class PairCandidates:
         return int(np.searchsorted(self._source_starts, row, side="right")) - 1
 
     def _draw_moment(self, target: int, rng: np.random.Generator) -> int:
-        place = int(self._arrays["in_video"][target])
-        first, stop = _run_around(self._arrays["video_starts"], place)
-        time = self._arrays["time"][first:stop]
+        place = int(self.arrays["in_video"][target])
+        first, stop = _run_around(self.arrays["video_starts"], place)
+        time = self.arrays["time"][first:stop]
         now = time[place - first]
         low, high = np.searchsorted(time, [now - 1 - _TOLERANCE, now + 1 + _TOLERANCE])
         weights = self._gap_weights(np.abs(time[low:high] - now))
         weights[place - first - low] = 0
         drawn = np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right")
-        return int(self._arrays["by_video"][first + low + min(int(drawn), len(weights) - 1)])
+        return int(self.arrays["by_video"][first + low + min(int(drawn), len(weights) - 1)])
 
     def _gap_weights(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the density of the configured distribution at gaps that are given as shares of the largest."""
@@ -340,10 +341,10 @@ class PairCandidates:
         return np.ones_like(gaps)
 
     def _draw_view(self, target: int, rng: np.random.Generator) -> int:
-        place = int(self._arrays["in_moment"][target])
-        first, stop = _run_around(self._arrays["moment_starts"], place)
+        place = int(self.arrays["in_moment"][target])
+        first, stop = _run_around(self.arrays["moment_starts"], place)
         other = first + int(rng.integers(stop - first - 1))
-        return int(self._arrays["by_moment"][other + (other >= place)])
+        return int(self.arrays["by_moment"][other + (other >= place)])
 
 
 class PositionSampler(Sampler[int]):
@@ -369,8 +370,13 @@ def pair_loader(dataset: PairDataset, batches: Iterable[Sequence[int]], workers:
         batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for lists; any sequence will do
         num_workers=workers,
         collate_fn=collate_pairs,
+        worker_init_fn=_work_on_one_core if workers else None,
         multiprocessing_context="spawn" if workers else None,
     )
+
+
+def _work_on_one_core(_worker: int) -> None:
+    cv2.setNumThreads(1)
 
 
 def collate_pairs(pairs: Sequence[FramePair]) -> FramePair:

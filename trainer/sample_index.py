@@ -56,21 +56,21 @@ class MappedArrays:
     """
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="handdata-index-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="handdata-index-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._mapped: dict[str, NDArray[Any]] = {}
         for name, array in arrays.items():
-            np.save(self._folder / f"{name}.npy", array)
+            np.save(self.folder / f"{name}.npy", array)
 
     def __getstate__(self) -> Path:
-        return self._folder
+        return self.folder
 
     def __setstate__(self, folder: Path) -> None:
-        self._folder, self._mapped = folder, {}
+        self.folder, self._mapped = folder, {}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._mapped:
-            path = self._folder / f"{name}.npy"
+            path = self.folder / f"{name}.npy"
             self._mapped[name] = np.load(path, mmap_mode="r").view(np.ndarray)
         return self._mapped[name]
 
@@ -104,7 +104,7 @@ def read_rows(storage: Storage, shards: Sequence[Shard], split: Split, data: Dat
         shown = list(readers.map(origins_of, held_out))
     if shown:
         rows = rows.filter(~pl.col("origin").is_in(pl.concat(shown).unique().implode()))
-    return _without_repeats(rows, shards)
+    return without_repeats(rows, shards)
 
 
 def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
@@ -175,7 +175,7 @@ def _without_names(table: pl.DataFrame, shard: int) -> pl.DataFrame:
     )
 
 
-def _without_repeats(rows: pl.DataFrame, shards: Sequence[Shard]) -> pl.DataFrame:
+def without_repeats(rows: pl.DataFrame, shards: Sequence[Shard]) -> pl.DataFrame:
     """Leave out physical frames that another source shows too."""
     names = sorted({shard.source for shard in shards})
     source = np.array([names.index(shard.source) for shard in shards], np.int32)[rows["shard"].to_numpy()]

@@ -1,0 +1,132 @@
+"""Memory and time of the training index at ten million rows: generated rows, no pictures.
+
+    python benchmarks/index.py [--rows N]
+
+Prints what building the index costs, what a loader worker holds, and what drawing a pair takes.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import pickle
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from handdata.pipeline.shards import Shard
+from handdata.trainer.order import TargetOrder
+from handdata.trainer.pairs import PairCandidates
+from handdata.trainer.presets import PairConfig
+from handdata.trainer.sample_index import MappedArrays, source_ranges, without_repeats
+
+SOURCES = 13
+ROWS_A_SHARD = 2000
+CAMERAS = 4
+FRAMES = 250
+"""Of a sequence."""
+
+
+def main() -> None:
+    """Build, draw, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    count = parser.parse_args().rows
+
+    shards, rows = generated(count)
+    gc.collect()
+    before, began = _resident_mib(), time.perf_counter()
+    rows = without_repeats(rows, shards)
+    counts = np.bincount(rows["shard"].to_numpy(), minlength=len(shards))
+    candidates = PairCandidates(rows, list(source_ranges(shards, counts)), PairConfig())
+    places = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$")).to_numpy(order="c")
+    mapped = MappedArrays({"row": rows["row"].to_numpy(), "places": places, "sample": rows["sample"].to_numpy()})
+    order = TargetOrder(candidates.source_targets(np.concatenate([[0], np.cumsum(counts)])), seed=0)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    del rows, places
+    gc.collect()
+    print(f"{count:,} rows in {len(shards):,} shards")
+    print(f"index: {seconds:.1f} s, peak {peak:,.0f} MiB of which {before:,.0f} MiB are the rows as generated")
+    print(f"files that processes share: {_shared_mib(mapped, candidates):,.0f} MiB")
+    print(f"sent to a worker: {len(pickle.dumps((candidates, mapped, order))) / 2**20:.2f} MiB")
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        for line in pool.apply(measure_draws, (candidates, mapped, order)):
+            print(line)
+
+
+def generated(count: int) -> tuple[list[Shard], pl.DataFrame]:
+    """Return rows as ``read_rows`` makes them from shards: videos of several cameras, a tenth of them stills."""
+    rng = np.random.default_rng(0)
+    number = np.arange(count)
+    shard = (number // ROWS_A_SHARD).astype(np.int32)
+    shards = [
+        Shard(f"{index}.parquet", f"source{index * SOURCES // (shard[-1] + 1):02d}", "train", "")
+        for index in range(shard[-1] + 1)
+    ]
+    sequence, inside = np.divmod(number, CAMERAS * FRAMES)
+    frame, camera = np.divmod(inside, CAMERAS)
+    still = sequence % 10 == 0
+    video = np.where(still, number, -1 - sequence * CAMERAS - camera)
+    moment = np.where(still, number, -1 - sequence * FRAMES - frame)
+    return shards, pl.DataFrame(
+        {
+            "shard": shard,
+            "row": (number % ROWS_A_SHARD).astype(np.int32),
+            **{
+                f"{name}_{part}": rng.integers(4, 2**27, count).astype(np.uint32)
+                for name in ("image", "hand_mask")
+                for part in ("start", "bytes")
+            },
+            "sample": number.astype(np.uint64),
+            "origin": number.astype(np.uint64),
+            "repacked": np.zeros(count, bool),
+            "video": video.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15),
+            "moment": moment.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15),
+            "timestamp_s": np.where(sequence % 3 == 0, np.nan, frame / 30),
+            "frame_index": frame.astype(np.int32),
+        }
+    )
+
+
+def measure_draws(candidates: PairCandidates, mapped: MappedArrays, order: TargetOrder) -> list[str]:
+    """Draw pairs in a process of its own; return lines about its time and memory."""
+    start = _resident_mib(anonymous=True)
+    began = time.perf_counter()
+    first = order[0]
+    first_s = time.perf_counter() - began
+    began = time.process_time()
+    draws = 20_000
+    for position in range(first_s > 0, draws):
+        rng = np.random.default_rng([0, position, 0])
+        target = candidates.target(order[position])
+        candidates.draw(target, rng)
+        mapped["places"][target].sum()
+    each_us = (time.process_time() - began) / draws * 1e6
+    own = _resident_mib(anonymous=True) - start
+    jump = time.perf_counter()
+    order[37 * len(order) + first]
+    jump = time.perf_counter() - jump
+    return [
+        f"worker: first position {first_s * 1e3:.0f} ms, then {each_us:.0f} us CPU a pair; any other position, as on "
+        f"--resume, {jump * 1e3:.0f} ms",
+        f"worker: {own:.0f} MiB of its own after {draws:,} pairs",
+    ]
+
+
+def _shared_mib(mapped: MappedArrays, candidates: PairCandidates) -> float:
+    folders = {mapped.folder, candidates.arrays.folder}
+    return sum(file.stat().st_size for folder in folders for file in folder.iterdir()) / 2**20
+
+
+def _resident_mib(anonymous: bool = False) -> float:
+    field = "RssAnon" if anonymous else "VmRSS"
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""Pairs a second of our loader beside WebDataset, MosaicML Streaming, LitData and Hugging Face datasets.
+
+    python benchmarks/loader.py [--rows N] [--seconds S]
+
+All hold the same JPEG pictures and PNG masks of 512 px, and decode them with the same OpenCV calls. Theirs give single
+frames, of which two count as a pair. The limit is decoding the same bytes from memory in one process, warmed up. The
+three packages that are not ours are installed, once, into an environment of their own in ``~/.cache/handdata``.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+PEERS = {"webdataset": "webdataset", "streaming": "mosaicml-streaming", "litdata": "litdata"}
+NAMES = {"webdataset": "WebDataset", "streaming": "MosaicML Streaming", "litdata": "LitData", "datasets": "HF datasets"}
+ENVIRONMENT = Path("~/.cache/handdata/loader-peers").expanduser()
+STORED = 512
+FRAMES_A_BATCH = 32
+WARM_UP_BATCHES = 6
+_MASK_CODING = [
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+]
+"""As ``handdata annotate`` writes masks."""
+
+
+def main() -> None:
+    """Write the same rows in every format, measure each loader in a process of its own, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--measure", nargs=4, metavar=("NAME", "SIZE", "WORKERS", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        name, size, workers, folder = options.measure
+        print(json.dumps(measured(name, int(size), int(workers), Path(folder), options.seconds)))
+        return
+    if options.write:
+        name, folder = options.write
+        WRITERS[name](Path(folder), json_rows(Path(folder)))
+        return
+
+    install_peers()
+    with tempfile.TemporaryDirectory(prefix="handdata-loader-") as name:
+        folder = Path(name)
+        images, masks = pictures(options.rows)
+        for kind, values in (("image", images), ("mask", masks)):
+            np.save(folder / f"{kind}.npy", np.array([np.frombuffer(value, np.uint8) for value in values], object))
+        print(f"{options.rows} rows of {STORED} px, JPEG {_mean_kb(images):.0f} KB, mask {_mean_kb(masks):.1f} KB")
+        for peer in WRITERS:
+            call(peer, "--write", peer, str(folder))
+
+        def rate(loader: str, size: int, workers: int) -> float:
+            found = call(loader, "--measure", loader, str(size), str(workers), str(folder), options.seconds)
+            print(f"  {loader} {size} px, {workers} workers: {found:.0f} pairs/s", file=sys.stderr)
+            return found
+
+        for size in (STORED, 256):
+            limit = rate("limit", size, 0)
+            title = "the same full-size decode" if size == STORED else "theirs: full decode and resize"
+            print(f"\n{size} px ({title}); limit {limit:.0f} pairs/s a core")
+            print(f"{'':24}{'1 worker':>12}{'2 workers':>12}{'of the limit':>14}")
+            best = 0.0
+            for loader in NAMES:
+                one, two = rate(loader, size, 1), rate(loader, size, 2)
+                best = max(best, one)
+                print(f"{NAMES[loader]:24}{one:12.0f}{two:12.0f}{one / limit:14.2f}")
+            one, two = rate("ours", size, 1), rate("ours", size, 2)
+            print(f"{'handdata':24}{one:12.0f}{two:12.0f}{one / limit:14.2f}   {one / best:.2f} of the best peer")
+        one, two = rate("latents", 256, 1), rate("latents", 256, 2)
+        print(f"{'handdata, latents':24}{one:12.0f}{two:12.0f}{'':14}   {one / best:.2f} of the best peer")
+
+
+def install_peers() -> None:
+    """Make the environment of the three other packages; it sees ours for everything else (torch, OpenCV)."""
+    done = ENVIRONMENT / "installed.json"
+    if done.exists() and json.loads(done.read_text()) == sorted(PEERS):
+        return
+    venv.create(ENVIRONMENT, with_pip=True)
+    ours = sysconfig.get_paths()["purelib"]
+    site = next(ENVIRONMENT.glob("lib/python*/site-packages"))
+    (site / "ours.pth").write_text(ours)
+    subprocess.run([str(ENVIRONMENT / "bin/pip"), "install", "-q", *PEERS.values()], check=True)
+    done.write_text(json.dumps(sorted(PEERS)))
+
+
+def call(loader: str, *arguments: object) -> float:
+    """Run this script for one loader in the environment that has it; return what it measured."""
+    python = ENVIRONMENT / "bin/python" if loader in PEERS else sys.executable
+    *flags, last = map(str, arguments)
+    seconds = ["--seconds", last] if "--measure" in flags else []
+    command = [str(python), __file__, *flags, *(seconds or [last])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    found = subprocess.run(command, check=True, capture_output=True, env=environment, text=True)
+    lines = found.stdout.strip().splitlines()
+    return float(json.loads(lines[-1])) if seconds else 0.0
+
+
+def pictures(count: int) -> tuple[list[bytes], list[bytes]]:
+    """Return encoded pictures with the detail of photographs, and masks with the shape of hands."""
+    rng = np.random.default_rng(0)
+    images, masks = [], []
+    for _ in range(min(count, 128)):
+        detail = np.zeros((STORED, STORED, 3), np.float32)
+        for octave in range(2, 10):
+            noise = rng.normal(0, 1, (2**octave, 2**octave, 3)).astype(np.float32)
+            detail += cv2.resize(noise, (STORED, STORED), interpolation=cv2.INTER_CUBIC) * 90 / 1.75**octave
+        image = np.clip(128 + detail, 0, 255).astype(np.uint8)
+        mask = np.zeros((STORED, STORED), np.uint8)
+        for finger in range(5):
+            tip = (int(rng.integers(100, 400)), int(rng.integers(60, 250)))
+            cv2.line(mask, (180 + 35 * finger, 330), tip, 255, int(rng.integers(24, 40)))
+        cv2.ellipse(mask, (256, 370), (110, 90), 0, 0, 360, 255, -1)
+        images.append(bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]))
+        masks.append(bytes(cv2.imencode(".png", mask, _MASK_CODING)[1]))
+    return [images[row % len(images)] for row in range(count)], [masks[row % len(masks)] for row in range(count)]
+
+
+def json_rows(folder: Path) -> list[tuple[bytes, bytes]]:
+    """Return the encoded rows that ``main`` left."""
+    images, masks = (np.load(folder / f"{kind}.npy", allow_pickle=True) for kind in ("image", "mask"))
+    return [(image.tobytes(), mask.tobytes()) for image, mask in zip(images, masks, strict=True)]
+
+
+def decoded(image: bytes, mask: bytes, size: int) -> dict[str, Any]:
+    """Decode a frame at full size, and resize it where training is smaller: what the peers do with a row."""
+    import torch
+
+    picture = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+    outline = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if size != STORED:
+        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+        outline = cv2.resize(outline, (size, size), interpolation=cv2.INTER_AREA)
+    return {"image": torch.from_numpy(picture), "mask": torch.from_numpy(outline)}
+
+
+class Decoding:
+    """Decodes rows of a format that calls back; picklable."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, row: Any) -> dict[str, Any]:
+        """Decode one row."""
+        return decoded(row["image"], row["mask"], self.size)
+
+
+# ------------------------------------------------------------------------------------------ the formats
+
+
+def write_webdataset(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
+    """Write tar files."""
+    import webdataset
+
+    (folder / "webdataset").mkdir()
+    with webdataset.ShardWriter(str(folder / "webdataset/%05d.tar"), maxcount=256, verbose=0) as writer:
+        for number, (image, mask) in enumerate(rows):
+            writer.write({"__key__": f"{number:06d}", "image": image, "mask": mask})
+
+
+def write_streaming(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
+    """Write MDS shards."""
+    from streaming import MDSWriter
+
+    columns = {"image": "bytes", "mask": "bytes"}
+    with MDSWriter(out=str(folder / "streaming"), columns=columns, size_limit=2**24) as writer:
+        for image, mask in rows:
+            writer.write({"image": image, "mask": mask})
+
+
+class Row:
+    """Returns a row; picklable, as LitData asks."""
+
+    def __init__(self, rows: list[tuple[bytes, bytes]]) -> None:
+        self.rows = rows
+
+    def __call__(self, number: int) -> dict[str, bytes]:
+        """Return one row."""
+        return {"image": self.rows[number][0], "mask": self.rows[number][1]}
+
+
+def write_litdata(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
+    """Write LitData chunks."""
+    import litdata
+
+    litdata.optimize(
+        Row(rows), list(range(len(rows))), str(folder / "litdata"), chunk_bytes="16MB", num_workers=1,
+    )  # fmt: skip
+
+
+def write_datasets(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
+    """Write Hugging Face's Arrow files."""
+    import datasets
+
+    columns = {"image": [image for image, _ in rows], "mask": [mask for _, mask in rows]}
+    datasets.Dataset.from_dict(columns).save_to_disk(folder / "datasets")
+
+
+def write_ours(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
+    """Write annotated shards of one video, and their latents of 4 x 32 x 32 with a variance."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from trainer_fixtures import sample, write_dataset
+
+    from handdata.pipeline.storage import Storage
+    from handdata.schemas import EncodedImage
+    from handdata.trainer.autoencoders import load_autoencoder
+    from handdata.trainer.latents import encode
+    from handdata.trainer.presets import AutoencoderConfig
+
+    first = sample("video", 0, size=STORED)
+    samples = [
+        first.model_copy(
+            update={
+                "sample_id": f"{number}",
+                "record_id": f"{number}",
+                "frame_index": number,
+                "timestamp_s": number / 30,
+                "image": EncodedImage(bytes=image),
+                "hand_mask": EncodedImage(bytes=mask),
+            }
+        )
+        for number, (image, mask) in enumerate(rows)
+    ]
+    storage = Storage(folder / "ours")
+    write_dataset(storage, samples)
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).save_pretrained(folder / "vae")
+    config = AutoencoderConfig(kind="sd-vae", weights=str(folder / "vae"))
+    encode(storage, load_autoencoder(config), config, 256)
+
+
+WRITERS: dict[str, Callable[[Path, list[tuple[bytes, bytes]]], None]] = {
+    "webdataset": write_webdataset,
+    "streaming": write_streaming,
+    "litdata": write_litdata,
+    "datasets": write_datasets,
+    "ours": write_ours,
+}
+
+
+# ------------------------------------------------------------------------------------------ the loaders
+
+
+def measured(name: str, size: int, workers: int, folder: Path, seconds: float) -> float:
+    """Return pairs a second of one loader after its warm-up."""
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    if name == "limit":
+        return limit(json_rows(folder), size, seconds)
+    if name in ("ours", "latents"):
+        batches, frames = our_batches(folder, size, workers, stored=name == "latents"), FRAMES_A_BATCH
+    else:
+        batches, frames = LOADERS[name](folder, size, workers), FRAMES_A_BATCH
+    iterator = iter(endless(batches))
+    for _ in range(WARM_UP_BATCHES):
+        next(iterator)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        next(iterator)
+        count += 1
+    return count * frames / 2 / (time.perf_counter() - began)
+
+
+def limit(rows: list[tuple[bytes, bytes]], size: int, seconds: float) -> float:
+    """Return pairs a second of decoding alone."""
+    for image, mask in rows[:200]:
+        decoded(image, mask, size)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        decoded(*rows[count % len(rows)], size)
+        count += 1
+    return count / 2 / (time.perf_counter() - began)
+
+
+def endless(batches: Iterable[Any]) -> Iterable[Any]:
+    """Go through a loader again and again."""
+    while True:
+        yield from batches
+
+
+def our_batches(folder: Path, size: int, workers: int, stored: bool) -> Iterable[Any]:
+    """Return our loader, of pairs of frames."""
+    from handdata.pipeline.storage import Storage
+    from handdata.trainer.autoencoders import load_autoencoder
+    from handdata.trainer.latents import open_latents
+    from handdata.trainer.pairs import PairDataset, pair_loader
+    from handdata.trainer.presets import AutoencoderConfig, PairConfig
+
+    storage = Storage(folder / "ours")
+    latents = None
+    if stored:
+        config = AutoencoderConfig(kind="sd-vae", weights=str(folder / "vae"))
+        latents = open_latents(storage, load_autoencoder(config), config, size)
+    moving = PairConfig(video=1, view=0, still=0)
+    dataset = PairDataset(storage, image_size=size, split="train", pairs=moving, latents=latents)
+    pairs = FRAMES_A_BATCH // 2
+    return pair_loader(dataset, [range(start, start + pairs) for start in range(0, 10**6, pairs)], workers)
+
+
+def webdataset_batches(folder: Path, size: int, workers: int) -> Iterable[Any]:
+    """Return WebDataset's loader."""
+    import torch
+    import webdataset
+
+    tars = sorted(map(str, (folder / "webdataset").glob("*.tar")))
+    frames = webdataset.WebDataset(tars, shardshuffle=100, workersplitter=webdataset.split_by_worker)
+    return torch.utils.data.DataLoader(
+        frames.shuffle(1000).map(Decoding(size)),
+        batch_size=FRAMES_A_BATCH,
+        num_workers=workers,
+        persistent_workers=True,
+    )
+
+
+def streaming_batches(folder: Path, size: int, workers: int) -> Iterable[Any]:
+    """Return MosaicML Streaming's loader."""
+    import torch
+    from streaming import StreamingDataset
+
+    class Frames(StreamingDataset):
+        def __getitem__(self, number: int) -> dict[str, Any]:
+            return decoded(**super().__getitem__(number), size=size)
+
+    frames = Frames(local=str(folder / "streaming"), shuffle=True, batch_size=FRAMES_A_BATCH)
+    return torch.utils.data.DataLoader(frames, batch_size=FRAMES_A_BATCH, num_workers=workers, persistent_workers=True)
+
+
+def litdata_batches(folder: Path, size: int, workers: int) -> Iterable[Any]:
+    """Return LitData's loader."""
+    import litdata
+
+    class Frames(litdata.StreamingDataset):
+        def __getitem__(self, number: Any) -> dict[str, Any]:
+            return decoded(**super().__getitem__(number), size=size)
+
+    frames = Frames(str(folder / "litdata"), shuffle=True)
+    return litdata.StreamingDataLoader(frames, batch_size=FRAMES_A_BATCH, num_workers=workers, persistent_workers=True)
+
+
+def datasets_batches(folder: Path, size: int, workers: int) -> Iterable[Any]:
+    """Return a loader of Hugging Face's map-style dataset."""
+    import datasets
+    import torch
+
+    frames = datasets.load_from_disk(folder / "datasets")
+
+    def transformed(rows: dict[str, list[bytes]]) -> dict[str, list[Any]]:
+        frames = [decoded(image, mask, size) for image, mask in zip(rows["image"], rows["mask"], strict=True)]
+        return {name: [frame[name] for frame in frames] for name in ("image", "mask")}
+
+    return torch.utils.data.DataLoader(
+        frames.with_transform(transformed), FRAMES_A_BATCH, shuffle=True, num_workers=workers, persistent_workers=True
+    )
+
+
+LOADERS: dict[str, Callable[[Path, int, int], Iterable[Any]]] = {
+    "webdataset": webdataset_batches,
+    "streaming": streaming_batches,
+    "litdata": litdata_batches,
+    "datasets": datasets_batches,
+}
+
+
+def _mean_kb(values: list[bytes]) -> float:
+    return float(np.mean([len(value) for value in values])) / 1000
+
+
+if __name__ == "__main__":
+    main()
