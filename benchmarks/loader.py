@@ -3,7 +3,8 @@
     python benchmarks/loader.py [--rows N] [--seconds S]
 
 All hold the same JPEG pictures and PNG masks of 512 px, and decode them with the same OpenCV calls. Theirs give single
-frames, of which two count as a pair. The limit is decoding the same bytes from memory in one process, warmed up. The
+frames, of which two count as a pair. The limit is decoding the same bytes from memory in one process, warmed up. Rates are
+given a second, and a second of CPU time of the processes, which other work on the machine changes less. The
 three packages that are not ours are installed, once, into an environment of their own in ``~/.cache/handdata``.
 """
 
@@ -28,7 +29,7 @@ NAMES = {"webdataset": "WebDataset", "streaming": "MosaicML Streaming", "litdata
 ENVIRONMENT = Path("~/.cache/handdata/loader-peers").expanduser()
 STORED = 512
 FRAMES_A_BATCH = 32
-WARM_UP_BATCHES = 6
+WARM_UP_BATCHES = 5
 _MASK_CODING = [
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
@@ -41,7 +42,7 @@ def main() -> None:
     """Write the same rows in every format, measure each loader in a process of its own, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--measure", nargs=4, metavar=("NAME", "SIZE", "WORKERS", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--write", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -64,25 +65,31 @@ def main() -> None:
         for peer in WRITERS:
             call(peer, "--write", peer, str(folder))
 
-        def rate(loader: str, size: int, workers: int) -> float:
+        def rate(loader: str, size: int, workers: int) -> tuple[float, float]:
             found = call(loader, "--measure", loader, str(size), str(workers), str(folder), options.seconds)
-            print(f"  {loader} {size} px, {workers} workers: {found:.0f} pairs/s", file=sys.stderr)
+            print(
+                f"  {loader} {size} px, {workers} workers: {found[0]:.0f} pairs/s, {found[1]:.0f} a CPU second",
+                file=sys.stderr,
+                flush=True,
+            )
             return found
 
+        def row(title: str, loader: str, size: int, limit: float) -> float:
+            (one, one_cpu), (two, two_cpu) = rate(loader, size, 1), rate(loader, size, 2)
+            cells = f"{one:10.0f}{two:10.0f}{one_cpu:16.0f}{two_cpu:10.0f}{one_cpu / limit:14.2f}"
+            print(f"{title:22}{cells}", flush=True)
+            return one_cpu
+
         for size in (STORED, 256):
-            limit = rate("limit", size, 0)
-            title = "the same full-size decode" if size == STORED else "theirs: full decode and resize"
-            print(f"\n{size} px ({title}); limit {limit:.0f} pairs/s a core")
-            print(f"{'':24}{'1 worker':>12}{'2 workers':>12}{'of the limit':>14}")
-            best = 0.0
-            for loader in NAMES:
-                one, two = rate(loader, size, 1), rate(loader, size, 2)
-                best = max(best, one)
-                print(f"{NAMES[loader]:24}{one:12.0f}{two:12.0f}{one / limit:14.2f}")
-            one, two = rate("ours", size, 1), rate("ours", size, 2)
-            print(f"{'handdata':24}{one:12.0f}{two:12.0f}{one / limit:14.2f}   {one / best:.2f} of the best peer")
-        one, two = rate("latents", 256, 1), rate("latents", 256, 2)
-        print(f"{'handdata, latents':24}{one:12.0f}{two:12.0f}{'':14}   {one / best:.2f} of the best peer")
+            _, limit = rate("limit", size, 0)
+            title = "all decode at full size" if size == STORED else "the others decode at full size and resize"
+            print(f"\n{size} px, {title}; limit {limit:.0f} pairs a CPU second")
+            print(f"{'workers':22}{'1':>10}{'2':>10}{'1, CPU second':>16}{'2':>10}{'of the limit':>14}")
+            best = max(row(NAMES[loader], loader, size, limit) for loader in NAMES)
+            ours = row("handdata", "ours", size, limit)
+            print(f"handdata: {ours / best:.2f} times the best of the others a CPU second")
+        stored = row("handdata, latents", "latents", 256, limit)
+        print(f"handdata, latents: {stored / best:.2f} times the best of the others a CPU second")
 
 
 def install_peers() -> None:
@@ -98,7 +105,7 @@ def install_peers() -> None:
     done.write_text(json.dumps(sorted(PEERS)))
 
 
-def call(loader: str, *arguments: object) -> float:
+def call(loader: str, *arguments: object) -> tuple[float, float]:
     """Run this script for one loader in the environment that has it; return what it measured."""
     python = ENVIRONMENT / "bin/python" if loader in PEERS else sys.executable
     *flags, last = map(str, arguments)
@@ -107,7 +114,7 @@ def call(loader: str, *arguments: object) -> float:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     found = subprocess.run(command, check=True, capture_output=True, env=environment, text=True)
     lines = found.stdout.strip().splitlines()
-    return float(json.loads(lines[-1])) if seconds else 0.0
+    return tuple(json.loads(lines[-1])) if seconds else (0.0, 0.0)
 
 
 def pictures(count: int) -> tuple[list[bytes], list[bytes]]:
@@ -264,8 +271,8 @@ WRITERS: dict[str, Callable[[Path, list[tuple[bytes, bytes]]], None]] = {
 # ------------------------------------------------------------------------------------------ the loaders
 
 
-def measured(name: str, size: int, workers: int, folder: Path, seconds: float) -> float:
-    """Return pairs a second of one loader after its warm-up."""
+def measured(name: str, size: int, workers: int, folder: Path, seconds: float) -> tuple[float, float]:
+    """Return pairs a second, and a CPU second of all its processes, of one loader after its warm-up."""
     import torch
 
     cv2.setNumThreads(1)
@@ -273,28 +280,38 @@ def measured(name: str, size: int, workers: int, folder: Path, seconds: float) -
     if name == "limit":
         return limit(json_rows(folder), size, seconds)
     if name in ("ours", "latents"):
-        batches, frames = our_batches(folder, size, workers, stored=name == "latents"), FRAMES_A_BATCH
+        batches = our_batches(folder, size, workers, stored=name == "latents")
     else:
-        batches, frames = LOADERS[name](folder, size, workers), FRAMES_A_BATCH
+        batches = LOADERS[name](folder, size, workers)
     iterator = iter(endless(batches))
     for _ in range(WARM_UP_BATCHES):
         next(iterator)
-    began, count = time.perf_counter(), 0
+    began, busy, count = time.perf_counter(), cpu_seconds(), 0
     while time.perf_counter() - began < seconds:
         next(iterator)
         count += 1
-    return count * frames / 2 / (time.perf_counter() - began)
+    pairs = count * FRAMES_A_BATCH / 2
+    return pairs / (time.perf_counter() - began), pairs / (cpu_seconds() - busy)
 
 
-def limit(rows: list[tuple[bytes, bytes]], size: int, seconds: float) -> float:
-    """Return pairs a second of decoding alone."""
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its workers: what other work on the machine changes least."""
+    import psutil
+
+    process = psutil.Process()
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def limit(rows: list[tuple[bytes, bytes]], size: int, seconds: float) -> tuple[float, float]:
+    """Return pairs a second, and a CPU second, of decoding alone."""
     for image, mask in rows[:200]:
         decoded(image, mask, size)
-    began, count = time.perf_counter(), 0
+    began, busy, count = time.perf_counter(), cpu_seconds(), 0
     while time.perf_counter() - began < seconds:
         decoded(*rows[count % len(rows)], size)
         count += 1
-    return count / 2 / (time.perf_counter() - began)
+    return count / 2 / (time.perf_counter() - began), count / 2 / (cpu_seconds() - busy)
 
 
 def endless(batches: Iterable[Any]) -> Iterable[Any]:
