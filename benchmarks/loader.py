@@ -3,9 +3,9 @@
     python benchmarks/loader.py [--rows N] [--seconds S]
 
 All hold the same JPEG pictures and PNG masks of 512 px, and decode them with the same OpenCV calls. Theirs give single
-frames, of which two count as a pair. The limit is decoding the same bytes from memory in one process, warmed up. Rates are
-given a second, and a second of CPU time of the processes, which other work on the machine changes less. The
-three packages that are not ours are installed, once, into an environment of their own in ``~/.cache/handdata``.
+frames, of which two count as a pair. The limit is decoding the same bytes from memory in one process, warmed up. Rates
+are by the clock and by the CPU time of a loader's processes, which other work on the machine changes less. The three
+packages that are not ours are installed, once, into an environment of their own in ``~/.cache/handdata``.
 """
 
 import argparse
