@@ -28,6 +28,7 @@ from handdata.trainer.checkpoints import (
     load_for_sampling,
     read_weights,
     save_checkpoint,
+    write_foundhand,
 )
 from handdata.trainer.diffusion import Diffusion
 from handdata.trainer.model import DiT
@@ -255,6 +256,25 @@ def test_export_is_the_inverse_of_import() -> None:
     published = export_foundhand(state)
     assert {"pos_embed", "blocks.1.adaLN_modulation.1.weight", "t_embedder.mlp.2.bias"} < published.keys()
     assert equal_states(import_foundhand(published), state)
+
+
+@pytest.mark.parametrize("name", ["mine.pt", "mine.safetensors"])
+def test_an_exported_run_has_its_averaged_weights_bit_for_bit(name: str, tmp_path: Path) -> None:
+    Run(seed=0).save(str(tmp_path / "run"))
+    model, _ = load_for_sampling(str(tmp_path / "run"))
+    write_foundhand(model, tmp_path / name)
+    published = read_weights(str(tmp_path / name))
+    assert "feature_aligned_embedder.proj.weight" in published
+    assert equal_states(import_foundhand(published), model.state_dict())
+
+
+def test_what_the_published_code_cannot_read_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="qk_norm has no published format"):
+        write_foundhand(DiT(**SIZES.model_copy(update={"qk_norm": True}).model_dump()), tmp_path / "mine.pt")
+    with pytest.raises(WeightsError, match=r"end it with .pt"):
+        write_foundhand(DiT(**SIZES.model_dump()), tmp_path / "mine.bin")
+    with pytest.raises(WeightsError, match="cannot write"):
+        write_foundhand(DiT(**SIZES.model_dump()), tmp_path / "absent" / "mine.pt")
 
 
 def imagenet_state(model: DiT) -> dict[str, torch.Tensor]:

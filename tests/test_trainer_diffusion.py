@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from handdata.trainer.conditioning import Task, null_conditions
 from handdata.trainer.diffusion import Diffusion
-from handdata.trainer.presets import SamplingConfig
+from handdata.trainer.presets import DiffusionConfig, SamplingConfig
 from handdata.trainer.samplers import denoise, sample
 
 
@@ -59,6 +59,61 @@ def test_variational_term_trains_the_variance_and_leaves_the_mean_alone() -> Non
     assert output.grad is not None
     assert not output.grad[:, :3].any()
     assert output.grad[:, 3:].any()
+
+
+@pytest.mark.parametrize("prediction", ["noise", "clean", "velocity"])
+def test_loss_compares_what_the_network_predicts(prediction: str) -> None:
+    diffusion = Diffusion(DiffusionConfig.model_validate({"prediction": prediction}))
+    x0, noise, error = (torch.randn(4, 3, 4, 4) for _ in range(3))
+    t = torch.tensor([20, 300, 600, 990])
+    signal, level = (table[t].view(-1, 1, 1, 1) for table in (diffusion.signal, diffusion.noise))
+    truth = {"noise": noise, "clean": x0, "velocity": signal * noise - level * x0}[prediction]
+    x_t = diffusion.add_noise(x0, noise, t)
+    torch.testing.assert_close(diffusion.noise_output(truth, x_t, t), noise, rtol=1e-3, atol=1e-3)
+    loss = diffusion.training_loss(truth + error, x0, noise, t)
+    torch.testing.assert_close(loss.total, error.square().mean(dim=(1, 2, 3)), rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["noise", "clean", "velocity"])
+def test_min_snr_weighs_the_squared_error_by_its_formula_and_leaves_the_variance_alone(prediction: str) -> None:
+    settings = {"prediction": prediction}
+    plain = Diffusion(DiffusionConfig.model_validate(settings))
+    weighed = Diffusion(DiffusionConfig.model_validate(settings | {"min_snr_gamma": 5}))
+    output, x0, noise = torch.randn(4, 6, 4, 4), torch.randn(4, 3, 4, 4), torch.randn(4, 3, 4, 4)
+    t = torch.tensor([0, 100, 300, 900])
+    ratio = DDPMScheduler(beta_start=1e-4, beta_end=0.02).alphas_cumprod[t]
+    ratio = ratio / (1 - ratio)
+    expected = {
+        "noise": (5 / ratio).clamp(max=1), "clean": ratio.clamp(max=5), "velocity": ratio.clamp(max=5) / (ratio + 1)
+    }[prediction]  # fmt: skip
+    before, after = (diffusion.training_loss(output, x0, noise, t) for diffusion in (plain, weighed))
+    torch.testing.assert_close(after.mse, before.mse * expected, rtol=1e-3, atol=0)
+    assert torch.equal(after.variational, before.variational)
+
+
+def test_velocity_prediction_learns_two_points() -> None:
+    torch.manual_seed(0)
+    diffusion = Diffusion(DiffusionConfig(prediction="velocity"))
+    network = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        features = torch.stack([x_t.flatten(), t / 1000], dim=1)
+        return network(features).view(-1, 1, 1, 1)
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(600):
+        x0 = torch.randint(2, (256, 1, 1, 1)) * 2.0 - 1
+        t, noise = torch.randint(1000, (256,)), torch.randn(256, 1, 1, 1)
+        loss = diffusion.training_loss(predict(diffusion.add_noise(x0, noise, t), t), x0, noise, t).total.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    settings = DiffusionConfig(prediction="velocity")
+    drawn = denoise(predict, torch.randn(400, 1, 1, 1), scheduler="ddim", steps=40, diffusion=settings)
+
+    assert float((drawn.abs() - 1).abs().median()) < 0.1
+    assert 0.3 < float((drawn > 0).float().mean()) < 0.7
 
 
 def test_loss_without_learned_variance_is_the_squared_error() -> None:

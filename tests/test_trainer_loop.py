@@ -270,3 +270,11 @@ def test_a_perfect_clean_latent_has_no_loss_and_gives_back_the_noise() -> None:
     torch.testing.assert_close(found, noise, atol=1e-4, rtol=1e-4)
     wrong = process.training_loss(x0 + 0.5, x0, noise, index).total
     torch.testing.assert_close(wrong, torch.full((4,), 0.25), atol=1e-3, rtol=1e-3)
+
+
+def test_logit_normal_timesteps_are_mostly_the_middle_ones() -> None:
+    draws = torch.Generator().manual_seed(0)
+    drawn = torch.cat([spread_timesteps(16, 1000, draws, "logit-normal") for _ in range(200)]).float()
+    logits = torch.logit((drawn + 0.5) / 1000)
+    assert float(logits.mean()) == pytest.approx(0, abs=0.05)
+    assert float(logits.std()) == pytest.approx(1, abs=0.05)

@@ -135,6 +135,42 @@ def test_output_has_a_variance_half_only_where_sigma_is_learned(learn_sigma: boo
     assert random_model(learn_sigma=learn_sigma)(*random_inputs()).shape == (3, channels, 8, 8)
 
 
+def test_activation_checkpointing_changes_neither_loss_nor_gradients() -> None:
+    model = random_model().requires_grad_(True).train()
+    results = []
+    for model.activation_checkpointing in (False, True):
+        model.zero_grad()
+        loss = model(*random_inputs()).square().mean()
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(plain, checkpointed) for plain, checkpointed in zip(*results, strict=True))
+
+
+def test_activation_checkpointing_keeps_less_for_the_backward_pass() -> None:
+    model = random_model(depth=6).requires_grad_(True).train()
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    kept_bytes = []
+    for model.activation_checkpointing in (False, True):
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x) or x, lambda x: x):
+            model(*random_inputs())
+        activations = {x.data_ptr(): x.nbytes for x in kept if x.data_ptr() not in parameters}
+        kept_bytes.append(sum(activations.values()))
+    assert kept_bytes[1] < kept_bytes[0] / 4
+
+
+def test_normalised_queries_and_keys_bound_attention_however_large_their_weights() -> None:
+    def change(model: DiT) -> float:
+        before = model(*random_inputs())
+        for block in model.blocks:
+            for part in ("weight", "bias"):
+                block.get_parameter(f"attention.qkv.{part}")[:64] *= 30  # queries and keys
+        return float((model(*random_inputs()) - before).abs().max())
+
+    assert change(random_model(qk_norm=True)) < 1e-2 < change(random_model())
+    assert not any("_norm" in name for name in random_model().state_dict())  # off, it has the published parameters
+
+
 def test_every_parameter_that_is_used_gets_a_gradient() -> None:
     model = random_model().requires_grad_(True)
     model(*random_inputs()).square().mean().backward()
@@ -250,16 +286,15 @@ def test_posterior_draws_have_its_moments() -> None:
     assert float(drawn.std()) == pytest.approx(0.5, abs=0.02)
 
 
-def test_taef2_reproduces_a_real_hand_photograph(shared_dir: Path) -> None:
+def test_taef2_reproduces_hand_photographs_at_33_to_42_db(shared_dir: Path) -> None:
     autoencoder = TAEF2(str(shared_dir / "weights"))
-    photograph = next((shared_dir / "data" / "FoundHand10M").rglob("*.jpg"))
-    picture = Image.open(photograph).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS)
-    images = pil_to_tensor(picture).unsqueeze(0) / 127.5 - 1
-
-    latents = autoencoder.encode(images).sample()
-    restored = autoencoder.decode(latents)
-
-    assert latents.shape == (1, 32, 32, 32)
-    assert 0.7 < float(latents.std()) < 1.3
-    peak_signal_to_noise = 10 * torch.log10(4 / (restored - images).square().mean())
-    assert peak_signal_to_noise > 30
+    ratios = []
+    for photograph in sorted((shared_dir / "data" / "FoundHand10M").rglob("*.jpg"))[::6]:
+        picture = Image.open(photograph).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS)
+        images = pil_to_tensor(picture).unsqueeze(0) / 127.5 - 1
+        latents = autoencoder.encode(images).sample()
+        assert latents.shape == (1, 32, 32, 32)
+        assert 0.7 < float(latents.std()) < 1.3
+        ratios.append(float(10 * torch.log10(4 / (autoencoder.decode(latents) - images).square().mean())))
+    assert min(ratios) > 33
+    assert max(ratios) < 42

@@ -75,6 +75,27 @@ def export_foundhand(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_renamed(name, names, block_names): tensor for name, tensor in state.items()}
 
 
+def write_foundhand(model: DiT, path: Path) -> None:
+    """Write a network's weights as the public FoundHand code reads them.
+
+    A ``.pt`` or ``.pth`` file holds them under ``ema_state_dict``, like the released one; a ``.safetensors`` file holds
+    nothing else. Raises ``WeightsError`` for a network that the published code cannot build (``qk_norm``), other file
+    names, and a folder that cannot be written.
+    """
+    state = export_foundhand(_tensors(model))
+    if any("_norm." in name for name in state):
+        raise WeightsError("a network with qk_norm has no published format", "train without model.qk_norm")
+    try:
+        if path.suffix == ".safetensors":
+            path.write_bytes(safetensors.torch.save(state, {"format": "pt"}))
+        elif path.suffix in (".pt", ".pth"):
+            path.write_bytes(_torch_bytes({"ema_state_dict": state}))
+        else:
+            raise WeightsError(f"{path} is no name for weights", "end it with .pt, .pth or .safetensors")
+    except OSError as error:
+        raise WeightsError(f"cannot write {path}: {error.strerror}") from error
+
+
 def import_imagenet_dit(state: dict[str, Tensor], model: DiT) -> dict[str, Tensor]:
     """Return a state dict for ``model``, started from the weights of an ImageNet DiT of the same sizes.
 

@@ -68,6 +68,7 @@ class Diffusion(nn.Module):
         super().__init__()
         config = config or DiffusionConfig()
         self.prediction = config.prediction
+        self.min_snr_gamma = config.min_snr_gamma
         betas = torch.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=torch.float64)
         alpha_bar_all = torch.cumprod(1 - betas, dim=0)
         # Equally spaced with both ends kept, as published; equal to DDPMScheduler's timestep_spacing="linspace".
@@ -118,8 +119,12 @@ class Diffusion(nn.Module):
         """Return the network's ``output`` (N, C or 2C, H, W) at x_t with predicted noise in its first C channels."""
         if self.prediction == "noise":
             return output
-        clean, rest = output[:, : x_t.shape[1]].float(), output[:, x_t.shape[1] :]
-        return torch.cat([self.predict_noise(x_t, clean, index), rest], dim=1)
+        predicted, rest = output[:, : x_t.shape[1]].float(), output[:, x_t.shape[1] :]
+        if self.prediction == "clean":
+            noise = self.predict_noise(x_t, predicted, index)
+        else:
+            noise = _at(self.noise, index) * x_t + _at(self.signal, index) * predicted
+        return torch.cat([noise, rest], dim=1)
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
         """Return the mean of q(x_(t-1) | x_t, x0) (DDPM, equation 7)."""
@@ -151,20 +156,30 @@ class Diffusion(nn.Module):
     ) -> TrainingLoss:
         """Return the loss of each sample for the network's ``output`` at ``add_noise(x0, noise, index)``.
 
-        Squared error of the predicted noise, or of the clean latent that follows from it, plus, where the output has a
-        variance half, the variational term, which trains the variance only (improved DDPM, section 3.1: the mean's
-        gradient is stopped). ``weight`` (N, 1, H, W) weighs latent pixels: 0 where the crop lies outside the picture. A
-        sample of zero weight has zero loss.
+        Squared error of the predicted noise (or of the clean latent, or the velocity, that follows from it), weighed by
+        ``min_snr_gamma``, plus, where the output has a variance half, the variational term, which trains the variance
+        only (improved DDPM, section 3.1: the mean's gradient is stopped). ``weight`` (N, 1, H, W) weighs latent pixels:
+        0 where the crop lies outside the picture. A sample of zero weight has zero loss.
         """
         output = self.noise_output(output, self.add_noise(x0, noise, index), index)
         predicted, variance = _split(output, x0)
         mse = _mean((predicted.float() - noise) ** 2, weight)
         if self.prediction == "clean":  # an error of the clean latent is that of the noise, times noise over signal
             mse = mse * self.noise_to_signal[index] ** 2
+        elif self.prediction == "velocity":  # likewise, over signal
+            mse = mse * self.inverse_signal[index] ** 2
+        if self.min_snr_gamma is not None:
+            mse = mse * self._min_snr_weight(index, self.min_snr_gamma)
         if variance is None:
             return TrainingLoss(total=mse, mse=mse, variational=torch.zeros_like(mse))
         variational = _mean(self._variational_bits(predicted.detach(), variance, x0, noise, index), weight)
         return TrainingLoss(total=mse + variational, mse=mse, variational=variational)
+
+    def _min_snr_weight(self, index: Tensor, gamma: float) -> Tensor:
+        """Return the weight of each step's squared error (Hang et al. 2023, equations 6 to 8)."""
+        ratio = self.noise_to_signal[index] ** -2
+        least = ratio.clamp(max=gamma)
+        return {"clean": least, "noise": least / ratio, "velocity": least / (ratio + 1)}[self.prediction]
 
     def _variational_bits(
         self, predicted: Tensor, variance: Tensor, x0: Tensor, noise: Tensor, index: Tensor

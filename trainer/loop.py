@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from handdata.pipeline.shards import list_shards, read_manifest
 from handdata.pipeline.storage import Storage
 from handdata.schemas import Split, UsageError, WeightsError
 from handdata.schemas.arrays import ByteArray
+from handdata.trainer.alignment import AlignedDiT, PictureEncoder, alignment_loss
 from handdata.trainer.augment import Frame
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
 from handdata.trainer.checkpoints import (
@@ -222,11 +223,21 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.model = DiT(**preset.model.model_dump()).to(self.device)
-        self._distributed = DistributedDataParallel(self.model) if process.count > 1 else None
+            self._aligned: AlignedDiT | None = None
+            if preset.alignment is not None:
+                self._encoder = PictureEncoder(preset.alignment, self.model.grid_size, self.device)
+                self._aligned = AlignedDiT(self.model, preset.alignment, self._encoder.features).to(self.device)
+        self.model.activation_checkpointing = settings.activation_checkpointing
+        trained = self._aligned or self.model
+        self._distributed = DistributedDataParallel(trained) if process.count > 1 else None
+        self._network: nn.Module = self._distributed or trained
+        if settings.compile:
+            self._network.compile()
+        self._trained_parameters = list(trained.parameters())
         average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(self.model, multi_avg_fn=average)
         self._optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            self._trained_parameters,
             lr=settings.learning_rate,
             betas=(0.9, settings.adam_beta2),
             weight_decay=settings.weight_decay,
@@ -266,9 +277,7 @@ class Trainer:
             count = len(batch.task)
             draws = [pair_generator(settings.seed, first + done + pair) for pair in range(count)]
             with self._gradients_stay_here(done + count < share):
-                losses = self.losses(
-                    self._distributed or self.model, batch, timesteps[done : done + count], draws, drops=True
-                )
+                losses = self.losses(self._network, batch, timesteps[done : done + count], draws, drops=True)
                 self._scaler.scale(losses.sum() / share).backward()  # type: ignore[no-untyped-call]
             total += losses.detach().sum()
             done += count
@@ -277,7 +286,7 @@ class Trainer:
         if self.process.count > 1:
             torch.distributed.all_reduce(total)
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_gradient_norm)
+        nn.utils.clip_grad_norm_(self._trained_parameters, settings.max_gradient_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._schedule.step()
@@ -296,12 +305,15 @@ class Trainer:
         """Return the timesteps of the next step's whole batch."""
         settings = self.preset.optimisation
         draws = torch.Generator().manual_seed(_seed_of(settings.seed, self.step, 3))
-        return spread_timesteps(settings.batch_size, self.diffusion.steps, draws)
+        return spread_timesteps(settings.batch_size, self.diffusion.steps, draws, self.preset.diffusion.timesteps)
 
     def losses(
         self, model: nn.Module, batch: FramePair, timesteps: Tensor, draws: Draws, drops: bool = False
     ) -> Tensor:
-        """Return each pair's loss (N,) at its timestep, with noise (and dropped conditions) from ``draws``."""
+        """Return each pair's loss (N,) at its timestep, with noise (and dropped conditions) from ``draws``.
+
+        Where ``model`` is an ``AlignedDiT``, the loss of its alignment is part of it.
+        """
         batch = FramePair(*(field.to(self.device, non_blocking=True) for field in batch))
         latent = encode_images(batch.target_image, self.autoencoder, draws)
         target_cond, ref_cond, task = pair_conditions(batch, self.autoencoder, draws)
@@ -312,8 +324,14 @@ class Trainer:
         noisy = self.diffusion.add_noise(latent, noise, timesteps)
         with torch.autocast(self.device.type, self._precision, enabled=self._autocasts):
             output = model(noisy, timesteps, target_cond, ref_cond, task)
-        weight = F.interpolate(batch.target_weight.float() / 255, latent.shape[-2:], mode="area")
-        return self.diffusion.training_loss(output, latent, noise, timesteps, weight).total
+        known = batch.target_weight.float() / 255
+        aligned = torch.zeros((), device=self.device)
+        if self.preset.alignment is not None and isinstance(output, tuple):
+            output, projected = output
+            features = self._encoder(batch.target_image)
+            aligned = self.preset.alignment.weight * alignment_loss(projected, features, known)
+        weight = F.interpolate(known, latent.shape[-2:], mode="area")
+        return self.diffusion.training_loss(output, latent, noise, timesteps, weight).total + aligned
 
     def validate(self, batches: list[FramePair]) -> ConditionFollowing:
         """Measure, with the averaged weights, how much the loss owes to the target's keypoints."""
@@ -354,7 +372,10 @@ class Trainer:
             self._optimizer,
             self.preset.model_dump(mode="json"),
             schedule=self._schedule,
-            data_state={"scaler": self._scaler.state_dict()},
+            data_state={
+                "scaler": self._scaler.state_dict(),
+                "projection": self._aligned.projection.state_dict() if self._aligned else {},
+            },
             keep_last=self.preset.monitoring.keep_last,
             validation_loss=None if validation is None else validation.true_loss,
         )
@@ -370,6 +391,8 @@ class Trainer:
         )
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(resumed.data_state["scaler"])
+        if self._aligned is not None:
+            self._aligned.projection.load_state_dict(resumed.data_state["projection"])
         self.step = resumed.step
         self._average.n_averaged.fill_(resumed.step)  # else the next update would copy the weights instead
 
@@ -384,14 +407,19 @@ def learning_rate_share(step: int, settings: OptimisationConfig) -> float:
     return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * done)) / 2
 
 
-def spread_timesteps(count: int, steps: int, draws: torch.Generator) -> Tensor:
-    """Draw timesteps (count,): each one uniform over 0 .. ``steps`` - 1, together spread evenly.
+def spread_timesteps(
+    count: int, steps: int, draws: torch.Generator, distribution: Literal["uniform", "logit-normal"] = "uniform"
+) -> Tensor:
+    """Draw timesteps (count,) in 0 .. ``steps`` - 1: each one by the distribution, together spread evenly over it.
 
     A batch that covers all noise levels has a steadier loss than one of independent draws (Kingma et al. 2021,
     Variational Diffusion Models, appendix I.1).
     """
     offsets = (torch.arange(count) + torch.rand((), generator=draws)) / count
-    return (offsets * steps).long()[torch.randperm(count, generator=draws)]
+    if distribution == "logit-normal":  # the distribution's quantiles
+        offsets = torch.sigmoid(torch.special.ndtri(offsets))
+    timesteps = (offsets * steps).long().clamp(max=steps - 1)
+    return timesteps[torch.randperm(count, generator=draws)]
 
 
 def pair_generator(seed: int, position: int) -> torch.Generator:

@@ -26,6 +26,7 @@ from timm.layers.activations import GELUTanh
 from timm.layers.mlp import Mlp
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
 
@@ -59,10 +60,12 @@ class TimestepEmbedding(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of the first ``queries`` tokens of (N, T, D) over all T tokens, as (N, queries, D)."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.query_norm = nn.LayerNorm(hidden_size // num_heads) if qk_norm else nn.Identity()
+        self.key_norm = nn.LayerNorm(hidden_size // num_heads) if qk_norm else nn.Identity()
         self.projection = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, queries: int) -> Tensor:
@@ -73,7 +76,8 @@ class Attention(nn.Module):
             hidden_size = x.shape[-1]
             q = F.linear(x[:, :queries], self.qkv.weight[:hidden_size], self.qkv.bias[:hidden_size])
             k, v = F.linear(x, self.qkv.weight[hidden_size:], self.qkv.bias[hidden_size:]).chunk(2, dim=-1)
-        heads = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v))
+        q, k, v = self.query_norm(self._split(q)), self.key_norm(self._split(k)), self._split(v)
+        heads = F.scaled_dot_product_attention(q, k, v)
         attended: Tensor = self.projection(heads.transpose(1, 2).flatten(2))
         return attended
 
@@ -84,10 +88,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A transformer block whose layer norms are shifted, scaled and gated by the condition (adaLN-Zero)."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.attention = Attention(hidden_size, num_heads)
+        self.attention = Attention(hidden_size, num_heads, qk_norm)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(hidden_size, MLP_RATIO * hidden_size, act_layer=GELUTanh)
         self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
@@ -119,8 +123,13 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """Predicts the noise in a target latent from a reference frame, target keypoints and task.
 
-    ``learn_sigma`` adds C output channels for the learned variance (see ``handdata.trainer.diffusion``).
+    ``learn_sigma`` adds C output channels for the learned variance (see ``handdata.trainer.diffusion``). ``qk_norm``
+    normalises queries and keys, which the published network does not (see ``ModelConfig``).
     """
+
+    activation_checkpointing = False
+    """Keep only each block's input for the backward pass, and compute the block again there: less memory, a third more
+    work, the same loss and gradients."""
 
     def __init__(
         self,
@@ -131,6 +140,7 @@ class DiT(nn.Module):
         depth: int,
         num_heads: int,
         learn_sigma: bool = True,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
@@ -145,7 +155,7 @@ class DiT(nn.Module):
         self.task_embedding = nn.Embedding(len(Task), hidden_size)
         # Only its last, null entry is used. Kept so that the weights of an ImageNet DiT and the published ones load.
         self.class_embedding = nn.Embedding(IMAGENET_CLASSES + 1, hidden_size)
-        self.blocks = nn.ModuleList([Block(hidden_size, num_heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(hidden_size, num_heads, qk_norm) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
         self._initialise()
 
@@ -155,6 +165,12 @@ class DiT(nn.Module):
         ``x_t`` (N, C, H, W) noisy target latent, ``t`` (N,) its timestep in 0..999, ``target_cond`` (N, 43, H, W),
         ``ref_cond`` (N, C + 43, H, W), ``task`` (N,): see ``handdata.trainer.conditioning``.
         """
+        return self.forward_with_tokens(x_t, t, target_cond, ref_cond, task, len(self.blocks))[0]
+
+    def forward_with_tokens(
+        self, x_t: Tensor, t: Tensor, target_cond: Tensor, ref_cond: Tensor, task: Tensor, blocks: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return what ``forward`` returns, and the target's tokens (N, P, D) after the first ``blocks`` blocks."""
         target = self.patch_embedding(torch.cat([x_t, target_cond.to(x_t.dtype)], dim=1))  # N, P, D
         reference = self.patch_embedding(ref_cond.to(x_t.dtype))  # N, P, D
         x = torch.cat([target, reference], dim=1) + self.positions  # N, 2P, D
@@ -165,8 +181,13 @@ class DiT(nn.Module):
         for index, block in enumerate(self.blocks):
             # Nothing reads the reference tokens after the last block: it makes the target's only.
             kept = self.patches if index == len(self.blocks) - 1 else 2 * self.patches
-            x = block(x, c, kept)
-        return self._unpatchify(self.final_layer(x, c))
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, c, kept, use_reentrant=False)
+            else:
+                x = block(x, c, kept)
+            if index == blocks - 1:
+                tokens = x[:, : self.patches]
+        return self._unpatchify(self.final_layer(x, c)), tokens
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
         grid, size = self.grid_size, self.patch_size

@@ -49,6 +49,10 @@ class ModelConfig(Config):
     depth: int = Field(gt=0)
     num_heads: int = Field(gt=0)
     learn_sigma: bool = True
+    qk_norm: bool = False
+    """Layer norm on each head's queries and keys, against attention logits that grow without bound in long runs and low
+    precision (Dehghani et al. 2023, Scaling Vision Transformers to 22 Billion Parameters, section 2). Published
+    weights, made without it, do not fit."""
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:
@@ -67,10 +71,18 @@ class DiffusionConfig(Config):
     train_steps: int = Field(default=1000, gt=1)
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
-    prediction: Literal["noise", "clean"] = "noise"
-    """What the network's output stands for, and what its loss compares: the noise (published), or the clean latent.
+    prediction: Literal["noise", "clean", "velocity"] = "noise"
+    """What the network's output stands for, and what its loss compares: the noise (published), the clean latent, or
+    the velocity, which lies between them: signal x noise - noise level x clean latent.
     The clean latent counts strong noise, where conditions matter, most, and small networks draw it without speckles
-    (Li and He 2025, Back to Basics: Let Denoising Generative Models Denoise)."""
+    (Li and He 2025, Back to Basics: Let Denoising Generative Models Denoise). The velocity is well defined at every
+    noise level (Salimans and Ho 2022, Progressive Distillation, section 4)."""
+    min_snr_gamma: float | None = Field(default=None, gt=0)
+    """Weigh the squared error as if signal-to-noise ratios above this were this: steps of little noise no longer
+    outvote the others (Hang et al. 2023, Min-SNR Weighting, section 3.4; 5 there). None: no weights, as published."""
+    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    """How training draws timesteps: all alike (published), or mostly the middle ones, where the share of the 1000 steps
+    is the sigmoid of a standard normal number (Esser et al. 2024, Scaling Rectified Flow Transformers, section 3.1)."""
 
 
 class DropoutConfig(Config):
@@ -102,6 +114,11 @@ class OptimisationConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its activations: less memory, a third more
+    work."""
+    compile: bool = False
+    """Compile the network with ``torch.compile``: minutes at the start, faster steps. CPUs need a C++ compiler."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Longer gradients are shortened to this."""
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
@@ -109,6 +126,22 @@ class OptimisationConfig(Config):
     large, and would hold the steps down for its whole length."""
     seed: int = Field(default=0, ge=0)
     """Of the first weights, the order of pairs, noise and dropout."""
+
+
+class AlignmentConfig(Config):
+    """Representation alignment: an early block's tokens are drawn towards a frozen encoder's features of the clean
+    target (Yu et al. 2025, Representation Alignment for Generation: REPA)."""
+
+    encoder: str = "vit_base_patch14_dinov2.lvd142m"
+    """A vision transformer of timm; the default is DINOv2's ViT-B, which REPA uses."""
+    weights: str | None = None
+    """A local file of its weights (.pth or .safetensors); None: timm downloads them."""
+    block: int = Field(default=8, gt=0)
+    """The tokens after so many blocks are aligned."""
+    weight: float = Field(default=0.5, gt=0)
+    """Of the alignment beside the denoising loss."""
+    hidden_size: int = Field(default=2048, gt=0)
+    """Width of the projection from tokens to features, an MLP of three layers."""
 
 
 class MonitoringConfig(Config):
@@ -211,6 +244,8 @@ class Preset(Config):
     autoencoder: AutoencoderConfig
     model: ModelConfig
     diffusion: DiffusionConfig = DiffusionConfig()
+    alignment: AlignmentConfig | None = None
+    """None: no alignment."""
     dropout: DropoutConfig = DropoutConfig()
     data: DataConfig = DataConfig()
     pairs: PairConfig = PairConfig()
@@ -218,6 +253,16 @@ class Preset(Config):
     optimisation: OptimisationConfig
     monitoring: MonitoringConfig = MonitoringConfig()
     sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _alignment_is_possible(self) -> Self:
+        if self.alignment is not None and self.alignment.block > self.model.depth:
+            raise ValueError(
+                f"alignment.block {self.alignment.block} is beyond the network's {self.model.depth} blocks"
+            )
+        if self.alignment is not None and self.data.latents:
+            raise ValueError("alignment needs pictures, and data.latents reads stored latents instead")
+        return self
 
     def choosing_rows(self, where: str | None, licences: Sequence[str]) -> Self:
         """Return these settings with a condition on the rows and a set of licences, where they are given."""

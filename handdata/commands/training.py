@@ -146,6 +146,27 @@ def encode(
     out.print("Next: handdata train --config FILE, with `latents = true` below `[data]` in the file")
 
 
+@training_app.command(epilog="Example: handdata export --run default --out foundhand-mine.pt")
+def export(
+    workspace: Workspace = None,
+    run: Annotated[str, typer.Option(metavar="NAME", help="A training run of the workspace.")] = "default",
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest")
+    ] = None,
+    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .pt, .pth or .safetensors file.")] = Path(
+        "foundhand.pt"
+    ),
+) -> None:
+    """Write a run's averaged weights as a file that the public FoundHand code, and --init, read."""
+    from handdata.pipeline.storage import Storage
+    from handdata.trainer.checkpoints import load_for_sampling, write_foundhand
+
+    storage = Storage(load_settings(workspace=workspace).workspace)
+    model, _ = load_for_sampling(checkpoint or storage.describe(f"runs/{run}"))
+    write_foundhand(model, out_file)
+    out.print(f"Written: {out_file.absolute()}")
+
+
 def _has_cuda() -> bool:
     import torch
 
