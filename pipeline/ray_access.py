@@ -58,12 +58,15 @@ def start_local(cpus: int | None) -> None:
 
     """
     import ray
-    from ray.exceptions import RayError
 
     try:
         ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RayError, ValueError) as error:
-        raise RunError(f"cannot start Ray on this machine: {error}") from None
+    except Exception as error:  # where one of its processes does not start, Ray raises the base class itself
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"cannot start Ray on this machine: {reason}",
+            "is there room where Ray keeps logs and spilled objects: RAY_TMPDIR, else /tmp?",
+        ) from None
 
 
 @contextmanager

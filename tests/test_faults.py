@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -249,6 +250,32 @@ def test_a_full_disk_stops_the_run_in_one_line_and_the_same_command_finishes(hea
     assert "Traceback" not in done.stderr
     assert rows_of(tmp_path / "copy") == head.undisturbed
     assert leftovers(tmp_path / "copy") == []
+
+
+FULL_RAY_DISK = """
+mount -t tmpfs -o size=40m tmpfs {disk}
+dd if=/dev/zero of={disk}/fill bs=1k count={filled}
+RAY_TMPDIR={disk} {command}; echo "code: $?"
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("filled", "code"), [(39_500, 0), (40_960, 1)])
+def test_the_disk_on_which_ray_spills_is_nearly_or_wholly_full(
+    head: Head, tmp_path: Path, filled: int, code: int
+) -> None:
+    workspace = head.new_workspace(tmp_path / "w")
+    command = f"{sys.executable} -m handdata annotate -w {workspace} --image-size 64 --masks dataset"
+    disk = Path(tempfile.mkdtemp(prefix="ray-"))  # its path must be short: Ray's sockets lie below it
+    script = FULL_RAY_DISK.format(disk=disk, filled=filled, command=command)
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=900)
+    disk.rmdir()
+    assert f"code: {code}" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
+    if code:
+        assert "error: cannot start Ray on this machine" in done.stderr
+        head.finish(workspace)
+    assert rows_of(workspace) == head.undisturbed
 
 
 def test_records_that_crash_their_worker_are_refused_and_the_rest_goes_through(head: Head, tmp_path: Path) -> None:
