@@ -6,6 +6,7 @@ sends it only where ``RAY_AUTH_MODE`` is ``token``, and reads that variable when
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +24,11 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 def offer_token() -> None:
     """Let Ray send the user's token, if there is one, to clusters; call it before ``import ray``.
 
-    A cluster without authentication ignores the token. ``RAY_AUTH_MODE`` stays as it is where the user has set it.
+    A cluster without authentication ignores the token. ``RAY_AUTH_MODE`` stays as it is where the user has set it, and
+    once Ray is imported: this process would then disagree with the clusters that it starts.
     """
+    if "ray" in sys.modules:
+        return
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if "RAY_AUTH_MODE" not in os.environ and (os.environ.get("RAY_AUTH_TOKEN") or token_file.is_file()):
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -303,3 +303,16 @@ def test_status_without_a_dataset_says_what_to_run(tmp_path: Path, run_command) 
     result = run_command("status", "-w", tmp_path)
     assert result.code == 2
     assert "run `handdata annotate` first" in result.err
+
+
+def test_a_process_that_has_imported_ray_still_starts_clusters_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
+    code = (
+        "import ray\nfrom handdata.pipeline.ray_access import offer_token, start_local\n"
+        "offer_token()\nstart_local(1)\nassert ray.cluster_resources()['CPU'] == 1"
+    )
+    root = str(Path(handdata.__file__).parent.parent)
+    environment = clean_environment(HOME=str(tmp_path), PYTHONPATH=root)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
