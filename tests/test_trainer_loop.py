@@ -3,11 +3,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from conftest import CommandResult
 from torch import Tensor
 from trainer_fixtures import sample, write_dataset
 
@@ -86,6 +88,19 @@ def test_micro_batches_add_up_to_the_step_of_the_whole_batch(storage: Storage) -
     whole = train(SMALL, storage, "whole", steps=3, device="cpu")
     parts = train(changed(SMALL, micro_batch_size=1), storage, "parts", steps=3, device="cpu")
     expected, found = weights(whole.checkpoint_url), weights(parts.checkpoint_url)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_to_the_same_loss_and_weights(storage: Storage) -> None:
+    shallow = SMALL.model_copy(update={"model": SMALL.model.model_copy(update={"depth": 1})})
+    plain = train(shallow, storage, "plain", steps=3, device="cpu")
+    compiled = train(changed(shallow, compile=True), storage, "compiled", steps=3, device="cpu")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert compiled.loss == pytest.approx(plain.loss, rel=1e-5)
+    expected, found = weights(plain.checkpoint_url), weights(compiled.checkpoint_url)
+    assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
 
@@ -201,6 +216,20 @@ def test_training_starts_from_published_weights(storage: Storage, tmp_path: Path
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in trainer.model.state_dict().items())
     summary = train(SMALL, storage, "tuned", steps=1, device="cpu", init=f"{tmp_path}/published.safetensors")
     assert read_weights(f"{summary.checkpoint_url}/model.safetensors").keys() == network.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["mine.pt", "mine.safetensors"])
+def test_exported_weights_come_back_as_those_of_the_run(
+    storage: Storage, tmp_path: Path, run_command: Callable[..., CommandResult], name: str
+) -> None:
+    summary = train(SMALL, storage, "mine", steps=2, device="cpu")
+    exported = run_command("export", "-w", storage.url, "--run", "mine", "--out", tmp_path / name)
+    assert exported.code == 0, exported.err
+    trainer = Trainer(SMALL, "cpu")
+    trainer.start_from(str(tmp_path / name))
+    expected = read_weights(f"{summary.checkpoint_url}/ema.safetensors")
+    assert "feature_aligned_embedder.proj.weight" in read_weights(str(tmp_path / name))
+    assert all(torch.equal(value, expected[key]) for key, value in trainer.model.state_dict().items())
 
 
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
