@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint format bench clean
+.PHONY: help setup demo test soak lint format bench learn clean
 
 help:  ## List the commands
 	@echo "handdata: from hand datasets to annotated shards to a trained model"
@@ -45,6 +45,13 @@ format: $(INSTALLED)  ## Format the code and apply safe fixes
 bench: $(INSTALLED)  ## Run the benchmarks (each compares with a named peer in one run)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+learn: $(INSTALLED)  ## Repeat the measured learning run of docs/results (one to two hours on two cores)
+	@$(BIN)/handdata synth --out learning-run/synthetic --identities 192 --sequences 576 --frames 16 --cameras 1 --size 128
+	@$(BIN)/handdata ingest --source synthetic --root learning-run/synthetic --stride 3 --workspace learning-run/workspace
+	@$(BIN)/handdata annotate --masks dataset --image-size 64 --crop stable --workspace learning-run/workspace
+	@$(BIN)/handdata train --preset pixel-64 --run learn --resume --gpus 0 --workspace learning-run/workspace
+	@$(BIN)/handdata evaluate --run learn --split test --out learning-run/results --workspace learning-run/workspace
+
 clean:  ## Remove .venv, caches and the demo's outputs
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis workspace demo-output
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis workspace demo-output learning-run
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -181,6 +181,7 @@ def test_a_checkpoint_is_scored_from_the_command_line(
     assert found["above"]["copied reference"]["psnr"]["mean"] == pytest.approx(
         found["scores"]["generated"]["psnr"]["mean"] - found["scores"]["copied reference"]["psnr"]["mean"]
     )
+    assert (tmp_path / "found" / "losses.png").is_file()
     with Image.open(tmp_path / "found" / "evaluation.png") as figure:
         assert figure.width == 5 * 132
     table = run_command("evaluate", *here)

@@ -316,6 +316,38 @@ PRESETS: Final[dict[str, Preset]] = {
         ),
         sampling=SamplingConfig(scheduler="ddim", steps=25, guidance_scale=1.5, clip_x0=1.0),
     ),
+    # 64 px in about an hour on one CPU core: the measured run of docs/results.
+    "pixel-64": Preset(
+        image_size=64,
+        autoencoder=AutoencoderConfig(kind="pixel"),
+        model=ModelConfig(
+            input_size=64,
+            patch_size=8,
+            latent_channels=3,
+            hidden_size=256,
+            depth=6,
+            num_heads=4,
+            learn_sigma=False,
+        ),
+        diffusion=DiffusionConfig(prediction="clean"),
+        dropout=DropoutConfig(reference=0.05, target_keypoints=0.05, reference_mask=0.05, both=0.05),
+        pairs=PairConfig(video=0.95, view=0.0, still=0.05, max_gap_s=0.5),
+        # No crops: in a stable crop the background stands still, and is there to be copied.
+        augmentation=AugmentationConfig(max_gamma=1.2, hand_swap=0.0, smallest_crop=1.0),
+        optimisation=OptimisationConfig(
+            steps=3800,
+            batch_size=16,
+            learning_rate=1e-3,
+            warmup_steps=100,
+            decay="cosine",
+            weight_decay=0.01,
+            adam_beta2=0.95,
+            ema_decay=0.995,
+            precision="bfloat16",
+        ),
+        monitoring=MonitoringConfig(checkpoint_every=250, validate_every=200, pictures_every=500),
+        sampling=SamplingConfig(scheduler="ddim", steps=10, guidance_scale=1.0, clip_x0=1.0),
+    ),
     # Sizes S, B, L and XL of DiT (Peebles and Xie 2023, table 1), with patch 2.
     "foundhand-s": _foundhand(hidden_size=384, depth=12, num_heads=6),
     "foundhand-b": _foundhand(hidden_size=768, depth=12, num_heads=12),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 training_app = typer.Typer()
 
+_CHART_PX = 960
+
 
 @training_app.command(epilog="Example: handdata train --preset tiny --steps 300")
 def train(
@@ -202,7 +204,7 @@ def evaluate(
     guidance_scale: Annotated[float | None, typer.Option(min=0, metavar="SCALE", show_default="the preset's")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same pairs and pictures.")] = 0,
     out_dir: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write evaluation.json and evaluation.png there.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Write figures as JSON and PNG there.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -212,6 +214,8 @@ def evaluate(
     """
     from handdata.jobs.evaluate import EvaluationRequest
     from handdata.jobs.evaluate import evaluate as run_evaluate
+    from handdata.pipeline.charts import chart_picture, loss_chart, read_losses
+    from handdata.pipeline.report import read_metrics
     from handdata.pipeline.storage import Storage
     from handdata.trainer.tasks import encode_png
 
@@ -233,6 +237,9 @@ def evaluate(
         folder = Storage(out_dir.absolute())
         folder.write_bytes("evaluation.json", json.dumps(document, indent=2).encode())
         folder.write_bytes("evaluation.png", encode_png(found.figure))
+        if checkpoint is None:
+            losses = loss_chart(read_losses(read_metrics(storage, run)))
+            folder.write_bytes("losses.png", encode_png(chart_picture(losses, _CHART_PX)))
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
         return
