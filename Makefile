@@ -50,7 +50,7 @@ learn: $(INSTALLED)  ## Repeat the measured learning run of docs/results (one to
 	@$(BIN)/handdata ingest --source synthetic --root learning-run/synthetic --stride 3 --workspace learning-run/workspace
 	@$(BIN)/handdata annotate --masks dataset --image-size 64 --crop stable --workspace learning-run/workspace
 	@$(BIN)/handdata train --preset pixel-64 --run learn --resume --gpus 0 --workspace learning-run/workspace
-	@$(BIN)/handdata evaluate --run learn --split test --out learning-run/results --workspace learning-run/workspace
+	@$(BIN)/handdata evaluate --run learn --split test --steps 2 --out learning-run/results --workspace learning-run/workspace
 
 clean:  ## Remove .venv, caches and the demo's outputs
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis workspace demo-output learning-run
