@@ -8,19 +8,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
 
 from handdata.pipeline.crop import CropSquare, inside, require_in_picture, square_around
-from handdata.pipeline.detector import HandDetector
+from handdata.pipeline.detector import Detection, HandDetector
 from handdata.pipeline.frames import open_frames
 from handdata.pipeline.keypoints import FrameKeypoints, join_keypoints, needs_detector
 from handdata.pipeline.masks import grabcut_mask, mask_score, mask_spill
 from handdata.pipeline.metrics import StageMeter, StageTally, as_stage, metered, metered_each
 from handdata.pipeline.quality import judge, perceptual_hash, sharpness
-from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy
+from handdata.pipeline.sides import Located, settle_sides
+from handdata.pipeline.tracking import HandTracker, runs_of
 from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.schemas.record import MaskExtent
@@ -95,11 +97,17 @@ class Annotator:
     meter: StageMeter = field(default_factory=StageTally)
 
     def annotate(self, unit_id: str, records: Sequence[HandRecord]) -> tuple[list[AnnotatedSample], list[Rejection]]:
-        """Return the samples and the rejections of a unit's records, each in their order."""
+        """Return the samples and the rejections of a unit's records, each in their order.
+
+        The work goes run by run (``tracking.runs_of``), so that hands are followed and each video is decoded forward.
+        """
+        unit = _Unit(
+            [records[position] for run in runs_of(records) for position in run], self.detector, self.settings.keypoints
+        )
         samples: list[AnnotatedSample] = []
         rejections: list[Rejection] = []
         under_way: tuple[list[PreparedCrop], Callable[[], list[BoolArray]]] | None = None
-        prepared = self._prepared(records, rejections)
+        prepared = self._prepared(unit, rejections)
         while crops := list(islice(prepared, BATCH_ROWS)):
             submitted = self._submit(crops)
             if under_way:
@@ -107,6 +115,9 @@ class Annotator:
             under_way = crops, submitted
         if under_way:
             samples += self._finished(unit_id, *under_way)
+        place = {record.record_id: position for position, record in enumerate(records)}
+        samples = sorted(self._with_settled_sides(unit, samples), key=lambda sample: place[sample.record_id])
+        rejections.sort(key=lambda rejection: place[rejection.record_id])
         started = time.perf_counter()
         accepted, gated = judge(samples, self.settings.image_size, self.settings.quality)
         self.meter.passed("judge", len(accepted), time.perf_counter() - started)
@@ -114,7 +125,7 @@ class Annotator:
             self.meter.refused("judge", rejection.reason)
         return accepted, rejections + gated
 
-    def _prepared(self, records: Sequence[HandRecord], rejections: list[Rejection]) -> Iterator[PreparedCrop]:
+    def _prepared(self, unit: "_Unit", rejections: list[Rejection]) -> Iterator[PreparedCrop]:
         """Yield the crops of all usable records and add the others to ``rejections``.
 
         Stable crops need the hands of a whole run before the first is cut: the frames are then decoded twice, since a
@@ -122,13 +133,15 @@ class Annotator:
         """
         if self.settings.crop == "frame":
             yield from self._each(
-                records, lambda record, image: self.cut(record, image, self.locate(record, image)), rejections
+                unit.records,
+                lambda record, image: self.cut(record, image, self.locate(unit, record, image)),
+                rejections,
             )
             return
-        located = dict(
-            self._each(records, lambda record, image: (record.record_id, self.locate(record, image)), rejections)
+        usable = list(
+            self._each(unit.records, lambda record, image: (self.locate(unit, record, image), record)[1], rejections)
         )
-        usable = [record for record in records if record.record_id in located]
+        located = unit.settled()
         runs: dict[tuple[str, str], list[FrameKeypoints]] = {}
         for record in usable:
             runs.setdefault((record.sequence_id, record.camera_id), []).append(located[record.record_id])
@@ -138,6 +151,16 @@ class Annotator:
             return self.cut(record, image, located[record.record_id], run)
 
         yield from self._each(usable, cut, rejections)
+
+    def _with_settled_sides(self, unit: "_Unit", samples: Sequence[AnnotatedSample]) -> Iterator[AnnotatedSample]:
+        """Give each hand the side on which its run and the other views agree, known only now.
+
+        Neither the square nor the mask depends on sides, so that only the columns about the hands change.
+        """
+        settled = unit.settled()
+        for sample in samples:
+            square = CropSquare.from_xyxy(sample.crop_xyxy, self.settings.image_size)
+            yield sample.model_copy(update=_hand_columns(settled[sample.record_id], square))
 
     def _each(
         self,
@@ -162,17 +185,14 @@ class Annotator:
                 )
 
     @as_stage("keypoints")
-    def locate(self, record: HandRecord, image: ByteArray) -> FrameKeypoints:
-        """Return a frame's keypoints: labels, detections or both, by the policy.
+    def locate(self, unit: "_Unit", record: HandRecord, image: ByteArray) -> FrameKeypoints:
+        """Return the keypoints of a unit's next frame; sides may still change.
 
         Raises:
             RecordError: no hand is found.
 
         """
-        detections = []
-        if self.detector is not None and needs_detector(record, self.settings.keypoints):
-            detections = self.detector.detect(image)
-        return join_keypoints(record, detections, self.settings.keypoints)
+        return unit.locate(record, image)
 
     @as_stage("crop")
     def cut(
@@ -188,9 +208,7 @@ class Annotator:
         require_in_picture(frame.keypoints[frame.valid], record.width, record.height)
         joints = np.concatenate([other.keypoints[other.valid] for other in run or (frame,)])
         square = square_around(joints, record.width, record.height, settings.crop_scale, settings.image_size)
-        keypoints = square.to_crop(frame.keypoints)
-        valid = frame.valid & inside(keypoints, settings.image_size, settings.image_size)
-        keypoints[~valid] = 0
+        keypoints, valid = _in_crop(frame, square)
         return PreparedCrop(
             record=record,
             frame=frame,
@@ -248,12 +266,11 @@ class Annotator:
         mask_extent: MaskExtent | None,
     ) -> AnnotatedSample:
         """Measure a crop with its mask, encode both, and return the row with the flags that annotation observed."""
-        record, frame, square, settings = crop.record, crop.frame, crop.square, self.settings
+        record, square, settings = crop.record, crop.square, self.settings
         score = spill = None
         if mask is not None:
             score = mask_score(mask, crop.keypoints, crop.valid)
             spill = mask_spill(mask, crop.keypoints, crop.valid)
-        right, left = (None if distance is None else distance / square.scale for distance in frame.agreement)
         return AnnotatedSample(
             sample_id=record.record_id,
             record_id=record.record_id,
@@ -267,7 +284,6 @@ class Annotator:
             subject_id=record.subject_id,
             origin_id=record.origin_id,
             viewpoint=record.viewpoint,
-            hand_state=frame.hand_state,
             image_uri=record.image_uri,
             video_frame=record.video_frame,
             width=record.width,
@@ -278,12 +294,6 @@ class Annotator:
             license=self.license,
             image=EncodedImage(bytes=_encode_jpeg(crop.image, settings.jpeg_quality)),
             hand_mask=None if mask is None else EncodedImage(bytes=_encode_png(mask)),
-            keypoints_2d=crop.keypoints,
-            keypoints_valid=crop.valid,
-            keypoints_origin=frame.origin,
-            keypoints_score=frame.score,
-            agreement_px=(right, left),
-            hand_px=frame.hand_px(),
             mask_origin=mask_origin,
             mask_extent=mask_extent,
             mask_score=score,
@@ -295,9 +305,82 @@ class Annotator:
             crop_mode=settings.crop,
             keypoints_3d=record.keypoints_3d,
             camera_k=None if record.camera_k is None else square.intrinsics(record.camera_k),
-            flags=tuple(sorted(frame.flags)),
             annotator_hash=self.annotator_hash,
+            **_hand_columns(crop.frame, square),
         )
+
+
+class _Unit:
+    """The hands of a unit's frames: located one after another, their sides settled when all are known.
+
+    Args:
+        records: run after run, each in the order of its frames.
+        detector: MediaPipe, where the policy asks it.
+        policy: labels, detections or both.
+
+    """
+
+    def __init__(self, records: Sequence[HandRecord], detector: HandDetector | None, policy: KeypointsPolicy) -> None:
+        self.records = records
+        self._policy = policy
+        self._tracker = None if detector is None else HandTracker(detector)
+        searched = [record for record in records if needs_detector(record, policy)]
+        self._run_of = {
+            searched[position].record_id: (number, len(run))
+            for number, run in enumerate(runs_of(searched))
+            for position in run
+        }
+        self._run = -1
+        self._located: list[Located] = []
+
+    def locate(self, record: HandRecord, image: ByteArray) -> FrameKeypoints:
+        """Return the keypoints of the next frame: labels, detections or both, by the policy. Sides may still change.
+
+        Raises:
+            RecordError: no hand is found.
+
+        """
+        detections: list[Detection] = []
+        if self._tracker is not None and record.record_id in self._run_of:
+            run, frames = self._run_of[record.record_id]
+            if run != self._run:
+                self._run = run
+                self._tracker.start_run(frames)
+            detections = self._tracker.locate(record, image)
+        frame = join_keypoints(record, detections, self._policy)
+        self._located.append(Located(record, detections))
+        return frame
+
+    def settled(self) -> dict[str, FrameKeypoints]:
+        """Return the keypoints of all frames with hands, by ``record_id``."""
+        return {
+            frame.record.record_id: join_keypoints(frame.record, frame.detections, self._policy)
+            for frame in settle_sides(self._located, self._policy)
+        }
+
+
+def _in_crop(frame: FrameKeypoints, square: CropSquare) -> tuple[FloatArray, BoolArray]:
+    """Return a frame's keypoints in crop pixels and which of them are valid there."""
+    keypoints = square.to_crop(frame.keypoints)
+    valid = frame.valid & inside(keypoints, square.size, square.size)
+    keypoints[~valid] = 0
+    return keypoints, valid
+
+
+def _hand_columns(frame: FrameKeypoints, square: CropSquare) -> dict[str, Any]:
+    """Return the columns of a sample that say which hand is where."""
+    keypoints, valid = _in_crop(frame, square)
+    right, left = (None if distance is None else distance / square.scale for distance in frame.agreement)
+    return {
+        "hand_state": frame.hand_state,
+        "keypoints_2d": keypoints,
+        "keypoints_valid": valid,
+        "keypoints_origin": frame.origin,
+        "keypoints_score": frame.score,
+        "agreement_px": (right, left),
+        "hand_px": frame.hand_px(),
+        "flags": tuple(sorted(frame.flags)),
+    }
 
 
 def _encode_jpeg(image: ByteArray, quality: int) -> bytes:

@@ -1,6 +1,7 @@
 """The square crop around the hands: where it lies, how pixels, keypoints and intrinsics map into it."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import cv2
 import numpy as np
@@ -48,6 +49,13 @@ class CropSquare:
         shift = (self.scale - 1) / 2
         x0, y0 = self.left + shift, self.top + shift
         return x0, y0, x0 + self.side, y0 + self.side
+
+    @classmethod
+    def from_xyxy(cls, xyxy: tuple[float, float, float, float], size: int) -> Self:
+        """Return the square whose ``xyxy`` this is."""
+        side = round(xyxy[2] - xyxy[0])
+        shift = (side / size - 1) / 2
+        return cls(left=round(xyxy[0] - shift), top=round(xyxy[1] - shift), side=side, size=size)
 
     def to_crop(self, points: NDArray[np.floating]) -> FloatArray:
         """Map (..., 2) full-image pixels to crop pixels."""

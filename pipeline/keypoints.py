@@ -59,12 +59,30 @@ def needs_detector(record: HandRecord, policy: KeypointsPolicy) -> bool:
     return policy == "mediapipe" or (policy == "prefer-dataset" and "unknown" in record.hand_state)
 
 
+def open_sides(record: HandRecord, policy: KeypointsPolicy) -> tuple[Side, ...]:
+    """Return which hands a detection may be: all that the labels, where they count, leave open."""
+    if policy == "mediapipe":
+        return SIDES
+    return tuple(side for side, state in zip(SIDES, record.hand_state, strict=True) if state == "unknown")
+
+
+def labelled_sides(record: HandRecord, detection: Detection) -> tuple[Side, ...]:
+    """Return which labelled hands of a frame a detection shows."""
+    return tuple(side for side in SIDES if _same_hand(detection, record, side))
+
+
 def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: KeypointsPolicy) -> FrameKeypoints:
     """Join a frame's labels and detections under a policy.
 
     Labels come first unless the policy is ``mediapipe``. A detection of a hand that is labelled already measures the
-    agreement; each other one takes the side that MediaPipe names, or, where that side is taken, the other side if it
-    is free (``side_conflict``). What finds no place is counted as ``extra_hands``.
+    agreement; each other one takes the side that it is given, or, where that side is taken, the other side if it is
+    free. Either that or a side against the evidence (``Detection.contested``) is a ``side_conflict``. What finds no
+    place is counted as ``extra_hands``.
+
+    Args:
+        record: the frame and its labels.
+        detections: each hand once.
+        policy: which of both to use.
 
     Raises:
         RecordError: ``no_hand_found``: no label is used and no detection has a place.
@@ -77,17 +95,16 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
     agreement: dict[Side, float | None] = dict.fromkeys(SIDES, None)
     flags: set[str] = set()
 
-    free = set(SIDES)
+    free = set(open_sides(record, policy))
     if policy != "mediapipe":
-        free = {side for side, state in zip(SIDES, record.hand_state, strict=True) if state == "unknown"}
         for side in SIDES:
             rows = hand_rows(side)
             if record.keypoints_valid[rows].any():
                 keypoints[rows], valid[rows] = record.keypoints_2d[rows], record.keypoints_valid[rows]
                 origin[side], score[side] = "dataset", 1.0
 
-    for detection in _distinct(detections):
-        labelled = [side for side in SIDES if _same_hand(detection, record, side)]
+    for detection in sorted(detections, key=lambda detection: -detection.score):
+        labelled = labelled_sides(record, detection)
         for side in labelled:
             agreement[side] = _distance(detection, record, side)
         if labelled and policy != "mediapipe":
@@ -95,6 +112,8 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
         side = detection.side
         if side not in free and OTHER_SIDE[side] in free:
             side = OTHER_SIDE[side]
+            flags.add("side_conflict")
+        elif side in free and detection.contested:
             flags.add("side_conflict")
         if side not in free:
             flags.add("extra_hands")
@@ -128,17 +147,6 @@ def _state(located: bool, before: HandState) -> HandState:
     if located:
         return "labelled"
     return "unknown" if before == "labelled" else before
-
-
-def _distinct(detections: Sequence[Detection]) -> list[Detection]:
-    """Drop the less confident of two detections of the same hand."""
-    kept: list[Detection] = []
-    for detection in detections:
-        size = hand_size(detection.keypoints, np.ones(len(detection.keypoints), dtype=bool))
-        distances = [np.linalg.norm(detection.keypoints - other.keypoints, axis=1).mean() for other in kept]
-        if all(distance > SAME_HAND_DISTANCE * size / 2 for distance in distances):
-            kept.append(detection)
-    return kept
 
 
 def _distance(detection: Detection, record: HandRecord, side: Side) -> float:

@@ -1,5 +1,7 @@
 """Labels and detections are joined under each policy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -79,14 +81,14 @@ def test_two_hands_never_get_one_side_without_side_conflict() -> None:
     assert joined.score == pytest.approx((0.9, 0.6))
 
 
-def test_two_detections_of_one_hand_are_merged() -> None:
+def test_a_side_against_the_evidence_is_a_side_conflict() -> None:
     joined = join_keypoints(
         record(("unknown", "unknown")),
-        [detection("right", 100, 100, 0.9), detection("left", 104, 100, 0.6)],
+        [replace(detection("left", 100, 100), contested=True), detection("right", 300, 100)],
         "mediapipe",
     )
-    assert joined.origin == ("mediapipe", None)
-    assert joined.flags == frozenset()
+    assert joined.origin == ("mediapipe", "mediapipe")
+    assert joined.flags == {"side_conflict"}
 
 
 def test_mediapipe_policy_ignores_labels_but_measures_agreement() -> None:
