@@ -10,7 +10,9 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,12 +24,14 @@ from handdata.adapters import AdapterOptions
 from handdata.adapters.registry import find_adapter
 from handdata.pipeline import watchdog
 from handdata.pipeline.annotate import Annotator, GrabCutModel, MaskModel, PreparedCrop
+from handdata.pipeline.annotator import choose_annotator
 from handdata.pipeline.detector import HandDetector
 from handdata.pipeline.lease import Lease, take_lease
 from handdata.pipeline.metrics import RayMeter, metered
-from handdata.pipeline.plan import PlannedUnit, plan_source, read_unit, stored_units
+from handdata.pipeline.plan import PlannedUnit, abandon_plan, plan_source, read_unit
 from handdata.pipeline.ray_access import connect, start_local
-from handdata.pipeline.records import IngestSummary, ingested_sources, read_ingest_summary
+from handdata.pipeline.records import ingested_sources, read_ingest_summary
+from handdata.pipeline.revise import is_settled, settle
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import (
     DATASET,
@@ -167,6 +171,7 @@ def annotate(
     limit: int | None = None,
     sample: int | None = None,
     dataset: str = DATASET,
+    overwrite: bool = False,
     stuck_after_s: float = 600,
     on_plan: Callable[[int, int], None] | None = None,
     on_unit: Callable[[UnitMarker], None] | None = None,
@@ -185,6 +190,7 @@ def annotate(
         limit: take only this many records of each source.
         sample: take this many records of each source, spread over its sequences.
         dataset: folder of the dataset in the workspace.
+        overwrite: annotate those sources again that were annotated with other settings, models or records.
         stuck_after_s: a worker without progress for so long is ended, and counts as crashed.
         on_plan: called with (records to do, records done by earlier runs) before the work begins.
         on_unit: called with each marker as its unit is finished.
@@ -203,25 +209,47 @@ def annotate(
     ingests = {name: read_ingest_summary(storage, name) for name in names}
     storage.check_writable()
     models = find_models(settings, weights, sam_checkpoint)
-    annotator_hash = settings.digest(models.hashes)
-    markers = read_markers(storage, dataset)
-    _refuse_mixed_settings(storage, dataset, markers, names, annotator_hash)
-    finished = {marker.unit_id for marker in markers}
-    units = []
-    for name in names:
-        units += plan_source(storage, dataset, name, settings.image_size, limit=limit, sample=sample)
-    to_do = [unit for unit in units if unit.unit_id not in finished]
     lease: Lease | None = None
-    if to_do or not is_summed_up(storage, dataset, markers):
+    if not is_settled(storage, dataset):  # a command that changes datasets was interrupted
         lease = take_lease(storage, dataset)
+        settle(lease)
+    annotator = choose_annotator(storage, dataset, settings, models.hashes, names, overwrite=overwrite)
+    settings = annotator.settings
+    made: list[UnitMarker] = []
+    with ExitStack() as stack:
+        cluster: _Cluster | None = None
+        if annotator.overwritten:
+            cluster = stack.enter_context(_Cluster(address, cpus, gpus))  # removes nothing where this fails
+            lease = lease or take_lease(storage, dataset)
+            for name in annotator.overwritten:
+                abandon_plan(lease, name)
+            settle(lease)
+        markers = read_markers(storage, dataset)
+        finished = {marker.unit_id for marker in markers}
+        units = []
+        for name in names:
+            units += plan_source(storage, dataset, name, settings.image_size, limit=limit, sample=sample)
+        to_do = [unit for unit in units if unit.unit_id not in finished]
+        if lease is None and (to_do or not is_summed_up(storage, dataset, markers)):
+            lease = take_lease(storage, dataset)
         markers = read_markers(storage, dataset)  # again: the run before may have gone on until now
         finished = {marker.unit_id for marker in markers}
         to_do = [unit for unit in to_do if unit.unit_id not in finished]
-    if on_plan:
-        on_plan(sum(unit.rows for unit in to_do), sum(marker.records for marker in markers if marker.source in names))
-    made: list[UnitMarker] = []
-    if lease and to_do:
-        with _Cluster(address, cpus, gpus) as cluster:
+        if on_plan:
+            done = sum(marker.records for marker in markers if marker.source in names)
+            on_plan(sum(unit.rows for unit in to_do), done)
+        sum_up = partial(
+            write_manifest,
+            storage,
+            dataset,
+            image_size=settings.image_size,
+            annotators={annotator.hash: {"settings": settings.identity(), "models": models.hashes}},
+            licenses={name: ingest.license for name, ingest in ingests.items()},
+            quality=settings.quality.thresholds(),
+        )
+        if lease and to_do:
+            sum_up()  # who reads or continues an unfinished dataset learns from it what its rows are
+            cluster = cluster or stack.enter_context(_Cluster(address, cpus, gpus))
             actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
             sam_actors = _start_sam(models, gpus, stuck_after_s)
             supervisor = Supervisor(
@@ -233,47 +261,13 @@ def annotate(
                     on_unit(marker)
     if lease:
         remove_orphans(lease)
-    manifest = _sum_up(storage, dataset, settings, ingests, {annotator_hash: models.hashes})
+    manifest = sum_up()
     return AnnotateSummary(
         records=sum(marker.records for marker in made),
         samples=sum(marker.samples for marker in made),
         rejected=dict(sorted(sum((Counter(marker.rejected) for marker in made), Counter()).items())),
         flags=dict(sorted(sum((Counter(marker.flags) for marker in made), Counter()).items())),
         manifest=manifest,
-    )
-
-
-def _refuse_mixed_settings(
-    storage: Storage, dataset: str, markers: Sequence[UnitMarker], sources: Sequence[str], annotator_hash: str
-) -> None:
-    """Raise where a source was annotated, in part or whole, with other settings or model files."""
-    for marker in markers:
-        if marker.source in sources and marker.annotator_hash != annotator_hash:
-            raise UsageError(
-                f"{storage.describe(dataset)} holds {marker.source} annotated with other settings or models "
-                f"({marker.annotator_hash}, now {annotator_hash})",
-                "repeat the earlier options, or annotate into another --workspace",
-            )
-
-
-def _sum_up(
-    storage: Storage,
-    dataset: str,
-    settings: AnnotateSettings,
-    ingests: dict[str, IngestSummary],
-    model_hashes: dict[str, dict[str, str]],
-) -> DatasetManifest:
-    planned = sum(len(stored_units(storage, dataset, name)) for name in ingested_sources(storage))
-    return write_manifest(
-        storage,
-        dataset,
-        image_size=settings.image_size,
-        annotators={
-            annotator_hash: {"settings": settings.model_dump(mode="json"), "models": hashes}
-            for annotator_hash, hashes in model_hashes.items()
-        },
-        licenses={name: ingest.license for name, ingest in ingests.items()},
-        planned_units=planned,
     )
 
 
@@ -441,7 +435,8 @@ class AnnotateWorker:
             for position, why in sorted(crashed.items())
         ]
         with metered(self._meter, "write", len(samples)):
-            return write_unit(self._lease, unit, samples, rejections, self._annotator_hash)
+            thresholds = self._settings.quality.thresholds()
+            return write_unit(self._lease, unit, samples, rejections, self._annotator_hash, thresholds=thresholds)
 
     def probe(self, unit: PlannedUnit, part: range) -> None:
         """Annotate some records of a unit, to see whether this process survives them."""

@@ -16,8 +16,9 @@ import ray
 from handdata.adapters import AdapterOptions
 from handdata.adapters.registry import find_adapter
 from handdata.pipeline.annotate import BATCH_ROWS, Annotator, GrabCutModel, MaskModel, PreparedCrop
+from handdata.pipeline.annotator import choose_annotator
 from handdata.pipeline.detector import HandDetector
-from handdata.pipeline.engine import Models, _Cluster, _refuse_mixed_settings, find_models
+from handdata.pipeline.engine import Models, _Cluster, find_models
 from handdata.pipeline.metrics import Stage, StageTally, metered
 from handdata.pipeline.plan import preview_source, read_previewed, read_unit, row_group_sizes
 from handdata.pipeline.records import ingested_sources, read_ingest_summary
@@ -145,7 +146,7 @@ def estimate_run(
         read_ingest_summary(storage, name)
     models = find_models(settings, weights, sam_checkpoint)
     markers = read_markers(storage, dataset)
-    _refuse_mixed_settings(storage, dataset, markers, names, settings.digest(models.hashes))
+    settings = choose_annotator(storage, dataset, settings, models.hashes, names, overwrite=False).settings
     finished = {marker.unit_id for marker in markers}
     most = _SLOW_PROBE_RECORDS if models.sam and not gpus else PROBE_RECORDS
     runs_each = max(1, most // BATCH_ROWS // len(names))

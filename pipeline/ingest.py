@@ -5,7 +5,6 @@ under names of their own. The summary, which names them, is written last: with i
 and on object stores alike. An interrupted ingest leaves the old records in force.
 """
 
-import json
 import multiprocessing
 import os
 import uuid
@@ -13,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -25,20 +24,25 @@ import pyarrow as pa
 from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition, RecordBatch
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records import (
-    INGEST_SUMMARY,
     RECORD_FILE_ROWS,
     RECORD_ROW_GROUP_ROWS,
     IngestSummary,
+    drop_records,
     records_folder,
+    recounted,
     rejected_folder,
+    strike_records,
+    write_ingest_summary,
 )
 from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.tombstones import read_tombstones, tombstones_folder
 from handdata.schemas import (
     DuplicateRecordError,
     HandRecord,
     Rejection,
     RunError,
     Split,
+    UsageError,
     records_to_table,
     rejections_to_table,
 )
@@ -102,6 +106,12 @@ def ingest(
     source = adapter_type.card.name
     root = find_root(adapter_type, root)
     storage.check_writable()
+    tombstones = read_tombstones(storage, source)
+    if stone := tombstones.of_source():
+        raise UsageError(
+            f"{source} was dropped from {storage.describe()} on {stone.when[:10]}",
+            f"to take it back, delete {storage.describe(tombstones_folder(source))}",
+        )
     adapter = adapter_type(options or AdapterOptions())
     partitions = [partition for partition in adapter.partitions(root) if split is None or partition.split == split]
     if not partitions:
@@ -124,6 +134,9 @@ def ingest(
                 on_progress(finished, len(jobs), total.records)
         _refuse_duplicates(storage, staging, partitions)
         _refuse_missing(storage, staging, total.records)
+        if tombstones:
+            staged, refused = (storage.list_files(f"{staging}/{kind}", ".parquet") for kind in ("records", "rejected"))
+            strike_records(storage, staged, refused, tombstones)
         files = _move_in(storage, f"{staging}/records", records_folder(source))
         rejected_files = _move_in(storage, f"{staging}/rejected", rejected_folder("ingest", source))
         summary = IngestSummary(
@@ -137,13 +150,15 @@ def ingest(
             files=files,
             rejected_files=rejected_files,
         )
-        document = json.dumps(asdict(summary), indent=2).encode()
-        storage.write_bytes(f"{records_folder(source)}/{INGEST_SUMMARY}", document)
+        if tombstones:
+            summary = recounted(storage, summary, tombstones)
+        write_ingest_summary(storage, summary)
         for folder in (records_folder(source), rejected_folder("ingest", source)):
             for name in set(storage.list_files(folder, ".parquet")) - {*files, *rejected_files}:
                 storage.remove(name)
     finally:
         storage.remove(stagings)
+    drop_records(storage, read_tombstones(storage, source))  # what was dropped meanwhile
     return summary
 
 

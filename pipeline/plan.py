@@ -7,22 +7,26 @@ way. Records that a later ingest adds become units of a further generation of th
 their generation, and numbers are not used twice: a worker of an abandoned plan can never commit a unit of the next one.
 """
 
+import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from handdata.pipeline.lease import Lease
 from handdata.pipeline.records import RECORD_ROW_GROUP_ROWS, read_ingest_summary, read_record_keys
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.tombstones import KEY_COLUMNS, Tombstones, read_tombstones
 from handdata.schemas import RECORD_SCHEMA, ROW_GROUP_ROWS, HandRecord, Split, records_from_table
+from handdata.schemas.arrays import BoolArray
 
 MAX_UNIT_ROWS: Final = 2048
 MAX_UNIT_BYTES: Final = 128 << 20
@@ -48,6 +52,7 @@ class PlannedUnit:
         rows: number of records.
         plan_file: Parquet file that holds the records, relative to the workspace.
         row_group: the unit's row group in that file.
+        tombstones: digest of the source's tombstones that the records honour.
 
     """
 
@@ -57,11 +62,17 @@ class PlannedUnit:
     rows: int
     plan_file: str
     row_group: int
+    tombstones: str = ""
 
 
 def plan_folder(dataset: str, source: str) -> str:
     """Return the folder of a source's plan."""
     return f"{dataset}/plan/source={source}"
+
+
+def planned_sources(storage: Storage, dataset: str) -> list[str]:
+    """Return the sources that a dataset has a plan of, sorted."""
+    return [name.removeprefix("source=") for name in storage.list_folders(f"{dataset}/plan")]
 
 
 def unit_rows(image_size: int, records: int) -> int:
@@ -73,7 +84,7 @@ def unit_rows(image_size: int, records: int) -> int:
 def stored_units(storage: Storage, dataset: str, source: str) -> list[PlannedUnit]:
     """Return the units that were planned so far, in the order of their generations."""
     units: list[PlannedUnit] = []
-    for name in storage.list_files(plan_folder(dataset, source), ".json"):
+    for name in _generations(storage, dataset, source):
         units += [PlannedUnit(**unit) for unit in json.loads(storage.read_bytes(name))["units"]]
     return units
 
@@ -99,10 +110,11 @@ def plan_source(
 
     """
     while True:
+        tombstones = read_tombstones(storage, source).digest  # before the keys: they honour these at least
         units, parts = preview_source(storage, dataset, source, image_size, limit=limit, sample=sample)
         if not parts:
             return units
-        _store_generation(storage, dataset, source, parts)
+        _store_generation(storage, dataset, source, parts, tombstones)
 
 
 def preview_source(
@@ -128,26 +140,117 @@ def preview_source(
     return units, list(_cut_into_units(keys, most_rows)) if len(keys) else []
 
 
-def _store_generation(storage: Storage, dataset: str, source: str, parts: Sequence[pl.DataFrame]) -> None:
+def _store_generation(
+    storage: Storage, dataset: str, source: str, parts: Sequence[pl.DataFrame], tombstones: str
+) -> None:
     """Store units as the next generation of a source's plan; nothing happens where another run is faster.
 
     The records come first, under a name that no other run writes; the list of units, which names them, is created last.
     """
-    generation = len(storage.list_files(plan_folder(dataset, source), ".json"))
+    generation = len(_generations(storage, dataset, source))
     base = f"{plan_folder(dataset, source)}/generation-{generation:03d}"
     plan_file = f"{base}-{uuid.uuid4().hex[:8]}.parquet"
     units = []
     for ordinal, part in enumerate(parts):
         split: Split = part["split"][0]
         unit_id = f"{source}-{split}-{generation:03d}-{ordinal:06d}"
-        units.append(PlannedUnit(unit_id, source, split, len(part), plan_file, ordinal))
+        units.append(PlannedUnit(unit_id, source, split, len(part), plan_file, ordinal, tombstones))
     _write_records(storage, source, parts, plan_file)
-    document = {"records": sum(map(len, parts)), "units": [asdict(unit) for unit in units]}
+    document = {
+        "records": sum(map(len, parts)),
+        "units": [asdict(unit) for unit in units],
+        "ingest": ingest_token(storage, source),
+    }
     stored = json.loads(storage.create_bytes(f"{base}.json", json.dumps(document).encode()))
-    named = {unit["plan_file"] for unit in stored["units"]}
-    for name in storage.list_files(plan_folder(dataset, source), ".parquet"):
+    _remove_unnamed(storage, f"{base}.json", stored)
+
+
+def ingest_token(storage: Storage, source: str) -> str:
+    """Return a token of a source's last ingest: another ingest has another one."""
+    return hashlib.sha256("\n".join(read_ingest_summary(storage, source).files).encode()).hexdigest()[:16]
+
+
+def is_of_last_ingest(storage: Storage, dataset: str, source: str) -> bool:
+    """Return whether all planned records of a source are those of its last ingest."""
+    token = ingest_token(storage, source)
+    documents = [json.loads(storage.read_bytes(name)) for name in _generations(storage, dataset, source)]
+    return all(document["ingest"] == token for document in documents if document["units"])
+
+
+def abandon_plan(lease: Lease, source: str) -> None:
+    """Take all units of a source back, so that its records are planned anew; their numbers are not used again."""
+    for name in _generations(lease.storage, lease.dataset, source):
+        document = json.loads(lease.storage.read_bytes(name))
+        _replace_generation(lease, name, {**document, "records": 0, "units": []})
+
+
+def honours(storage: Storage, dataset: str, tombstones: Tombstones) -> bool:
+    """Return whether the plan of a source has no record that its tombstones name."""
+    units = stored_units(storage, dataset, tombstones.source)
+    return all(unit.tombstones == tombstones.digest for unit in units)
+
+
+def strike_plan(lease: Lease, tombstones: Tombstones) -> None:
+    """Take the dropped records of a source out of its plan, and units of which none is left."""
+    storage = lease.storage
+    for name in _generations(storage, lease.dataset, tombstones.source):
+        document = json.loads(storage.read_bytes(name))
+        units = [PlannedUnit(**unit) for unit in document["units"]]
+        if all(unit.tombstones == tombstones.digest for unit in units):
+            _remove_unnamed(storage, name, document)  # of a drop that was interrupted
+            continue
+        kept = {unit.unit_id: ~tombstones.strike(read_unit_keys(storage, unit)) for unit in units}
+        if not all(rows.all() for rows in kept.values()):
+            plan_file = f"{name.removesuffix('.json')}-{uuid.uuid4().hex[:8]}.parquet"
+            units = _copy_units(storage, units, kept, plan_file)
+        units = [replace(unit, tombstones=tombstones.digest) for unit in units]
+        document |= {"records": sum(unit.rows for unit in units), "units": [asdict(unit) for unit in units]}
+        _replace_generation(lease, name, document)
+
+
+def _copy_units(
+    storage: Storage, units: Sequence[PlannedUnit], kept: Mapping[str, BoolArray], plan_file: str
+) -> list[PlannedUnit]:
+    """Write the kept records of units to another file, and return the units that have any, as they lie there."""
+    left = [unit for unit in units if kept[unit.unit_id].any()]
+    with (
+        storage.open_output(plan_file) as stream,
+        pq.ParquetWriter(stream, RECORD_SCHEMA, compression="zstd") as writer,
+    ):
+        for unit in left:
+            with storage.open_parquet(unit.plan_file) as file:
+                rows = file.read_row_group(unit.row_group).filter(pa.array(kept[unit.unit_id]))
+            writer.write_table(rows.cast(RECORD_SCHEMA), row_group_size=len(rows))
+    return [
+        replace(unit, rows=int(kept[unit.unit_id].sum()), plan_file=plan_file, row_group=ordinal)
+        for ordinal, unit in enumerate(left)
+    ]
+
+
+def _generations(storage: Storage, dataset: str, source: str) -> list[str]:
+    return storage.list_files(plan_folder(dataset, source), ".json")
+
+
+def _replace_generation(lease: Lease, name: str, document: dict[str, Any]) -> None:
+    """Replace the list of units of a generation, then remove its files of records that the new list does not name."""
+    lease.check()
+    lease.storage.write_bytes(name, json.dumps(document).encode())
+    _remove_unnamed(lease.storage, name, document)
+
+
+def _remove_unnamed(storage: Storage, generation: str, document: dict[str, Any]) -> None:
+    """Remove files of records of a generation that its list of units does not name."""
+    named = {unit["plan_file"] for unit in document["units"]}
+    base = generation.removesuffix(".json")
+    for name in storage.list_files(base.rpartition("/")[0], ".parquet"):
         if name.startswith(f"{base}-") and name not in named:
             storage.remove(name)
+
+
+def read_unit_keys(storage: Storage, unit: PlannedUnit) -> pa.Table:
+    """Return the ``KEY_COLUMNS`` of a unit's records."""
+    with storage.open_parquet(unit.plan_file) as file:
+        return file.read_row_group(unit.row_group, list(KEY_COLUMNS))
 
 
 def read_unit(storage: Storage, unit: PlannedUnit) -> list[HandRecord]:
@@ -181,9 +284,11 @@ def row_group_sizes(records: Sequence[tuple[str, int]]) -> list[int]:
 
 
 def _sorted_keys(storage: Storage, source: str) -> pl.DataFrame:
-    """Return the keys of all records, with their camera block, in the order of units."""
-    columns = ["record_id", "split", "sequence_id", "frame_index", "camera_id"]
-    keys = pl.DataFrame(read_record_keys(storage, source, columns)).with_columns(pl.col("split").cast(pl.String))
+    """Return the keys of all records that are not dropped, with their camera block, in the order of units."""
+    table = read_record_keys(storage, source, [*KEY_COLUMNS, "split", "frame_index", "camera_id"])
+    # An ingest or a drop that was interrupted may have left dropped records.
+    table = table.filter(pa.array(~read_tombstones(storage, source).strike(table))).drop_columns("subject_id")
+    keys = pl.DataFrame(table).with_columns(pl.col("split").cast(pl.String))
     camera = pl.col("camera_id").rank("dense").over("split", "sequence_id") - 1
     keys = keys.with_columns(block=(camera // CAMERA_BLOCK).cast(pl.Int32))
     return keys.sort("split", "sequence_id", "block", "frame_index", "camera_id", "record_id")

@@ -1,12 +1,16 @@
 """Where normalized records and rejected rows lie in a workspace, and reading them back."""
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.tombstones import KEY_COLUMNS, Tombstones
 from handdata.schemas import RunError, UsageError
+from handdata.schemas.arrays import BoolArray
 
 INGEST_SUMMARY = "_ingest.json"
 """Beside a source's records: what the ingest did, and which files it wrote; only those exist for readers. Its leading
@@ -43,6 +47,8 @@ class IngestSummary:
         license: of the data.
         files: of the records, in the order of the ingest, relative to the workspace.
         rejected_files: of the refused records.
+        dropped: records left out because a tombstone names them.
+        tombstones: digest of the tombstones that were honoured.
 
     """
 
@@ -55,6 +61,8 @@ class IngestSummary:
     license: str
     files: tuple[str, ...]
     rejected_files: tuple[str, ...]
+    dropped: int = 0
+    tombstones: str = ""
 
 
 def ingested_sources(storage: Storage) -> list[str]:
@@ -77,6 +85,80 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
             f"{storage.describe()} has no records of source {source}", f"run `handdata ingest --source {source}` first"
         )
     return IngestSummary(**json.loads(storage.read_bytes(name)))
+
+
+def struck_rows(
+    storage: Storage, files: Sequence[str], rejected_files: Sequence[str], tombstones: Tombstones
+) -> tuple[dict[str, BoolArray], dict[str, BoolArray]]:
+    """Return, by file, which rows of records and of refused records tombstones name."""
+    keys = {name: storage.read_parquet(name, [*KEY_COLUMNS, "split"]) for name in files}
+    struck = {name: tombstones.strike(table) for name, table in keys.items()}
+    gone = [keys[name].filter(pa.array(rows)) for name, rows in struck.items() if rows.any()]
+    none = pa.schema([(column, pa.string()) for column in (*KEY_COLUMNS, "split")]).empty_table()
+    dropped = pa.concat_tables(gone) if gone else none
+    rejected = {name: storage.read_parquet(name, ["record_id"])["record_id"] for name in rejected_files}
+    return struck, {name: tombstones.strike_rejected(ids, dropped) for name, ids in rejected.items()}
+
+
+def strike_records(
+    storage: Storage, files: Sequence[str], rejected_files: Sequence[str], tombstones: Tombstones
+) -> None:
+    """Take dropped rows out of files of records and of refused records; each file is replaced at once.
+
+    Refused records go first: which of them belong to a dropped subject is known only while its records are there.
+    """
+    struck, struck_rejected = struck_rows(storage, files, rejected_files, tombstones)
+    for name, rows in (*struck_rejected.items(), *struck.items()):
+        if rows.any():
+            left = storage.read_parquet(name).filter(pa.array(~rows))
+            storage.write_bytes(name, table_to_parquet(left, RECORD_ROW_GROUP_ROWS))
+
+
+def recounted(storage: Storage, summary: IngestSummary, tombstones: Tombstones) -> IngestSummary:
+    """Return a summary with the rows that its files hold after ``strike_records``."""
+    splits: Counter[str] = Counter()
+    for name in summary.files:
+        splits.update(storage.read_parquet(name, ["split"])["split"].to_pylist())
+    rejected: Counter[str] = Counter()
+    for name in summary.rejected_files:
+        rejected.update(storage.read_parquet(name, ["reason"])["reason"].to_pylist())
+    return replace(
+        summary,
+        records=splits.total(),
+        splits=dict(sorted(splits.items())),
+        rejected=dict(sorted(rejected.items())),
+        dropped=summary.dropped + summary.records - splits.total(),
+        tombstones=tombstones.digest,
+    )
+
+
+def drop_records(storage: Storage, tombstones: Tombstones) -> tuple[int, int]:
+    """Take what the tombstones of a source name out of its ingested records, for good.
+
+    Returns:
+        How many records and how many refused records were removed.
+
+    """
+    source = tombstones.source
+    if source not in ingested_sources(storage):
+        return 0, 0
+    before = after = read_ingest_summary(storage, source)
+    if tombstones.of_source():
+        storage.remove(f"{records_folder(source)}/{INGEST_SUMMARY}")
+        storage.remove(records_folder(source))
+        storage.remove(rejected_folder("ingest", source))
+        return before.records, sum(before.rejected.values())
+    if before.tombstones != tombstones.digest:
+        strike_records(storage, before.files, before.rejected_files, tombstones)
+        after = recounted(storage, before, tombstones)
+        write_ingest_summary(storage, after)
+    return before.records - after.records, sum(before.rejected.values()) - sum(after.rejected.values())
+
+
+def write_ingest_summary(storage: Storage, summary: IngestSummary) -> None:
+    """Store what an ingest did; with it the files that it names take the place of earlier ones."""
+    document = json.dumps(asdict(summary), indent=2).encode()
+    storage.write_bytes(f"{records_folder(summary.source)}/{INGEST_SUMMARY}", document)
 
 
 def read_record_keys(storage: Storage, source: str, columns: list[str]) -> pa.Table:

@@ -6,16 +6,17 @@ A unit writes its sample files, its rejected table and, last, its marker. Reader
 
 What makes a commit exactly-once, however many writers a unit has had:
 
-- A file's name ends in a token of its content. Nobody ever writes other bytes under a name that a marker names.
+- A file's name ends in a token of the content that its unit first had. Only ``rewrite_unit`` ever writes other bytes
+  under a name that a marker names: in one step, so that who reads the folder never sees a row twice.
 - A marker is created, never overwritten: the first complete writer wins, and the others count what that one wrote.
 - Whoever is about to commit holds the dataset's lease.
-- A file is an orphan, and may go, once its unit has a marker that names another. Before that, a writer may be about to
-  commit it.
+- A file is an orphan, and may go, once its unit has a marker that names another, or is not planned any more. Before
+  that, a writer may be about to commit it.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ import pyarrow as pa
 
 from handdata._version import __version__
 from handdata.pipeline.lease import Lease
-from handdata.pipeline.plan import PlannedUnit, row_group_sizes
+from handdata.pipeline.plan import PlannedUnit, planned_sources, row_group_sizes, stored_units
 from handdata.pipeline.records import rejected_folder
 from handdata.pipeline.storage import Storage, blob_places, table_to_parquet
 from handdata.schemas import (
@@ -77,8 +78,18 @@ def write_unit(
     samples: Sequence[AnnotatedSample],
     rejections: Sequence[Rejection],
     annotator_hash: str,
+    *,
+    thresholds: Mapping[str, float] | None = None,
 ) -> UnitMarker:
     """Commit what a unit made, and return the marker that counts: an earlier writer's where there is one.
+
+    Args:
+        lease: of the run.
+        unit: as planned.
+        samples: its rows.
+        rejections: its refused records.
+        annotator_hash: of the settings and model files.
+        thresholds: behind the flags.
 
     Raises:
         LeaseLostError: another run has taken the dataset over; nothing was added.
@@ -94,7 +105,13 @@ def write_unit(
     storage, dataset = lease.storage, lease.dataset
     lease.check()
     rows = samples_to_table(samples), rejections_to_table(rejections)
-    made = _write_files(lease, unit.unit_id, unit.source, unit.split, annotator_hash, *rows)
+    made = _write_files(lease, unit, *rows).model_copy(
+        update={
+            "annotator_hash": annotator_hash,
+            "thresholds": dict(thresholds or {}),
+            "tombstones": unit.tombstones,
+        }
+    )
     try:
         lease.check()
     except LeaseLostError:
@@ -107,30 +124,72 @@ def write_unit(
     return committed
 
 
-def rewrite_unit(lease: Lease, marker: UnitMarker, samples: pa.Table, rejections: pa.Table) -> UnitMarker:
-    """Replace the rows of a finished unit, and return its new marker.
+def rewrite_unit(
+    lease: Lease, marker: UnitMarker, samples: pa.Table | None = None, rejections: pa.Table | None = None
+) -> UnitMarker:
+    """Replace rows of a finished unit, and return its new marker.
 
-    The new files come first, then the marker that names them replaces the old one, then the old files go. A crash
-    leaves files that no marker names, which ``remove_orphans`` finds.
+    Each file is replaced under its own name, at once; then comes the marker, and a file that has no row left goes last.
+    Whoever is interrupted rewrites the unit again: what is in the files decides, not what the marker says of them.
 
     Args:
         lease: on the dataset.
-        marker: the unit's marker as read.
-        samples: all its samples now, of ``SAMPLE_SCHEMA``, in the order of the rows before.
-        rejections: all its refused records now, of ``REJECTION_SCHEMA``.
+        marker: the unit's new marker; files and counts of replaced rows are filled in.
+        samples: all its samples now, of ``SAMPLE_SCHEMA``, in the order of before; None leaves them as they are.
+        rejections: all its refused records now, of ``REJECTION_SCHEMA``; None leaves them as they are.
 
     Raises:
-        LeaseLostError: another run has taken the dataset over; the unit is as it was.
-        StorageError: a file cannot be read or written.
+        LeaseLostError: another run has taken the dataset over.
+        StorageError: a file cannot be written.
 
     """
     storage, dataset = lease.storage, lease.dataset
     lease.check()
-    made = _write_files(lease, marker.unit_id, marker.source, marker.split, marker.annotator_hash, samples, rejections)
+    changes: dict[str, object] = {}
+    emptied: list[str] = []
+    if samples is not None:
+        names = [f"{dataset}/{name}" for name in marker.files]
+        written_bytes = _replace_file(storage, names, samples, _sample_groups(samples), emptied)
+        changes |= {
+            "files": marker.files if len(samples) else (),
+            "samples": len(samples),
+            "flags": _counts(samples["flags"].combine_chunks().flatten()),
+            "bytes": written_bytes,
+        }
+    if rejections is not None:
+        _replace_file(storage, marker.rejected_files, rejections, len(rejections), emptied)
+        changes |= {
+            "rejected_files": marker.rejected_files if len(rejections) else (),
+            "rejected": _counts(rejections["reason"]),
+        }
+    made = marker.model_copy(update=changes)
+    made = made.model_copy(update={"records": made.samples + sum(made.rejected.values())})
     lease.check()
     storage.write_bytes(_marker_file(dataset, made), _encoded(made))
-    _remove_files(storage, dataset, marker, keep=made)
+    for name in emptied:
+        storage.remove(name)
     return made
+
+
+def _replace_file(
+    storage: Storage, names: Sequence[str], rows: pa.Table, row_groups: list[int] | int, emptied: list[str]
+) -> int:
+    """Replace the one file among ``names``, or note it as emptied, and return its new size."""
+    if not len(rows):
+        emptied += names
+        return 0
+    (name,) = names
+    data = table_to_parquet(rows, row_groups)
+    storage.write_bytes(name, data)
+    return len(data)
+
+
+def remove_unit(lease: Lease, marker: UnitMarker) -> None:
+    """Take a finished unit back: first its marker, then its files."""
+    lease.check()
+    lease.storage.remove(_marker_file(lease.dataset, marker))
+    for name in files_of(lease.dataset, marker):
+        lease.storage.remove(name)
 
 
 def remove_orphans(lease: Lease) -> int:
@@ -142,14 +201,18 @@ def remove_orphans(lease: Lease) -> int:
 
     """
     storage, dataset = lease.storage, lease.dataset
-    sources = [name.removeprefix("source=") for name in storage.list_folders(f"{dataset}/units")]
-    rejected = [_rejected_folder(dataset, source) for source in sources]
+    committed = [name.removeprefix("source=") for name in storage.list_folders(f"{dataset}/units")]
+    sources = sorted({*committed, *planned_sources(storage, dataset)})
+    rejected = [annotate_rejected_folder(dataset, source) for source in sources]
     folders = [f"{dataset}/data", f"{dataset}/units", *rejected]
     files = [name for folder in folders for name in storage.list_files(folder, ".parquet")]
     markers = read_markers(storage, dataset)
     finished = {marker.unit_id for marker in markers}
-    named = {name for marker in markers for name in _files_of(dataset, marker)}
-    orphans = [name for name in files if name not in named and _unit_of(name) in finished]
+    planned = {unit.unit_id for source in sources for unit in stored_units(storage, dataset, source)}
+    named = {name for marker in markers for name in files_of(dataset, marker)}
+    orphans = [
+        name for name in files if name not in named and (unit_of(name) in finished or unit_of(name) not in planned)
+    ]
     # Only now: a file that a later holder of the lease wrote cannot be in a list made before it took the lease.
     lease.check()
     for name in orphans:
@@ -159,35 +222,26 @@ def remove_orphans(lease: Lease) -> int:
     return len(orphans)
 
 
-def _write_files(
-    lease: Lease,
-    unit_id: str,
-    source: str,
-    split: Split,
-    annotator_hash: str,
-    samples: pa.Table,
-    rejections: pa.Table,
-) -> UnitMarker:
-    """Write a unit's files, and return the marker that would name them."""
-    storage, dataset = lease.storage, lease.dataset
+def _write_files(lease: Lease, unit: PlannedUnit, samples: pa.Table, rejections: pa.Table) -> UnitMarker:
+    """Write a unit's files, and return a marker that names them."""
+    storage, dataset, unit_id = lease.storage, lease.dataset, unit.unit_id
     files: list[str] = []
     rejected_files: list[str] = []
     written_bytes = 0
     if len(samples):
-        frames = zip(samples["sequence_id"].to_pylist(), samples["frame_index"].to_pylist(), strict=True)
-        data = table_to_parquet(samples, row_group_sizes(list(frames)))
-        files.append(f"data/source={source}/split={split}/{_file_name(unit_id, data)}")
+        data = table_to_parquet(samples, _sample_groups(samples))
+        files.append(f"data/source={unit.source}/split={unit.split}/{_file_name(unit_id, data)}")
         storage.write_bytes(f"{dataset}/{files[0]}", data)
         written_bytes = len(data)
     if len(rejections):
         data = table_to_parquet(rejections, len(rejections))
-        rejected_files.append(f"{_rejected_folder(dataset, source)}/{_file_name(unit_id, data)}")
+        rejected_files.append(f"{annotate_rejected_folder(dataset, unit.source)}/{_file_name(unit_id, data)}")
         storage.write_bytes(rejected_files[0], data)
     flags = samples["flags"].combine_chunks().flatten() if len(samples) else pa.array([], pa.string())
     return UnitMarker(
         unit_id=unit_id,
-        source=source,
-        split=split,
+        source=unit.source,
+        split=unit.split,
         files=tuple(files),
         rejected_files=tuple(rejected_files),
         records=len(samples) + len(rejections),
@@ -195,8 +249,13 @@ def _write_files(
         rejected=_counts(rejections["reason"]),
         flags=_counts(flags),
         bytes=written_bytes,
-        annotator_hash=annotator_hash,
+        annotator_hash="",
     )
+
+
+def _sample_groups(samples: pa.Table) -> list[int]:
+    frames = zip(samples["sequence_id"].to_pylist(), samples["frame_index"].to_pylist(), strict=True)
+    return row_group_sizes(list(frames))
 
 
 def _counts(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
@@ -207,12 +266,12 @@ def _file_name(unit_id: str, data: bytes) -> str:
     return f"{unit_id}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
 
 
-def _unit_of(name: str) -> str:
+def unit_of(name: str) -> str:
     """Return the unit that wrote a file."""
     return name.rpartition("/")[2].rpartition("-")[0]
 
 
-def _rejected_folder(dataset: str, source: str) -> str:
+def annotate_rejected_folder(dataset: str, source: str) -> str:
     """Return the folder of a dataset's refused records; further datasets of a workspace have one each."""
     return rejected_folder("annotate" if dataset == DATASET else f"annotate-{dataset}", source)
 
@@ -225,14 +284,14 @@ def _encoded(marker: UnitMarker) -> bytes:
     return marker.model_dump_json(indent=2).encode()
 
 
-def _files_of(dataset: str, marker: UnitMarker) -> list[str]:
+def files_of(dataset: str, marker: UnitMarker) -> list[str]:
     """Return the files that a marker names, relative to the workspace."""
     return [*(f"{dataset}/{name}" for name in marker.files), *marker.rejected_files]
 
 
 def _remove_files(storage: Storage, dataset: str, marker: UnitMarker, *, keep: UnitMarker) -> None:
     """Remove the files of one marker that another does not name."""
-    for name in set(_files_of(dataset, marker)) - set(_files_of(dataset, keep)):
+    for name in set(files_of(dataset, marker)) - set(files_of(dataset, keep)):
         storage.remove(name)
 
 
@@ -246,6 +305,11 @@ def read_markers(storage: Storage, dataset: str = DATASET) -> list[UnitMarker]:
     """Return the markers of all finished units, sorted by unit."""
     names = storage.list_files(markers_folder(dataset), ".json")
     return [UnitMarker.model_validate_json(data) for data in storage.read_many(names)]
+
+
+def list_datasets(storage: Storage) -> list[str]:
+    """Return the names of all datasets of a workspace, sorted."""
+    return [name for name in storage.list_folders("") if storage.exists(f"{name}/plan")]
 
 
 def list_shards(
@@ -345,37 +409,39 @@ def write_manifest(
     storage: Storage,
     dataset: str,
     *,
-    image_size: int,
-    annotators: dict[str, dict[str, object]],
-    licenses: dict[str, str],
-    planned_units: int,
+    image_size: int | None = None,
+    annotators: Mapping[str, dict[str, object]] | None = None,
+    licenses: Mapping[str, str] | None = None,
+    quality: Mapping[str, float] | None = None,
+    planned_units: int | None = None,
 ) -> DatasetManifest:
     """Sum the manifest from the markers and write it.
 
     Args:
         storage: the workspace.
         dataset: folder of the dataset.
-        image_size: side of the crops, pixels.
+        image_size: side of the crops, pixels; None keeps the earlier one.
         annotators: settings and model hashes of this run, by ``annotator_hash``; those of earlier runs are kept.
         licenses: of this run's sources; those of earlier runs are kept.
-        planned_units: units planned in the whole dataset.
+        quality: thresholds behind the flags; None keeps the earlier ones.
+        planned_units: units planned in the whole dataset; None counts the plan's.
 
     """
+    name = f"{dataset}/{MANIFEST}"
+    earlier = read_manifest(storage, dataset) if image_size is None or storage.exists(name) else None
     markers = read_markers(storage, dataset)
     sources: dict[str, dict[Split, SplitCounts]] = {}
     for marker in markers:
         sources.setdefault(marker.source, {}).setdefault(marker.split, SplitCounts()).add(marker)
-    name = f"{dataset}/{MANIFEST}"
-    if storage.exists(name):
-        earlier = read_manifest(storage, dataset)
-        annotators = earlier.annotator_hashes | annotators
-        licenses = earlier.licenses | licenses
+    if planned_units is None:
+        planned_units = sum(len(stored_units(storage, dataset, name)) for name in planned_sources(storage, dataset))
     manifest = DatasetManifest(
         handdata_version=__version__,
-        image_size=image_size,
-        annotator_hashes=annotators,
+        image_size=image_size or (earlier.image_size if earlier else 0),
+        annotator_hashes=(earlier.annotator_hashes if earlier else {}) | dict(annotators or {}),
+        quality=dict(quality) if quality is not None else earlier.quality if earlier else {},
         sources=sources,
-        licenses=licenses,
+        licenses=(earlier.licenses if earlier else {}) | dict(licenses or {}),
         complete=len(markers) == planned_units,
     )
     data = manifest.model_dump_json(indent=2).encode()

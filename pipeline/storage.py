@@ -142,6 +142,17 @@ class Storage:
             return bool(self._filesystem.exists(self._path(name)))
 
     @_retried
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes.
+
+        Raises:
+            StorageError: it is missing.
+
+        """
+        with self._named_errors("read", name):
+            return int(self._filesystem.size(self._path(name)))
+
+    @_retried
     def read_bytes(self, name: str) -> bytes:
         """Return a file's content.
 

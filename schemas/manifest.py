@@ -33,6 +33,10 @@ class UnitMarker(BaseModel):
     bytes: int = 0
     """Size of the sample files."""
     annotator_hash: str
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    """Quality thresholds behind the flags of its samples."""
+    tombstones: str = ""
+    """Digest of the source's tombstones that its rows honour."""
 
 
 class SplitCounts(BaseModel):
@@ -68,6 +72,8 @@ class DatasetManifest(BaseModel):
     """Side of the crops in pixels."""
     annotator_hashes: dict[str, dict[str, object]]
     """Settings and model file hashes behind each ``annotator_hash`` in the rows."""
+    quality: dict[str, float] = Field(default_factory=dict)
+    """Thresholds behind the flags; where a ``handdata flag`` was interrupted, some units still have earlier ones."""
     sources: dict[str, dict[Split, SplitCounts]]
     licenses: dict[str, str]
     complete: bool

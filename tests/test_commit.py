@@ -1,10 +1,13 @@
 """A unit is committed once, whoever writes it, however often and wherever a writer stops."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 from trainer_fixtures import sample
 
@@ -14,6 +17,7 @@ from handdata.pipeline.shards import (
     read_marker,
     read_markers,
     remove_orphans,
+    remove_unit,
     rewrite_unit,
     write_unit,
 )
@@ -129,7 +133,8 @@ def test_a_rewrite_may_stop_at_any_step(storage: Storage, step: int) -> None:
 
     def drop_one() -> UnitMarker:
         lease = take_lease(storage, "dataset")
-        kept = storage.read_parquet(f"dataset/{before.files[0]}").slice(1)
+        kept = storage.read_parquet(f"dataset/{before.files[0]}")
+        kept = kept.filter(pa.compute.equal(kept["frame_index"], 1))
         nothing = pa.Table.from_pylist([], REJECTION_SCHEMA)
         return rewrite_unit(lease, before, kept, nothing)
 
@@ -150,11 +155,22 @@ def test_a_rewrite_may_stop_at_any_step(storage: Storage, step: int) -> None:
 
 def test_files_of_an_unfinished_unit_are_no_orphans(storage: Storage) -> None:
     lease = take_lease(storage, "dataset")
+    plan = {"records": 3, "units": [asdict(UNIT)], "ingest": ""}
+    storage.write_bytes("dataset/plan/source=synthetic/generation-000.json", json.dumps(plan).encode())
     write_unit(lease, UNIT, samples(), [REFUSED], "hash")
     (marker,) = storage.list_files("dataset/units", ".json")
     storage.remove(marker)
     assert remove_orphans(lease) == 0
     assert len(files(storage)) == 2
+
+
+def test_files_of_a_unit_that_is_not_planned_any_more_are_orphans(storage: Storage) -> None:
+    lease = take_lease(storage, "dataset")
+    remove_unit(lease, write_unit(lease, UNIT, samples(), [REFUSED], "hash"))
+    assert files(storage) == []
+    storage.write_bytes(f"dataset/data/source=synthetic/split=train/{UNIT.unit_id}-00000000.parquet", b"late")
+    storage.write_bytes("dataset/plan/source=synthetic/generation-000.json", b'{"records": 0, "units": []}')
+    assert remove_orphans(lease) == 1
 
 
 def test_orphans_are_left_to_the_run_that_has_the_lease(storage: Storage) -> None:

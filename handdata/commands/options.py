@@ -1,5 +1,6 @@
 """Options that several commands share, and the settings behind them."""
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,6 +150,19 @@ MinPhashDistance = Annotated[
     ),
 ]
 
+
+def _dataset_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in ("records", "rejected", "dropped", "runs"):
+        raise UsageError(
+            f"--dataset {name}: not a name for a folder of the workspace", "use letters, digits, dots, - and _"
+        )
+    return name
+
+
+DatasetName = Annotated[
+    str,
+    typer.Option("--dataset", metavar="NAME", callback=_dataset_name, help="A further dataset of the same workspace."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
 
 

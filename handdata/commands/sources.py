@@ -124,6 +124,8 @@ def ingest(
         sys.stdout.write(json.dumps({**document, "where": where}) + "\n")
     else:
         table = {"records": counted(summary.splits), "rejected": counted(summary.rejected), "where": where}
+        if summary.dropped:
+            table["left out"] = f"{summary.dropped:,} that were dropped (`handdata drop`)"
         if summary.rejected:
             table["reasons in"] = storage.describe(rejected_folder("ingest", source))
         print_table(f"Ingested {source}", table)
