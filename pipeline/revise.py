@@ -33,6 +33,7 @@ from handdata.pipeline.shards import (
     list_datasets,
     read_manifest,
     read_markers,
+    remove_derived,
     remove_orphans,
     remove_unit,
     rewrite_unit,
@@ -269,10 +270,15 @@ def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
     if change.flags is not None or not change.kept_samples.all():
         (name,) = marker.files
         samples = storage.read_parquet(f"{dataset}/{name}").filter(pa.array(change.kept_samples))
+        samples = samples.replace_schema_metadata(
+            SAMPLE_SCHEMA.metadata
+        )  # where pictures lay is not where they will lie
         if change.flags is not None:
             column = SAMPLE_SCHEMA.field("flags")
             flags = pa.array([list(names) for names in change.flags], column.type)
             samples = samples.set_column(samples.schema.get_field_index("flags"), column, flags)
+    if not change.kept_samples.all():
+        remove_derived(lease, marker)  # before the rows that they belong to move
     if not change.kept_rejected.all():
         (name,) = marker.rejected_files
         rejections = storage.read_parquet(name).filter(pa.array(change.kept_rejected))

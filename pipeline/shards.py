@@ -184,9 +184,18 @@ def _replace_file(
     return len(data)
 
 
+def remove_derived(lease: Lease, marker: UnitMarker) -> None:
+    """Remove what the trainer stored beside a unit's shards: latents show what a shard showed, row by row."""
+    storage, latents = lease.storage, f"{lease.dataset}/latents"
+    for folder in storage.list_folders(latents):
+        for name in marker.files:
+            storage.remove(f"{latents}/{folder}/{name.removeprefix('data/')}")
+
+
 def remove_unit(lease: Lease, marker: UnitMarker) -> None:
-    """Take a finished unit back: first its marker, then its files."""
+    """Take a finished unit back: first what was derived from it, then its marker, then its files."""
     lease.check()
+    remove_derived(lease, marker)
     lease.storage.remove(_marker_file(lease.dataset, marker))
     for name in files_of(lease.dataset, marker):
         lease.storage.remove(name)

@@ -20,7 +20,7 @@ from handdata.pipeline.quality import JUDGED_COLUMNS, flags_of
 from handdata.pipeline.revise import drop, flag, is_settled
 from handdata.pipeline.settings import AnnotateSettings, QualitySettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest, read_markers
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Storage, blob_places
 from handdata.schemas import UsageError
 
 SMALL = AnnotateSettings(masks="dataset", image_size=64)
@@ -109,6 +109,33 @@ def test_a_dropped_subject_is_nowhere_any_more_and_never_comes_back(
     assert annotate(storage, SMALL).records == 0
     assert subject not in all_text(workspace, "subject_id")
     assert drop(storage, "subject", [subject], "synthetic").records == 0
+
+
+@pytest.mark.parametrize("what", ["drop", "flag"])
+def test_pictures_are_found_by_their_place_and_stale_latents_are_gone(workspace: Path, what: str) -> None:
+    storage, subject = Storage(workspace), subject_of(workspace)
+    shards = list_shards(storage)
+    for shard in shards:
+        storage.write_bytes(shard.name.replace("/data/", "/latents/kind-0-64px/"), b"latents")
+    lost_rows = set()
+    for shard in shards:
+        if subject in storage.read_parquet(shard.name, ["subject_id"])["subject_id"].to_pylist():
+            lost_rows.add(shard.name.replace("/data/", "/latents/kind-0-64px/"))
+    assert lost_rows
+    if what == "drop":
+        drop(storage, "subject", [subject], None)
+    else:
+        lost_rows = set()
+        flag(storage, "dataset", {"min_hand_px": 10_000})
+    left = set(storage.list_files("dataset/latents", ".parquet"))
+    assert left == {shard.name.replace("/data/", "/latents/kind-0-64px/") for shard in shards} - lost_rows
+    for shard in list_shards(storage):
+        data = storage.read_bytes(shard.name)
+        with storage.open_parquet(shard.name) as file:
+            places = blob_places(file, "image")
+            assert places is not None
+            images = file.read(["image"])["image"].to_pylist()
+        assert [data[first : first + size] for first, size in places.tolist()] == [row["bytes"] for row in images]
 
 
 def test_a_dropped_source_cannot_be_ingested_again(workspace: Path, synthetic_root: Path) -> None:
