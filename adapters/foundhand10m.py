@@ -47,6 +47,8 @@ SEQUENCES_PER_PARTITION: Final = 64
 
 _CAMERA_KEYS = ("campos", "camrot", "focal", "princpt")
 _EGO_SOURCES = frozenset({"ego4d", "epickitchensvisor", "visor", "hoi4d"})
+_UPSTREAM_SOURCES = {"interhand": "interhand26m", "epickitchensvisor": "visor"}
+"""Folders of the pack that other sources here are named differently from."""
 _MILLIMETRES_PER_METRE = 1000.0
 
 
@@ -122,6 +124,8 @@ class _Frame(NamedTuple):
     upstream: str
     sequence_id: str
     camera_id: str
+    origin_id: str
+    """Who the frame is in its own dataset: the same in both processed folders and in any split."""
 
 
 def _frame(folder: str, stem: str) -> _Frame:
@@ -133,21 +137,27 @@ def _frame(folder: str, stem: str) -> _Frame:
     """
     upstream, processed, _, sequence = folder.split("/")
     sequence_id = f"{upstream}__{processed}__{sequence}"
+    name = _plain(upstream)
+    origin_id = f"{_UPSTREAM_SOURCES.get(name, name)}/{sequence}/{stem}"
     frame_id, _, camera_id = stem.rpartition("-")
     if not frame_id or not camera_id:
         frame_id, camera_id = stem, "0"
     if frame_id.isascii() and frame_id.isdecimal() and int(frame_id) < 2**31:
-        return _Frame(int(frame_id), stem, upstream, sequence_id, camera_id)
-    return _Frame(0, stem, upstream, f"{sequence_id}__{frame_id}", camera_id)
+        return _Frame(int(frame_id), stem, upstream, sequence_id, camera_id, origin_id)
+    return _Frame(0, stem, upstream, f"{sequence_id}__{frame_id}", camera_id, origin_id)
+
+
+def _plain(upstream: str) -> str:
+    """Return a source folder's name without case and punctuation: only two of the thirteen spellings are published."""
+    return "".join(character for character in upstream.lower() if character.isalnum())
 
 
 def _viewpoint(upstream: str, camera_id: str) -> Viewpoint:
     """Return ``ego`` for head-mounted cameras.
 
-    Source folders are compared without case and punctuation: only two of the thirteen spellings are published. Camera
-    0 of ARCTIC is on the head, and so are the cameras of AssemblyHands whose names begin with HMC.
+    Camera 0 of ARCTIC is on the head, and so are the cameras of AssemblyHands whose names begin with HMC.
     """
-    name = "".join(character for character in upstream.lower() if character.isalnum())
+    name = _plain(upstream)
     on_head = (
         name in _EGO_SOURCES
         or (name == "arctic" and camera_id == "0")
@@ -181,6 +191,7 @@ def _read_frame(folder: Path, split: Split, frame: _Frame) -> HandRecord | Rejec
             sequence_id=frame.sequence_id,
             frame_index=frame.frame_index,
             camera_id=frame.camera_id,
+            origin_id=frame.origin_id,
             image_uri=str(image_path),
             width=width,
             height=height,

@@ -52,6 +52,13 @@ def test_a_pack_becomes_one_record_for_each_picture(tmp_path: Path) -> None:
     assert [row.record_id for row in rows if isinstance(row, Rejection)] == [rows[-1].record_id]
 
 
+def test_a_frame_that_the_pack_holds_twice_has_one_origin(tmp_path: Path) -> None:
+    for folder in ("processed/train", "processed_seq/train", "processed/test"):
+        write_frame(tmp_path / "InterHand" / folder / "capture0-pose", "11929-400002")
+    origins = [row.origin_id for row in ingest(tmp_path) if isinstance(row, HandRecord)]
+    assert origins == ["interhand26m/capture0-pose/11929-400002"] * 3
+
+
 def test_the_folder_that_holds_the_pack_is_accepted_too(tmp_path: Path) -> None:
     write_foundhand10m(tmp_path / "FoundHand10M")
     assert find_root(FoundHand10MAdapter, tmp_path) == (tmp_path / "FoundHand10M").resolve()

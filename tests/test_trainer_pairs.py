@@ -289,6 +289,7 @@ def many_sources() -> list[AnnotatedSample]:
     for number in range(20, 37):
         split = "train" if number < 30 or number > 33 else "test"
         rows.append(row("foundhand10m", "train", number, origin_id=f"dart/{split}/{number}"))
+    rows.append(row("foundhand10m", "train", 136, origin_id="dart/train/36"))  # packed twice
     return rows
 
 
@@ -311,6 +312,8 @@ def test_no_physical_frame_is_trained_twice_or_across_splits(sources: Storage) -
     with pytest.raises(UsageError, match="no sample"):
         pairs.find("foundhand10m/train/31")
     pairs.find("foundhand10m/train/36")
+    with pytest.raises(UsageError, match="no sample"):
+        pairs.find("foundhand10m/train/136")
 
 
 def test_licences_choose_rows(sources: Storage) -> None:

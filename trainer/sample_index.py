@@ -176,13 +176,14 @@ def _without_names(table: pl.DataFrame, shard: int) -> pl.DataFrame:
 
 
 def without_repeats(rows: pl.DataFrame, shards: Sequence[Shard]) -> pl.DataFrame:
-    """Leave out physical frames that another source shows too."""
+    """Leave out physical frames that another source shows too, or that a repacking one shows again."""
     names = sorted({shard.source for shard in shards})
     source = np.array([names.index(shard.source) for shard in shards], np.int32)[rows["shard"].to_numpy()]
     ranked = rows.with_columns(rank=pl.Series(source)).with_columns(
         rank=pl.col("rank") + pl.col("repacked").cast(pl.Int32) * len(names)
     )
-    return ranked.filter(pl.col("rank") == pl.col("rank").min().over("origin")).drop("origin", "repacked", "rank")
+    kept = ranked.filter(pl.col("rank") == pl.col("rank").min().over("origin"))
+    return kept.filter(pl.col("origin").is_first_distinct()).drop("origin", "repacked", "rank")
 
 
 def source_ranges(shards: Sequence[Shard], rows_of_shard: NDArray[np.integer]) -> Iterator[tuple[str, int, int]]:
