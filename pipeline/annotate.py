@@ -48,8 +48,11 @@ class PreparedCrop:
 
     def outside_picture(self) -> BoolArray:
         """Return the (S, S) pixels of the crop that lie outside the picture."""
-        picture = np.ones((self.record.height, self.record.width), dtype=bool)
-        return ~self.square.cut_mask(picture)
+        size = self.square.size
+        left, top, right, bottom = self.square.padding(self.record.width, self.record.height)
+        middle = np.arange(size) + 0.5
+        columns, rows = ((middle < low) | (middle > size - high) for low, high in ((left, right), (top, bottom)))
+        return np.asarray(rows[:, None] | columns, dtype=np.bool_)
 
 
 class MaskModel(Protocol):

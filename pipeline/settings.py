@@ -38,8 +38,8 @@ class QualitySettings(BaseModel):
 
     min_mask_score: float = Field(default=0.6, ge=0, le=1)
     """``low_mask_coverage`` below this share of keypoints inside the mask."""
-    max_mask_spill: float = Field(default=0.05, ge=0, le=1)
-    """``mask_spill`` above this share of the mask's area away from the hands."""
+    max_mask_spill: float = Field(default=0.005, ge=0, le=1)
+    """``mask_spill`` above this share of the mask's area away from the hands. A mask of hands alone has none there."""
     min_hand_px: float = Field(default=48, ge=0)
     """``small_hand`` where the longer side of a hand's keypoint box is below this many full-image pixels."""
     max_truncation: float = Field(default=0, ge=0, le=1)
