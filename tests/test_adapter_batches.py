@@ -1,6 +1,7 @@
 """Records as columns: the same rows, tables and rejections as one by one."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -205,7 +206,8 @@ def test_ingest_writes_the_same_tables_either_way(
         tables = [pq.read_table(folder) for folder in (workspace / "records/source=hagrid",)]
         if summary.rejected:
             tables.append(pq.read_table(workspace / "rejected/ingest/source=hagrid"))
-        found[adapter] = summary, [table.combine_chunks() for table in tables]
+        # The names of the files are new with each ingest.
+        found[adapter] = replace(summary, files=(), rejected_files=()), [table.combine_chunks() for table in tables]
     assert found[HagridAdapter] == found[RowByRow]
     assert isinstance(HagridAdapter(), BatchAdapter)
     assert not isinstance(RowByRow(), BatchAdapter)
