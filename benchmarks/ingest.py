@@ -1,25 +1,32 @@
 """Times ``handdata ingest`` on generated label files in the layouts of InterHand2.6M and HaGRID.
 
-Run ``python benchmarks/ingest.py [--records N] [--keep FOLDER]``. InterHand2.6M: 80 cameras see each moment, labels of
-about 500 bytes a record in ``data.json`` and of 3 kB a moment in ``joint_3d.json``. HaGRID: 34 gestures of the split
-train, one file each, one or two hands a photograph. Every record has an image file of its own name, most of them hard
-links to a few files, so that a million need no space: what is read of an image is its header.
+Run ``python benchmarks/ingest.py [--records N] [--source NAME] [--keep FOLDER]``. InterHand2.6M: 80 cameras see each
+moment, labels of about 500 bytes a record in ``data.json`` and of 3 kB a moment in ``joint_3d.json``. HaGRID: 34
+gestures of the split train, one file each, one or two hands a photograph. Every record has an image file of its own
+name, most of them hard links to a few files, so that a million need no space: what is read of an image is its header.
 
-Prints records a second, the workers' processor time and peak memory, for half as many records too: the time should
-double. The peer, in the same run: plain ``json.load`` of the same label files, and Pillow's ``Image.open`` for the size
-of each image, in one process; it checks nothing and stores nothing.
+Prints records a second, the processor time of all processes, and the peak memory of the largest worker and of the
+command that started them, for half as many records too: the time should double. The peer, in the same run: plain
+``json.load`` of the same label files, and Pillow's ``Image.open`` for the size of each image, in a process of its own;
+it checks nothing and stores nothing. Peaks are ``VmHWM`` of ``/proc``, which begins anew in each process (``ru_maxrss``
+of a child begins with its parent's).
 """
 
 import argparse
+import atexit
 import io
 import json
+import multiprocessing
 import os
+import re
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -30,12 +37,15 @@ from handdata.adapters.interhand26m import InterHand26MAdapter
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.storage import Storage
 
+Result = TypeVar("Result")
 CAMERAS = tuple(str(400000 + 2 * number) for number in range(80))
 MOMENTS_PER_CAPTURE = 500
 SIZE = (334, 512)
 GESTURES = 34
 LINKS_PER_FILE = 10_000
 """File systems limit how often one file may be linked."""
+PEAKS_VARIABLE = "HANDDATA_BENCHMARK_PEAKS"
+"""Names the folder in which each worker leaves its peak memory when it ends."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,13 @@ class Figures:
     records: int
     seconds: float
     processor_seconds: float
-    peak_bytes: int
+    peaks: str
 
     def __str__(self) -> str:
         return (
             f"{self.records:9,d} records in {self.seconds:6.1f} s: {self.records / self.seconds:7,.0f} records/s, "
             f"{1e6 * self.processor_seconds / self.records:5.1f} us of processor time a record, "
-            f"peak {self.peak_bytes / 2**20:,.0f} MiB a worker"
+            f"peak {self.peaks}"
         )
 
 
@@ -60,17 +70,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=100_000, help="up to 1,000,000 (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="generate here and keep it, or use what is here")
+    parser.add_argument("--source", choices=list(SOURCES), help="this one only")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as scratch:
         base = arguments.keep or Path(scratch)
-        for adapter, write in ((InterHand26MAdapter, write_interhand26m), (HagridAdapter, write_hagrid)):
+        for name in [arguments.source] if arguments.source else SOURCES:
+            adapter, write = SOURCES[name]
             for records in (arguments.records // 2, arguments.records):
                 root = base / f"{adapter.card.name}-{records}"
                 if not root.is_dir():
-                    write(root, records)
-                print(f"{adapter.card.name:14s}", time_ingest(adapter, root, Path(scratch) / "workspace"), flush=True)
-            print(f"{'  plain reading':14s}", time_peer(root, records), flush=True)
+                    in_own_process(write, root, records)
+                print(f"{name:14s}", time_ingest(adapter, root, Path(scratch)), flush=True)
+            print(f"{'plain reading':14s}", in_own_process(time_peer, root, records), flush=True)
+
+
+def in_own_process(function: Callable[[Path, int], Result], root: Path, records: int) -> Result:
+    """Call a function where its memory counts for nobody else."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, root, records).result()
 
 
 def time_peer(root: Path, records: int) -> Figures:
@@ -83,18 +101,36 @@ def time_peer(root: Path, records: int) -> Figures:
             if image.size != SIZE:
                 raise RuntimeError(f"{path} is {image.size}")
     seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
-    return Figures(records, seconds, processor_seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return Figures(records, seconds, processor_seconds, f"{peak_mib():,.0f} MiB")
 
 
-def time_ingest(adapter: type[Adapter], root: Path, workspace: Path) -> Figures:
-    """Ingest a dataset; the peak is that of the largest worker so far (of this process where one partition is all)."""
-    start, processor_start = time.perf_counter(), _processor_seconds()
-    summary = ingest(adapter, root, Storage(str(workspace)))
-    seconds, processor_seconds = time.perf_counter() - start, _processor_seconds() - processor_start
+def time_ingest(adapter: type[Adapter], root: Path, scratch: Path) -> Figures:
+    """Ingest a dataset; the workers leave their peaks in a folder."""
+    Path("/proc/self/clear_refs").write_text("5")  # this process's peak begins anew
+    with tempfile.TemporaryDirectory(dir=scratch) as peaks_folder:
+        os.environ[PEAKS_VARIABLE] = peaks_folder
+        start, processor_start = time.perf_counter(), _processor_seconds()
+        summary = ingest(adapter, root, Storage(str(scratch / "workspace")))
+        seconds, processor_seconds = time.perf_counter() - start, _processor_seconds() - processor_start
+        peaks = [float(path.read_text()) for path in Path(peaks_folder).iterdir()]
     if summary.rejected:
         raise RuntimeError(f"the generated dataset was refused in part: {summary.rejected}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Figures(summary.records, seconds, processor_seconds, peak * 1024)
+    workers = f"{max(peaks):,.0f} MiB a worker ({len(peaks)} workers), " if peaks else ""
+    return Figures(summary.records, seconds, processor_seconds, f"{workers}{peak_mib():,.0f} MiB the command itself")
+
+
+def peak_mib() -> float:
+    """Return the most memory that this process has held at once."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def leave_peak() -> None:
+    """Write this process's peak for the process that started it."""
+    folder = os.environ.get(PEAKS_VARIABLE)
+    if folder is not None and Path(folder).is_dir():
+        (Path(folder) / str(os.getpid())).write_text(str(peak_mib()))
 
 
 def _processor_seconds() -> float:
@@ -197,5 +233,12 @@ def write_images(folder: Path, names: list[str]) -> None:
             os.link(original, folder / name)
 
 
+SOURCES: dict[str, tuple[type[Adapter], Callable[[Path, int], None]]] = {
+    adapter.card.name: (adapter, write)
+    for adapter, write in ((InterHand26MAdapter, write_interhand26m), (HagridAdapter, write_hagrid))
+}
+
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # a spawned worker imports this file first
+    atexit.register(leave_peak)
