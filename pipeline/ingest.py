@@ -22,6 +22,7 @@ import polars as pl
 import pyarrow as pa
 
 from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition, RecordBatch
+from handdata.adapters.files import rejection
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records import (
     RECORD_FILE_ROWS,
@@ -39,7 +40,9 @@ from handdata.pipeline.tombstones import read_tombstones, tombstones_folder
 from handdata.schemas import (
     DuplicateRecordError,
     HandRecord,
+    RecordError,
     Rejection,
+    RejectReason,
     RunError,
     Split,
     UsageError,
@@ -99,7 +102,7 @@ def ingest(
 
     Raises:
         UsageError: ``root`` is not a folder, or not this dataset.
-        DuplicateRecordError: two records have one id; both files are named.
+        DuplicateRecordError: two label files gave one id; both are named.
         StorageError: the workspace cannot be written.
 
     """
@@ -132,7 +135,7 @@ def ingest(
             total.rejected.update(counts.rejected)
             if on_progress:
                 on_progress(finished, len(jobs), total.records)
-        _refuse_duplicates(storage, staging, partitions)
+        _refuse_duplicates(root, storage, staging, partitions, total)
         _refuse_missing(storage, staging, total.records)
         if tombstones:
             staged, refused = (storage.list_files(f"{staging}/{kind}", ".parquet") for kind in ("records", "rejected"))
@@ -300,26 +303,75 @@ def _taken_of_batches(
             return
 
 
-def _refuse_duplicates(storage: Storage, staging: str, partitions: Sequence[Partition]) -> None:
-    """Raise where two staged records share an id, and name the files that both come from."""
+def _refuse_duplicates(
+    root: Path, storage: Storage, staging: str, partitions: Sequence[Partition], total: PartitionCounts
+) -> None:
+    """Refuse staged records whose id another one has: the later ones of a label file that names a frame twice.
+
+    Such a key is bad input, and the first record stands. Two label files that name one frame are a dataset that is
+    there twice, or an adapter that does not merge what it should.
+
+    Raises:
+        DuplicateRecordError: two label files gave one id, or two images of a folder; both are named.
+
+    """
     files = storage.list_files(f"{staging}/records", ".parquet")
-    if not files:
+    doubled = _doubled_ids(storage, files)
+    if not doubled:
         return
-    ids = pl.concat(
-        pl.DataFrame(storage.read_parquet(name, ["record_id", "image_uri"])).with_columns(
-            partition=int(name.rpartition("/part-")[2].partition("-")[0])
-        )
-        for name in files
-    )
-    doubled = ids.filter(pl.col("record_id").is_duplicated()).sort("record_id", "partition")
-    if doubled.is_empty():
-        return
-    places = [
-        f"{row['image_uri']} (labels: {', '.join(partitions[row['partition']].paths)})"
-        for row in doubled.head(2).iter_rows(named=True)
+    first: dict[str, tuple[Partition, str]] = {}
+    for name in files:
+        ordinal = int(name.rpartition("/part-")[2].partition("-")[0])
+        partition = partitions[ordinal]
+        places = pl.DataFrame(storage.read_parquet(name, ["record_id", "image_uri", "split"])).with_row_index()
+        later: list[int] = []
+        refused: list[Rejection] = []
+        for row, record_id, image_uri, split in places.filter(pl.col("record_id").is_in(doubled)).iter_rows():
+            if record_id not in first:
+                first[record_id] = (partition, image_uri)
+                continue
+            earlier, earlier_uri = first[record_id]
+            in_label_files = all((root / path).is_file() for path in partition.paths)
+            if earlier.paths != partition.paths or (earlier_uri != image_uri and not in_label_files):
+                raise DuplicateRecordError(
+                    f"{len(doubled)} record ids occur more than once; {record_id} comes from {earlier_uri} (labels: "
+                    f"{', '.join(earlier.paths)}) and from {image_uri} (labels: {', '.join(partition.paths)})",
+                    "is the same part of the dataset unpacked twice below the root?",
+                )
+            later.append(row)
+            detail = f"{', '.join(partition.paths)}: names {record_id} more than once; the first one was taken"
+            refused.append(rejection(record_id, image_uri, RecordError(RejectReason.LABEL_CORRUPT, detail)))
+            total.splits[split] -= 1
+        if later:
+            left = np.delete(np.arange(len(places)), later)
+            table = storage.read_parquet(name).take(left)
+            storage.write_bytes(name, table_to_parquet(table, RECORD_ROW_GROUP_ROWS))
+            storage.write_bytes(
+                f"{staging}/rejected/{Path(name).stem}-doubled.parquet",
+                table_to_parquet(rejections_to_table(refused), RECORD_ROW_GROUP_ROWS),
+            )
+            total.records -= len(later)
+            total.rejected[RejectReason.LABEL_CORRUPT.value] += len(later)
+    total.splits = +total.splits
+
+
+def _doubled_ids(storage: Storage, files: Sequence[str]) -> list[str]:
+    """Return the ids that occur more than once in staged records.
+
+    Of all ids only hashes are held at once, eight bytes each; two ids that share one are told apart at the end.
+    """
+    hashes = [pl.Series(storage.read_parquet(name, ["record_id"])["record_id"]).hash() for name in files]
+    if not hashes:
+        return []
+    every = pl.concat(hashes)
+    suspects = every.filter(every.is_duplicated()).unique()
+    if suspects.is_empty():
+        return []
+    found = [
+        ids.filter(of_file.is_in(suspects))
+        for name, of_file in zip(files, hashes, strict=True)
+        if of_file.is_in(suspects).any()
+        for ids in [pl.Series(storage.read_parquet(name, ["record_id"])["record_id"])]
     ]
-    raise DuplicateRecordError(
-        f"{doubled['record_id'].n_unique()} record ids occur more than once; {doubled['record_id'][0]} comes from "
-        f"{places[0]} and from {places[1]}",
-        "is the same part of the dataset unpacked twice below the root?",
-    )
+    ids = pl.concat(found)
+    return sorted(ids.filter(ids.is_duplicated()).unique().to_list())

@@ -12,9 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from fixtures_hagrid import LEFT_OF_PICTURE, entry_v1, write_images
 from PIL import Image
 
 from handdata.adapters import AdapterOptions, Layout, Partition
+from handdata.adapters.foundhand10m import FoundHand10MAdapter
+from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.records import read_record_keys
@@ -100,6 +103,32 @@ def test_an_id_that_occurs_twice_fails_and_names_both_files(tmp_path: Path) -> N
     assert "/a.jpg (labels: a.json)" in str(caught.value)
     assert "/b.jpg (labels: b.json)" in str(caught.value)
     assert list((tmp_path / "w").iterdir()) == []
+
+
+def test_a_key_that_a_label_file_names_twice_is_one_record_and_one_rejection(tmp_path: Path) -> None:
+    root, workspace = tmp_path / "hagrid", tmp_path / "w"
+    write_images(root / "train_val_call", ["a", "b"])
+    entry, other = (json.dumps(entry_v1([LEFT_OF_PICTURE], ["call"], "right", user_id=who)) for who in ("one", "two"))
+    (root / "ann_train_val").mkdir()
+    (root / "ann_train_val/call.json").write_text(f'{{"a": {entry}, "b": {entry}, "a": {other}}}')
+    summary = ingest(HagridAdapter, root, Storage(workspace))
+    assert (summary.records, summary.splits, summary.rejected) == (2, {"train": 2}, {"label_corrupt": 1})
+    records = read_records(workspace, "hagrid")
+    assert [(record.sequence_id, record.subject_id) for record in records] == [("a", "one"), ("b", "one")]
+    (refused,) = pq.read_table(workspace / "rejected/ingest/source=hagrid").to_pylist()
+    assert (refused["record_id"], refused["image_uri"]) == ("hagrid/train/a/000000-0", records[0].image_uri)
+    assert "ann_train_val/call.json: names hagrid/train/a/000000-0 more than once" in refused["detail"]
+
+
+def test_two_images_of_a_folder_with_one_id_fail_and_are_both_named(tmp_path: Path, shared_dir: Path) -> None:
+    frames = next((shared_dir / "data" / "FoundHand10M").rglob("capture0-pose"))
+    folder = tmp_path / "FoundHand10M/InterHand2.6M/processed/test/capture0"
+    folder.mkdir(parents=True)
+    for name in ("1-0", "01-0"):
+        for suffix in (".jpg", ".npz"):
+            shutil.copyfile(frames / f"11929-400002{suffix}", folder / f"{name}{suffix}")
+    with pytest.raises(DuplicateRecordError, match=r"01-0\.jpg .* and from .*/1-0\.jpg"):
+        ingest(FoundHand10MAdapter, tmp_path / "FoundHand10M", Storage(tmp_path / "w"))
 
 
 @pytest.fixture
