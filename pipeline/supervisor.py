@@ -4,8 +4,9 @@ What to do with a unit is written as a generator (``_treat``): each call that it
 outcome is sent back. The ``Supervisor`` only keeps workers busy. Two questions decide what happens after a failure: is
 it this record or the whole run, and is trying again useful?
 
-- A worker that dies, gets stuck or raises something unforeseen: the unit is tried again; then parts of it are tried
-  until the records at fault are alone, and these are refused.
+- A worker that dies, gets stuck or raises something unforeseen: the unit is tried again, and put off if that is no use.
+  Suspicion falls on its records only when the other units are done, since whatever killed the worker from outside may
+  be gone by then: parts of it are tried until the records at fault are alone, and these are refused.
 - A node that is lost with its workers: the unit is tried again, as if nothing had been.
 - A workspace that is away for a moment: the unit is tried again, a few times.
 - Any other error that handdata raises on purpose: the run stops.
@@ -26,14 +27,18 @@ from handdata.pipeline.plan import PlannedUnit
 from handdata.schemas import HandDataError, RunError, StorageError, UnitMarker
 
 ATTEMPTS: Final = 2
-"""How often a unit is tried before its records come under suspicion, or a workspace that is away fails the run."""
+"""How often a unit is tried before it is put off or its records come under suspicion, or a workspace that is away fails
+the run."""
+
+MOST_PUT_OFF: Final = 4
+"""A unit that was put off so often, and whose records do not crash their worker one by one, fails the run."""
 
 CONFIRMATIONS: Final = 2
 """A record that crashed its worker alone must do so this often again: other things kill workers, too."""
 
 CRASHES_IN_A_ROW: Final = 24
 """As many workers dead with nothing finished between them: not the records are at fault. Finding one record in the
-largest unit takes at most 11 + ``ATTEMPTS`` + ``CONFIRMATIONS``."""
+largest unit takes at most 11 + 2 * ``ATTEMPTS`` + ``CONFIRMATIONS``."""
 
 LOG_TAIL_BYTES: Final = 64 << 10
 """Read of a dead worker's stderr: the stacks of all its threads fit into it."""
@@ -92,23 +97,47 @@ class Whereabouts:
 Outcome: TypeAlias = UnitMarker | Crash | StorageError | None
 """Of a call: the marker of the unit; None for a probe that went well; what went wrong."""
 
-Treatment: TypeAlias = Generator[Call, Outcome, UnitMarker]
+
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """A unit that is to be tried once more when the others are done.
+
+    Args:
+        unit: the unit.
+        times: how often it has been put off.
+        why: in one line.
+
+    """
+
+    unit: PlannedUnit
+    times: int = 0
+    why: str = ""
 
 
-def _treat(unit: PlannedUnit) -> Treatment:
-    """Get one unit committed, without the records that crash their worker."""
-    crashed: dict[int, str] = {}
-    outcome: UnitMarker | Crash | None = None
-    for _ in range(2):
+Treatment: TypeAlias = Generator[Call, Outcome, UnitMarker | PutOff]
+
+
+def _treat(case: PutOff) -> Treatment:
+    """Get one unit committed, the second time and later without the records that crash their worker."""
+    unit, crashed = case.unit, dict[int, str]()
+    while True:
+        why = ""
         for _ in range(ATTEMPTS):
             outcome = yield from _answer(Call(unit, crashed))
             if isinstance(outcome, UnitMarker):
                 return outcome
-        if isinstance(outcome, Crash):
-            crashed |= yield from _at_fault(unit, range(unit.rows), outcome.why)
+            why = outcome.why if isinstance(outcome, Crash) else "no answer"
+        found = (yield from _at_fault(unit, range(unit.rows), why)) if case.times else {}
+        if found.keys() <= crashed.keys():
+            return PutOff(unit, case.times + 1, why)
+        crashed |= found
+
+
+def _once_more(case: PutOff) -> PutOff:
+    if case.times < MOST_PUT_OFF:
+        return case
     raise RunError(
-        f"unit {unit.unit_id} crashes its worker, but none of its records does alone: "
-        f"{outcome.why if isinstance(outcome, Crash) else 'no answer'}",
+        f"unit {case.unit.unit_id} crashes its worker, but none of its records does alone: {case.why}",
         "give workers more memory (fewer --cpus); the same command continues with the other units done",
     )
 
@@ -172,7 +201,7 @@ class Supervisor:
             RunError: workers die whatever they do.
 
         """
-        fresh = deque(units)
+        fresh = deque(PutOff(unit) for unit in units)
         continued: deque[tuple[Treatment, Call]] = deque()
         try:
             while to_do := len(fresh) + len(continued) + len(self._busy):
@@ -191,8 +220,11 @@ class Supervisor:
                 actor, treatment = self._busy.pop(done)
                 try:
                     continued.append((treatment, treatment.send(self._outcome(done, actor))))
-                except StopIteration as finished:
-                    yield finished.value
+                except StopIteration as ended:
+                    if isinstance(ended.value, UnitMarker):
+                        yield ended.value
+                    else:
+                        fresh.append(_once_more(ended.value))
         finally:
             for actor in self._idle:
                 actor.close.remote()
