@@ -46,11 +46,11 @@ bench: $(INSTALLED)  ## Run the benchmarks (each compares with a named peer in o
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 learn: $(INSTALLED)  ## Repeat the measured learning run of docs/results (one to two hours on two cores)
-	@$(BIN)/handdata synth --out learning-run/synthetic --identities 192 --sequences 576 --frames 16 --cameras 1 --size 128
-	@$(BIN)/handdata ingest --source synthetic --root learning-run/synthetic --stride 3 --workspace learning-run/workspace
+	@$(BIN)/handdata synth --out learning-run/synthetic --identities 192 --sequences 576 --frames 37 --cameras 1 --size 128
+	@$(BIN)/handdata ingest --source synthetic --root learning-run/synthetic --stride 6 --workspace learning-run/workspace
 	@$(BIN)/handdata annotate --masks dataset --image-size 64 --crop stable --workspace learning-run/workspace
 	@$(BIN)/handdata train --preset pixel-64 --run learn --resume --gpus 0 --workspace learning-run/workspace
-	@$(BIN)/handdata evaluate --run learn --split test --steps 2 --out learning-run/results --workspace learning-run/workspace
+	@$(BIN)/handdata evaluate --run learn --split test --steps 1 --out learning-run/results --workspace learning-run/workspace
 
 clean:  ## Remove .venv, caches and the demo's outputs
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis workspace demo-output learning-run

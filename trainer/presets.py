@@ -331,11 +331,11 @@ PRESETS: Final[dict[str, Preset]] = {
         ),
         diffusion=DiffusionConfig(prediction="clean"),
         dropout=DropoutConfig(reference=0.05, target_keypoints=0.05, reference_mask=0.05, both=0.05),
-        pairs=PairConfig(video=0.95, view=0.0, still=0.05, max_gap_s=0.5),
+        pairs=PairConfig(video=0.95, view=0.0, still=0.05, max_gap_s=1.2),
         # No crops: in a stable crop the background stands still, and is there to be copied.
         augmentation=AugmentationConfig(max_gamma=1.2, hand_swap=0.0, smallest_crop=1.0),
         optimisation=OptimisationConfig(
-            steps=3800,
+            steps=6000,
             batch_size=16,
             learning_rate=1e-3,
             warmup_steps=100,
