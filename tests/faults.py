@@ -43,6 +43,11 @@ class PoisonedAdapter(SyntheticAdapter):
             os.kill(os.getpid(), signal.SIGKILL)
         elif deed == "stuck":
             time.sleep(10_000)
+        elif deed == "memory":
+            held = []
+            while True:
+                held.append(bytearray(os.urandom(1 << 20) * 32))
+                time.sleep(0.01)
         elif deed == "error":
             raise ZeroDivisionError("a bug")
         time.sleep(poison.get("pause_s", 0))
@@ -70,11 +75,16 @@ def rows_of(workspace: Path, dataset: str = "dataset") -> dict[str, dict[str, An
 
 def rejected_of(workspace: Path) -> dict[str, str]:
     """The reason of each rejected record; fails where one is there twice."""
-    files = sorted((workspace / "rejected" / "annotate").rglob("*.parquet"))
-    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    rows = rejected_rows(workspace)
     found = {row["record_id"]: row["reason"] for row in rows}
     assert len(found) == len(rows)
     return found
+
+
+def rejected_rows(workspace: Path) -> list[dict[str, Any]]:
+    """All rows of the rejected records of annotation."""
+    files = sorted((workspace / "rejected" / "annotate").rglob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 
 def leftovers(workspace: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 import psutil
 import pytest
-from faults import FaultyS3, driver, install_poisoned_source, leftovers, processes, rejected_of, rows_of
+from faults import FaultyS3, driver, install_poisoned_source, leftovers, processes, rejected_of, rejected_rows, rows_of
 from ray.cluster_utils import Cluster
 
 from handdata.pipeline import plan
@@ -287,3 +287,25 @@ def test_records_that_crash_their_worker_are_refused_and_the_rest_goes_through(h
     assert rejected_of(workspace) == dict.fromkeys(poison, "worker_crashed")
     expected = {name: row for name, row in head.undisturbed.items() if name not in poison}
     assert rows_of(workspace) == expected
+
+
+@pytest.mark.soak
+def test_a_record_that_eats_all_memory_is_refused_and_the_rest_goes_through(head: Head, tmp_path: Path) -> None:
+    memory = psutil.virtual_memory()
+    limit = (memory.total - memory.available + (3 << 30)) / memory.total
+    system = {"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 50}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": system},
+    )
+    poisoned = sorted(head.undisturbed)[5]
+    workspace = head.new_workspace(tmp_path / "w", {poisoned: "memory"})
+    try:
+        summary = head.finished(head.annotate(workspace, "--json", address=cluster.address))
+    finally:
+        cluster.shutdown()
+    assert summary["rejected"] == {"worker_crashed": 1}
+    (row,) = rejected_rows(workspace)
+    assert row["record_id"] == poisoned
+    assert "ran low on memory" in row["detail"]
+    assert rows_of(workspace) == {name: row for name, row in head.undisturbed.items() if name != poisoned}
