@@ -16,7 +16,6 @@ A hand's flag is 1 where its wrist and two more joints lie in the view. Below th
 reach into the picture, so it is ``unknown``. **No timestamps**: the authors do not state the rate (issue 60).
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +45,7 @@ from handdata.adapters.geometry import (
     rational_fold_radius,
     reorder_joints,
 )
+from handdata.adapters.json_stream import read_json
 from handdata.adapters.safe_pickle import load_object_npy
 from handdata.schemas import (
     SIDES,
@@ -203,11 +203,9 @@ def _read_split_file(path: Path) -> _SplitFile:
 def _read_cameras(path: Path) -> dict[str, _Cameras | RecordError]:
     """Return the static cameras of each subject, or what is wrong with them; "" stands for the file as a whole."""
     try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {"": RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist")}
-    except (OSError, ValueError, RecursionError) as error:
-        return {"": RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}")}
+        document = read_json(path)
+    except RecordError as error:
+        return {"": error}
     if not isinstance(document, dict):
         return {"": RecordError(RejectReason.LABEL_CORRUPT, f"{path} is no object of subjects")}
     cameras: dict[str, _Cameras | RecordError] = {}

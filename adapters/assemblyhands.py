@@ -27,7 +27,15 @@ import numpy as np
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import is_file, numbers, read_image_size, rejection, require_finite, resolve_below
+from handdata.adapters.files import (
+    is_file,
+    numbers,
+    read_image_size,
+    read_text,
+    rejection,
+    require_finite,
+    resolve_below,
+)
 from handdata.adapters.geometry import (
     Array,
     metres_from_millimetres,
@@ -484,13 +492,11 @@ def _read_exo_cameras(path: Path, fallback: Path, sequence: _Sequence) -> dict[s
 
     """
     try:
-        lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        if is_file(fallback):
+        lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
+    except RecordError as error:
+        if error.reason is RejectReason.LABEL_MISSING and is_file(fallback):
             return _read_exo_calib(fallback, sequence)
-        raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
+        raise
     cameras = {}
     for start in range(0, len(lines), 8):
         block = lines[start : start + 8]

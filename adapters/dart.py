@@ -91,7 +91,7 @@ class DartAdapter:
         """
         if not record.extra:
             raise RecordError(RejectReason.MASK_UNREADABLE, f"{record.image_uri} has no picture of the hand alone")
-        alpha = read_alpha(Path(record.extra["cutout"]))
+        alpha = read_alpha(Path(record.extra["cutout"]), (_LABEL_SIZE, _LABEL_SIZE))
         resized = cv2.resize(alpha, (record.width, record.height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(resized >= _OPAQUE)
 

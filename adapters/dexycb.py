@@ -16,6 +16,7 @@ unpacked whole. **No timestamps**: the cameras ran at 30 fps, synchronising them
 left was never measured (the authors, https://github.com/NVlabs/handover-sim/issues/14).
 """
 
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,11 @@ from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.files import (
+    Fence,
     numbers,
     read_image_size,
     read_npz_and_shapes,
+    read_text,
     rejection,
     require_finite,
     resolve_below,
@@ -53,6 +56,8 @@ from handdata.schemas import (
 from handdata.schemas.arrays import BoolArray
 
 SEQUENCES_PER_PARTITION: Final = 10
+MAX_YAML_BYTES: Final = 2**17
+"""The longest of these files has less than a tenth of this; YAML of megabytes takes minutes to parse."""
 MAX_FRAMES: Final = 100_000
 """Sequences have about 73 frames; a larger number than this is a damaged ``meta.yml``."""
 
@@ -93,6 +98,7 @@ class DexYCBAdapter:
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the frames of a partition, sequence by sequence, in the order of frame number and camera."""
+        fence = Fence(root)
         for relative in partition.paths:
             try:
                 sequence = _read_sequence(root, relative)
@@ -102,7 +108,7 @@ class DexYCBAdapter:
                 continue
             for frame in range(sequence.frames):
                 for camera in sequence.cameras:
-                    yield _read_frame(root, partition.split, sequence, camera, frame)
+                    yield _read_frame(root, partition.split, sequence, camera, frame, fence)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Return where the segmentation says hand.
@@ -152,15 +158,15 @@ def _read_sequence(root: Path, relative: str) -> _Sequence:
     path = root / relative / "meta.yml"
     meta = _read_yaml(path)
     try:
-        serials = [str(serial) for serial in meta["serials"]]
+        serials = [_text(serial) for serial in meta["serials"]]
         frames = int(meta["num_frames"])
         (named_side,) = meta["mano_sides"]
-        extrinsics_id = str(meta["extrinsics"])
+        extrinsics_id = _text(meta["extrinsics"])
     except (KeyError, TypeError, ValueError) as error:
         raise _corrupt(path, f"should name serials, num_frames, extrinsics and one of mano_sides: {error!r}") from None
     side = next((side for side in SIDES if side == named_side), None)
     if side is None or not 0 < frames <= MAX_FRAMES or len(set(serials)) != len(serials):
-        raise _corrupt(path, f"has the side {named_side!r}, {frames} frames and the cameras {serials}")
+        raise _corrupt(path, f"has the side {reprlib.repr(named_side)}, {frames} frames and the cameras {serials}")
     for serial in serials:
         resolve_below(root, serial)
     calibration = root / "calibration"
@@ -180,6 +186,12 @@ def _read_sequence(root: Path, relative: str) -> _Sequence:
     return _Sequence(relative, side, frames, cameras)
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{reprlib.repr(value)} is no name")
+    return value
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Return a YAML mapping with all scalars as text.
 
@@ -191,11 +203,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
     """
     try:
-        with path.open("rb") as stream:
-            document = yaml.load(stream, Loader=yaml.BaseLoader)  # noqa: S506  it builds text, lists and mappings only
-    except FileNotFoundError:
-        raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        text = read_text(path, MAX_YAML_BYTES)
+        document = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506  it builds text, lists and mappings only
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise _corrupt(path, str(error)) from None
     if not isinstance(document, dict):
         raise _corrupt(path, "is no mapping")
@@ -203,14 +213,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _number_list(path: Path, mapping: object, key: str, count: int) -> Array:
-    """Return the ``count`` finite numbers below a key."""
+    """Return the ``count`` finite numbers below a key, a list of them or one of rows."""
     value = mapping.get(key) if isinstance(mapping, dict) else None
     try:
-        array = np.array(value, dtype=np.float64).reshape(-1)
+        # A few hundred bytes of YAML name billions of numbers by lists of references to lists of references.
+        listed = value if isinstance(value, list) else [value]
+        rows = [row if isinstance(row, list) else [row] for row in listed[: count + 1]]
+        flat = [number for row in rows for number in row[: count + 1]]
+        array = np.array([float(_text(number)) for number in flat])
     except (TypeError, ValueError):
         array = np.empty(0)
-    if value is None or array.size != count:
-        raise _corrupt(path, f"{key} should be {count} numbers, is {value!r}")
+    if array.size != count:
+        raise _corrupt(path, f"{key} should be {count} numbers, is {reprlib.repr(value)}")
     require_finite(path, key, array)
     return array
 
@@ -219,12 +233,15 @@ def _corrupt(path: Path, problem: str) -> RecordError:
     return RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {problem}")
 
 
-def _read_frame(root: Path, split: Split, sequence: _Sequence, camera: _Camera, frame: int) -> HandRecord | Rejection:
+def _read_frame(
+    root: Path, split: Split, sequence: _Sequence, camera: _Camera, frame: int, fence: Fence
+) -> HandRecord | Rejection:
     image_path = root / sequence.name / camera.serial / f"color_{frame:06d}.jpg"
     label_path = _label_path(image_path)
     source = DexYCBAdapter.card.name
     try:
         width, height = read_image_size(image_path)
+        fence.check(str(label_path))
         arrays, shapes = read_npz_and_shapes(label_path, ("joint_2d", "joint_3d"))
         if shapes.get("seg", (height, width)) != (height, width):
             detail = f"{image_path} is {width} x {height}, its segmentation has the shape {shapes['seg']}"

@@ -23,7 +23,6 @@ centres and boxes are hints for annotation (``extra``).
 in two.
 """
 
-import json
 import math
 import re
 import zlib
@@ -38,7 +37,7 @@ import numpy as np
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.files import is_file, read_image_size, rejection, require_finite, resolve_below
 from handdata.adapters.geometry import Array
-from handdata.adapters.json_stream import stream_list
+from handdata.adapters.json_stream import read_json, stream_list
 from handdata.adapters.video import VideoInfo, video_info
 from handdata.schemas import (
     KEYPOINT_COUNT,
@@ -303,10 +302,7 @@ def _read_hint(path: Path) -> Array:
         RecordError: ``label_missing``, ``label_corrupt`` or ``label_not_finite``.
 
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _corrupt(path, str(error)) from None
+    content = read_json(path)
     hand = content[0] if isinstance(content, list) and len(content) == 1 else None
     rows = hand.get("keypoints") if isinstance(hand, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):

@@ -3,8 +3,11 @@
 import errno
 import functools
 import io
+import math
+import os
 import re
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -17,18 +20,23 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
 from handdata.schemas.errors import RecordError, RejectReason
-from handdata.schemas.record import Rejection
+from handdata.schemas.record import HandRecord, Rejection
 
 MAX_IMAGE_PIXELS = 178_956_970
 """More pixels than this are a decompression bomb; twice Pillow's own warning limit (about 13,000 x 13,000)."""
 
 _FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
-_FORMATS = tuple(sorted(set(_FORMAT_OF_SUFFIX.values())))
+IMAGE_FORMATS = tuple(sorted(set(_FORMAT_OF_SUFFIX.values())))
 """The only decoders that files from outside reach."""
 
 
 MAX_ARRAY_BYTES = 2**28
 """No label array of one frame is larger; more is a damaged header or a decompression bomb."""
+_MAX_NPY_HEADER_BYTES = 2**16
+MAX_TEXT_BYTES = 2**22
+"""The text files that are read whole (cameras, trajectories, lists of frames) have less than a tenth of this."""
+_MAX_DETAIL_CHARACTERS = 1000
+"""A label of megabytes, quoted in the message about it, helps nobody."""
 
 _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})
@@ -62,15 +70,68 @@ def rejection(
         record_id=printable(record_id),
         image_uri=printable(image_uri),
         reason=error.reason,
-        detail=printable(error.detail),
+        detail=shortened(printable(error.detail)),
     )
+
+
+def fenced(fence: "Fence", row: HandRecord | Rejection) -> HandRecord | Rejection:
+    """Return a row; a record whose image, or whose mask's file named in ``extra``, lies beyond a link is refused."""
+    if isinstance(row, Rejection):
+        return row
+    beside = [value for value in (row.extra or {}).values() if isinstance(value, str)] if row.has_mask else []
+    try:
+        fence.check(row.image_uri, *(value for value in beside if value.startswith(f"{fence.root}/")))
+    except RecordError as error:
+        return rejection(row.record_id, row.image_uri, error)
+    return row
+
+
+def shortened(text: str, characters: int = _MAX_DETAIL_CHARACTERS) -> str:
+    """Return a text without its middle where it is longer than ``characters``."""
+    if len(text) <= characters:
+        return text
+    return f"{text[: characters // 2]} ... {text[5 - characters // 2 :]}"
+
+
+class Fence:
+    """Tells whether files lie below a dataset's root after all links are followed; folders are looked at once.
+
+    A link in an unpacked archive may lead anywhere: to pictures of the user's own, which would end in a dataset.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._prefix = f"{os.path.realpath(root)}/"
+        self._inside = functools.lru_cache(maxsize=4096)(self._is_inside)
+
+    def _is_inside(self, folder: str) -> bool:
+        return f"{os.path.realpath(folder)}/".startswith(self._prefix)
+
+    def check(self, *paths: str) -> None:
+        """Check files, or archives named as ``zip://<member>::<archive>``. Other URLs lead to no file of this machine.
+
+        Raises:
+            RecordError: ``path_escapes_root``, naming the file and where it leads.
+
+        """
+        for path in paths:
+            path = path.rpartition("::")[2]
+            if "://" in path:
+                continue
+            folder = path.rpartition("/")[0]
+            is_link = os.path.islink(path)  # noqa: PTH114  a Path costs more than the question
+            if not self._inside(folder) or (is_link and not self._is_inside(path)):
+                raise RecordError(
+                    RejectReason.PATH_ESCAPES_ROOT,
+                    f"{path} is reached by a link to {os.path.realpath(path)}, which is not below {self.root}: a part "
+                    "of a dataset that lies on another disk can be mounted there (`mount --bind`)",
+                )
 
 
 def resolve_below(root: Path, relative: str) -> Path:
     """Return ``root / relative``, where a label named ``relative``.
 
-    Only the name is judged. Links inside the dataset's folder are the user's own (large datasets are often spread over
-    disks with them) and are followed.
+    Only the name is judged; ``Fence`` judges where links lead.
 
     Raises:
         RecordError: ``path_escapes_root``: the path is empty, absolute, leaves ``root`` through ``..``, or holds
@@ -123,7 +184,7 @@ def _pillow_size(stream: IO[bytes]) -> tuple[tuple[int, int], str | None]:
     stream.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large images and of odd EXIF blocks; neither matters here
-        with Image.open(stream, formats=_FORMATS) as image:
+        with Image.open(stream, formats=IMAGE_FORMATS) as image:
             # Phones store a preview behind the picture; Pillow then calls the JPEG file an MPO.
             return image.size, "JPEG" if image.format == "MPO" else image.format
 
@@ -229,11 +290,17 @@ def _read_npz_members(
                 magic = stream.read(8)
                 length_format = "<H" if magic[6:7] == b"\x01" else "<I"
                 length = stream.read(struct.calcsize(length_format))
-                header = stream.read(struct.unpack(length_format, length)[0])
+                (header_bytes,) = struct.unpack(length_format, length)
+                if header_bytes > _MAX_NPY_HEADER_BYTES:
+                    raise ValueError(f"the array {name!r} announces a header of {header_bytes} bytes")
+                header = stream.read(header_bytes)
                 shape, column_major, dtype = _parse_npy_header(magic + length + header)
                 if dtype.hasobject:
                     detail = f"{path}: the array {name!r} holds pickled objects, which are never loaded"
                     raise RecordError(RejectReason.LABEL_UNSAFE, detail)
+                data_bytes = member.file_size - len(magic + length + header)
+                if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != data_bytes:
+                    raise ValueError(f"the array {name!r} of {dtype} {shape} has {data_bytes} bytes")
                 shapes[name] = shape
                 if name in wanted:
                     if member.file_size > MAX_ARRAY_BYTES:
@@ -246,12 +313,24 @@ def _read_npz_members(
 @functools.lru_cache(maxsize=256)
 def _parse_npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Return shape, column-major order and dtype; cached, as the frames of a dataset share their few headers."""
-    stream = io.BytesIO(data)
+    return read_npy_header(io.BytesIO(data))
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Return shape, column-major order and dtype of an array as ``np.save`` wrote it, and move past them.
+
+    Raises:
+        ValueError: it is no such header.
+
+    """
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(stream)
+    try:
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(stream)
+    except (SyntaxError, TypeError, tokenize.TokenError) as error:  # of a header that is no Python literal
+        raise ValueError(f"the .npy header cannot be parsed: {error}") from None
     raise ValueError(f"the .npy format {version} is not known")
 
 
@@ -274,6 +353,25 @@ def numbers(path: Path, name: str, values: NDArray[np.generic], shape: tuple[int
         found = f"{values.dtype} {values.shape}"
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name} should hold numbers {shape}, holds {found}")
     return values.astype(np.float64)
+
+
+def read_text(path: Path, most_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Return the text of a small label file.
+
+    Raises:
+        RecordError: ``label_missing``, or ``label_corrupt``: it is not UTF-8, or larger than ``most_bytes``.
+
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise ValueError(f"is larger than {most_bytes} bytes")
+        return content.decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
 
 
 def require_finite(where: Path | str, name: str, values: NDArray[np.generic]) -> None:

@@ -16,11 +16,11 @@ from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.files import (
+    Fence,
     numbers,
     read_image_size,
     read_npz,
@@ -85,6 +85,7 @@ class FoundHand10MAdapter:
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the frames of a partition, sequence by sequence, in the order of frame number and camera."""
+        fence = Fence(root)
         for relative in partition.paths:
             folder = root / relative
             try:
@@ -94,7 +95,7 @@ class FoundHand10MAdapter:
                 yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(folder), error)
                 continue
             for frame in sorted(_frame(relative, stem) for stem in stems):
-                yield _read_frame(folder, partition.split, frame)
+                yield _read_frame(folder, partition.split, frame, fence)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Return the pack's own mask of both hands, at the size of the image.
@@ -111,9 +112,12 @@ class FoundHand10MAdapter:
             _mask_size(path, mask.shape)
         except RecordError as error:
             raise RecordError(RejectReason.MASK_UNREADABLE, error.detail) from None
-        picture = Image.fromarray((mask != 0).astype(np.uint8))
-        resized = picture.resize((record.width, record.height), Image.Resampling.NEAREST)
-        return np.asarray(resized, dtype=np.bool_)
+        # The nearest pixels, taken before anything else is made of a mask that may be far larger than the picture.
+        rows, columns = (
+            ((np.arange(pixels) + 0.5) * stored / pixels).astype(np.int64)
+            for pixels, stored in zip((record.height, record.width), mask.shape, strict=True)
+        )
+        return np.asarray(mask[rows[:, None], columns] != 0)
 
 
 class _Frame(NamedTuple):
@@ -166,11 +170,12 @@ def _viewpoint(upstream: str, camera_id: str) -> Viewpoint:
     return "ego" if on_head else "exo"
 
 
-def _read_frame(folder: Path, split: Split, frame: _Frame) -> HandRecord | Rejection:
+def _read_frame(folder: Path, split: Split, frame: _Frame, fence: Fence) -> HandRecord | Rejection:
     image_path = folder / f"{frame.stem}.jpg"
     label_path = folder / f"{frame.stem}.npz"
     try:
         width, height = read_image_size(image_path)
+        fence.check(str(label_path))
         optional = ("joint_valid", "joint3d", *_CAMERA_KEYS)
         arrays, shapes = read_npz_and_shapes(label_path, ("kpts",), optional)
         # Only where the picture was resized after the label was written do the two sizes differ.

@@ -26,7 +26,6 @@ no complete mask.
 list testset.txt names too are test.
 """
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import numbers, read_image_size, rejection, require_finite
+from handdata.adapters.files import numbers, read_image_size, read_npy_header, read_text, rejection, require_finite
 from handdata.adapters.geometry import Array, invert_rigid, place_hands, place_validity, project
 from handdata.adapters.mano import MANOPTH_TIPS, load_mano, rotation_matrices
 from handdata.adapters.mask_formats import read_mask_of_colours
@@ -96,6 +95,7 @@ class Hoi4dAdapter:
 
         Raises:
             UsageError: MANO files were promised and are not there.
+            RecordError: ``testset.txt`` cannot be read, so that no split is known.
 
         """
         if self.options.mano_dir is not None:
@@ -177,7 +177,7 @@ def _read_test_list(root: Path) -> frozenset[str]:
     """Return the clips that ``testset.txt`` names; nothing where the user has not put it there."""
     for depth in ("", "*/"):
         for path in sorted(root.glob(f"{depth}testset.txt")):
-            return frozenset(path.read_text("utf-8", "replace").split())
+            return frozenset(read_text(path).split())
     return frozenset()
 
 
@@ -258,8 +258,10 @@ def _read_intrinsics(path: Path) -> Array | None:
     """Return the (3, 3) of a camera; None where the small archive of cameras was not downloaded."""
     try:
         with path.open("rb") as stream:
-            content = stream.read(_MAX_CAMERA_BYTES)
-        k = numbers(path, "the intrinsics", np.lib.format.read_array(io.BytesIO(content), allow_pickle=False), (3, 3))
+            shape, column_major, dtype = read_npy_header(stream)
+            stored = np.frombuffer(stream.read(_MAX_CAMERA_BYTES), dtype)
+            stored = stored.reshape(shape, order="F" if column_major else "C")
+        k = numbers(path, "the intrinsics", stored, (3, 3))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError, MemoryError) as error:
@@ -274,14 +276,16 @@ def _read_trajectory(path: Path) -> list[Array]:
     Open3D's text format: a line of three numbers, then four of four (its own reader inverts the matrices).
     """
     try:
-        lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
         rows = np.array([line for line in lines if len(line) == 4], dtype=np.float64)
         if len(lines) * 4 != len(rows) * 5:
             raise ValueError(f"{len(rows)} of {len(lines)} lines are rows of matrices, expected four of five")
         return list(rows.reshape(-1, 4, 4))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError) as error:
+    except RecordError as error:
+        if error.reason is RejectReason.LABEL_MISSING:
+            return []
+        raise
+    except ValueError as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
 
 

@@ -21,8 +21,12 @@ from handdata.schemas.errors import RecordError, RejectReason
 
 BLOCK_BYTES: Final = 1 << 20
 """Bytes read at a time."""
-MAX_VALUE_BYTES: Final = 128 << 20
+MAX_VALUE_BYTES: Final = 64 << 20
 """A single yielded value larger than this is refused: no label record is, and memory must stay bounded."""
+MAX_VALUE_PARTS: Final = 4_000_000
+"""So is one of more numbers, texts, lists and objects: an empty list is two bytes in the file and sixty in memory."""
+MAX_DEPTH: Final = 100
+"""Nesting of lists and objects in one value; labels have less than ten."""
 _GUESS_BYTES: Final = 256 << 10
 """How far a record's end is guessed: a bracket within a string must not cost a scan of the whole window."""
 _RUN_BYTES: Final = 4 << 10
@@ -33,6 +37,20 @@ _SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,:{}\[\]"]+', re.DOTALL)
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|["{}\[\]]', re.DOTALL)
 _CLOSING = {b"{": b"}", b"[": b"]"}
 _UTF8_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_json(path: Path) -> Any:
+    """Return the one value of a small JSON file.
+
+    Raises:
+        RecordError: as ``stream_items``.
+
+    """
+    with _open(path) as stream:
+        scanner = _Scanner(path, stream)
+        value = scanner.value()
+        scanner.end()
+        return value
 
 
 def stream_items(path: Path, *prefix: str) -> Iterator[tuple[str, Any]]:
@@ -171,6 +189,11 @@ class _Scanner:
             if self._take(b",", b"]") == b"]" or (stop is not None and self.offset() >= stop):
                 return
 
+    def end(self) -> None:
+        """Check that nothing follows."""
+        if self._peek():
+            self._fail("expected the end of the file")
+
     def offset(self) -> int:
         """Return the byte of the file at which the next value begins."""
         self._peek()
@@ -180,6 +203,7 @@ class _Scanner:
         """Parse the value here and move past it."""
         opening = self._peek()
         end = self._guess_end(opening) if opening in _CLOSING else self._until_scalar_ends()
+        # A guessed value is too small to hold many parts.
         if end is not None:
             try:
                 value = from_json(self._window[self._position : end])
@@ -190,6 +214,9 @@ class _Scanner:
                 return value
         if end is None or opening in _CLOSING:
             end = self._until_container_ends()
+            parts = sum(self._window.count(mark, self._position, end) for mark in (b",", b"[", b"{"))
+            if parts > MAX_VALUE_PARTS:
+                self._fail(f"one value has {parts} parts")
         try:
             value = json.loads(self._window[self._position : end])
         except (ValueError, RecursionError) as error:
@@ -255,6 +282,8 @@ class _Scanner:
                 depth += (mark in (b"{", b"[")) - (mark in (b"}", b"]"))
                 if depth == 0:
                     return token.end()
+                if depth > MAX_DEPTH:
+                    self._fail(f"lists and objects are nested more than {MAX_DEPTH} deep")
             if not self._refill():
                 self._fail("the file ends within a record")
 

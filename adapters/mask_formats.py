@@ -5,18 +5,17 @@ names the file. Sizes are (width, height) as in ``HandRecord``.
 """
 
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from handdata.adapters.files import MAX_IMAGE_PIXELS
+from handdata.adapters.files import IMAGE_FORMATS, MAX_IMAGE_PIXELS, read_npz
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
 
@@ -175,29 +174,19 @@ def read_npz_labels(path: Path, name: str, size: Size) -> NDArray[np.integer]:
     """
     shape = _shape(size, path)
     try:
-        # Given a path, np.load leaves the file open when it is no archive.
-        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
-            assert archive.zip is not None
-            announced = archive.zip.getinfo(f"{name}.npy").file_size
-            if announced > shape[0] * shape[1] * 8 + 65_536:
-                raise _unreadable(path, f"{name} unpacks to {announced} bytes, too many for {size[0]} x {size[1]} ids")
-            labels: NDArray[np.integer] = archive[name]
-    except FileNotFoundError:
-        raise _unreadable(path, "does not exist") from None
-    except KeyError:
-        raise _unreadable(path, f"lacks the array {name}") from None
-    except (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise _unreadable(path, str(error)) from None
+        labels = read_npz(path, (name,))[name]
+    except RecordError as error:
+        raise RecordError(RejectReason.MASK_UNREADABLE, error.detail) from None
     if labels.shape != shape or labels.dtype.kind not in "iub":
         raise _unreadable(path, f"{name} is {labels.dtype} of shape {labels.shape}, expected ids of shape {shape}")
-    return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
+    return labels.astype(np.uint8) if labels.dtype == np.bool_ else cast(NDArray[np.integer], labels)
 
 
 @contextmanager
 def _open_image(path: Path, size: Size | None) -> Iterator[Image.Image]:
     """Open and decode an image, after its header has been checked."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=IMAGE_FORMATS) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if size is not None and image.size != size:
                 raise _unreadable(path, f"is {image.size[0]} x {image.size[1]}, expected {size[0]} x {size[1]}")

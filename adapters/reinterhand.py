@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.capture_clock import recorded_hz
-from handdata.adapters.files import read_image_size, rejection, require_finite
+from handdata.adapters.files import read_image_size, read_text, rejection, require_finite
 from handdata.adapters.geometry import (
     Array,
     intrinsics,
@@ -176,8 +176,8 @@ def _listed_frames(root: Path, place: _Place) -> set[int]:
     if (place.kind, place.light) == (_STUDIO, "envmap_per_frame") or not path.is_file():
         return set()
     try:
-        numbers = [line.split()[1] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError, IndexError) as error:
+        numbers = [line.split()[1] for line in read_text(path).splitlines() if line.strip()]
+    except IndexError as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} should hold '<segment> <frame>': {error}") from None
     if not all(number.isdecimal() and len(number) < 10 for number in numbers):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} should hold '<segment> <frame>' on each line")

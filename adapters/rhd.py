@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import is_file, numbers, read_image_size, rejection, require_finite
+from handdata.adapters.files import Fence, is_file, numbers, read_image_size, rejection, require_finite
 from handdata.adapters.geometry import place_hands, place_validity, reorder_joints
 from handdata.adapters.mask_formats import read_label_image
 from handdata.adapters.safe_pickle import load_pickle
@@ -77,8 +77,9 @@ class RhdAdapter:
         except RecordError as error:
             yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(label_path), error)
             return
+        fence = Fence(root)
         for sample_id in sorted(samples):
-            yield _read_sample(label_path, partition.split, sample_id, samples[sample_id])
+            yield _read_sample(label_path, partition.split, sample_id, samples[sample_id], fence)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Return the fingers and palms of both hands, without forearms.
@@ -102,7 +103,9 @@ def _read_samples(path: Path) -> dict[int, object]:
     return {int(key): sample for key, sample in samples.items()}
 
 
-def _read_sample(label_path: Path, split: Split, sample_id: int, sample: object) -> HandRecord | Rejection:
+def _read_sample(
+    label_path: Path, split: Split, sample_id: int, sample: object, fence: Fence
+) -> HandRecord | Rejection:
     stem = f"{sample_id:05d}"
     image_path = label_path.parent / "color" / f"{stem}.png"
     try:
@@ -118,6 +121,8 @@ def _read_sample(label_path: Path, split: Split, sample_id: int, sample: object)
         require_finite(where, "xyz", keypoints_3d[valid])
         require_finite(where, "K", camera_k)
         has_mask = is_file(_mask_path(image_path))
+        if has_mask:
+            fence.check(str(_mask_path(image_path)))
         return HandRecord(
             source=RhdAdapter.card.name,
             split=split,

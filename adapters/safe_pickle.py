@@ -20,16 +20,20 @@ whatever memo size a pickle asks for. All names are known under NumPy 1 and 2, a
 import math
 import mmap
 import pickle
+import reprlib
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handdata.adapters.files import read_npy_header
 from handdata.schemas.errors import RecordError, RejectReason
+
+Container = TypeVar("Container", dict[Any, Any], set[Any])
 
 _CORRUPT: Final = (
     pickle.UnpicklingError,
@@ -96,9 +100,7 @@ def _load(path: Path, *, start_of_npy: bool, inert: Collection[tuple[str, str]])
 
 
 def _end_of_npy_header(stream: Any) -> int:
-    version = np.lib.format.read_magic(stream)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    _, _, dtype = readers[version](stream)
+    _, _, dtype = read_npy_header(stream)
     if not dtype.hasobject:
         raise ValueError(f"expected pickled objects, found an array of {dtype}")
     return cast(int, stream.tell())
@@ -141,7 +143,7 @@ class _DType:
 
     def __init__(self, code: object, *_: object) -> None:
         if not isinstance(code, str) or code[:1] not in tuple("?bBhHiIlLqQefdgFDucSUO"):
-            raise pickle.UnpicklingError(f"arrays of dtype {code!r} are not read")
+            raise pickle.UnpicklingError(f"arrays of dtype {reprlib.repr(code)} are not read")
         self.value: np.dtype[Any] = np.dtype(object) if code[0] == "O" else np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -168,15 +170,47 @@ def _array(raw: Any, dtype: _DType, shape: Any, order: str) -> NDArray[Any]:
     """Return the read-only array of ``raw``'s bytes, a view where they are mapped."""
     if isinstance(raw, str):
         raw = raw.encode("latin1")  # a str of Python 2
-    shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+    shape = _shape(shape)
     size = math.prod(shape) * dtype.value.itemsize
-    if dtype.value.hasobject or len(raw) != size or min(shape, default=0) < 0:
+    if dtype.value.hasobject or len(raw) != size:
         raise pickle.UnpicklingError(f"an array of shape {shape} and {dtype.value} has {len(raw)} bytes")
     if size == 0:
         return np.zeros(shape, dtype.value)
     array = np.frombuffer(raw, dtype.value).reshape(shape, order="F" if order == "F" else "C")
     array.setflags(write=False)
     return array
+
+
+def _shape(found: Any) -> tuple[int, ...]:
+    """Return a shape after checking that it is one: a text or list in its place, multiplied, would fill memory."""
+    shape = tuple(found) if isinstance(found, tuple | list) else (found,)
+    if not all(type(length) is int and 0 <= length < 2**62 for length in shape):
+        raise pickle.UnpicklingError(f"{reprlib.repr(shape)} is not the shape of an array")
+    return shape
+
+
+def _keys(found: Iterable[Any]) -> list[Any]:
+    """Return what may be a key or a member of a set; the hash of a nested tuple may take for ever."""
+    keys = list(found)
+    if not all(isinstance(key, str | int | float | bytes | np.generic | None) for key in keys):
+        raise pickle.UnpicklingError("a key or a member of a set is neither a text nor a number")
+    return keys
+
+
+def _ordered_dict(items: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
+    keys, values = [], []
+    for key, value in items:
+        keys.append(key)
+        values.append(value)
+    return OrderedDict(zip(_keys(keys), values, strict=True))
+
+
+def _set(items: Iterable[Any] = ()) -> set[Any]:
+    return set(_keys(items))
+
+
+def _frozenset(items: Iterable[Any] = ()) -> frozenset[Any]:
+    return frozenset(_keys(items))
 
 
 def _scalar(dtype: _DType, raw: Any = b"") -> Any:
@@ -186,7 +220,7 @@ def _scalar(dtype: _DType, raw: Any = b"") -> Any:
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Stand-in for ``_codecs.encode``, by which Python 3 writes bytes to a pickle of protocol 2."""
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"bytes are encoded as {encoding!r}")
+        raise pickle.UnpicklingError(f"bytes are encoded as {reprlib.repr(encoding)}")
     return text.encode("latin1")
 
 
@@ -204,9 +238,9 @@ _ADMITTED: Final[dict[tuple[str, str], Any]] = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _DType,
     ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): OrderedDict,
-    **{(module, "set"): set for module in _BUILTINS},
-    **{(module, "frozenset"): frozenset for module in _BUILTINS},
+    ("collections", "OrderedDict"): _ordered_dict,
+    **{(module, "set"): _set for module in _BUILTINS},
+    **{(module, "frozenset"): _frozenset for module in _BUILTINS},
     **{(module, "bytes"): _empty_bytes for module in _BUILTINS},
 }
 
@@ -217,6 +251,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
     stack: list[Any]
     _unframer: Any
 
@@ -259,6 +294,42 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch[pickle.BUILD[0]] = load_build
 
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append(dict(zip(_keys(items[::2]), items[1::2], strict=True)))
+
+    dispatch[pickle.DICT[0]] = load_dict
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._target(dict)[_keys([key])[0]] = value
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._target(dict).update(zip(_keys(items[::2]), items[1::2], strict=True))
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_additems(self) -> None:
+        members = _keys(self.pop_mark())
+        self._target(set).update(members)
+
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+
+    def load_frozenset(self) -> None:
+        self.append(_frozenset(self.pop_mark()))
+
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+
+    def _target(self, kind: type[Container]) -> Container:
+        """Return what the pickle fills: the top of the stack."""
+        target = self.stack[-1]
+        if not isinstance(target, kind):
+            raise pickle.UnpicklingError(f"the pickle fills an object of {type(target)}")
+        return target
+
 
 class _Resolver:
     """Replaces the stand-ins in what was unpickled by arrays and dtypes; each object once, so that sharing stays."""
@@ -295,6 +366,7 @@ class _Resolver:
         shape, dtype, is_fortran, raw = found.state[-4:]
         if not dtype.value.hasobject:
             return _array(raw, dtype, shape, "F" if is_fortran else "C")
+        shape = _shape(shape)
         if not isinstance(raw, list) or math.prod(shape) != len(raw):
             raise pickle.UnpicklingError(f"an array of {shape} objects has another number of them")
         array = np.empty(len(raw), dtype=object)

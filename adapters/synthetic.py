@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.files import (
+    Fence,
     is_file,
     numbers,
     read_image_size,
@@ -66,6 +67,7 @@ class SyntheticAdapter:
 
         Where a sequence's label file cannot be used, each of its pictures is rejected.
         """
+        fence = Fence(root)
         for relative in partition.paths:
             folder = root / relative
             try:
@@ -75,7 +77,7 @@ class SyntheticAdapter:
                 continue
             for row in range(len(labels.frame_index)):
                 for camera in range(len(labels.camera_id)):
-                    yield _read_frame(folder, partition.split, labels, row, camera)
+                    yield _read_frame(folder, partition.split, labels, row, camera, fence)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Return where both hands are, exactly, without the forearms.
@@ -158,7 +160,9 @@ def _read_labels(path: Path) -> _Labels:
     )
 
 
-def _read_frame(folder: Path, split: Split, labels: _Labels, row: int, camera: int) -> HandRecord | Rejection:
+def _read_frame(
+    folder: Path, split: Split, labels: _Labels, row: int, camera: int, fence: Fence
+) -> HandRecord | Rejection:
     frame_index, camera_id = labels.frame_index[row], labels.camera_id[camera]
     relative = image_path(camera_id, frame_index)
     try:
@@ -173,7 +177,10 @@ def _read_frame(folder: Path, split: Split, labels: _Labels, row: int, camera: i
         checked = {"keypoints_2d": keypoints_2d[valid], "keypoints_3d_world": world[valid]}
         for name, values in {**checked, "camera_k": camera_k, "camera_t_world": camera_t_world}.items():
             require_finite(labels.path, f"{name} of frame {frame_index}, camera {camera_id}", values)
-        has_mask = is_file(folder / mask_path(camera_id, frame_index))
+        mask = folder / mask_path(camera_id, frame_index)
+        has_mask = is_file(mask)
+        if has_mask:
+            fence.check(str(mask))
         return HandRecord(
             source=SyntheticAdapter.card.name,
             split=split,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import av
 import numpy as np
@@ -21,6 +21,11 @@ from numpy.typing import NDArray
 
 from handdata.schemas.arrays import ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
+
+MAX_FRAME_PIXELS: Final = 2**26
+"""More than 8K video has; a header that announces more would have the decoder fill memory."""
+_CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+"""FFmpeg knows some that name other files, a playlist among them: a "video" must not lead out of the dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class VideoReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _video_errors(path), av.open(str(path)) as container:
+        with _open(path) as container, _video_errors(path):
             stream = _video_stream(path, container)
             self.presentation_times = _presentation_times(path, container, stream)
             """Of each frame, rising, in units of ``time_base``."""
@@ -158,13 +163,15 @@ def _presentation_times(
 
 def _open(path: Path) -> av.container.InputContainer:
     with _video_errors(path):
-        return av.open(str(path))
+        return av.open(str(path), options={"format_whitelist": _CONTAINERS})
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.video.stream.VideoStream:
     if not container.streams.video:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path} has no video stream")
-    return container.streams.video[0]
+    stream = container.streams.video[0]
+    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    return stream
 
 
 @contextmanager

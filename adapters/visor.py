@@ -74,6 +74,9 @@ _GLOVES: Final = frozenset({"glove", "gloves", "left glove", "oven glove", "righ
 _ZIP_ERRORS: Final = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 """What reading a damaged or encrypted archive raises."""
 
+_MAX_POINTS: Final = 100_000
+"""Of one hand; the longest outlines have some thousands."""
+
 Ring = list[list[int]]
 """(x, y) whole pixels of a frame of 1920 x 1080."""
 
@@ -305,6 +308,8 @@ def _parse_rings(where: str, segments: object) -> list[Ring]:
     """Return the rings that have an area, in whole pixels, as the authors' renderer cuts them."""
     if not isinstance(segments, list):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: segments should be a list of rings")
+    if sum(len(segment) for segment in segments if isinstance(segment, list)) > _MAX_POINTS:
+        raise RecordError(RejectReason.LABEL_IMPLAUSIBLE, f"{where}: segments have more than {_MAX_POINTS} points")
     rings = []
     for segment in segments:
         try:

@@ -170,6 +170,6 @@ def _person_box(box: object, size: tuple[int, int]) -> list[float] | None:
         return None
     if not all(isinstance(value, int | float) for value in box):
         return None
-    left, top, right, bottom = map(float, box)
+    left, top, right, bottom = box
     fits = 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
-    return [left, top, right, bottom] if fits else None
+    return [float(value) for value in box] if fits else None

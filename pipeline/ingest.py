@@ -8,6 +8,7 @@ and on object stores alike. An interrupted ingest leaves the old records in forc
 import multiprocessing
 import os
 import uuid
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,8 +22,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition, RecordBatch
-from handdata.adapters.files import rejection
+from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition
+from handdata.adapters.files import Fence, fenced, rejection
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records import (
     RECORD_FILE_ROWS,
@@ -262,10 +263,13 @@ def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
 
 def _taken(job: _Job, limit: int | None) -> Iterator[tuple[pa.Table, list[Rejection]]]:
     """Yield the rows that the job's stride and a limit of records leave, some at a time, from either way in."""
+    fence = Fence(job.root)
     if isinstance(job.adapter, BatchAdapter):
-        yield from _taken_of_batches(job.adapter.record_batches(job.root, job.partition), job.stride, limit)
+        batches = (batch.read() for batch in job.adapter.record_batches(job.root, job.partition))
+        yield from _taken_of_batches((_fenced_batch(fence, *batch) for batch in batches), job.stride, limit)
         return
-    rows = _taken_of_rows(job.adapter.records(job.root, job.partition), job.stride, limit)
+    found = (fenced(fence, row) for row in job.adapter.records(job.root, job.partition))
+    rows = _taken_of_rows(found, job.stride, limit)
     while some := list(islice(rows, _ROWS_AT_ONCE)):
         records = records_to_table([row for row in some if isinstance(row, HandRecord)])
         yield records, [row for row in some if isinstance(row, Rejection)]
@@ -285,11 +289,28 @@ def _taken_of_rows(
             return
 
 
+def _fenced_batch(
+    fence: Fence, table: pa.Table, refused: list[tuple[int, Rejection]]
+) -> tuple[pa.Table, list[tuple[int, Rejection]]]:
+    """Return what ``RecordBatch.read`` does, with the rejections that ``fenced`` makes."""
+    outside: list[tuple[int, Rejection]] = []
+    for row, image_uri in enumerate(table["image_uri"].to_pylist()):
+        try:
+            fence.check(image_uri)
+        except RecordError as error:
+            outside.append((row, rejection(table["record_id"][row].as_py(), image_uri, error)))
+    if not outside:
+        return table, refused
+    rows = [row for row, _ in outside]
+    left = table.take(np.delete(np.arange(len(table)), rows))
+    every = sorted([*refused, *outside], key=lambda place: place[0])
+    return left, [(row - bisect_left(rows, row), found) for row, found in every]
+
+
 def _taken_of_batches(
-    batches: Iterator[RecordBatch], stride: int, limit: int | None
+    batches: Iterator[tuple[pa.Table, list[tuple[int, Rejection]]]], stride: int, limit: int | None
 ) -> Iterator[tuple[pa.Table, list[Rejection]]]:
-    for batch in batches:
-        table, refused = batch.read()
+    for table, refused in batches:
         kept = np.flatnonzero(table["frame_index"].to_numpy() % stride == 0)[:limit]
         if len(kept) < len(table):
             table = table.take(kept)

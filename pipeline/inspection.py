@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from handdata.adapters import Adapter, AdapterOptions
+from handdata.adapters.files import Fence, fenced
 from handdata.adapters.roots import find_root
 from handdata.pipeline.frames import open_frames
 from handdata.pipeline.report import inspect_sheet
@@ -44,8 +45,9 @@ def _spread_records(adapter: Adapter, root: Path, count: int) -> list[HandRecord
     chosen = _evenly(partitions, count)
     each = -(-count // max(len(chosen), 1))
     records: list[HandRecord] = []
+    fence = Fence(root)
     for partition in chosen:
-        rows = islice(adapter.records(root, partition), _SCANNED_ROWS)
+        rows = (fenced(fence, row) for row in islice(adapter.records(root, partition), _SCANNED_ROWS))
         records += _evenly([row for row in rows if isinstance(row, HandRecord)], each)
     return records[:count]
 

@@ -129,7 +129,7 @@ def test_a_label_without_segmentation_is_a_record_without_mask(tmp_path: Path) -
     write_sequence(tmp_path, SUBJECT, 0, with_seg=False)
     record = ingest_records(tmp_path)[0]
     assert (record.has_mask, record.mask_extent) == (False, None)
-    with pytest.raises(RecordError, match=r"labels_000000\.npz: lacks the array seg"):
+    with pytest.raises(RecordError, match=r"labels_000000\.npz lacks the array 'seg'"):
         DexYCBAdapter().open_mask(record)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from handdata.adapters import files
 from handdata.adapters.files import (
+    Fence,
     is_file,
     numbers,
     printable,
@@ -23,6 +24,7 @@ from handdata.adapters.files import (
     read_image_size_from,
     read_npz,
     read_npz_and_shapes,
+    read_text,
     rejection,
     require_finite,
     resolve_below,
@@ -247,6 +249,17 @@ def _write_npz(path: Path, kind: str) -> None:
         with zipfile.ZipFile(path, "w") as archive, archive.open("a.npy", "w") as stream:
             np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (9, 9)})
             stream.write(b"\0" * 8)
+    elif kind == "data longer than the shape":
+        with zipfile.ZipFile(path, "w") as archive, archive.open("a.npy", "w") as stream:
+            np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (1,)})
+            stream.write(b"\0" * 80)
+    elif kind == "negative shape":
+        with zipfile.ZipFile(path, "w") as archive, archive.open("a.npy", "w") as stream:
+            np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (-1, -1)})
+            stream.write(b"\0" * 8)
+    elif kind == "header of four gigabytes":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\xff{")
     elif kind == "not an array":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a.npy", b"hi")
@@ -273,6 +286,9 @@ def _write_npz(path: Path, kind: str) -> None:
         ("folder", RejectReason.LABEL_CORRUPT),
         ("without the array", RejectReason.LABEL_CORRUPT),
         ("data shorter than the shape", RejectReason.LABEL_CORRUPT),
+        ("data longer than the shape", RejectReason.LABEL_CORRUPT),
+        ("negative shape", RejectReason.LABEL_CORRUPT),
+        ("header of four gigabytes", RejectReason.LABEL_CORRUPT),
         ("not an array", RejectReason.LABEL_CORRUPT),
         ("bomb", RejectReason.LABEL_CORRUPT),
     ],
@@ -328,3 +344,43 @@ def test_names_that_are_not_text_still_fit_the_rejected_table() -> None:
     assert (row.record_id, row.image_uri) == ("a/\\udcff", "b/\\ud800.jpg")
     assert rejections_to_table([row]).num_rows == 1
     assert printable("plain ü") == "plain ü"
+
+
+def test_a_text_file_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "cameras.txt"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 33)  # takes no room on the disk
+    with pytest.raises(RecordError, match=r"cameras\.txt: is larger than 4194304 bytes") as caught:
+        read_text(path)
+    assert reason_of(caught) == RejectReason.LABEL_CORRUPT
+    path.write_bytes(b"\xff")
+    with pytest.raises(RecordError, match="utf-8"):
+        read_text(path)
+    with pytest.raises(RecordError, match="label_missing"):
+        read_text(tmp_path / "absent.txt")
+
+
+def test_a_long_label_is_quoted_in_part() -> None:
+    row = rejection("a", "b.jpg", RecordError(RejectReason.LABEL_CORRUPT, f"start {'x' * 10_000_000} end"))
+    assert len(row.detail) <= 1000
+    assert row.detail.startswith("start xxx")
+    assert row.detail.endswith("xxx end")
+
+
+def test_links_are_followed_within_the_root_only(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "root-beside"
+    for folder in (root / "inner", outside):
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").write_bytes(b"")
+    (root / "folder").symlink_to(root / "inner")
+    (root / "away").symlink_to(outside)
+    (root / "b.jpg").symlink_to(root / "inner" / "a.jpg")
+    (root / "c.jpg").symlink_to(outside / "a.jpg")
+    (tmp_path / "root-by-link").symlink_to(root)
+    for fence in (Fence(root), Fence(tmp_path / "root-by-link")):
+        fence.check(*(f"{fence.root}/{name}" for name in ("inner/a.jpg", "folder/a.jpg", "b.jpg", "absent.jpg")))
+        fence.check(f"zip://member.jpg::{fence.root}/b.jpg", "s3://bucket/a.jpg", "zip://a.jpg::https://host/b.zip")
+        for name in ("away/a.jpg", "c.jpg", "away/absent.jpg"):
+            with pytest.raises(RecordError, match=rf"{name} is reached by a link to .*root-beside") as caught:
+                fence.check(f"{fence.root}/{name}")
+            assert reason_of(caught) == RejectReason.PATH_ESCAPES_ROOT

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handdata.adapters import json_stream
-from handdata.adapters.json_stream import stream_items, stream_list, stream_list_part, stream_nested_items
+from handdata.adapters.json_stream import read_json, stream_items, stream_list, stream_list_part, stream_nested_items
 from handdata.schemas.errors import RecordError, RejectReason
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=8)
@@ -129,8 +129,9 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
         (b'{"a": 1 "b": 2}', "expected ',' or '}'"),
         (b"{1: 2}", "expected a key"),
         (b'{"a": "\xff"}', "not JSON"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not JSON"),
-        (b'{"a": ' + b"[" * 100_000, "the file ends"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested more than 100 deep"),
+        (b'{"a": ' + b"[" * 100_000, "nested more than 100 deep"),
+        (b'{"a": ' + b"[" * 90, "the file ends"),
     ],
 )
 def test_what_is_not_json_is_refused_with_its_place(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -159,6 +160,14 @@ def test_workers_that_share_a_list_read_each_element_once(
     assert [value for part in parts for value in part] == content
 
 
+def test_a_small_file_is_one_value(tmp_path: Path) -> None:
+    path = write(tmp_path, {"a": [1, None]})
+    assert read_json(path) == {"a": [1, None]}
+    path.write_bytes(path.read_bytes() + b" {}")
+    with pytest.raises(RecordError, match="expected the end of the file"):
+        read_json(path)
+
+
 def test_a_missing_file_and_a_missing_key_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(RecordError) as caught:
         list(stream_items(tmp_path / "absent.json"))
@@ -174,6 +183,13 @@ def test_a_value_that_never_ends_is_refused_before_memory_is_gone(
     path = tmp_path / "labels.json"
     path.write_bytes(b'{"a": [' + b"1," * (4 << 20))
     with pytest.raises(RecordError, match="larger than 1048576 bytes"):
+        list(stream_items(path))
+
+
+def test_a_value_of_millions_of_lists_is_refused_before_they_are_built(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_bytes(b'{"a": [' + b"[]," * 4_000_000 + b"[]]}")
+    with pytest.raises(RecordError, match="one value has 8000002 parts"):
         list(stream_items(path))
 
 

@@ -136,6 +136,8 @@ def test_no_other_callable_is_admitted(tmp_path: Path, call: tuple[Any, ...]) ->
 
 RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
 
+NESTED = b")" + b"2\x86" * 200
+
 
 @pytest.mark.parametrize(
     "content",
@@ -157,6 +159,17 @@ RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85
         b"\x89C\x0812345678tb.",
         b"\x80\x04" + RECONSTRUCT + b"(K\x01K\x01\x85cnumpy\ndtype\nX\x02\x00\x00\x00O8\x85R\x89C\x0812345678tb.",
         b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".",
+        # A key of 2^200 nested tuples, whose hash never comes; as dict, set and frozenset, and through OrderedDict.
+        b"\x80\x04}" + NESTED + b"Ns.",
+        b"\x80\x04}(" + NESTED + b"Nu.",
+        b"\x80\x04(" + NESTED + b"Nd.",
+        b"\x80\x04\x8f(" + NESTED + b"\x90.",
+        b"\x80\x04(" + NESTED + b"\x91.",
+        b"\x80\x04c__builtin__\nset\n" + NESTED + b"\x85\x85R.",
+        b"\x80\x04ccollections\nOrderedDict\n](" + NESTED + b"N\x86e\x85R.",
+        # A shape that, multiplied, is a text of a terabyte.
+        b"\x80\x04" + RECONSTRUCT + b"(K\x01\x8a\x06\x00\x10\xa5\xd4\xe8\x00X\x01\x00\x00\x00x\x86"
+        b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R\x89C\x0812345678tb.",
     ],
 )
 def test_a_damaged_or_hostile_stream_is_corrupt_and_nothing_worse(tmp_path: Path, content: bytes) -> None:

@@ -151,3 +151,24 @@ def test_a_missing_file_is_a_missing_image(tmp_path: Path) -> None:
     with pytest.raises(RecordError) as caught:
         VideoReader(tmp_path / "absent.mp4")
     assert caught.value.reason is RejectReason.IMAGE_MISSING
+
+
+def test_a_playlist_named_as_a_video_does_not_lead_to_other_files(tmp_path: Path, video: Path) -> None:
+    for name, content in (
+        ("hls.mp4", f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{video}\n#EXT-X-ENDLIST\n"),
+        ("concat.mp4", f"ffconcat version 1.0\nfile {video}\n"),
+    ):
+        path = tmp_path / name
+        path.write_text(content)
+        with pytest.raises(RecordError, match=name) as caught:
+            video_info(path)
+        assert caught.value.reason is RejectReason.FRAME_MISSING
+
+
+def test_a_video_of_huge_frames_is_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "clip.mp4", frames=3)
+    monkeypatch.setattr("handdata.adapters.video.MAX_FRAME_PIXELS", 96 * 64 - 1)
+    with pytest.raises(RecordError, match=r"clip\.mp4"):
+        read_frame(path, 0)

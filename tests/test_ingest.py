@@ -82,7 +82,7 @@ class DoubledAdapter:
             split="train",
             sequence_id="s",
             frame_index=1,
-            image_uri=f"/{partition.name}.jpg",
+            image_uri=f"{root}/{partition.name}.jpg",
             width=8,
             height=8,
             viewpoint="exo",
