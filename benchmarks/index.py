@@ -2,13 +2,11 @@
 
     python benchmarks/index.py [--rows N]
 
-Prints what building the index costs, what a loader worker holds, and what drawing a pair takes.
+Prints what building the index costs, what a process holds of it, and what drawing a pair takes.
 """
 
 import argparse
 import gc
-import multiprocessing
-import pickle
 import resource
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ from handdata.pipeline.shards import Shard
 from handdata.trainer.order import TargetOrder
 from handdata.trainer.pairs import PairCandidates
 from handdata.trainer.presets import PairConfig
-from handdata.trainer.sample_index import MappedArrays, source_ranges, without_repeats
+from handdata.trainer.sample_index import source_ranges, without_repeats
 
 SOURCES = 13
 ROWS_A_SHARD = 2000
@@ -42,20 +40,18 @@ def main() -> None:
     counts = np.bincount(rows["shard"].to_numpy(), minlength=len(shards))
     candidates = PairCandidates(rows, list(source_ranges(shards, counts)), PairConfig())
     places = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$")).to_numpy(order="c")
-    mapped = MappedArrays({"row": rows["row"].to_numpy(), "places": places, "sample": rows["sample"].to_numpy()})
+    arrays = {"row": rows["row"].to_numpy(), "places": places, "sample": rows["sample"].to_numpy()}
     order = TargetOrder(candidates.source_targets(np.concatenate([[0], np.cumsum(counts)])), seed=0)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    del rows, places
+    del rows
     gc.collect()
+    held = sum(array.nbytes for array in (*arrays.values(), *candidates.arrays.values()))
     print(f"{count:,} rows in {len(shards):,} shards")
     print(f"index: {seconds:.1f} s, peak {peak:,.0f} MiB of which {before:,.0f} MiB are the rows as generated")
-    print(f"files that processes share: {_shared_mib(mapped, candidates):,.0f} MiB")
-    print(f"sent to a worker: {len(pickle.dumps((candidates, mapped, order))) / 2**20:.2f} MiB")
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        for line in pool.apply(measure_draws, (candidates, mapped, order)):
-            print(line)
+    print(f"held: {held / 2**20:,.0f} MiB")
+    for line in measure_draws(candidates, order):
+        print(line)
 
 
 def generated(count: int) -> tuple[list[Shard], pl.DataFrame]:
@@ -92,40 +88,31 @@ def generated(count: int) -> tuple[list[Shard], pl.DataFrame]:
     )
 
 
-def measure_draws(candidates: PairCandidates, mapped: MappedArrays, order: TargetOrder) -> list[str]:
-    """Draw pairs in a process of its own; return lines about its time and memory."""
-    start = _resident_mib(anonymous=True)
+def measure_draws(candidates: PairCandidates, order: TargetOrder) -> list[str]:
+    """Draw pairs; return lines about the time and memory that it takes."""
+    start = _resident_mib()
     began = time.perf_counter()
     first = order[0]
     first_s = time.perf_counter() - began
     began = time.process_time()
     draws = 20_000
-    for position in range(first_s > 0, draws):
-        rng = np.random.default_rng([0, position, 0])
-        target = candidates.target(order[position])
-        candidates.draw(target, rng)
-        mapped["places"][target].sum()
+    for position in range(draws):
+        candidates.draw(candidates.target(order[position]), np.random.default_rng([0, position, 0]))
     each_us = (time.process_time() - began) / draws * 1e6
-    own = _resident_mib(anonymous=True) - start
+    more = _resident_mib() - start
     jump = time.perf_counter()
     order[37 * len(order) + first]
     jump = time.perf_counter() - jump
     return [
-        f"worker: first position {first_s * 1e3:.0f} ms, then {each_us:.0f} us CPU a pair; any other position, as on "
-        f"--resume, {jump * 1e3:.0f} ms",
-        f"worker: {own:.0f} MiB of its own after {draws:,} pairs",
+        f"first position {first_s * 1e3:.0f} ms, then {each_us:.0f} us CPU a pair; any other position, as on --resume, "
+        f"{jump * 1e3:.0f} ms",
+        f"{more:.0f} MiB more after {draws:,} pairs",
     ]
 
 
-def _shared_mib(mapped: MappedArrays, candidates: PairCandidates) -> float:
-    folders = {mapped.folder, candidates.arrays.folder}
-    return sum(file.stat().st_size for folder in folders for file in folder.iterdir()) / 2**20
-
-
-def _resident_mib(anonymous: bool = False) -> float:
-    field = "RssAnon" if anonymous else "VmRSS"
+def _resident_mib() -> float:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[field].split()[0]) / 1024
+    return int(status["VmRSS"].split()[0]) / 1024
 
 
 if __name__ == "__main__":

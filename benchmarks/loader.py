@@ -5,7 +5,8 @@
 All hold the same JPEG pictures and PNG masks of 512 px, and decode them with the same OpenCV calls. Theirs give single
 frames, of which two count as a pair. The limit is decoding the same bytes from memory in one process, warmed up. Rates
 are by the clock and by the CPU time of a loader's processes, which other work on the machine changes less. The three
-packages that are not ours are installed, once, into an environment of their own in ``~/.cache/handdata``.
+packages that are not ours are installed, once, into an environment of their own in ``~/.cache/handdata``. Their workers
+are processes, ours are threads.
 """
 
 import argparse
@@ -334,7 +335,7 @@ def our_batches(folder: Path, size: int, workers: int, stored: bool) -> Iterable
     from handdata.pipeline.storage import Storage
     from handdata.trainer.autoencoders import load_autoencoder
     from handdata.trainer.latents import open_latents
-    from handdata.trainer.pairs import PairDataset, pair_loader
+    from handdata.trainer.pairs import PairDataset, pair_batches
     from handdata.trainer.presets import AutoencoderConfig, PairConfig
 
     storage = Storage(folder / "ours")
@@ -345,7 +346,7 @@ def our_batches(folder: Path, size: int, workers: int, stored: bool) -> Iterable
     moving = PairConfig(video=1, view=0, still=0)
     dataset = PairDataset(storage, image_size=size, split="train", pairs=moving, latents=latents)
     pairs = FRAMES_A_BATCH // 2
-    return pair_loader(dataset, [range(start, start + pairs) for start in range(0, 10**6, pairs)], workers)
+    return pair_batches(dataset, [range(start, start + pairs) for start in range(0, 10**6, pairs)], workers)
 
 
 def webdataset_batches(folder: Path, size: int, workers: int) -> Iterable[Any]:

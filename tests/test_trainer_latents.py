@@ -12,7 +12,7 @@ from handdata.schemas import FLIP_PERMUTATION, UsageError
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
 from handdata.trainer.latents import EncodeSummary, encode, fingerprint, open_latents
 from handdata.trainer.loop import Trainer, train
-from handdata.trainer.pairs import FramePair, PairDataset, collate_pairs
+from handdata.trainer.pairs import PairDataset
 from handdata.trainer.presets import (
     PRESETS,
     AugmentationConfig,
@@ -108,7 +108,7 @@ def test_stored_latents_give_the_loss_of_pictures(storage: Storage, config: Auto
     timesteps = torch.arange(12) * 83
 
     def losses(dataset: PairDataset) -> torch.Tensor:
-        batch = collate_pairs(dataset.__getitems__(range(12)))
+        batch = dataset.batch(range(12))
         # A network that is new answers zero, whatever it is told.
         torch.manual_seed(1)
         for weight in trainer.model.parameters():
@@ -163,17 +163,18 @@ def test_variants_are_flipped_and_darkened_alike_in_a_sequence(tmp_path: Path) -
     flips = []
     for variant in range(1, 6):
         changed = reader.read([(0, row, variant) for row in range(8)])
-        right_hands = {bool(frame.valid[:21].any()) for frame in changed}
+        right_hands = {bool(valid) for valid in changed.valid[:, :21].any(axis=1)}
         assert len(right_hands) == 1  # all flipped, or none
         flips.append(right_hands == {False})
-        for before, after in zip(plain, changed, strict=True):
-            joints = after.keypoints[FLIP_PERMUTATION] if flips[-1] else after.keypoints
+        for row in range(8):
+            keypoints, moments = changed.keypoints[row], changed.moments[row]
+            joints = keypoints[FLIP_PERMUTATION] if flips[-1] else keypoints
             # The hand's disc lies where the joints are, in the picture and in the mask.
             middle = joints[:21].mean(axis=0)
             x, y = np.round(middle).astype(int)
-            assert after.mask[y, x] == 1
-            assert after.moments[0, :, y, x].mean() > after.moments[0, :, 0, 0].mean()
-            assert not np.array_equal(before.moments, after.moments)
+            assert changed.mask[row, y, x] == 1
+            assert moments[0, :, y, x].mean() > moments[0, :, 0, 0].mean()
+            assert not np.array_equal(plain.moments[row], moments)
     assert set(flips) == {True, False}
 
 
@@ -186,7 +187,7 @@ def test_a_pair_is_of_one_variant_and_training_draws_it(storage: Storage) -> Non
     store = open_latents(storage, autoencoder, config, SIZE)
     dataset = PairDataset(storage, image_size=SIZE, split="train", latents=store, augmentation=AugmentationConfig())
     seen = set()
-    for pair in dataset.__getitems__(range(36)):
+    for pair in (dataset[position] for position in range(36)):
         left = bool(pair.target_valid[21:].any())
         if not pair.reference_dropped:
             assert bool(pair.reference_valid[21:].any()) == left
@@ -199,7 +200,7 @@ def test_a_batch_of_latents_is_stacked(storage: Storage, vae: AutoencoderConfig)
     autoencoder, _ = encoded(storage, vae)
     store = open_latents(storage, autoencoder, vae, SIZE)
     dataset = PairDataset(storage, image_size=SIZE, split="train", latents=store)
-    batch: FramePair = collate_pairs(dataset.__getitems__([0, 1, 2]))
+    batch = dataset.batch([0, 1, 2])
     assert batch.target_image.shape == (3, 2, 4, 8, 8)
     assert batch.target_image.dtype == torch.float16
     assert batch.target_weight.shape == batch.reference_mask.shape == (3, 1, 8, 8)

@@ -1,30 +1,31 @@
-import gc
-import pickle
 import shutil
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch.utils.data import DataLoader
 from trainer_fixtures import SIZE, sample, write_dataset
 
 from handdata.pipeline.shards import list_shards, read_index
 from handdata.pipeline.storage import Storage
-from handdata.schemas import AnnotatedSample, EncodedImage, Split, UsageError
+from handdata.schemas import AnnotatedSample, EncodedImage, RunError, Split, UsageError
 from handdata.schemas.sample import samples_to_table
 from handdata.trainer.augment import resize
 from handdata.trainer.autoencoders import PixelAutoencoder
 from handdata.trainer.conditioning import Task
 from handdata.trainer.pairs import (
+    BATCHES_AHEAD,
     STILL,
     VIDEO,
     VIEW,
     PairDataset,
-    PositionSampler,
+    pair_batches,
     pair_conditions,
 )
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
@@ -111,22 +112,51 @@ def test_rows_without_a_wanted_kind_of_pair_are_left_out(storage: Storage) -> No
     assert len(dataset(storage, still=0.0)) == 80
 
 
-def test_loader_workers_share_the_positions_without_overlap(storage: Storage) -> None:
-    pairs = dataset(storage)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_give_the_batches_of_the_caller_alone_in_their_order(storage: Storage, threads: int) -> None:
+    positions = [range(first, first + 8) for first in range(5, 53, 8)]
+    alone = list(pair_batches(dataset(storage), positions))
+    ahead = list(pair_batches(dataset(storage), positions, threads))
+    assert len(alone) == len(ahead) == 6
+    for one, other in zip(alone, ahead, strict=True):
+        assert all(torch.equal(field, same) for field, same in zip(one, other, strict=True))
+    single = dataset(storage)[5 + 9]
+    assert all(torch.equal(field, same[1]) for field, same in zip(single, alone[1], strict=True))
 
-    def batches(workers: int) -> list[torch.Tensor]:
-        loader = DataLoader(
-            pairs,
-            batch_size=8,
-            sampler=PositionSampler(5, 53),
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-        )
-        return [batch.target_image for batch in loader]
 
-    alone, shared = batches(0), batches(2)
-    assert torch.equal(torch.cat(alone), torch.cat(shared))
-    assert sum(map(len, alone)) == 48
+def test_pairs_from_s3_are_those_of_the_disk_from_any_position(storage: Storage, s3_bucket: str) -> None:
+    url = f"{s3_bucket}/pairs"
+    fsspec.filesystem("s3").put(f"{storage.url}/", url, recursive=True)
+    epoch = len(dataset(storage))
+    positions = [range(first, first + 8) for first in range(epoch // 2, epoch + 16, 8)]
+    local = pair_batches(dataset(storage), positions)
+    remote = pair_batches(dataset(Storage(url)), positions, 2)
+    for one, other in zip(local, remote, strict=True):
+        assert all(torch.equal(field, same) for field, same in zip(one, other, strict=True))
+
+
+def test_threads_do_not_run_ahead_without_end_and_stop_with_the_caller(storage: Storage) -> None:
+    drawn: list[int] = []
+
+    def positions() -> Iterator[range]:
+        for number in range(1000):
+            drawn.append(number)
+            yield range(4 * number, 4 * number + 4)
+
+    batches = pair_batches(dataset(storage), positions(), 2)
+    for _ in range(3):
+        next(batches)
+    batches.close()
+    assert len(drawn) == 3 + 2 * BATCHES_AHEAD
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_a_picture_that_cannot_be_decoded_stops_the_batches_with_one_line(tmp_path: Path) -> None:
+    broken = {"image": EncodedImage(bytes=b"\xff\xd8\xff no picture")}
+    samples = [sample("wave", frame, timestamp_s=frame / 10).model_copy(update=broken) for frame in range(8)]
+    write_dataset(Storage(tmp_path), samples)
+    with pytest.raises(RunError, match="cannot be decoded"):
+        list(pair_batches(dataset(Storage(tmp_path)), [range(8)], 2))
 
 
 def test_a_still_has_an_empty_reference_condition(storage: Storage) -> None:
@@ -360,9 +390,9 @@ def test_only_the_bytes_of_chosen_frames_are_read(storage: Storage, monkeypatch:
         return ranges(self, wanted)
 
     monkeypatch.setattr(Storage, "read_ranges", counted)
-    again = dataset(storage).__getitems__(range(6))
-    for one, other in zip(expected, again, strict=True):
-        assert all(torch.equal(field, same) for field, same in zip(one, other, strict=True))
+    again = dataset(storage).batch(range(6))
+    for number, one in enumerate(expected):
+        assert all(torch.equal(field, same[number]) for field, same in zip(one, again, strict=True))
     files = [storage.open_parquet(shard.name).metadata for shard in list_shards(storage, splits=["train"])]
     stored = sum(file.row_group(group).total_byte_size for file in files for group in range(file.num_row_groups))
     assert 0 < sum(read) < stored / 5
@@ -403,15 +433,3 @@ def test_reduced_decoding_keeps_pictures_and_labels_in_place(tmp_path: Path) -> 
     np.testing.assert_allclose(small.keypoints[:21], full.keypoints[:21], atol=1e-4)
     assert not small.known[:, :3].any()
     assert not small.known[-5:].any()
-
-
-def test_the_index_is_shared_with_other_processes_by_its_path(storage: Storage) -> None:
-    pairs = dataset(storage)
-    copy = pickle.loads(pickle.dumps(pairs))
-    assert len(pickle.dumps(pairs)) < 20_000
-    assert [copy.rows_at(position) for position in range(90)] == [pairs.rows_at(position) for position in range(90)]
-    folder = pairs._rows.folder
-    assert folder.is_dir()
-    del pairs, copy
-    gc.collect()
-    assert not folder.exists()

@@ -13,10 +13,10 @@ form.
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ from handdata.trainer.reading import (
     largest_reduction,
     pictures_of,
 )
-from handdata.trainer.sample_index import READERS, MappedArrays
+from handdata.trainer.sample_index import READERS
 
 LATENT_SCHEMA: Final = pa.schema(
     [
@@ -89,17 +89,19 @@ class EncodeSummary:
     bytes: int
 
 
-class StoredFrame(NamedTuple):
-    """One frame as stored."""
+class StoredFrames(NamedTuple):
+    """N frames as stored."""
 
     moments: NDArray[np.float16]
-    """(2, C, h, w) mean and log variance, or (1, C, h, w)."""
+    """(N, 2, C, h, w) mean and log variance, or (N, 1, C, h, w)."""
     weight: NDArray[np.float16]
-    """(h, w) share of each latent pixel that shows the picture."""
+    """(N, h, w) share of each latent pixel that shows the picture."""
     mask: NDArray[np.float16]
-    """(h, w) 1 on the hands."""
+    """(N, h, w) 1 on the hands."""
     keypoints: FloatArray
+    """(N, 42, 2)"""
     valid: BoolArray
+    """(N, 42)"""
 
 
 def fingerprint(autoencoder: Autoencoder) -> str:
@@ -203,7 +205,7 @@ class LatentStore:
 
 
 class LatentReader:
-    """Frames of stored latents, by shard, row and variant. Cheap to pickle."""
+    """Frames of stored latents, by shard, row and variant. Threads may read at once."""
 
     def __init__(self, store: LatentStore, shards: Sequence[Shard]) -> None:
         self._storage = store.storage
@@ -219,36 +221,33 @@ class LatentReader:
         with ThreadPoolExecutor(READERS) as readers:
             places = list(readers.map(self._read_places, self._names))
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in places])])
-        self._places = MappedArrays({"places": np.concatenate(places)})
-        self._labels: OrderedDict[int, tuple[FloatArray, BoolArray]] = OrderedDict()
+        self._places = np.concatenate(places)
+        self._labels = lru_cache(CACHED_LABELS)(self._read_labels)
 
     @property
     def variants(self) -> int:
         """Stored forms of each frame."""
         return self._settings.variants
 
-    def read(self, wanted: Sequence[tuple[int, int, int]]) -> list[StoredFrame]:
+    def read(self, wanted: Sequence[tuple[int, int, int]]) -> StoredFrames:
         """Return frames given as (shard, row in its file, variant), read at once."""
         rows = [(shard, variant * self._rows_of(shard) + row) for shard, row, variant in wanted]
-        places = [self._places["places"][self._starts[shard] + row].tolist() for shard, row in rows]
+        places = self._places[[self._starts[shard] + row for shard, row in rows]].tolist()
         ranges = [(self._names[shard], start, length) for (shard, _), (start, length) in zip(rows, places, strict=True)]
         settings = self._settings
         channels, side = settings.latent_channels, settings.latent_size
         moments = 2 if settings.has_variance else 1
-        frames = []
-        for (shard, row), data in zip(rows, self._storage.read_ranges(ranges), strict=True):
-            latent = np.frombuffer(data, "<f2").reshape(-1, side, side)
-            keypoints, valid = self._labels_of(shard)
-            frames.append(
-                StoredFrame(
-                    moments=latent[:-2].reshape(moments, channels, side, side),
-                    weight=latent[-2],
-                    mask=latent[-1],
-                    keypoints=keypoints[row],
-                    valid=valid[row],
-                )
-            )
-        return frames
+        # A bytearray: tensors of the arrays may be written to.
+        stored = np.frombuffer(bytearray().join(self._storage.read_ranges(ranges)), "<f2")
+        planes = stored.reshape(len(rows), moments * channels + 2, side, side)
+        labels = [(*self._labels(shard), row) for shard, row in rows]
+        return StoredFrames(
+            moments=np.ascontiguousarray(planes[:, :-2]).reshape(-1, moments, channels, side, side),
+            weight=planes[:, -2],
+            mask=planes[:, -1],
+            keypoints=np.stack([keypoints[row] for keypoints, _, row in labels]),
+            valid=np.stack([valid[row] for _, valid, row in labels]),
+        )
 
     def _rows_of(self, shard: int) -> int:
         return int(self._starts[shard + 1] - self._starts[shard]) // self.variants
@@ -260,18 +259,11 @@ class LatentReader:
             raise UsageError(f"{self._storage.describe(name)} was not written by `handdata encode`", "remove it")
         return places
 
-    def _labels_of(self, shard: int) -> tuple[FloatArray, BoolArray]:
-        if shard not in self._labels:
-            table = self._storage.read_parquet(self._names[shard], ["keypoints_2d", "keypoints_valid"])
-            flat = [
-                table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in table.column_names
-            ]
-            shape = (len(table), KEYPOINT_COUNT)
-            self._labels[shard] = flat[0].reshape(*shape, 2), flat[1].astype(bool).reshape(shape)
-            if len(self._labels) > CACHED_LABELS:
-                self._labels.popitem(last=False)
-        self._labels.move_to_end(shard)
-        return self._labels[shard]
+    def _read_labels(self, shard: int) -> tuple[FloatArray, BoolArray]:
+        table = self._storage.read_parquet(self._names[shard], ["keypoints_2d", "keypoints_valid"])
+        flat = [table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in table.column_names]
+        shape = (len(table), KEYPOINT_COUNT)
+        return flat[0].reshape(*shape, 2), flat[1].astype(bool).reshape(shape)
 
 
 class _Variants:

@@ -52,7 +52,7 @@ from handdata.trainer.history import LossWatch, RunHistory, Stopwatch, run_folde
 from handdata.trainer.latents import LatentStore, open_latents
 from handdata.trainer.metrics import ConditionFollowing, condition_following
 from handdata.trainer.model import DiT
-from handdata.trainer.pairs import FramePair, PairDataset, encode_images, pair_conditions, pair_loader
+from handdata.trainer.pairs import FramePair, PairDataset, encode_images, pair_batches, pair_conditions
 from handdata.trainer.presets import OptimisationConfig, PairConfig, Preset
 from handdata.trainer.tasks import encode_png, figure, gesture_transfer
 
@@ -61,6 +61,8 @@ FINAL_LEARNING_RATE_SHARE: Final = 0.05
 
 LOGGED_EVERY_STEPS: Final = 10
 VALIDATION_PAIRS: Final = 256
+DECODING_THREADS: Final = 8
+"""Of each process that trains on a GPU. On the CPU decoding ahead would only take cores from training."""
 
 OnStep = Callable[[int, int, float, float], None]
 """Called after each step with (steps done, steps in all, loss, samples a second)."""
@@ -111,7 +113,6 @@ def train(
     resume: bool = False,
     init: str | None = None,
     device: str | None = None,
-    workers: int = 0,
     process: Process = Process(),
     on_step: OnStep | None = None,
 ) -> TrainSummary:
@@ -119,7 +120,7 @@ def train(
 
     ``steps`` replaces the preset's number. ``resume`` goes on from the run's latest checkpoint, if it has one; without
     it a run that has checkpoints is refused. ``init`` is a file of published FoundHand weights, of an ImageNet DiT, or
-    of one of our checkpoints. ``device`` is CUDA's where there is one. ``workers`` decode beside the training process.
+    of one of our checkpoints. ``device`` is CUDA's where there is one.
     Several processes (``process``) have joined a ``torch.distributed`` group before.
 
     Raises ``UsageError`` for a dataset without usable pairs and a run that exists, ``WeightsError`` for weights that do
@@ -155,7 +156,8 @@ def train(
     losses: deque[float] = deque(maxlen=LOGGED_EVERY_STEPS)
     watch = LossWatch(monitoring.divergence)
     clock = Stopwatch(settings.batch_size)
-    batches = iter(pair_loader(dataset, MicroBatches(settings, process, first_step, total), workers))
+    threads = DECODING_THREADS if trainer.device.type == "cuda" else 0
+    batches = pair_batches(dataset, MicroBatches(settings, process, first_step, total), threads)
 
     def take_step() -> None:
         losses.append(trainer.training_step(next(batches) for _ in range(micro_batches(settings, process))))
@@ -497,7 +499,7 @@ def _validation_batches(storage: Storage, preset: Preset) -> list[FramePair]:
     if size < 2:
         return []
     count = max(min(VALIDATION_PAIRS, len(dataset)) // size, 1)
-    return list(pair_loader(dataset, [range(first, first + size) for first in range(0, count * size, size)]))
+    return list(pair_batches(dataset, [range(first, first + size) for first in range(0, count * size, size)]))
 
 
 def _pairs_to_show(storage: Storage, preset: Preset) -> tuple[list[Frame], list[Frame]]:

@@ -1,8 +1,8 @@
 """The endless order in which pairs are trained on: sources mixed by weight, rows shuffled within a few files.
 
-Where a target comes in the order follows from (seed, position) alone. Processes and loader workers therefore share the
-work by sharing out positions, whatever their number, and a run goes on at any position without replaying what came
-before: the state of the order is one integer.
+Where a target comes in the order follows from (seed, position) alone. Processes and threads therefore share the work
+by sharing out positions, whatever their number, and a run goes on at any position without replaying what came before:
+the state of the order is one integer.
 
 ``len(order)`` positions are an epoch. In it a source has a fixed number of places, by its weight, spread evenly: each
 ``MIXED_POSITIONS`` have their part of them. A source goes through its own targets again and again, each time in another
@@ -10,10 +10,10 @@ order: its files at random, then rows at random within ``SHUFFLED_FILES`` of the
 the files, and what the operating system must cache of them. With one source an epoch shows each target once.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from functools import lru_cache
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,6 @@ from numpy.typing import NDArray
 MIXED_POSITIONS: Final = 4096
 SHUFFLED_FILES: Final = 64
 _CACHED_WINDOWS_A_SOURCE: Final = 2
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,10 @@ class TargetOrder:
         # Places of each source (columns) in the first so many parts (rows) of an epoch.
         self._mixed = np.arange(windows + 1)[:, None] * self._places[None, :] // windows
         self._mixed_starts = self._mixed.sum(axis=1)
-        self._mix: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
-        self._files: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
-        self._windows: OrderedDict[tuple[int, int, int], NDArray[np.int64]] = OrderedDict()
+        # Kept for the places nearby, which come next. Threads may ask at once.
+        self._mix = lru_cache(2)(self._shuffled_mix)
+        self._file_order = lru_cache(2 * len(sources))(self._shuffled_files)
+        self._window = lru_cache(_CACHED_WINDOWS_A_SOURCE * len(sources))(self._shuffled_window)
 
     def __len__(self) -> int:
         return self._length
@@ -61,9 +59,9 @@ class TargetOrder:
     def __getitem__(self, position: int) -> int:
         source, place = self._place(position)
         turn, index = divmod(place, len(self._sources[source]))
-        files, starts = self._file_order(source, turn)
+        _, starts = self._file_order(source, turn)
         window = int(np.searchsorted(starts, index, side="right")) - 1
-        return int(self._window(source, turn, window, files)[index - starts[window]])
+        return int(self._window(source, turn, window)[index - starts[window]])
 
     def effective_epochs(self, position: int) -> dict[str, float]:
         """Return how often each source's targets have been shown, on average, when ``position`` comes next."""
@@ -85,38 +83,32 @@ class TargetOrder:
             return 0, position
         epoch, index = divmod(position, self._length)
         window = int(np.searchsorted(self._mixed_starts, index, side="right")) - 1
-        key = epoch, window
-        if key not in self._mix:
-            counts = self._mixed[window + 1] - self._mixed[window]
-            mix = np.repeat(np.arange(len(counts)), counts)
-            rng = np.random.default_rng([self._seed, epoch, window, _MIX])
-            _keep(self._mix, key, rng.permutation(mix), 2)
-        mix = self._mix[key]
+        mix = self._mix(epoch, window)
         offset = index - int(self._mixed_starts[window])
         source = int(mix[offset])
         before = int(np.count_nonzero(mix[:offset] == source))
         return source, epoch * int(self._places[source]) + int(self._mixed[window, source]) + before
 
-    def _file_order(self, source: int, turn: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the files of a source in a turn's order, and where its windows begin (and end) in the turn."""
-        key = source, turn
-        if key not in self._files:
-            starts = self._sources[source].file_starts
-            files = np.random.default_rng([self._seed, source, turn, _FILES]).permutation(len(starts) - 1)
-            ends = np.cumsum(np.diff(starts)[files])
-            bounds = np.concatenate([[0], ends[SHUFFLED_FILES - 1 : -1 : SHUFFLED_FILES], ends[-1:]])
-            _keep(self._files, key, (files, bounds), 2 * len(self._sources))
-        return self._files[key]
+    def _shuffled_mix(self, epoch: int, window: int) -> NDArray[np.int64]:
+        """Return the source of each position of a part of an epoch."""
+        counts = self._mixed[window + 1] - self._mixed[window]
+        rng = np.random.default_rng([self._seed, epoch, window, _MIX])
+        return rng.permutation(np.repeat(np.arange(len(counts)), counts))
 
-    def _window(self, source: int, turn: int, window: int, files: NDArray[np.int64]) -> NDArray[np.int64]:
-        key = source, turn, window
-        if key not in self._windows:
-            starts = self._sources[source].file_starts
-            chosen = files[window * SHUFFLED_FILES : (window + 1) * SHUFFLED_FILES]
-            targets = np.concatenate([np.arange(starts[file], starts[file + 1]) for file in chosen])
-            rng = np.random.default_rng([self._seed, source, turn, window, _ROWS])
-            _keep(self._windows, key, rng.permutation(targets), _CACHED_WINDOWS_A_SOURCE * len(self._sources))
-        return self._windows[key]
+    def _shuffled_files(self, source: int, turn: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the files of a source in a turn's order, and where its windows begin (and end) in the turn."""
+        starts = self._sources[source].file_starts
+        files = np.random.default_rng([self._seed, source, turn, _FILES]).permutation(len(starts) - 1)
+        ends = np.cumsum(np.diff(starts)[files])
+        return files, np.concatenate([[0], ends[SHUFFLED_FILES - 1 : -1 : SHUFFLED_FILES], ends[-1:]])
+
+    def _shuffled_window(self, source: int, turn: int, window: int) -> NDArray[np.int64]:
+        """Return the targets of a window of files in the order in which they are shown."""
+        starts = self._sources[source].file_starts
+        files, _ = self._file_order(source, turn)
+        chosen = files[window * SHUFFLED_FILES : (window + 1) * SHUFFLED_FILES]
+        targets = np.concatenate([np.arange(starts[file], starts[file + 1]) for file in chosen])
+        return np.random.default_rng([self._seed, source, turn, window, _ROWS]).permutation(targets)
 
 
 _MIX, _FILES, _ROWS = 2, 3, 4
@@ -142,9 +134,3 @@ def _whole_shares(shares: Sequence[float], total: int) -> NDArray[np.int64]:
     else:
         places[int(np.argmax(places))] += left
     return places
-
-
-def _keep(cache: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> None:
-    cache[key] = value
-    while len(cache) > most:
-        cache.popitem(last=False)

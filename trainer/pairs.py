@@ -6,11 +6,16 @@ reference teaches to copy). Both frames of a pair say the same about which hands
 ``handdata.trainer.sample_index``.
 
 A pair is named by its position in an endless order (``handdata.trainer.order``). All that is random about a pair
-follows from (seed, position), so loader workers and processes share the work by sharing out positions, and a run
-resumes at any position without replaying what came before.
+follows from (seed, position), so threads and processes share the work by sharing out positions, and a run resumes at
+any position without replaying what came before.
+
+Batches are made by threads, not processes: OpenCV decodes outside Python's lock, and a batch that stays in its process
+is not copied. Sending one to another process costs about as much as decoding it.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 import cv2
@@ -20,11 +25,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from handdata.pipeline.shards import list_shards, read_manifest
 from handdata.pipeline.storage import Storage
-from handdata.schemas import Split, UsageError
+from handdata.schemas import KEYPOINT_COUNT, Split, UsageError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.augment import Frame, augment_pair, resize
 from handdata.trainer.autoencoders import Autoencoder, Posterior
@@ -36,11 +40,11 @@ from handdata.trainer.conditioning import (
     to_latent_pixels,
 )
 from handdata.trainer.diffusion import Draws
-from handdata.trainer.latents import LatentReader, LatentStore, StoredFrame
+from handdata.trainer.latents import LatentReader, LatentStore
 from handdata.trainer.order import SourceTargets, TargetOrder, source_shares
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
 from handdata.trainer.reading import EncodedFrame, FrameReader, WantedFrame, labels_of, largest_reduction, pictures_of
-from handdata.trainer.sample_index import MappedArrays, read_rows, source_ranges
+from handdata.trainer.sample_index import read_rows, source_ranges
 
 VIDEO, VIEW, STILL = range(3)
 """Kinds of pairs, in the order of ``KINDS``."""
@@ -49,8 +53,12 @@ KINDS: Final = ("video", "view", "still")
 """Their names, as ``PairConfig`` has them."""
 
 
+BATCHES_AHEAD: Final = 2
+"""Of each decoding thread."""
+
+
 class FramePair(NamedTuple):
-    """One pair, or, as the loader stacks them, a batch of N pairs (then each field has a first axis N).
+    """One pair, or a batch of N pairs (then each field has a first axis N).
 
     Pictures are uint8; S is the training size in pixels. Of stored latents (``DataConfig.latents``) the two images are
     float16 moments of the posterior instead, (2, C, h, w) mean and log variance or (1, C, h, w) the latent itself, and
@@ -76,8 +84,8 @@ class FramePair(NamedTuple):
     """() int64, a ``Task``. Stills ask for a pose change, as the published repair without a reference does."""
 
 
-class PairDataset(Dataset[FramePair]):
-    """The pairs of some shards, by position. Cheap to hand to loader workers: pictures are read on demand.
+class PairDataset:
+    """The pairs of some shards, by position. Pictures are read on demand; threads may ask at once.
 
     Raises ``UsageError`` where no row is usable.
     """
@@ -120,9 +128,7 @@ class PairDataset(Dataset[FramePair]):
         sources = list(source_ranges(self.shards, counts))
         self._candidates = PairCandidates(rows, sources, pairs)
         places = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$").fill_null(0)).to_numpy(order="c")
-        self._rows = MappedArrays(
-            {"row": rows["row"].to_numpy(), "places": places, "sample": rows["sample"].to_numpy()}
-        )
+        self._rows = {"row": rows["row"].to_numpy(), "places": places, "sample": rows["sample"].to_numpy()}
         targets = self._candidates.source_targets(self._shard_starts)
         if not targets:
             raise UsageError(
@@ -141,13 +147,17 @@ class PairDataset(Dataset[FramePair]):
 
     def __getitem__(self, position: int) -> FramePair:
         """Return the pair at a position of the endless order."""
-        return self.__getitems__([position])[0]
+        return FramePair(*(field[0] for field in self.batch([position])))
 
-    def __getitems__(self, positions: Sequence[int]) -> list[FramePair]:
-        """Return the pairs at some positions; their pictures are read at once."""
+    def batch(self, positions: Sequence[int]) -> FramePair:
+        """Return the pairs at some positions, stacked; what they need of files is read at once.
+
+        Pictures lie in memory as they were decoded, channels last, behind (N, 3, S, S).
+        """
         drawn = [self.rows_at(position) for position in positions]
+        tasks = [Task.VIEW_CHANGE if kind == VIEW else Task.POSE_CHANGE for _, _, kind in drawn]
         if self._latents is not None:
-            return self._stored_pairs(self._latents, positions, drawn)
+            return self._stored_batch(self._latents, positions, drawn, tasks)
         encoded = iter(
             self._reader.read(
                 [
@@ -159,11 +169,11 @@ class PairDataset(Dataset[FramePair]):
                 ]
             )
         )
-        pairs = []
-        for position, (_, reference, kind) in zip(positions, drawn, strict=True):
-            target_frame = next(encoded)
-            pairs.append(self._pair(position, kind, target_frame, None if reference is None else next(encoded)))
-        return pairs
+        pairs = (
+            self._decoded(position, kind, next(encoded), None if reference is None else next(encoded))
+            for position, (_, reference, kind) in zip(positions, drawn, strict=True)
+        )
+        return stack_pairs(pairs, tasks, self.image_size)
 
     def rows_at(self, position: int) -> tuple[int, int | None, int]:
         """Return the row of the target, the row of the reference (None for a still) and the kind of the pair."""
@@ -200,30 +210,56 @@ class PairDataset(Dataset[FramePair]):
         (encoded,) = self._reader.read([self._wanted(row, with_mask=True)])
         return resize(encoded.decode(), self.image_size)
 
-    def _pair(self, position: int, kind: int, target: EncodedFrame, reference: EncodedFrame | None) -> FramePair:
+    def _decoded(
+        self, position: int, kind: int, target: EncodedFrame, reference: EncodedFrame | None
+    ) -> tuple[Frame, Frame | None]:
+        """Return both frames of a pair at the training size."""
         frame = target.decode(self._reduction)
         other = None if reference is None else reference.decode(self._reduction)
         if self.augmentation is None:
-            frame = resize(frame, self.image_size)
-            other = None if other is None else resize(other, self.image_size)
-        else:
-            rng = np.random.default_rng([self.seed, position, 1])
-            frame, other = augment_pair(frame, other, kind == VIEW, self.image_size, self.augmentation, rng)
-        return frame_pair(frame, other, _task(kind))
+            return resize(frame, self.image_size), None if other is None else resize(other, self.image_size)
+        rng = np.random.default_rng([self.seed, position, 1])
+        return augment_pair(frame, other, kind == VIEW, self.image_size, self.augmentation, rng)
 
-    def _stored_pairs(
-        self, latents: LatentReader, positions: Sequence[int], drawn: Sequence[tuple[int, int | None, int]]
-    ) -> list[FramePair]:
-        wanted = []
-        for position, (target, reference, _) in zip(positions, drawn, strict=True):
-            rng = np.random.default_rng([self.seed, position, 1])
-            variant = 0 if self.augmentation is None else int(rng.integers(latents.variants))
-            wanted += [(*self._place(row), variant) for row in (target, reference) if row is not None]
-        frames = iter(latents.read(wanted))
-        return [
-            stored_pair(next(frames), None if reference is None else next(frames), _task(kind))
-            for _, reference, kind in drawn
-        ]
+    def _stored_batch(
+        self,
+        latents: LatentReader,
+        positions: Sequence[int],
+        drawn: Sequence[tuple[int, int | None, int]],
+        tasks: Sequence[Task],
+    ) -> FramePair:
+        variants = [0] * len(positions)
+        if self.augmentation is not None:
+            rngs = (np.random.default_rng([self.seed, position, 1]) for position in positions)
+            variants = [int(rng.integers(latents.variants)) for rng in rngs]
+        present = np.array([reference is not None for _, reference, _ in drawn])
+        rows = [(target, variant) for (target, _, _), variant in zip(drawn, variants, strict=True)]
+        rows += [(row, variant) for (_, row, _), variant in zip(drawn, variants, strict=True) if row is not None]
+        frames = latents.read([(*self._place(row), variant) for row, variant in rows])
+        count = len(positions)
+
+        def targets(field: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(field[:count])
+
+        def references(field: NDArray[np.generic]) -> Tensor:
+            if present.all():
+                return torch.from_numpy(field[count:])
+            spread = np.zeros((count, *field.shape[1:]), field.dtype)
+            spread[present] = field[count:]
+            return torch.from_numpy(spread)
+
+        return FramePair(
+            target_image=targets(frames.moments),
+            target_weight=targets(_levels(frames.weight)),
+            target_keypoints=targets(frames.keypoints),
+            target_valid=targets(frames.valid),
+            reference_image=references(frames.moments),
+            reference_mask=references(_levels(frames.mask)),
+            reference_keypoints=references(frames.keypoints),
+            reference_valid=references(frames.valid),
+            reference_dropped=torch.from_numpy(~present),
+            task=torch.tensor(tasks),
+        )
 
     def _place(self, row: int) -> tuple[int, int]:
         """Return a row's shard, and where it stands in it."""
@@ -262,19 +298,17 @@ class PairCandidates:
         fits[by_moment, VIEW] = np.repeat(np.diff(moment_starts) > 1, np.diff(moment_starts))
         source = np.repeat(np.arange(len(sources)), np.diff(self._source_starts))
         targets = np.flatnonzero((fits & (self._weights > 0)[source]).any(axis=1)).astype(np.int32)
-        self.arrays = MappedArrays(
-            {
-                "fits": fits,
-                "time": time,
-                "by_video": by_video,
-                "in_video": _inverse(by_video),
-                "video_starts": _run_starts(video),
-                "by_moment": by_moment,
-                "in_moment": _inverse(by_moment),
-                "moment_starts": moment_starts,
-                "targets": targets,
-            }
-        )
+        self.arrays = {
+            "fits": fits,
+            "time": time,
+            "by_video": by_video,
+            "in_video": _inverse(by_video),
+            "video_starts": _run_starts(video),
+            "by_moment": by_moment,
+            "in_moment": _inverse(by_moment),
+            "moment_starts": moment_starts,
+            "targets": targets,
+        }
 
     def source_targets(self, shard_starts: NDArray[np.int64]) -> list[SourceTargets]:
         """Return the sources to mix; ``shard_starts`` are the rows that begin new files."""
@@ -347,50 +381,25 @@ class PairCandidates:
         return int(self.arrays["by_moment"][other + (other >= place)])
 
 
-class PositionSampler(Sampler[int]):
-    """Gives a loader the positions ``start``, ``start + 1``, ... below ``stop``."""
+def pair_batches(dataset: PairDataset, batches: Iterable[Sequence[int]], threads: int = 0) -> Iterator[FramePair]:
+    """Yield batches of pairs, each given as positions, in their order.
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.stop))
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-def pair_loader(dataset: PairDataset, batches: Iterable[Sequence[int]], workers: int = 0) -> DataLoader[FramePair]:
-    """Return a loader of batches of pairs, each given as positions.
-
-    ``workers`` processes decode beside the caller; 0: the caller itself.
+    ``threads`` decode ahead of the caller, ``BATCHES_AHEAD`` batches each; 0: the caller itself decodes.
     """
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for lists; any sequence will do
-        num_workers=workers,
-        collate_fn=collate_pairs,
-        worker_init_fn=_work_on_one_core if workers else None,
-        multiprocessing_context="spawn" if workers else None,
-    )
-
-
-def _work_on_one_core(_worker: int) -> None:
-    cv2.setNumThreads(1)
-
-
-def collate_pairs(pairs: Sequence[FramePair]) -> FramePair:
-    """Stack pairs. Pictures stay in memory as they were decoded, channels last, behind (N, 3, S, S)."""
-
-    def stacked(name: str, fields: Sequence[Tensor]) -> Tensor:
-        if name in ("target_image", "reference_image") and fields[0].dtype == torch.uint8:
-            batch: Tensor = default_collate([field.permute(1, 2, 0) for field in fields])
-            return batch.permute(0, 3, 1, 2)
-        return torch.as_tensor(default_collate(list(fields)))
-
-    return FramePair(
-        *(stacked(name, fields) for name, fields in zip(FramePair._fields, zip(*pairs, strict=True), strict=True))
-    )
+    if not threads:
+        yield from map(dataset.batch, batches)
+        return
+    pool = ThreadPoolExecutor(threads, "decode", initializer=cv2.setNumThreads, initargs=(1,))
+    ahead: deque[Future[FramePair]] = deque()
+    try:
+        for positions in batches:
+            ahead.append(pool.submit(dataset.batch, positions))
+            if len(ahead) > BATCHES_AHEAD * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def decode_frame(table: pa.Table, row: int) -> Frame:
@@ -400,53 +409,49 @@ def decode_frame(table: pa.Table, row: int) -> Frame:
     return EncodedFrame(image, mask, labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0]).decode()
 
 
-def frame_pair(target: Frame, reference: Frame | None, task: Task) -> FramePair:
-    """Turn two frames of one size into tensors."""
-    empty = Frame(
-        image=np.zeros_like(target.image),
-        mask=np.zeros_like(target.mask),
-        known=np.zeros_like(target.known),
-        keypoints=np.zeros_like(target.keypoints),
-        valid=np.zeros_like(target.valid),
-    )
-    other = reference or empty
+def stack_pairs(pairs: Iterable[tuple[Frame, Frame | None]], tasks: Sequence[Task], size: int) -> FramePair:
+    """Stack pairs of target and reference of ``size`` pixels. Where there is no reference, its fields are zeros.
+
+    Pairs may come from a generator: pictures are copied as they come, while the processor's cache still holds them.
+    """
+    targets, references = _FrameStack(len(tasks), size), _FrameStack(len(tasks), size)
+    for number, (target, reference) in enumerate(pairs):
+        targets.put(number, target, target.known)
+        if reference is None:
+            references.clear(number)
+        else:
+            references.put(number, reference, reference.mask)
     return FramePair(
-        target_image=_channels_first(target.image),
-        target_weight=_channels_first(target.known[..., None]),
-        target_keypoints=torch.tensor(target.keypoints),
-        target_valid=torch.tensor(target.valid),
-        reference_image=_channels_first(other.image),
-        reference_mask=_channels_first(other.mask[..., None]),
-        reference_keypoints=torch.tensor(other.keypoints),
-        reference_valid=torch.tensor(other.valid),
-        reference_dropped=torch.tensor(reference is None),
-        task=torch.tensor(int(task)),
+        target_image=_channels_first(targets.image),
+        target_weight=torch.from_numpy(targets.plane[:, None]),
+        target_keypoints=torch.from_numpy(targets.keypoints),
+        target_valid=torch.from_numpy(targets.valid),
+        reference_image=_channels_first(references.image),
+        reference_mask=torch.from_numpy(references.plane[:, None]),
+        reference_keypoints=torch.from_numpy(references.keypoints),
+        reference_valid=torch.from_numpy(references.valid),
+        reference_dropped=torch.from_numpy(~references.present),
+        task=torch.tensor(tasks),
     )
 
 
-def stored_pair(target: StoredFrame, reference: StoredFrame | None, task: Task) -> FramePair:
-    """Turn two frames of stored latents into tensors."""
-    other = reference or StoredFrame._make(np.zeros_like(field) for field in target)
+class _FrameStack:
+    """The target or reference frames of a batch."""
 
-    def levels(share: NDArray[np.float16]) -> Tensor:
-        return torch.from_numpy(np.round(share[None] * 255).astype(np.uint8))
+    def __init__(self, count: int, size: int) -> None:
+        self.image = np.empty((count, size, size, 3), np.uint8)
+        self.plane = np.empty((count, size, size), np.uint8)
+        self.keypoints = np.empty((count, KEYPOINT_COUNT, 2), np.float32)
+        self.valid = np.empty((count, KEYPOINT_COUNT), np.bool_)
+        self.present = np.ones(count, np.bool_)
 
-    return FramePair(
-        target_image=torch.tensor(target.moments),
-        target_weight=levels(target.weight),
-        target_keypoints=torch.tensor(target.keypoints),
-        target_valid=torch.tensor(target.valid),
-        reference_image=torch.tensor(other.moments),
-        reference_mask=levels(other.mask),
-        reference_keypoints=torch.tensor(other.keypoints),
-        reference_valid=torch.tensor(other.valid),
-        reference_dropped=torch.tensor(reference is None),
-        task=torch.tensor(int(task)),
-    )
+    def put(self, number: int, frame: Frame, plane: ByteArray) -> None:
+        self.image[number], self.plane[number] = frame.image, plane
+        self.keypoints[number], self.valid[number] = frame.keypoints, frame.valid
 
-
-def _task(kind: int) -> Task:
-    return Task.VIEW_CHANGE if kind == VIEW else Task.POSE_CHANGE
+    def clear(self, number: int) -> None:
+        for field in (self.image, self.plane, self.keypoints, self.valid, self.present):
+            field[number] = 0
 
 
 def encode_images(images: Tensor, autoencoder: Autoencoder, draws: Draws | None = None) -> Tensor:
@@ -478,8 +483,13 @@ def pair_conditions(
     return target_cond, ref_cond.masked_fill(batch.reference_dropped.view(-1, 1, 1, 1), 0), batch.task
 
 
-def _channels_first(picture: ByteArray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+def _channels_first(pictures: ByteArray) -> Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+
+
+def _levels(shares: NDArray[np.float16]) -> ByteArray:
+    """Return planes (N, h, w) of shares, 0 to 1, as (N, 1, h, w) of 0 to 255."""
+    return np.rint(shares[:, None].astype(np.float32) * 255).astype(np.uint8)
 
 
 _TOLERANCE: Final = 1e-6
@@ -508,7 +518,8 @@ def _run_starts(values: NDArray[np.generic]) -> NDArray[np.int32]:
 
 
 def _run_around(starts: NDArray[np.int32], place: int) -> tuple[int, int]:
-    run = int(np.searchsorted(starts, place, side="right"))
+    # Of another type than the array, the number would have a copy made of the whole array.
+    run = int(starts.searchsorted(np.int32(place), side="right"))
     return int(starts[run - 1]), int(starts[run])
 
 

@@ -1,8 +1,8 @@
 """Reading chosen frames of annotated shards: only the bytes of their pictures, decoded no larger than needed."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import cv2
@@ -77,13 +77,13 @@ class EncodedFrame:
 
 
 class FrameReader:
-    """Frames of some shards, by file and row. Cheap to pickle; what it caches stays with its process."""
+    """Frames of some shards, by file and row. Threads may read at once."""
 
     def __init__(self, storage: Storage, shards: Sequence[Shard]) -> None:
         self._storage = storage
         self._shards = shards
-        self._labels: OrderedDict[int, Labels] = OrderedDict()
-        self._row_groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._labels = lru_cache(CACHED_LABELS)(self._read_labels)
+        self._row_group = lru_cache(CACHED_ROW_GROUPS)(self._read_row_group)
 
     def read(self, wanted: Sequence["WantedFrame"]) -> list[EncodedFrame]:
         """Return frames as stored, their pictures read at once."""
@@ -102,7 +102,7 @@ class FrameReader:
             else:
                 image = next(parts)
                 mask = next(parts) if frame.places[1][1] else None
-            labels = self.labels(frame.shard)
+            labels = self._labels(frame.shard)
             encoded.append(
                 EncodedFrame(
                     image=image,
@@ -114,27 +114,19 @@ class FrameReader:
             )
         return encoded
 
-    def labels(self, shard: int) -> Labels:
-        """Return the labels of all rows of a shard."""
-        if shard not in self._labels:
-            self._labels[shard] = labels_of(self._storage.read_parquet(self._shards[shard].name, list(LABEL_COLUMNS)))
-            if len(self._labels) > CACHED_LABELS:
-                self._labels.popitem(last=False)
-        self._labels.move_to_end(shard)
-        return self._labels[shard]
+    def _read_labels(self, shard: int) -> Labels:
+        return labels_of(self._storage.read_parquet(self._shards[shard].name, list(LABEL_COLUMNS)))
 
     def _pictures(self, shard: int, row: int) -> tuple[bytes, bytes | None]:
         """Return the encoded picture and mask of a row through its whole row group."""
         with self._storage.open_parquet(self._shards[shard].name) as file:
             ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
         group = int(np.searchsorted(ends, row, side="right"))
-        key = shard, group
-        if key not in self._row_groups:
-            self._row_groups[key] = read_row_group(self._storage, self._shards[shard], group, PIXEL_COLUMNS)
-            if len(self._row_groups) > CACHED_ROW_GROUPS:
-                self._row_groups.popitem(last=False)
-        self._row_groups.move_to_end(key)
-        return pictures_of(self._row_groups[key], row - int(ends[group]) + len(self._row_groups[key]))
+        table = self._row_group(shard, group)
+        return pictures_of(table, row - int(ends[group]) + len(table))
+
+    def _read_row_group(self, shard: int, group: int) -> pa.Table:
+        return read_row_group(self._storage, self._shards[shard], group, PIXEL_COLUMNS)
 
 
 class WantedFrame(NamedTuple):

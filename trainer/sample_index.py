@@ -1,16 +1,8 @@
-"""The rows that a run trains on: chosen by their small columns, as arrays that a node's processes share.
+"""The rows that a run trains on, chosen by their small columns. A row costs about 50 bytes of memory."""
 
-A row costs about 50 bytes. The arrays lie in files of a temporary folder that every process maps: the loader's workers
-share one copy, which the operating system may drop from memory and read again.
-"""
-
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -47,32 +39,6 @@ _EXAMPLE: Final = "an example: --where \"source = 'hagrid' AND sharpness > 50 AN
 
 READERS: Final = 16
 """Files whose index is read at once: on object stores waiting costs the time."""
-
-
-class MappedArrays:
-    """Named arrays in files that all processes of a machine map. Pickles as the folder's path.
-
-    The folder is removed with the object that made it; processes that have mapped it keep their arrays.
-    """
-
-    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="handdata-index-"))
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self._mapped: dict[str, NDArray[Any]] = {}
-        for name, array in arrays.items():
-            np.save(self.folder / f"{name}.npy", array)
-
-    def __getstate__(self) -> Path:
-        return self.folder
-
-    def __setstate__(self, folder: Path) -> None:
-        self.folder, self._mapped = folder, {}
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._mapped:
-            path = self.folder / f"{name}.npy"
-            self._mapped[name] = np.load(path, mmap_mode="r").view(np.ndarray)
-        return self._mapped[name]
 
 
 def read_rows(storage: Storage, shards: Sequence[Shard], split: Split, data: DataConfig) -> pl.DataFrame:

@@ -12,14 +12,13 @@ import cv2
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import default_collate
 
 from handdata.schemas import KEYPOINT_COUNT, SIDES, SKELETON_EDGES, UsageError, hand_rows
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.augment import Frame, inside, resize
 from handdata.trainer.autoencoders import Autoencoder
 from handdata.trainer.conditioning import Task
-from handdata.trainer.pairs import FramePair, frame_pair, pair_conditions
+from handdata.trainer.pairs import FramePair, pair_conditions, stack_pairs
 from handdata.trainer.presets import Preset
 from handdata.trainer.samplers import Progress, sample
 
@@ -46,11 +45,12 @@ def gesture_transfer(
     The same ``seed`` gives the same starting noise.
     """
     device = next(model.parameters()).device
-    pairs = [
-        frame_pair(resize(target, preset.image_size), resize(reference, preset.image_size), Task.POSE_CHANGE)
-        for reference, target in zip(references, targets, strict=True)
-    ]
-    batch = FramePair(*(field.to(device) for field in default_collate(pairs)))
+    size = preset.image_size
+    pairs = (
+        (resize(target, size), resize(reference, size)) for target, reference in zip(targets, references, strict=True)
+    )
+    stacked = stack_pairs(pairs, [Task.POSE_CHANGE] * len(targets), size)
+    batch = FramePair(*(field.to(device) for field in stacked))
     changes = {"steps": steps, "guidance_scale": guidance_scale}
     settings = preset.sampling.model_copy(update={name: value for name, value in changes.items() if value is not None})
     draws = torch.Generator().manual_seed(seed)
