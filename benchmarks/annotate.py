@@ -5,6 +5,7 @@
 The same JPEG files on all sides, in one run, each side timed from its first finished batch to its last:
 
 - two bare loops: what everybody writes (read, decode, detect, keep the result), in two processes at once;
+- two bare loops of MediaPipe's video mode over whole videos, told how many hands each shows: what following can give;
 - ``daft_physical_ai.hands.track_hands(method="mediapipe")`` over the same files, in an environment of its own;
 - ``handdata annotate --keypoints mediapipe --masks none``: read, decode, detect, crop, measure, encode, commit. The
   files once as stills, each a sequence of its own, and once as videos of ``--video-frames`` frames.
@@ -57,43 +58,68 @@ print((rows - first) / (time.perf_counter() - started))
 """
 
 
-def bare_loop(files: list[str], model: str, ready: Barrier, answers: "multiprocessing.Queue[float]") -> None:
-    """Detect in all files; report the seconds since every loop was ready."""
+def bare_loop(
+    videos: list[tuple[int, list[str]]], mode: str, model: str, ready: Barrier, answers: "multiprocessing.Queue[float]"
+) -> None:
+    """Detect in all frames of videos, given with their number of hands; report the seconds since all were ready."""
     import mediapipe
     from mediapipe.tasks.python import BaseOptions, vision
 
-    options = vision.HandLandmarkerOptions(
-        base_options=BaseOptions(model_asset_path=model), num_hands=2, min_hand_detection_confidence=CONFIDENCE
-    )
+    def landmarker(hands: int) -> vision.HandLandmarker:
+        options = vision.HandLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=model),
+            running_mode=vision.RunningMode[mode],
+            num_hands=hands,
+            min_hand_detection_confidence=CONFIDENCE,
+        )
+        return vision.HandLandmarker.create_from_options(options)
+
+    def detect(file: str, hands: int, number: int) -> object:
+        pixels = cv2.imread(file, cv2.IMREAD_COLOR_RGB)
+        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
+        if mode == "VIDEO":
+            return landmarkers[hands].detect_for_video(image, 33 * number)
+        return landmarkers[2].detect(image)
+
     cv2.setNumThreads(1)
-    with vision.HandLandmarker.create_from_options(options) as landmarker:
+    landmarkers = {hands: landmarker(hands) for hands in (1, 2)}
+    for hands in landmarkers:
+        detect(videos[0][1][0], hands, 0)
+    ready.wait()
+    started = time.perf_counter()
+    frames = [(file, hands) for hands, files in videos for file in files]
+    kept = [detect(file, hands, number) for number, (file, hands) in enumerate(frames, start=1)]
+    answers.put(time.perf_counter() - started)
+    assert len(kept) == len(frames)
+    for each in landmarkers.values():
+        each.close()
 
-        def detect(file: str) -> object:
-            pixels = cv2.imread(file, cv2.IMREAD_COLOR_RGB)
-            return landmarker.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels))
 
-        detect(files[0])
-        ready.wait()
-        started = time.perf_counter()
-        kept = [detect(file) for file in files]
-        answers.put(time.perf_counter() - started)
-        assert len(kept) == len(files)
-
-
-def bare_loops_images_per_s(files: list[str]) -> float:
-    """Run the loops at once, each on its share of the files."""
+def bare_loops_images_per_s(videos: list[tuple[int, list[str]]], mode: str) -> float:
+    """Run the loops at once, each on its share of the videos; the rate while both are busy."""
     context = multiprocessing.get_context("spawn")
     ready, answers = context.Barrier(LOOPS), context.Queue()
     model = str(require_weights("hand_landmarker"))
-    loops = [
-        context.Process(target=bare_loop, args=(files[share::LOOPS], model, ready, answers)) for share in range(LOOPS)
-    ]
+    shares = [videos[share::LOOPS] for share in range(LOOPS)]
+    loops = [context.Process(target=bare_loop, args=(share, mode, model, ready, answers)) for share in shares]
     for loop in loops:
         loop.start()
     seconds = [answers.get() for _ in loops]
     for loop in loops:
         loop.join()
-    return len(files) / max(seconds)
+    return sum(len(files) for _, files in videos) / max(seconds)
+
+
+def videos_of(root: Path) -> list[tuple[int, list[str]]]:
+    """Return the frames of each video of a dataset, with how many hands it shows."""
+    adapter = SyntheticAdapter()
+    rows = (row for partition in adapter.partitions(root) for row in adapter.records(root, partition))
+    records = [row for row in rows if isinstance(row, HandRecord)]
+    videos: dict[str, tuple[int, list[str]]] = {}
+    for record in sorted(records, key=lambda record: (record.sequence_id, record.frame_index)):
+        hands, files = videos.get(record.sequence_id, (0, []))
+        videos[record.sequence_id] = max(hands, record.hand_state.count("labelled")), [*files, record.image_uri]
+    return list(videos.values())
 
 
 def daft_images_per_s(files: list[str], folder: Path) -> float:
@@ -151,9 +177,10 @@ def main() -> None:
         stills, videos = Storage(folder / "stills"), Storage(folder / "videos")
         ingest(Stills, root, stills)
         ingest(SyntheticAdapter, root, videos)
-        bare = bare_loops_images_per_s(files)
+        bare = bare_loops_images_per_s(videos_of(root), "IMAGE")
         rates = {
             "two bare MediaPipe loops at once": bare,
+            "the same in video mode": bare_loops_images_per_s(videos_of(root), "VIDEO"),
             "daft-physical-ai track_hands": daft_images_per_s(files, folder),
             "handdata annotate, stills": annotate_images_per_s(stills, options.size),
             "handdata annotate, videos": annotate_images_per_s(videos, options.size),
