@@ -13,7 +13,7 @@ import torch
 from trainer_fixtures import SIZE, sample, write_dataset
 
 from handdata.pipeline.shards import list_shards, read_index
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Storage, table_to_parquet
 from handdata.schemas import AnnotatedSample, EncodedImage, RunError, Split, UsageError
 from handdata.schemas.sample import samples_to_table
 from handdata.trainer.augment import resize
@@ -433,3 +433,16 @@ def test_reduced_decoding_keeps_pictures_and_labels_in_place(tmp_path: Path) -> 
     np.testing.assert_allclose(small.keypoints[:21], full.keypoints[:21], atol=1e-4)
     assert not small.known[:, :3].any()
     assert not small.known[-5:].any()
+
+
+def test_rows_that_were_dropped_meanwhile_are_not_mistaken_for_others(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    write_dataset(storage, [sample("wave", frame, timestamp_s=frame / 10) for frame in range(8)])
+    pairs = dataset(storage)
+    (shard,) = list_shards(storage, splits=["train"])
+    rows = storage.read_parquet(shard.name)
+    storage.write_bytes(shard.name, table_to_parquet(rows.slice(1), 4))
+    with pytest.raises(RunError, match="has changed since this run began") as caught:
+        pairs.batch(range(8))
+    assert "--resume" in caught.value.hint
+    assert len(dataset(storage).batch(range(7)).task) == 7

@@ -38,9 +38,11 @@ from handdata.trainer.reading import (
     CACHED_LABELS,
     LABEL_COLUMNS,
     EncodedFrame,
+    ExpectedRows,
     labels_of,
     largest_reduction,
     pictures_of,
+    require_rows,
 )
 from handdata.trainer.sample_index import READERS
 
@@ -199,16 +201,20 @@ class LatentStore:
     folder: str
     settings: LatentSettings
 
-    def reader(self, shards: Sequence[Shard]) -> "LatentReader":
+    def reader(self, shards: Sequence[Shard], expected: ExpectedRows) -> "LatentReader":
         """Return a reader of the latents of some shards. Raises ``UsageError`` where one is not encoded."""
-        return LatentReader(self, shards)
+        return LatentReader(self, shards, expected)
 
 
 class LatentReader:
-    """Frames of stored latents, by shard, row and variant. Threads may read at once."""
+    """Frames of stored latents, by shard, row and variant. Threads may read at once.
 
-    def __init__(self, store: LatentStore, shards: Sequence[Shard]) -> None:
+    Raises ``RunError`` where a file does not hold the ``expected`` rows any more.
+    """
+
+    def __init__(self, store: LatentStore, shards: Sequence[Shard], expected: ExpectedRows) -> None:
         self._storage = store.storage
+        self._expected = expected
         self._settings = store.settings
         self._names = [_latent_file(store.folder, shard) for shard in shards]
         done = set(self._storage.list_files(store.folder, ".parquet"))
@@ -260,8 +266,10 @@ class LatentReader:
         return places
 
     def _read_labels(self, shard: int) -> tuple[FloatArray, BoolArray]:
-        table = self._storage.read_parquet(self._names[shard], ["keypoints_2d", "keypoints_valid"])
-        flat = [table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in table.column_names]
+        name, labels = self._names[shard], ("keypoints_2d", "keypoints_valid")
+        table = self._storage.read_parquet(name, ["sample_id", *labels])
+        require_rows(self._storage.describe(name), table["sample_id"], *self._expected(shard))
+        flat = [table[label].combine_chunks().flatten().to_numpy(zero_copy_only=False) for label in labels]
         shape = (len(table), KEYPOINT_COUNT)
         return flat[0].reshape(*shape, 2), flat[1].astype(bool).reshape(shape)
 

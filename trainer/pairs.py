@@ -136,8 +136,8 @@ class PairDataset:
                 "annotate more samples, or loosen --where, --licence and the weights of pairs",
             )
         self._order = TargetOrder(targets, seed)
-        self._reader = FrameReader(storage, self.shards)
-        self._latents = None if latents is None else latents.reader(self.shards)
+        self._reader = FrameReader(storage, self.shards, self._rows_of_shard)
+        self._latents = None if latents is None else latents.reader(self.shards, self._rows_of_shard)
         smallest_crop = 1.0 if augmentation is None else augmentation.smallest_crop
         self._reduction = largest_reduction(manifest.image_size, image_size, smallest_crop)
 
@@ -260,6 +260,10 @@ class PairDataset:
             reference_dropped=torch.from_numpy(~present),
             task=torch.tensor(tasks),
         )
+
+    def _rows_of_shard(self, shard: int) -> tuple[NDArray[np.integer], NDArray[np.uint64]]:
+        first, stop = self._shard_starts[shard : shard + 2]
+        return self._rows["row"][first:stop], self._rows["sample"][first:stop]
 
     def _place(self, row: int) -> tuple[int, int]:
         """Return a row's shard, and where it stands in it."""

@@ -1,12 +1,13 @@
 """Reading chosen frames of annotated shards: only the bytes of their pictures, decoded no larger than needed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
+import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -18,6 +19,9 @@ from handdata.schemas.sample import PIXEL_COLUMNS
 from handdata.trainer.augment import Frame
 
 LABEL_COLUMNS: Final = ("keypoints_2d", "keypoints_valid", "pad_ltrb")
+
+ExpectedRows = Callable[[int], tuple[NDArray[np.integer], NDArray[np.uint64]]]
+"""Returns, of a shard by its number, rows and the hashes of their sample ids (polars' own)."""
 
 CACHED_LABELS: Final = 192
 """Files whose labels a process holds, at most 0.8 MB each: those among which rows are shuffled, and neighbours."""
@@ -77,11 +81,15 @@ class EncodedFrame:
 
 
 class FrameReader:
-    """Frames of some shards, by file and row. Threads may read at once."""
+    """Frames of some shards, by file and row. Threads may read at once.
 
-    def __init__(self, storage: Storage, shards: Sequence[Shard]) -> None:
+    Raises ``RunError`` where a file does not hold the ``expected`` rows any more.
+    """
+
+    def __init__(self, storage: Storage, shards: Sequence[Shard], expected: ExpectedRows) -> None:
         self._storage = storage
         self._shards = shards
+        self._expected = expected
         self._labels = lru_cache(CACHED_LABELS)(self._read_labels)
         self._row_group = lru_cache(CACHED_ROW_GROUPS)(self._read_row_group)
 
@@ -115,7 +123,10 @@ class FrameReader:
         return encoded
 
     def _read_labels(self, shard: int) -> Labels:
-        return labels_of(self._storage.read_parquet(self._shards[shard].name, list(LABEL_COLUMNS)))
+        name = self._shards[shard].name
+        table = self._storage.read_parquet(name, ["sample_id", *LABEL_COLUMNS])
+        require_rows(self._storage.describe(name), table["sample_id"], *self._expected(shard))
+        return labels_of(table)
 
     def _pictures(self, shard: int, row: int) -> tuple[bytes, bytes | None]:
         """Return the encoded picture and mask of a row through its whole row group."""
@@ -153,6 +164,13 @@ def largest_reduction(stored_side: int, size: int, smallest_crop: float) -> int:
     return max(fits, default=1)
 
 
+def require_rows(name: str, sample_ids: pa.ChunkedArray, rows: NDArray[np.integer], hashes: NDArray[np.uint64]) -> None:
+    """Raise ``RunError`` where a file's rows are not the samples of which the index was made."""
+    found = pl.Series(sample_ids).hash().to_numpy()
+    if len(rows) and (rows.max() >= len(found) or not np.array_equal(found[rows], hashes)):
+        raise RunError(f"{name} has changed since this run began", _READ_ANEW)
+
+
 def labels_of(table: pa.Table) -> Labels:
     """Return the labels of a table with ``LABEL_COLUMNS``."""
 
@@ -173,6 +191,8 @@ def pictures_of(table: pa.Table, row: int) -> tuple[bytes, bytes | None]:
     return table["image"][row].as_py()["bytes"], None if mask is None else mask["bytes"]
 
 
+_READ_ANEW: Final = "did drop, flag or annotate --overwrite change the dataset? --resume goes on with what is there now"
+
 # OpenCV's flags "reduced, grey" hold the reduction alone; "RGB" beside them makes the picture coloured.
 _REDUCED: Final = {
     1: cv2.IMREAD_COLOR_RGB,
@@ -185,7 +205,7 @@ _REDUCED: Final = {
 def _decode(data: bytes, flag: int) -> ByteArray:
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     if picture is None:
-        raise RunError("a shard holds a picture that cannot be decoded", "annotate its source again")
+        raise RunError("a shard holds a picture that cannot be decoded, or has changed while it was read", _READ_ANEW)
     return np.asarray(picture, dtype=np.uint8)
 
 
