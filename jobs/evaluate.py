@@ -38,6 +38,7 @@ class EvaluationRequest:
 
     Args:
         checkpoint: a checkpoint file or folder, or a run's folder.
+        dataset: whose pairs are drawn; None takes the one that the checkpoint was trained on.
         split: whose pairs are drawn.
         count: pairs at most.
         least_motion: mean motion of a pair's joints, in hand lengths, at least.
@@ -49,6 +50,7 @@ class EvaluationRequest:
     """
 
     checkpoint: str
+    dataset: str | None = None
     split: Split = "val"
     count: int = 200
     least_motion: float = 0.3
@@ -100,7 +102,7 @@ def evaluate(
 
     """
     model, config = load_for_sampling(request.checkpoint)
-    preset = Preset.model_validate(config)
+    preset = Preset.model_validate(config).choosing_rows(dataset=request.dataset)
     moving = preset.pairs.model_copy(update={"video": 1.0, "view": 0.0, "still": 0.0})
     dataset = PairDataset(
         storage, image_size=preset.image_size, split=request.split, pairs=moving, data=preset.data, seed=request.seed

@@ -19,7 +19,7 @@ from handdata.trainer.augment import Frame
 from handdata.trainer.autoencoders import load_autoencoder
 from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.pairs import PairDataset, decode_frame
-from handdata.trainer.presets import PairConfig, Preset
+from handdata.trainer.presets import DataConfig, PairConfig, Preset
 from handdata.trainer.tasks import encode_png, figure, gesture_transfer, pose_frame, read_keypoints
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -35,6 +35,7 @@ class GestureTransferRequest:
 
     Args:
         checkpoint: a checkpoint file or folder, or a run's folder.
+        dataset: that samples come from; None takes the one that the checkpoint was trained on.
         reference: sample id or photograph; None draws pairs from the dataset.
         target: sample id, photograph or keypoint file; None draws it with the reference.
         count: rows of the figure where pairs are drawn.
@@ -45,6 +46,7 @@ class GestureTransferRequest:
     """
 
     checkpoint: str
+    dataset: str | None = None
     reference: str | None = None
     target: str | None = None
     count: int = 6
@@ -68,7 +70,7 @@ def sample_gesture_transfer(
 
     """
     model, config = load_for_sampling(request.checkpoint)
-    preset = Preset.model_validate(config)
+    preset = Preset.model_validate(config).choosing_rows(dataset=request.dataset)
     if (request.reference is None) != (request.target is None):
         raise UsageError("give both --reference and --target, or neither", "neither draws pairs from the dataset")
     if request.reference is None or request.target is None:
@@ -90,9 +92,9 @@ def sample_gesture_transfer(
     return encode_png(figure(references, targets, list(generated)))
 
 
-def _held_out_split(storage: Storage) -> Split:
+def _held_out_split(storage: Storage, dataset: str) -> Split:
     """Return the split to show: validation, else test, else what there is."""
-    present = {split for splits in read_manifest(storage).sources.values() for split in splits}
+    present = {split for splits in read_manifest(storage, dataset).sources.values() for split in splits}
     order: tuple[Split, ...] = ("val", "test", "train")
     return next((split for split in order if split in present), "train")
 
@@ -114,12 +116,13 @@ def _drawn_pairs(storage: Storage, preset: Preset, count: int, seed: int) -> tup
 
 def _pairs_to_show(storage: Storage, preset: Preset, seed: int) -> PairDataset:
     """Return moments of held-out videos, or, in a dataset without videos, views of a moment."""
-    split = _held_out_split(storage)
+    data = DataConfig(dataset=preset.data.dataset)
+    split = _held_out_split(storage, data.dataset)
     videos, views = PairConfig(video=1, view=0, still=0), PairConfig(video=0, view=1, still=0)
     try:
-        return PairDataset(storage, image_size=preset.image_size, split=split, pairs=videos, seed=seed)
+        return PairDataset(storage, image_size=preset.image_size, split=split, pairs=videos, data=data, seed=seed)
     except UsageError:
-        return PairDataset(storage, image_size=preset.image_size, split=split, pairs=views, seed=seed)
+        return PairDataset(storage, image_size=preset.image_size, split=split, pairs=views, data=data, seed=seed)
 
 
 def _frame(name: str, storage: Storage, preset: Preset, settings: AnnotateSettings, weights: Path | None) -> Frame:
@@ -131,7 +134,8 @@ def _frame(name: str, storage: Storage, preset: Preset, settings: AnnotateSettin
         return decode_frame(samples_to_table([sample]), 0)
     for split in ("val", "test", "train"):
         try:
-            dataset = PairDataset(storage, image_size=preset.image_size, split=split)
+            data = DataConfig(dataset=preset.data.dataset)
+            dataset = PairDataset(storage, image_size=preset.image_size, split=split, data=data)
             return dataset.frame(dataset.find(name))
         except UsageError:
             continue

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from diffusers import AutoencoderKL
 from trainer_fixtures import sample, write_dataset
 
 from handdata.cli import app
+from handdata.pipeline.shards import list_shards
 from handdata.pipeline.storage import Storage
 from handdata.schemas import FLIP_PERMUTATION, UsageError
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
@@ -222,3 +224,30 @@ def test_train_and_encode_meet_by_their_settings(storage: Storage, capsys: pytes
     summary = train(preset, storage, "first", steps=2, device="cpu")
     assert summary.loss is not None
     assert summary.validation is not None
+
+
+def test_each_command_of_the_trainer_takes_another_dataset(
+    storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(Path(storage.url) / "dataset", tmp_path / "other")
+    settings = tmp_path / "latents.toml"
+    settings.write_text("[data]\nlatents = true\n[optimisation]\nbatch_size = 4\n")
+
+    def run(*arguments: str) -> str:
+        app([*arguments, "--workspace", str(tmp_path)], standalone_mode=False)
+        return capsys.readouterr().out
+
+    training = ("train", "--config", str(settings), "--gpus", "0")
+    with pytest.raises(UsageError, match="dataset"):
+        run(*training)
+    assert "/other/latents/" in run("encode", "--preset", "tiny", "--dataset", "other", "--gpus", "0").replace("\n", "")
+    run(*training, "--steps", "1", "--dataset", "other")
+    shard = list_shards(Storage(tmp_path), "other", splits=["train"])[0]
+    first, second = Storage(tmp_path).read_parquet(shard.name, ["sample_id"])["sample_id"].to_pylist()[:2]
+    figure = tmp_path / "figure.png"
+    sampling = ("sample", "gesture-transfer", "--reference", first, "--target", second, "--steps", "1")
+    run(*sampling, "--out", str(figure))  # the checkpoint knows the dataset
+    assert figure.is_file()
+    with pytest.raises(UsageError, match=f"{first} is neither"):
+        run(*sampling, "--dataset", "absent", "--out", str(figure))
+    assert not (tmp_path / "dataset").exists()

@@ -117,9 +117,9 @@ def fingerprint(autoencoder: Autoencoder) -> str:
     return digest.hexdigest()[:FINGERPRINT_DIGITS]
 
 
-def latents_folder(config: AutoencoderConfig, autoencoder: Autoencoder, image_size: int) -> str:
+def latents_folder(config: AutoencoderConfig, autoencoder: Autoencoder, image_size: int, dataset: str = DATASET) -> str:
     """Return where the latents of an autoencoder lie in a workspace, at one size of pictures."""
-    return f"{DATASET}/latents/{config.kind}-{fingerprint(autoencoder)}-{image_size}px"
+    return f"{dataset}/latents/{config.kind}-{fingerprint(autoencoder)}-{image_size}px"
 
 
 def encode(
@@ -128,6 +128,7 @@ def encode(
     config: AutoencoderConfig,
     image_size: int,
     *,
+    dataset: str = DATASET,
     variants: int = 1,
     augmentation: AugmentationConfig | None = None,
     device: str | torch.device = "cpu",
@@ -141,7 +142,7 @@ def encode(
 
     Raises ``UsageError`` where the folder holds latents of other settings.
     """
-    folder = latents_folder(config, autoencoder, image_size)
+    folder = latents_folder(config, autoencoder, image_size, dataset)
     side = image_size // autoencoder.factor
     probe = autoencoder.encode(torch.zeros(1, 3, image_size, image_size, device=device))
     settings = LatentSettings(
@@ -162,8 +163,8 @@ def encode(
             f"{storage.describe(folder)} holds {earlier.variants} variants of other settings",
             "encode with the same --variants and augmentation, or remove the folder",
         )
-    stored_side = read_manifest(storage).image_size
-    shards = list_shards(storage)
+    stored_side = read_manifest(storage, dataset).image_size
+    shards = list_shards(storage, dataset)
     done = set(storage.list_files(folder, ".parquet"))
     encoded = [0, 0, 0]
     for number, shard in enumerate(shards, start=1):
@@ -180,10 +181,14 @@ def encode(
 
 
 def open_latents(
-    storage: Storage, autoencoder: Autoencoder, config: AutoencoderConfig, image_size: int
+    storage: Storage,
+    autoencoder: Autoencoder,
+    config: AutoencoderConfig,
+    image_size: int,
+    dataset: str = DATASET,
 ) -> "LatentStore":
     """Return the stored latents of an autoencoder at a size. Raises ``UsageError`` where there are none."""
-    folder = latents_folder(config, autoencoder, image_size)
+    folder = latents_folder(config, autoencoder, image_size, dataset)
     settings = _read_settings(storage, folder)
     if settings is None:
         raise UsageError(

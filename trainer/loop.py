@@ -135,7 +135,7 @@ def train(
     dataset = PairDataset(
         storage,
         image_size=preset.image_size,
-        split=training_split(storage),
+        split=training_split(storage, preset.data.dataset),
         pairs=preset.pairs,
         augmentation=preset.augmentation,
         data=preset.data,
@@ -202,10 +202,10 @@ def train(
     )
 
 
-def training_split(storage: Storage) -> Split:
+def training_split(storage: Storage, dataset: str) -> Split:
     """Return the split to train on: ``train``, or the largest one where a dataset has no such (a test set alone)."""
     samples: Counter[Split] = Counter()
-    for splits in read_manifest(storage).sources.values():
+    for splits in read_manifest(storage, dataset).sources.values():
         for split, counts in splits.items():
             samples[split] += counts.samples
     return "train" if samples["train"] or not samples else samples.most_common(1)[0][0]
@@ -479,12 +479,12 @@ def _latents(storage: Storage, preset: Preset) -> LatentStore | None:
     if not preset.data.latents:
         return None
     autoencoder = load_autoencoder(preset.autoencoder)
-    return open_latents(storage, autoencoder, preset.autoencoder, preset.image_size)
+    return open_latents(storage, autoencoder, preset.autoencoder, preset.image_size, preset.data.dataset)
 
 
 def _validation_batches(storage: Storage, preset: Preset) -> list[FramePair]:
     """Return the same pairs of the held-out split every time, without augmentation; none where it has too few."""
-    if not list_shards(storage, splits=["val"]):
+    if not list_shards(storage, preset.data.dataset, splits=["val"]):
         return []
     dataset = PairDataset(
         storage,
@@ -504,7 +504,7 @@ def _validation_batches(storage: Storage, preset: Preset) -> list[FramePair]:
 
 def _pairs_to_show(storage: Storage, preset: Preset) -> tuple[list[Frame], list[Frame]]:
     """Return references and targets of a few pairs of frames of the held-out split; none where it has none."""
-    if not list_shards(storage, splits=["val"]):
+    if not list_shards(storage, preset.data.dataset, splits=["val"]):
         return [], []
     moving = PairConfig(**preset.pairs.model_dump() | {"still": 0.0})
     try:

@@ -111,15 +111,15 @@ class PairDataset:
         self.image_size = image_size
         self.augmentation = augmentation
         self.seed = seed
-        manifest = read_manifest(storage)
         pairs, data = pairs or PairConfig(), data or DataConfig()
+        manifest = read_manifest(storage, data.dataset)
         unknown = sorted(pairs.sources.keys() - manifest.sources.keys())
         if unknown:
             raise UsageError(
                 f"pairs.sources names {unknown[0]}, which {storage.describe()} does not hold",
                 f"there are {', '.join(manifest.sources)}",
             )
-        self.shards = sorted(list_shards(storage, splits=[split]), key=lambda shard: shard.source)
+        self.shards = sorted(list_shards(storage, data.dataset, splits=[split]), key=lambda shard: shard.source)
         if not self.shards:
             raise UsageError(f"{storage.describe()} has no samples in split {split}", "annotate more samples")
         rows = read_rows(storage, self.shards, split, data)

@@ -176,6 +176,8 @@ class SamplingConfig(Config):
 class DataConfig(Config):
     """Which rows of the dataset a run trains on, and in what form."""
 
+    dataset: str = "dataset"
+    """Its folder in the workspace."""
     where: str | None = None
     """An SQL expression over the columns of a sample: ``sharpness > 50 AND NOT array_contains(flags, 'blurry')``."""
     licences: tuple[str, ...] = ()
@@ -264,9 +266,10 @@ class Preset(Config):
             raise ValueError("alignment needs pictures, and data.latents reads stored latents instead")
         return self
 
-    def choosing_rows(self, where: str | None, licences: Sequence[str]) -> Self:
-        """Return these settings with a condition on the rows and a set of licences, where they are given."""
-        changes: dict[str, object] = {"where": where} if where else {}
+    def choosing_rows(self, where: str | None = None, licences: Sequence[str] = (), dataset: str | None = None) -> Self:
+        """Return these settings with a condition on the rows, a set of licences and a dataset, where they are given."""
+        given = {"where": where, "dataset": dataset}
+        changes: dict[str, object] = {name: value for name, value in given.items() if value}
         if licences:
             changes["licences"] = tuple(name.strip() for name in licences)
         return self.model_copy(update={"data": self.data.model_copy(update=changes)})

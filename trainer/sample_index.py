@@ -55,7 +55,7 @@ def read_rows(storage: Storage, shards: Sequence[Shard], split: Split, data: Dat
     """
     condition, columns = parse_condition(data.where)
     wanted = list(dict.fromkeys((*INDEX_COLUMNS, *columns)))
-    held_out = list_shards(storage, splits=HELD_OUT[split])
+    held_out = list_shards(storage, data.dataset, splits=HELD_OUT[split])
 
     def rows_of(position: int) -> pl.DataFrame:
         table = read_shard_index(storage, shards[position], wanted, PIXEL_COLUMNS)

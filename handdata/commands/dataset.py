@@ -322,6 +322,7 @@ def report(
     ),
     run: Annotated[str | None, typer.Option(metavar="NAME", help="Show this training run's losses.")] = None,
     generated: Annotated[Path | None, typer.Option(metavar="PNG", help="Show this grid of generated hands.")] = None,
+    dataset: DatasetName = "dataset",
 ) -> None:
     """Write one page and one contact sheet about the annotated dataset: pictures, numbers, rejections, losses."""
     from handdata.pipeline.report import read_metrics, write_report
@@ -329,5 +330,5 @@ def report(
 
     storage = Storage(load_settings(workspace=workspace).workspace)
     metrics = read_metrics(storage, run) if run else None
-    files = write_report(storage, out_dir, metrics=metrics, generated=generated)
+    files = write_report(storage, out_dir, dataset=dataset, metrics=metrics, generated=generated)
     print_table("Report", {"page": files.html, "contact sheet": files.png})

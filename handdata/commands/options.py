@@ -163,6 +163,16 @@ DatasetName = Annotated[
     str,
     typer.Option("--dataset", metavar="NAME", callback=_dataset_name, help="A further dataset of the same workspace."),
 ]
+OtherDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        callback=lambda name: None if name is None else _dataset_name(name),
+        help="One of several datasets of the workspace.",
+        show_default="the training run's, else dataset",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handdata.commands.options import AsJson, SplitName, Workspace, load_settings
+from handdata.commands.options import AsJson, OtherDataset, SplitName, Workspace, load_settings
 from handdata.console import ProgressLine, out, print_table
 from handdata.schemas import UsageError
 
@@ -47,13 +47,14 @@ def train(
         typer.Option(metavar="EXPR", help="Only rows for which this SQL expression over the sample columns is true."),
     ] = None,
     licence: Annotated[str | None, typer.Option(metavar="A,B", help="Only rows under these licences.")] = None,
+    dataset: OtherDataset = None,
 ) -> None:
     """Train the two-frame diffusion transformer on the annotated dataset."""
     from handdata.pipeline.storage import Storage
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    chosen = load_preset(preset, config).choosing_rows(where, licence.split(",") if licence else ())
+    chosen = load_preset(preset, config).choosing_rows(where, licence.split(",") if licence else (), dataset)
     with ProgressLine(f"Training {preset}", steps or chosen.optimisation.steps, "steps") as progress:
 
         def show(step: int, total: int, loss: float, rate: float) -> None:
@@ -97,6 +98,7 @@ def encode(
     preset: Annotated[str, typer.Option(metavar="NAME", help="The preset that will be trained.")] = "foundhand-xl",
     config: Annotated[Path | None, typer.Option(metavar="TOML", help="Settings that replace the preset's.")] = None,
     workspace: Workspace = None,
+    dataset: OtherDataset = None,
     autoencoder: Annotated[
         str | None, typer.Option(metavar="KIND", help="sd-vae, taef2 or pixel.", show_default="the preset's")
     ] = None,
@@ -123,7 +125,7 @@ def encode(
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    chosen = load_preset(preset, config)
+    chosen = load_preset(preset, config).choosing_rows(dataset=dataset)
     settings = chosen.autoencoder.changed(autoencoder, weights)
     device = _training_device(gpus) or _training_device(int(_has_cuda())) or "cpu"
     with ProgressLine("Encoding", None, "shards") as progress:
@@ -132,6 +134,7 @@ def encode(
             load_autoencoder(settings, device),
             settings,
             image_size or chosen.image_size,
+            dataset=chosen.data.dataset,
             variants=variants,
             augmentation=chosen.augmentation,
             device=device,
@@ -193,6 +196,7 @@ def evaluate(
     checkpoint: Annotated[
         str | None, typer.Option(metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest")
     ] = None,
+    dataset: OtherDataset = None,
     split: Annotated[SplitName, typer.Option(help="Whose pairs are drawn.")] = SplitName.val,
     count: Annotated[int, typer.Option("--pairs", min=2, metavar="N", help="Pairs at most.")] = 200,
     min_motion: Annotated[
@@ -223,6 +227,7 @@ def evaluate(
     storage = Storage(settings.workspace)
     request = EvaluationRequest(
         checkpoint=checkpoint or storage.describe(f"runs/{run}"),
+        dataset=dataset,
         split=split.value,
         count=count,
         least_motion=min_motion,
@@ -270,6 +275,7 @@ def sample_gesture_transfer(
     checkpoint: Annotated[
         str | None, typer.Option(metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest")
     ] = None,
+    dataset: OtherDataset = None,
     reference: Annotated[
         str | None, typer.Option(metavar="PHOTO_OR_SAMPLE", help="Whose hand.", show_default="drawn from the dataset")
     ] = None,
@@ -293,6 +299,7 @@ def sample_gesture_transfer(
     storage = Storage(settings.workspace)
     request = GestureTransferRequest(
         checkpoint=checkpoint or storage.describe(f"runs/{run}"),
+        dataset=dataset,
         reference=reference,
         target=target,
         count=count,
