@@ -1,4 +1,4 @@
-"""``handdata sample``: find the frames that a user means, run a task on a checkpoint, write the figure.
+"""``handdata sample``: find the frames that a user means, run a task on a checkpoint, return the pictures.
 
 A reference is a sample of the dataset (its id) or a photograph (a path); a target is either of these or a file of 42
 keypoints. Without any, pairs are drawn from the dataset's held-out split.
@@ -10,35 +10,58 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
+import cv2
+import numpy as np
+
+from handdata.pipeline.crop import CropSquare
+from handdata.pipeline.frames import decode_image, read_image_file
 from handdata.pipeline.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Storage
 from handdata.schemas import Split, UsageError, samples_to_table
+from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.augment import Frame
 from handdata.trainer.autoencoders import load_autoencoder
 from handdata.trainer.checkpoints import load_for_sampling
+from handdata.trainer.conditioning import Task
 from handdata.trainer.pairs import PairDataset, decode_frame
 from handdata.trainer.presets import DataConfig, PairConfig, Preset
-from handdata.trainer.tasks import encode_png, figure, gesture_transfer, pose_frame, read_keypoints
+from handdata.trainer.tasks import (
+    figure,
+    filmstrip,
+    gesture_transfer,
+    grid,
+    pose_frame,
+    read_keypoints,
+    repair,
+    unconditional,
+    video,
+)
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _KEYPOINT_FILES = {".npy", ".json"}
 
 _PAIRS_LOOKED_AT = 1000
 """Pairs of the held-out split among which different sequences are chosen."""
+_REPAIR_MARGIN = 0.25
+"""Around the hands, in hand sizes: what is drawn anew."""
+
+OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class GestureTransferRequest:
-    """What ``handdata sample gesture-transfer`` was asked for.
+class SampleRequest:
+    """What ``handdata sample`` was asked for.
 
     Args:
         checkpoint: a checkpoint file or folder, or a run's folder.
         dataset: that samples come from; None takes the one that the checkpoint was trained on.
         reference: sample id or photograph; None draws pairs from the dataset.
         target: sample id, photograph or keypoint file; None draws it with the reference.
-        count: rows of the figure where pairs are drawn.
+        reference_source: where references are drawn; None: where the pairs are.
+        target_source: where targets are drawn.
+        count: rows of the figure where pairs are drawn, pictures, or frames of a video.
         steps: denoising steps; None takes the preset's.
         guidance_scale: None takes the preset's.
         seed: same seed, same pictures.
@@ -49,47 +72,205 @@ class GestureTransferRequest:
     dataset: str | None = None
     reference: str | None = None
     target: str | None = None
+    reference_source: str | None = None
+    target_source: str | None = None
     count: int = 6
     steps: int | None = None
     guidance_scale: float | None = None
     seed: int = 0
 
 
-def sample_gesture_transfer(
-    request: GestureTransferRequest,
-    storage: Storage,
-    settings: AnnotateSettings,
-    weights: Path | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-) -> bytes:
-    """Return a PNG: a row for each pair with reference, target pose, target picture where there is one, and result.
+class Sampling:
+    """A checkpoint that is asked for pictures.
 
     Raises:
-        UsageError: a reference or target is neither a file nor a sample, shows no hand, or only one of them is given.
         WeightsError: the checkpoint is missing or not one of ours.
 
     """
-    model, config = load_for_sampling(request.checkpoint)
-    preset = Preset.model_validate(config).choosing_rows(dataset=request.dataset)
-    if (request.reference is None) != (request.target is None):
-        raise UsageError("give both --reference and --target, or neither", "neither draws pairs from the dataset")
-    if request.reference is None or request.target is None:
-        references, targets = _drawn_pairs(storage, preset, request.count, request.seed)
-    else:
-        references = [_frame(request.reference, storage, preset, settings, weights)]
-        targets = [_frame(request.target, storage, preset, settings, weights)]
-    generated = gesture_transfer(
-        model,
-        load_autoencoder(preset.autoencoder),
-        preset,
-        references,
-        targets,
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        seed=request.seed,
-        progress=on_step,
-    )
-    return encode_png(figure(references, targets, list(generated)))
+
+    def __init__(
+        self, request: SampleRequest, storage: Storage, settings: AnnotateSettings, weights: Path | None = None
+    ) -> None:
+        self._request, self._storage, self._settings, self._weights = request, storage, settings, weights
+        self._model, config = load_for_sampling(request.checkpoint)
+        self._preset = Preset.model_validate(config).choosing_rows(dataset=request.dataset)
+        self._autoencoder = load_autoencoder(self._preset.autoencoder)
+
+    def gesture_transfer(self, progress: OnStep | None = None) -> ByteArray:
+        """Return a figure: a row for each pair with reference, target pose, target picture where known, and result.
+
+        Raises:
+            UsageError: a reference or target is neither a file nor a sample, shows no hand, or only one is given.
+
+        """
+        return self._transferred(self._named_pair() or self._drawn_pairs(), Task.POSE_CHANGE, progress)
+
+    def domain_transfer(self, progress: OnStep | None = None) -> ByteArray:
+        """Return such a figure of poses of one source in the looks of another. Raises as ``gesture_transfer``."""
+        return self._transferred(self._named_pair() or self._pairs_across_sources(), Task.POSE_CHANGE, progress)
+
+    def novel_view(self, progress: OnStep | None = None) -> ByteArray:
+        """Return such a figure of moments seen by another camera. Raises as ``gesture_transfer``."""
+        return self._transferred(self._named_pair() or self._drawn_views(), Task.VIEW_CHANGE, progress)
+
+    def unconditional(self, progress: OnStep | None = None) -> ByteArray:
+        """Return a grid of pictures of which nothing is said."""
+        request = self._request
+        pictures = unconditional(
+            self._model,
+            self._autoencoder,
+            self._preset,
+            request.count,
+            steps=request.steps,
+            seed=request.seed,
+            progress=progress,
+        )
+        return grid(list(pictures))
+
+    def video(self, progress: OnStep | None = None) -> tuple[ByteArray, ByteArray]:
+        """Return the frames (T, S, S, 3) of a video, and a strip of its poses and pictures.
+
+        The poses are those of the video that the target, a sample, belongs to; the reference is its first frame where
+        none is given.
+
+        Raises:
+            UsageError: a reference or target is none, or the dataset has no videos.
+
+        """
+        request = self._request
+        dataset, row = self._sample(request.target) if request.target else self._first_of_a_video()
+        rows = dataset.video_rows(row)[: request.count]
+        targets = [dataset.frame(each) for each in rows]
+        reference = targets[0] if request.reference is None else self._frame(request.reference)
+        frames = video(
+            self._model,
+            self._autoencoder,
+            self._preset,
+            [reference],
+            targets,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            seed=request.seed,
+            progress=progress,
+        )
+        return frames, filmstrip(list(frames), targets)
+
+    def fix(self, photo: Path, progress: OnStep | None = None) -> ByteArray:
+        """Return a photograph (H, W, 3) RGB with its hands drawn anew where MediaPipe finds their keypoints.
+
+        Raises:
+            UsageError: the file is no readable image, or shows no hand that MediaPipe finds.
+
+        """
+        sample = annotate_photo(photo, self._settings, self._weights)
+        frame = decode_frame(samples_to_table([sample]), 0)
+        drawn = repair(
+            self._model,
+            self._autoencoder,
+            self._preset,
+            frame,
+            _around_hands(frame),
+            steps=self._request.steps,
+            guidance_scale=self._request.guidance_scale,
+            seed=self._request.seed,
+            progress=progress,
+        )
+        picture = decode_image(read_image_file(str(photo)), str(photo))
+        return CropSquare.from_xyxy(sample.crop_xyxy, frame.image.shape[0]).paste(picture, drawn, _around_hands(frame))
+
+    def _transferred(self, pairs: list[tuple[Frame, Frame]], task: Task, progress: OnStep | None) -> ByteArray:
+        references, targets = map(list, zip(*pairs, strict=True))
+        generated = gesture_transfer(
+            self._model,
+            self._autoencoder,
+            self._preset,
+            references,
+            targets,
+            task=task,
+            steps=self._request.steps,
+            guidance_scale=self._request.guidance_scale,
+            seed=self._request.seed,
+            progress=progress,
+        )
+        return figure(references, targets, list(generated))
+
+    def _named_pair(self) -> list[tuple[Frame, Frame]]:
+        reference, target = self._request.reference, self._request.target
+        if (reference is None) != (target is None):
+            raise UsageError("give both --reference and --target, or neither", "neither draws pairs from the dataset")
+        return [(self._frame(reference), self._frame(target))] if reference and target else []
+
+    def _pairs(self, pairs: PairConfig, where: str | None = None) -> PairDataset:
+        """Return pairs of the held-out split."""
+        data = DataConfig(dataset=self._preset.data.dataset, where=where)
+        split = _held_out_split(self._storage, data.dataset)
+        size, seed = self._preset.image_size, self._request.seed
+        return PairDataset(self._storage, image_size=size, split=split, pairs=pairs, data=data, seed=seed)
+
+    def _drawn_pairs(self) -> list[tuple[Frame, Frame]]:
+        """Return moments of held-out videos, or, in a dataset without videos, views of a moment."""
+        try:
+            return self._shown(self._pairs(PairConfig(video=1, view=0, still=0)))
+        except UsageError:
+            return self._drawn_views()
+
+    def _drawn_views(self) -> list[tuple[Frame, Frame]]:
+        return self._shown(self._pairs(PairConfig(video=0, view=1, still=0)))
+
+    def _shown(self, dataset: PairDataset) -> list[tuple[Frame, Frame]]:
+        pairs = [dataset.rows_at(position)[:2] for position in range(min(len(dataset), _PAIRS_LOOKED_AT))]
+        # The first pair of every sequence comes before the second of any.
+        turns: Counter[str] = Counter()
+        ranked = []
+        for target, reference in pairs:
+            sequence = dataset.sequence_id(target)
+            ranked.append((turns[sequence], target, reference))
+            turns[sequence] += 1
+        shown = sorted(ranked, key=itemgetter(0))[: self._request.count]
+        return [(dataset.frame(row), dataset.frame(target)) for _, target, row in shown if row is not None]
+
+    def _pairs_across_sources(self) -> list[tuple[Frame, Frame]]:
+        request = self._request
+        sources = request.reference_source, request.target_source
+        if None in sources:
+            raise UsageError(
+                "give --reference-source and --target-source, or --reference and --target",
+                f"this dataset has {', '.join(read_manifest(self._storage, self._preset.data.dataset).sources)}",
+            )
+        stills = PairConfig(video=0, view=0, still=1)
+        frames = []
+        for source in sources:
+            dataset = self._pairs(stills, f"source = '{source}'")
+            rows = [dataset.rows_at(position)[0] for position in range(min(request.count, len(dataset)))]
+            frames.append([dataset.frame(row) for row in rows])
+        return list(zip(*frames, strict=False))
+
+    def _first_of_a_video(self) -> tuple[PairDataset, int]:
+        dataset = self._pairs(PairConfig(video=1, view=0, still=0))
+        return dataset, dataset.rows_at(0)[0]
+
+    def _sample(self, name: str) -> tuple[PairDataset, int]:
+        for split in ("val", "test", "train"):
+            try:
+                data = DataConfig(dataset=self._preset.data.dataset)
+                dataset = PairDataset(self._storage, image_size=self._preset.image_size, split=split, data=data)
+                return dataset, dataset.find(name)
+            except UsageError:
+                continue
+        raise UsageError(
+            f"{name} is neither a picture, a keypoint file nor a sample of {self._storage.describe()}",
+            "a keypoint file (.npy or .json) holds 42 x 2 pixels; sample ids are in the column sample_id",
+        )
+
+    def _frame(self, name: str) -> Frame:
+        path = Path(name)
+        if path.suffix.lower() in _KEYPOINT_FILES and path.is_file():
+            return pose_frame(*read_keypoints(path), size=self._preset.image_size)
+        if path.suffix.lower() in _PICTURES and path.is_file():
+            sample = annotate_photo(path, self._settings, self._weights)
+            return decode_frame(samples_to_table([sample]), 0)
+        dataset, row = self._sample(name)
+        return dataset.frame(row)
 
 
 def _held_out_split(storage: Storage, dataset: str) -> Split:
@@ -99,47 +280,12 @@ def _held_out_split(storage: Storage, dataset: str) -> Split:
     return next((split for split in order if split in present), "train")
 
 
-def _drawn_pairs(storage: Storage, preset: Preset, count: int, seed: int) -> tuple[list[Frame], list[Frame]]:
-    dataset = _pairs_to_show(storage, preset, seed)
-    pairs = [dataset.rows_at(position)[:2] for position in range(min(len(dataset), _PAIRS_LOOKED_AT))]
-    # The first pair of every sequence comes before the second of any.
-    turns: Counter[str] = Counter()
-    ranked = []
-    for target, reference in pairs:
-        sequence = dataset.sequence_id(target)
-        ranked.append((turns[sequence], target, reference))
-        turns[sequence] += 1
-    shown = sorted(ranked, key=itemgetter(0))[:count]
-    references = [dataset.frame(reference) for _, _, reference in shown if reference is not None]
-    return references, [dataset.frame(target) for _, target, _ in shown]
-
-
-def _pairs_to_show(storage: Storage, preset: Preset, seed: int) -> PairDataset:
-    """Return moments of held-out videos, or, in a dataset without videos, views of a moment."""
-    data = DataConfig(dataset=preset.data.dataset)
-    split = _held_out_split(storage, data.dataset)
-    videos, views = PairConfig(video=1, view=0, still=0), PairConfig(video=0, view=1, still=0)
-    try:
-        return PairDataset(storage, image_size=preset.image_size, split=split, pairs=videos, data=data, seed=seed)
-    except UsageError:
-        return PairDataset(storage, image_size=preset.image_size, split=split, pairs=views, data=data, seed=seed)
-
-
-def _frame(name: str, storage: Storage, preset: Preset, settings: AnnotateSettings, weights: Path | None) -> Frame:
-    path = Path(name)
-    if path.suffix.lower() in _KEYPOINT_FILES and path.is_file():
-        return pose_frame(*read_keypoints(path), size=preset.image_size)
-    if path.suffix.lower() in _PICTURES and path.is_file():
-        sample = annotate_photo(path, settings, weights)
-        return decode_frame(samples_to_table([sample]), 0)
-    for split in ("val", "test", "train"):
-        try:
-            data = DataConfig(dataset=preset.data.dataset)
-            dataset = PairDataset(storage, image_size=preset.image_size, split=split, data=data)
-            return dataset.frame(dataset.find(name))
-        except UsageError:
-            continue
-    raise UsageError(
-        f"{name} is neither a picture, a keypoint file nor a sample of {storage.describe()}",
-        "a keypoint file (.npy or .json) holds 42 x 2 pixels; sample ids are in the column sample_id",
-    )
+def _around_hands(frame: Frame) -> BoolArray:
+    """Return where a frame's hands are, with a margin (H, W)."""
+    joints = frame.keypoints[frame.valid]
+    margin = _REPAIR_MARGIN * float(np.ptp(joints, axis=0).max())
+    hull = cv2.convexHull(np.round(joints).astype(np.int32))
+    region = np.zeros(frame.mask.shape, np.uint8)
+    cv2.fillConvexPoly(region, hull, 1)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(margin) + 1,) * 2)
+    return np.asarray((cv2.dilate(region, kernel) > 0) | (frame.mask > 127))

@@ -98,6 +98,21 @@ class CropSquare:
         interpolation = cv2.INTER_AREA if self.side >= self.size else cv2.INTER_LINEAR
         return self._resize(mask.astype(np.uint8) * np.uint8(255), interpolation) >= 128
 
+    def paste(self, image: ByteArray, crop: ByteArray, region: BoolArray) -> ByteArray:
+        """Return a copy of an image in which the ``region`` (N, N) of the square shows ``crop`` (M, M, 3)."""
+        enlarges = crop.shape[0] < self.side
+        pixels = cv2.resize(crop, (self.side, self.side), interpolation=cv2.INTER_CUBIC if enlarges else cv2.INTER_AREA)
+        shown = cv2.resize(region.astype(np.uint8), (self.side, self.side), interpolation=cv2.INTER_NEAREST) > 0
+        top, left = max(self.top, 0), max(self.left, 0)
+        pasted = image.copy()
+        part = pasted[top : max(self.top + self.side, 0), left : max(self.left + self.side, 0)]
+        inside_square = (
+            slice(top - self.top, top - self.top + part.shape[0]),
+            slice(left - self.left, left - self.left + part.shape[1]),
+        )
+        part[shown[inside_square]] = pixels[inside_square][shown[inside_square]]
+        return pasted
+
     def _resize(self, image: ByteArray, interpolation: int) -> ByteArray:
         right, bottom = self.left + self.side, self.top + self.side
         pixels = image[max(self.top, 0) : max(bottom, 0), max(self.left, 0) : max(right, 0)]

@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 from PIL import Image, ImageFile
 
-from handdata.adapters.files import MAX_IMAGE_PIXELS
+from handdata.adapters.files import IMAGE_FORMATS, MAX_IMAGE_PIXELS
 from handdata.adapters.video import VideoReader
 from handdata.pipeline.watchdog import beat
 from handdata.schemas import HandRecord, RecordError, RejectReason
@@ -74,7 +74,7 @@ def decode_image(data: bytes, uri: str) -> ByteArray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise RecordError(
                     RejectReason.IMAGE_TOO_LARGE, f"{uri} announces {image.width} x {image.height} pixels"

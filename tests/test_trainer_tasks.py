@@ -10,10 +10,23 @@ from trainer_fixtures import sample, write_dataset
 from handdata.pipeline.storage import Storage
 from handdata.schemas import UsageError
 from handdata.trainer.autoencoders import PixelAutoencoder
+from handdata.trainer.conditioning import Task
 from handdata.trainer.model import DiT
 from handdata.trainer.pairs import PairDataset
 from handdata.trainer.presets import PRESETS, ModelConfig
-from handdata.trainer.tasks import draw_skeleton, encode_png, figure, gesture_transfer, pose_frame, read_keypoints
+from handdata.trainer.tasks import (
+    draw_skeleton,
+    encode_png,
+    figure,
+    filmstrip,
+    gesture_transfer,
+    grid,
+    pose_frame,
+    read_keypoints,
+    repair,
+    unconditional,
+    video,
+)
 
 PRESET = PRESETS["tiny"].model_copy(
     update={"model": ModelConfig(input_size=32, patch_size=8, latent_channels=3, hidden_size=32, depth=1, num_heads=2)}
@@ -54,6 +67,70 @@ def test_gesture_transfer_takes_a_pose_without_a_picture(dataset: PairDataset, n
         return gesture_transfer(network, PixelAutoencoder(), PRESET, [dataset.frame(0)], [frame], steps=2)  # type: ignore[list-item]
 
     np.testing.assert_array_equal(draw(target), draw(pose))
+
+
+def test_the_task_reaches_the_network(dataset: PairDataset, network: DiT) -> None:
+    torch.nn.init.normal_(network.task_embedding.weight)
+    torch.nn.init.normal_(network.final_layer.modulation.weight, std=0.1)
+
+    def draw(task: Task) -> np.ndarray:
+        frames = [dataset.frame(0)], [dataset.frame(1)]
+        return gesture_transfer(network, PixelAutoencoder(), PRESET, *frames, task=task, steps=2)
+
+    assert (draw(Task.POSE_CHANGE) != draw(Task.VIEW_CHANGE)).any()
+
+
+def test_unconditional_pictures_are_those_of_the_null_condition(network: DiT) -> None:
+    asked: list[tuple[torch.Tensor, ...]] = []
+    network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs))
+    pictures = unconditional(network, PixelAutoencoder(), PRESET, 3, steps=2)
+    assert pictures.shape == (3, 32, 32, 3)
+    assert len(asked) == 2
+    for _, _, target_cond, ref_cond, task in asked:
+        assert not target_cond.any()
+        assert not ref_cond.any()
+        assert (task == Task.NULL).all()
+    assert grid(list(pictures), tile_px=32).shape == (2 * 36, 2 * 36, 3)
+
+
+def test_frames_of_a_video_start_from_one_noise_and_are_shown_the_frame_before(
+    dataset: PairDataset, network: DiT
+) -> None:
+    shown: list[tuple[torch.Tensor, ...]] = []
+    network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs))
+    reference, targets = dataset.frame(0), [dataset.frame(row) for row in (1, 2, 1)]
+    preset = PRESET.model_copy(update={"sampling": PRESET.sampling.model_copy(update={"guidance_scale": 1.0})})
+    frames = video(network, PixelAutoencoder(), preset, [reference], targets, steps=20)
+    assert frames.shape == (3, 32, 32, 3)
+    starts = [inputs[0] for inputs in shown[::20]]
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2])
+    references = [inputs[3] for inputs in shown]
+    assert all(torch.equal(each, references[0]) for each in references[:20])
+    for number in (1, 2):
+        made = [each for each in references[20 * number : 20 * (number + 1)] if not torch.equal(each, references[0])]
+        assert 3 < len(made) < 17
+        assert all(torch.equal(each, made[0]) for each in made)
+        latent = torch.from_numpy(frames[number - 1]).permute(2, 0, 1) / 127.5 - 1
+        assert (made[0][0, :3].clamp(-1, 1) - latent).abs().max() < 1 / 127
+        assert not made[0][:, -1].any()  # no mask
+        assert made[0][:, 3:-1].any()  # the pose that it was asked for
+    assert filmstrip(list(frames), targets, tile_px=32).shape == (2 * 36, 3 * 36, 3)
+
+
+def test_repair_draws_the_region_and_keeps_the_rest(dataset: PairDataset, network: DiT) -> None:
+    frame = dataset.frame(0)
+    region = np.zeros((32, 32), bool)
+    region[8:24, 8:20] = True
+
+    def draw(seed: int) -> np.ndarray:
+        return repair(network, PixelAutoencoder(), PRESET, frame, region, steps=12, resamples=2, seed=seed)
+
+    drawn = draw(0)
+    np.testing.assert_array_equal(drawn[~region], frame.image[~region])
+    assert (drawn[region] != frame.image[region]).mean() > 0.5
+    np.testing.assert_array_equal(drawn, draw(0))
+    assert (drawn != draw(1)).any()
 
 
 def test_the_figure_has_a_row_a_pair_and_grey_where_the_truth_is_unknown(dataset: PairDataset) -> None:

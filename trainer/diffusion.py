@@ -106,6 +106,11 @@ class Diffusion(nn.Module):
         """Return x_t (N, C, H, W): the clean latent ``x0`` with ``noise`` mixed in up to step ``index`` (N,)."""
         return _at(self.signal, index) * x0 + _at(self.noise, index) * noise
 
+    def add_step_noise(self, x_previous: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        """Return x_t from x_(t-1) (N, C, H, W): one step of the forward process, to step ``index`` (N,)."""
+        beta = _at(self.log_beta, index).exp()
+        return (1 - beta).sqrt() * x_previous + beta.sqrt() * noise
+
     def predict_x0(self, x_t: Tensor, noise: Tensor, index: Tensor) -> Tensor:
         """Return the clean latent that x_t would come from if ``noise`` were what it holds."""
         # Not (x_t - noise part) / signal: the published order of operations, which rounds in the same places.

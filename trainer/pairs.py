@@ -200,6 +200,10 @@ class PairDataset:
             raise UsageError(f"no sample {sample_id} in {self.storage.describe()}")
         return int(found[0])
 
+    def video_rows(self, row: int) -> list[int]:
+        """Return the rows of the video that a row belongs to, in order of time."""
+        return self._candidates.video_rows(row)
+
     def sequence_id(self, row: int) -> str:
         """Return the sequence that a row belongs to."""
         shard, place = self._place(row)
@@ -355,6 +359,11 @@ class PairCandidates:
             share = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
             shares[name] = (share * counts[:, None]).sum(axis=0) / max(1, len(fits))
         return shares
+
+    def video_rows(self, row: int) -> list[int]:
+        """Return the rows of a row's video, in order of time."""
+        first, stop = _run_around(self.arrays["video_starts"], int(self.arrays["in_video"][row]))
+        return [int(other) for other in self.arrays["by_video"][first:stop]]
 
     def _source(self, row: int) -> int:
         return int(np.searchsorted(self._source_starts, row, side="right")) - 1

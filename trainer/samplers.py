@@ -8,10 +8,12 @@ Three small parts that tasks combine:
 - ``denoise``: the loop over steps, for the exact DDPM of the paper and for diffusers' fast schedulers.
 
 ``sample`` joins them for the plain case: fixed conditions, such as gesture transfer and unconditional samples.
+``repaint`` is a loop of its own: it draws a part of a latent.
 """
 
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -84,21 +86,13 @@ def denoise(
     schedule = diffusion or DiffusionConfig()
     process = Diffusion(schedule).to(noise.device)
 
-    def clipped(output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        output = process.noise_output(output, x_t, t)
-        if clip_x0 is None:
-            return output
-        channels = x_t.shape[1]
-        x0 = process.predict_x0(x_t, output[:, :channels], t).clamp(-clip_x0, clip_x0)
-        return torch.cat([process.predict_noise(x_t, x0, t), output[:, channels:]], dim=1)
-
     x = noise
     if scheduler == "ddpm":
         respaced = Diffusion(schedule, steps).to(noise.device)
         for done in range(steps):
             index = torch.full((len(x),), steps - 1 - done, device=x.device)
             t = respaced.timestep_map[index]
-            output = clipped(predict(x, t).float(), x, t)
+            output = _clipped(process, predict(x, t).float(), x, t, clip_x0)
             x = respaced.draw_previous(respaced.reverse_step(output, x, index), index, generator)
             if progress:
                 progress(done + 1, steps)
@@ -111,7 +105,7 @@ def denoise(
         fast.set_timesteps(steps, device=noise.device)
     for done, timestep in enumerate(fast.timesteps):
         t = timestep.expand(len(x))
-        output = clipped(predict(x, t).float(), x, t)
+        output = _clipped(process, predict(x, t).float(), x, t, clip_x0)
         x = fast.step(output[:, : x.shape[1]], timestep, x).prev_sample
         if progress:
             progress(done + 1, len(fast.timesteps))
@@ -153,6 +147,72 @@ def sample(
         generator=generator,
         progress=progress,
     )
+
+
+@torch.no_grad()
+def repaint(
+    predict: Predict,
+    known: Tensor,
+    region: Tensor,
+    *,
+    steps: int,
+    diffusion: DiffusionConfig | None = None,
+    clip_x0: float | None = None,
+    jump: int = 10,
+    resamples: int = 10,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw the ``region`` (N or 1, 1, H, W, bool) of a latent anew so that it fits the rest, which stays ``known``.
+
+    RePaint (Lugmayr et al. 2022, algorithm 1), with the exact DDPM: after every step the rest is the known latent with
+    that step's noise. Each ``jump`` steps are taken ``resamples`` times, going back by adding noise, so that what
+    is drawn and what is known come to agree.
+    """
+    schedule = diffusion or DiffusionConfig()
+    process, respaced = Diffusion(schedule).to(known.device), Diffusion(schedule, steps).to(known.device)
+    order = _jumping(steps, jump, resamples)
+    x = draw_noise(known.shape, known.device, generator)
+    for done, (now, after) in enumerate(pairwise(order), start=1):
+        index = torch.full((len(x),), now - 1, device=x.device)
+        if after < now:
+            t = respaced.timestep_map[index]
+            output = _clipped(process, predict(x, t).float(), x, t, clip_x0)
+            x = respaced.draw_previous(respaced.reverse_step(output, x, index), index, generator)
+            rest = known
+            if after:
+                rest = respaced.add_noise(known, draw_noise(known.shape, known.device, generator), index - 1)
+            x = torch.where(region, x, rest)
+        else:
+            x = respaced.add_step_noise(x, draw_noise(x.shape, x.device, generator), index + 1)
+        if progress:
+            progress(done, len(order) - 1)
+    return x
+
+
+def _jumping(steps: int, jump: int, resamples: int) -> list[int]:
+    """Return the noise levels that RePaint goes through, from ``steps`` to 0, each step down or up by one."""
+    left = dict.fromkeys(range(1, steps - jump + 1, jump), resamples - 1)
+    order, level = [steps], steps
+    while level > 0:
+        level -= 1
+        order.append(level)
+        if left.get(level, 0) > 0:
+            left[level] -= 1
+            for _ in range(jump):
+                level += 1
+                order.append(level)
+    return order
+
+
+def _clipped(process: Diffusion, output: Tensor, x_t: Tensor, t: Tensor, clip_x0: float | None) -> Tensor:
+    """Return an output with noise in its first channels that leaves the clean latent within +- ``clip_x0``."""
+    output = process.noise_output(output, x_t, t)
+    if clip_x0 is None:
+        return output
+    channels = x_t.shape[1]
+    x0 = process.predict_x0(x_t, output[:, :channels], t).clamp(-clip_x0, clip_x0)
+    return torch.cat([process.predict_noise(x_t, x0, t), output[:, channels:]], dim=1)
 
 
 class _Scheduler(Protocol):

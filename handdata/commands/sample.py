@@ -1,0 +1,254 @@
+"""``handdata sample TASK``: pictures from a trained checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from handdata.commands.options import OtherDataset, Workspace, load_settings
+from handdata.console import ProgressLine, out
+from handdata.schemas import UsageError
+
+if TYPE_CHECKING:
+    from handdata.jobs.sample import Sampling
+    from handdata.schemas.arrays import ByteArray
+
+sample_app = typer.Typer(no_args_is_help=True, help="Make pictures with a trained checkpoint.")
+
+RunName = Annotated[str, typer.Option("--run", metavar="NAME", help="A training run of the workspace.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option("--checkpoint", metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest"),
+]
+Reference = Annotated[
+    str | None, typer.Option("--reference", metavar="PHOTO_OR_SAMPLE", help="Whose hand.", show_default="drawn")
+]
+Target = Annotated[
+    str | None,
+    typer.Option("--target", metavar="PHOTO_OR_KEYPOINTS_OR_SAMPLE", help="Which pose.", show_default="drawn"),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", min=1, metavar="N", help="Denoising.", show_default="the preset's")
+]
+GuidanceScale = Annotated[
+    float | None, typer.Option("--guidance-scale", min=0, metavar="SCALE", show_default="the preset's")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same pictures.")]
+Count = Annotated[int, typer.Option("--n", min=1, metavar="N", help="How many.")]
+Figure = Annotated[Path, typer.Option("--out", metavar="PNG", help="The figure.")]
+
+REPAIR_GUIDANCE = 3.0
+"""As published: more than for other tasks, since keypoints are all that is told of the hands."""
+
+
+@sample_app.command(
+    "gesture-transfer",
+    epilog="Example: handdata sample gesture-transfer --reference me.jpg --target pose.jpg --out me-posing.png",
+)
+def gesture_transfer(
+    workspace: Workspace = None,
+    run: RunName = "default",
+    checkpoint: Checkpoint = None,
+    dataset: OtherDataset = None,
+    reference: Reference = None,
+    target: Target = None,
+    count: Count = 6,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: Seed = 0,
+    out_file: Figure = Path("gesture-transfer.png"),
+) -> None:
+    """Draw a reference's hand in the pose of a target: a figure of reference, pose, truth and result."""
+    sampling = _sampling(
+        workspace,
+        run,
+        checkpoint,
+        dataset=dataset,
+        reference=reference,
+        target=target,
+        count=count,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+    with ProgressLine("Sampling", None, "steps") as progress:
+        picture = sampling.gesture_transfer(lambda step, total: progress.set(step, total=total))
+    _write(out_file, picture)
+
+
+@sample_app.command(
+    "domain-transfer",
+    epilog="Example: handdata sample domain-transfer --reference-source hagrid --target-source rhd",
+)
+def domain_transfer(
+    workspace: Workspace = None,
+    run: RunName = "default",
+    checkpoint: Checkpoint = None,
+    dataset: OtherDataset = None,
+    reference: Reference = None,
+    target: Target = None,
+    reference_source: Annotated[str | None, typer.Option(metavar="NAME", help="Whose looks.")] = None,
+    target_source: Annotated[str | None, typer.Option(metavar="NAME", help="Whose poses.")] = None,
+    count: Count = 6,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: Seed = 0,
+    out_file: Figure = Path("domain-transfer.png"),
+) -> None:
+    """Draw the poses of one source in the looks of another, as synthetic hands in the looks of photographs."""
+    sampling = _sampling(
+        workspace,
+        run,
+        checkpoint,
+        dataset=dataset,
+        reference=reference,
+        target=target,
+        reference_source=reference_source,
+        target_source=target_source,
+        count=count,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+    with ProgressLine("Sampling", None, "steps") as progress:
+        picture = sampling.domain_transfer(lambda step, total: progress.set(step, total=total))
+    _write(out_file, picture)
+
+
+@sample_app.command(
+    "novel-view", epilog="Example: handdata sample novel-view --reference me.jpg --target projected-keypoints.npy"
+)
+def novel_view(
+    workspace: Workspace = None,
+    run: RunName = "default",
+    checkpoint: Checkpoint = None,
+    dataset: OtherDataset = None,
+    reference: Reference = None,
+    target: Target = None,
+    count: Count = 6,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: Seed = 0,
+    out_file: Figure = Path("novel-view.png"),
+) -> None:
+    """Draw the moment of a reference as another camera sees it, given the keypoints there."""
+    sampling = _sampling(
+        workspace,
+        run,
+        checkpoint,
+        dataset=dataset,
+        reference=reference,
+        target=target,
+        count=count,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+    with ProgressLine("Sampling", None, "steps") as progress:
+        picture = sampling.novel_view(lambda step, total: progress.set(step, total=total))
+    _write(out_file, picture)
+
+
+@sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --n 24 --out me-waving.webp")
+def video(
+    workspace: Workspace = None,
+    run: RunName = "default",
+    checkpoint: Checkpoint = None,
+    dataset: OtherDataset = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="PHOTO_OR_SAMPLE", help="Whose hand.", show_default="the video's first frame"),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="SAMPLE", help="A frame of the video whose poses are taken.")
+    ] = None,
+    count: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Frames.")] = 12,
+    fps: Annotated[float, typer.Option(min=1, max=60, help="Of the written video.")] = 10,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: Seed = 0,
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="WEBP_OR_GIF", help="The video; a strip of its frames goes beside it.")
+    ] = Path("video.webp"),
+) -> None:
+    """Draw a hand in the poses of a video of the dataset, frame after frame from the same noise."""
+    if out_file.suffix.lower() not in (".webp", ".gif"):
+        raise UsageError(f"--out {out_file}: neither .webp nor .gif", "other programs make films of either")
+    sampling = _sampling(
+        workspace,
+        run,
+        checkpoint,
+        dataset=dataset,
+        reference=reference,
+        target=target,
+        count=count,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+    with ProgressLine("Sampling", None, "frames") as progress:
+        frames, strip = sampling.video(lambda frame, total: progress.set(frame, total=total))
+    from PIL import Image
+
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    out_file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    first.save(out_file, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    _write(out_file.with_suffix(".png"), strip)
+
+
+@sample_app.command("fix", epilog="Example: handdata sample fix malformed.png --out repaired.png")
+def fix(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture with malformed hands.")],
+    workspace: Workspace = None,
+    run: RunName = "default",
+    checkpoint: Checkpoint = None,
+    steps: Steps = None,
+    guidance_scale: Annotated[float, typer.Option(min=0, metavar="SCALE")] = REPAIR_GUIDANCE,
+    seed: Seed = 0,
+    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="The repaired picture.")] = Path("fixed.png"),
+) -> None:
+    """Draw the hands of a picture anew where MediaPipe finds their keypoints; the rest stays as it is."""
+    sampling = _sampling(workspace, run, checkpoint, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    with ProgressLine("Repairing", None, "steps") as progress:
+        picture = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
+    _write(out_file, picture)
+
+
+@sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")
+def unconditional(
+    workspace: Workspace = None,
+    run: RunName = "default",
+    checkpoint: Checkpoint = None,
+    count: Count = 16,
+    steps: Steps = None,
+    seed: Seed = 0,
+    out_file: Figure = Path("unconditional.png"),
+) -> None:
+    """Draw hands of which nothing is said: what the network takes hands to be."""
+    sampling = _sampling(workspace, run, checkpoint, count=count, steps=steps, seed=seed)
+    with ProgressLine("Sampling", None, "steps") as progress:
+        picture = sampling.unconditional(lambda step, total: progress.set(step, total=total))
+    _write(out_file, picture)
+
+
+def _sampling(workspace: str | None, run: str, checkpoint: str | None, **request: object) -> "Sampling":
+    from handdata.jobs.sample import SampleRequest, Sampling
+    from handdata.pipeline.storage import Storage
+
+    settings = load_settings(workspace=workspace)
+    storage = Storage(settings.workspace)
+    chosen = checkpoint or storage.describe(f"runs/{run}")
+    return Sampling(
+        SampleRequest(checkpoint=chosen, **request),  # type: ignore[arg-type]
+        storage,
+        settings.annotate,
+        settings.weights,
+    )
+
+
+def _write(file: Path, picture: "ByteArray") -> None:
+    from handdata.pipeline.storage import Storage
+    from handdata.trainer.tasks import encode_png
+
+    Storage(file.absolute().parent).write_bytes(file.name, encode_png(picture))
+    out.print(f"Look at {file.absolute()}")
