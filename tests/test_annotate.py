@@ -306,7 +306,7 @@ def test_a_folder_with_its_own_schemas_package_does_not_disturb(tmp_path: Path) 
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
     code = (
         "import ray, handdata.schemas, handdata.pipeline.engine\n"
-        "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
+        "ray.init('local', num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
         "@ray.remote\n"
         "def count():\n"
         "    from handdata.schemas import KEYPOINT_COUNT\n"
