@@ -55,8 +55,14 @@ class Head:
         assert summary["dataset"]["complete"]
         return summary
 
+    def set_poison(self, poison: dict[str, str | float]) -> None:
+        """Say what records do to their worker from now on; workers may be reading."""
+        new = self.poison.with_suffix(".new")
+        new.write_text(json.dumps(poison))
+        new.replace(self.poison)
+
     def new_workspace(self, folder: Path, poison: dict[str, str | float] | None = None) -> Path:
-        self.poison.write_text(json.dumps(poison or {}))
+        self.set_poison(poison or {})
         shutil.copytree(self.ingested, folder)
         return folder
 
@@ -130,8 +136,10 @@ def test_drivers_and_workers_are_killed_twenty_times(head: Head, tmp_path: Path,
         time.sleep(chance.uniform(0, 1))
         kill(running)  # the next one starts at once, while Ray still ends this one's workers
         kills += 1
+    head.set_poison({"pause_s": 0.5})  # so long that the run cannot end before the last kill
     running = head.annotate(workspace, "--json")
     kills += kill_some("AnnotateWorker", chance, running, 16)
+    head.set_poison({})
     head.finished(running)
     assert kills == 20
     assert rows_of(workspace) == head.undisturbed
@@ -194,7 +202,7 @@ def test_a_node_is_lost_with_its_workers(head: Head, tmp_path: Path) -> None:
 
 @pytest.fixture
 def remote_workspace(head: Head, s3_bucket: str, tmp_path: Path) -> str:
-    head.poison.write_text(json.dumps({"pause_s": 0.1}))
+    head.set_poison({"pause_s": 0.1})
     url = f"{s3_bucket}/{tmp_path.name}"
     fsspec.filesystem("s3").put(f"{head.ingested}/", url, recursive=True)
     return url
