@@ -1,6 +1,6 @@
 """Annotating the records of one unit: decode, keypoints, crop, mask, quality, encode.
 
-Plain functions on plain objects; ``pipeline.engine`` runs them inside Ray actors. Masks come from a ``MaskModel``, to
+Plain functions on plain objects; ``pipeline.workers`` runs them inside Ray actors. Masks come from a ``MaskModel``, to
 which a batch is handed before the next batch is prepared, so that a model elsewhere works meanwhile.
 """
 

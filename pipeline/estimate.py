@@ -18,9 +18,11 @@ from handdata.adapters.registry import find_adapter
 from handdata.pipeline.annotate import BATCH_ROWS, Annotator, GrabCutModel, MaskModel, PreparedCrop
 from handdata.pipeline.annotator import choose_annotator
 from handdata.pipeline.detector import HandDetector
-from handdata.pipeline.engine import Models, _Cluster, find_models
+from handdata.pipeline.engine import count_workers
 from handdata.pipeline.metrics import Stage, StageTally, metered
+from handdata.pipeline.models import Models, find_models
 from handdata.pipeline.plan import preview_source, read_previewed, read_unit, row_group_sizes
+from handdata.pipeline.ray_access import connected
 from handdata.pipeline.records import ingested_sources, read_ingest_summary
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import DATASET, read_markers
@@ -151,7 +153,8 @@ def estimate_run(
     most = _SLOW_PROBE_RECORDS if models.sam and not gpus else PROBE_RECORDS
     runs_each = max(1, most // BATCH_ROWS // len(names))
     estimates = {}
-    with _Cluster(address, cpus, gpus) as cluster:
+    with connected(address, cpus):
+        workers = count_workers(cpus, gpus)
         probing: Any = ray.remote(num_cpus=1, num_gpus=1 if models.sam and gpus else 0)(_ProbeWorker)
         worker = None
         for name in names:
@@ -178,7 +181,7 @@ def estimate_run(
             ray.get(worker.close.remote())
         return RunEstimate(
             sources=estimates,
-            cpu_actors=cluster.workers,
+            cpu_actors=workers,
             sam_actors=max(gpus, 1) if models.sam else 0,
             gpus=gpus if models.sam else 0,
             models=models,

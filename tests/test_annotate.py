@@ -26,7 +26,7 @@ from PIL import Image
 
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.annotate import Annotator
-from handdata.pipeline.engine import SAM_OPTIONS, SamClient, SamWorker, annotate
+from handdata.pipeline.engine import annotate
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.looks import DOUBTFUL_SCORE
 from handdata.pipeline.plan import read_unit, stored_units
@@ -35,6 +35,7 @@ from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import require_weights
+from handdata.pipeline.workers import SAM_OPTIONS, SamClient, SamWorker
 from handdata.schemas import SAMPLE_SCHEMA, SIDES, UsageError, samples_to_table
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

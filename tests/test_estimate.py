@@ -8,10 +8,11 @@ from fixtures_sam import build_small_sam
 
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.annotate import Annotator
-from handdata.pipeline.engine import Models, annotate
+from handdata.pipeline.engine import annotate
 from handdata.pipeline.estimate import Probe, RunEstimate, SamHere, SourceEstimate
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.metrics import StageTally
+from handdata.pipeline.models import Models
 from handdata.pipeline.plan import preview_source, read_previewed
 from handdata.pipeline.sam import SamSegmenter
 from handdata.pipeline.settings import AnnotateSettings

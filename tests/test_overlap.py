@@ -13,12 +13,13 @@ import ray
 
 from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.adapters.synthetic import SyntheticAdapter
-from handdata.pipeline.engine import SAM_OPTIONS, AnnotateWorker, Models, SamWorker
 from handdata.pipeline.ingest import ingest
 from handdata.pipeline.lease import take_lease
+from handdata.pipeline.models import Models
 from handdata.pipeline.plan import plan_source
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.workers import SAM_OPTIONS, AnnotateWorker, SamWorker
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 
 BATCH_S = 0.6
