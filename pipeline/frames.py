@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import fsspec
 import numpy as np
 from PIL import Image, ImageFile
@@ -17,6 +18,8 @@ from handdata.schemas.arrays import ByteArray
 
 # A truncated file must raise, not fill up with grey; another library in the process may have switched this on.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+_END_OF_JPEG = b"\xff\xd9"
 
 
 def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, ByteArray | RecordError]]:
@@ -56,6 +59,8 @@ def read_image_file(uri: str) -> bytes:
 
     """
     try:
+        if "://" not in uri:
+            return Path(uri).read_bytes()
         with fsspec.open(uri, "rb") as stream:
             return bytes(stream.read())
     except FileNotFoundError:
@@ -79,11 +84,24 @@ def decode_image(data: bytes, uri: str) -> ByteArray:
                 raise RecordError(
                     RejectReason.IMAGE_TOO_LARGE, f"{uri} announces {image.width} x {image.height} pixels"
                 )
+            if image.format == "JPEG" and image.mode == "RGB" and data.endswith(_END_OF_JPEG):
+                return _decode_jpeg(data)
             return np.array(image.convert("RGB"), dtype=np.uint8)
     except Image.DecompressionBombError as error:
         raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{uri}: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, cv2.error) as error:
         raise RecordError(RejectReason.FRAME_MISSING, f"{uri} cannot be decoded: {error}") from None
+
+
+def _decode_jpeg(data: bytes) -> ByteArray:
+    """Decode a whole JPEG file as Pillow does, to the same values, in less than half the time.
+
+    OpenCV fills what is missing of a truncated file with grey, so that only files with an end may come here.
+    """
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise ValueError("no JPEG")
+    return np.asarray(pixels, dtype=np.uint8)
 
 
 def _video_frames(records: Sequence[HandRecord], uri: str) -> Iterator[tuple[int, ByteArray]]:
