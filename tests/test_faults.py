@@ -22,6 +22,7 @@ from faults import FaultyS3, driver, install_poisoned_source, leftovers, process
 from ray.cluster_utils import Cluster
 
 from handdata.pipeline import plan
+from handdata.pipeline.revise import drop
 from handdata.pipeline.shards import read_markers
 from handdata.pipeline.storage import Storage
 
@@ -164,6 +165,35 @@ def test_a_worker_that_outlives_its_driver_adds_nothing(head: Head, tmp_path: Pa
     psutil.wait_procs(stopped, timeout=60)
     assert rows_of(workspace) == head.undisturbed
     assert leftovers(workspace) == []
+
+
+def test_a_worker_that_outlives_its_driver_brings_no_dropped_record_back(head: Head, tmp_path: Path) -> None:
+    workspace = head.new_workspace(tmp_path / "w", {"pause_s": 0.3})
+    late = head.annotate(workspace)
+    wait_for_units(workspace, 1, late)
+    stopped = processes("AnnotateWorker")
+    for process in stopped:
+        process.suspend()
+    kill(late)
+    sequences = {row["sequence_id"] for row in head.undisturbed.values()}
+    done = {row["sequence_id"] for row in rows_of(workspace).values()}
+    dropped = {min(done), min(sequences - done)}
+    drop(Storage(workspace), "sequence", sorted(dropped), "poisoned")
+    for process in stopped:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
+    psutil.wait_procs(stopped, timeout=60)
+    assert not dropped & {row["sequence_id"] for row in rows_of(workspace).values()}
+    head.set_poison({})
+    head.finish(workspace)
+    kept = {name: row for name, row in head.undisturbed.items() if row["sequence_id"] not in dropped}
+    assert without_units(rows_of(workspace)) == without_units(kept)
+    assert leftovers(workspace) == []
+
+
+def without_units(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What rows say beside the unit that wrote them: a drop plans unfinished units anew."""
+    return {name: {key: value for key, value in row.items() if key != "unit_id"} for name, row in rows.items()}
 
 
 def test_two_drivers_at_once_add_every_record_once(head: Head, tmp_path: Path) -> None:
