@@ -194,8 +194,8 @@ def find_hands(
 def merge(detections: Sequence[Detection]) -> list[Detection]:
     """Return each hand once, the most confident first.
 
-    Of several detections of a hand the one that saw it at the best size is kept; all have a say in its side, and the
-    score is the share of them that agree, weighted like their say.
+    Of several detections of a hand the one that saw it at the best size is kept; all have a say in its side, the
+    more the better they saw it.
     """
     groups: list[list[Detection]] = []
     for detection in sorted(detections, key=_misfit):
@@ -217,12 +217,12 @@ def _same_hand(one: Detection, other: Detection) -> bool:
 def _agreed(group: Sequence[Detection]) -> Detection:
     if len(group) == 1:
         return group[0]
-    weights = [math.exp(-2 * _misfit(detection)) for detection in group]
-    vote = sum(weight * detection.side_vote for weight, detection in zip(weights, group, strict=True)) / sum(weights)
-    side: Side = "right" if vote > 0 else "left"
+    weights = [math.exp(-_misfit(detection)) for detection in group]
+    log_odds = float(np.average([detection.side_log_odds for detection in group], weights=weights))
+    side: Side = "right" if log_odds > 0 else "left"
     # Of the looks that saw this side: a hand taken for the other has its joints elsewhere.
     best = next((detection for detection in group if detection.side == side), group[0])
-    return replace(best, side=side, score=(1 + abs(vote)) / 2)
+    return replace(best, side=side, score=1 / (1 + math.exp(-abs(log_odds))))
 
 
 def _misfit(detection: Detection) -> float:

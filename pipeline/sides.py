@@ -2,7 +2,8 @@
 
 Labels come first: hands that a dataset names, or whose other hand it names, vote with certainty. Then a hand has one
 side along its run of frames, and one hand seen alone by synchronised views is the same hand in all; two hands of a
-frame have different sides. What moves against its own evidence is marked as contested.
+frame have different sides. What moves against its own evidence is marked as contested, and so is a second hand that
+one view sees and the others do not.
 """
 
 from collections import Counter, defaultdict
@@ -35,7 +36,7 @@ class Located:
 
 def settle_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[Located]:
     """Return the frames of a unit with the sides on which runs and views agree."""
-    hands = _hands(frames)
+    hands, doubted = _hands(frames)
     votes: dict[Hand, float] = defaultdict(float)
     together: dict[Hand, Counter[Hand]] = defaultdict(Counter)
     for frame in frames:
@@ -62,7 +63,8 @@ def settle_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[Loc
             conflict = sides[hand] in taken
             side = OTHER_SIDE[sides[hand]] if conflict else sides[hand]
             taken.add(side)
-            detections.append(replace(detection, side=side, contested=conflict or hand in contested))
+            doubtful = conflict or hand in contested or detection.track in doubted
+            detections.append(replace(detection, side=side, contested=doubtful))
         return Located(frame.record, detections)
 
     return [settled(frame) for frame in frames]
@@ -78,11 +80,11 @@ def _vote(record: HandRecord, detection: Detection, policy: KeypointsPolicy) -> 
     return _CERTAIN if certain[0] == "right" else -_CERTAIN
 
 
-def _hands(frames: Sequence[Located]) -> Mapping[int, Hand]:
-    """Return the hand that each track shows.
+def _hands(frames: Sequence[Located]) -> tuple[Mapping[int, Hand], set[int]]:
+    """Return the hand that each track shows, and the tracks that the other views do not confirm.
 
     Tracks of synchronised views show one hand where hardly a frame of the sequence, in any view, shows two at once:
-    nothing else tells which of two hands a view sees.
+    nothing else tells which of two hands a view sees. A second hand that a view sees there is doubted.
     """
     parent = {detection.track: detection.track for frame in frames for detection in frame.detections}
 
@@ -92,7 +94,7 @@ def _hands(frames: Sequence[Located]) -> Mapping[int, Hand]:
             track = parent[track]
         return track
 
-    moments: dict[tuple[str, int], list[int]] = defaultdict(list)
+    moments: dict[tuple[str, int], list[list[int]]] = defaultdict(list)
     with_hands: Counter[str] = Counter()
     with_two: Counter[str] = Counter()
     for frame in frames:
@@ -100,10 +102,12 @@ def _hands(frames: Sequence[Located]) -> Mapping[int, Hand]:
             sequence = frame.record.sequence_id
             with_hands[sequence] += 1
             with_two[sequence] += len(frame.detections) > 1
-            best = max(frame.detections, key=lambda detection: detection.score)
-            moments[sequence, frame.record.frame_index].append(best.track)
-    for (sequence, _), tracks in moments.items():
-        if with_two[sequence] <= _MOST_WITH_TWO * with_hands[sequence]:
-            for track in tracks[1:]:
-                parent[root(track)] = root(tracks[0])
-    return {track: root(track) for track in parent}
+            best_first = sorted(frame.detections, key=lambda detection: -detection.score)
+            moments[sequence, frame.record.frame_index].append([detection.track for detection in best_first])
+    doubted: set[int] = set()
+    for (sequence, _), views in moments.items():
+        if len(views) > 1 and with_two[sequence] <= _MOST_WITH_TWO * with_hands[sequence]:
+            for best, *others in views:
+                parent[root(best)] = root(views[0][0])
+                doubted.update(others)
+    return {track: root(track) for track in parent}, doubted

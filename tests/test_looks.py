@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from handdata.adapters.synthesis.scene import build_identity
 from handdata.adapters.synthesis.sequence import sample_sequence
-from handdata.pipeline.detector import Detection, HandDetector
+from handdata.pipeline.detector import Detection, HandDetector, side_vote, thumb_opposition
 from handdata.pipeline.looks import Window, box_hint, find_hands, merge, record_hints
 from handdata.pipeline.weights import require_weights
 from handdata.schemas import HandRecord, Side
@@ -118,3 +118,34 @@ def test_a_clear_hand_costs_one_look(
     monkeypatch.setattr(HandDetector, "detect", lambda self, image: looks.append(1) or detect(self, image))
     assert len(find_hands(detector, picture)) == 1
     assert len(looks) == 1
+
+
+def open_right_hand() -> np.ndarray:
+    """Joints of an open right hand, palm towards the camera: x right, y down, z away; the thumb a little in front."""
+    world = np.zeros((21, 3))
+    for finger, x in enumerate((0.4, 0.1, -0.1, -0.3)):  # index to little finger
+        for joint in range(4):
+            world[5 + 4 * finger + joint] = [x, -1 - 0.3 * joint, 0]
+    for joint in range(1, 5):
+        world[joint] = [0.3 + 0.15 * joint, -0.2 * joint, -0.1 * joint]
+    return world
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_thumb_tells_the_side_however_the_hand_is_turned(seed: int) -> None:
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    turn *= np.sign(np.linalg.det(turn))
+    right = open_right_hand()
+    left = right * [-1, 1, 1]
+    assert thumb_opposition(right) > 0
+    for scale in (0.01, 1.0, 30.0):
+        opposition = thumb_opposition(scale * right @ turn.T + 5)
+        assert opposition == pytest.approx(thumb_opposition(right))
+        assert thumb_opposition(scale * left @ turn.T + 5) == pytest.approx(-opposition)
+
+
+def test_a_clear_shape_overrules_a_doubtful_name_and_not_a_certain_one() -> None:
+    assert side_vote("left", 0.6, 1.0) > 0
+    assert side_vote("left", 0.95, 1.0) < 0
+    assert side_vote("right", 0.6, -1.0) < 0
+    assert -1 <= side_vote("left", 1.0, -1.0) < side_vote("left", 0.8, 0.0) < 0

@@ -74,6 +74,14 @@ def test_two_hands_of_a_frame_differ_and_the_weaker_claim_is_contested() -> None
     assert (by_track[1].side, by_track[1].contested) == ("left", True)
 
 
+def test_a_second_hand_that_one_of_many_views_sees_is_contested() -> None:
+    frames = [Located(record(0, str(camera)), [seen("right", camera)]) for camera in range(12)]
+    frames.append(Located(record(0, "12"), [seen("right", 12), seen("left", 13, 0.85)]))
+    *others, last = settle_sides(frames, "mediapipe")
+    assert not any(detection.contested for frame in others for detection in frame.detections)
+    assert {d.track: (d.side, d.contested) for d in last.detections} == {12: ("right", False), 13: ("left", True)}
+
+
 def test_one_frame_of_two_right_hands_does_not_rename_a_run() -> None:
     frames = [Located(record(frame), [seen("right", 0)]) for frame in range(9)]
     frames.append(Located(record(9), [seen("right", 0), seen("right", 1)]))
