@@ -29,6 +29,9 @@ CACHED_LABELS: Final = 192
 CACHED_ROW_GROUPS: Final = 32
 """Row groups of pictures that a process holds, of files that do not say where each picture lies."""
 
+CACHED_RECTANGLES: Final = 16
+"""Planes of a picture's size; most frames have no padding and share one."""
+
 LARGEST_ENLARGEMENT: Final = 1.2
 """A picture is decoded at a half, a quarter or an eighth where no crop of it is then enlarged by more than this.
 
@@ -64,7 +67,7 @@ class EncodedFrame:
         """
         image = _decode(self.image, _REDUCED[reduction])
         side = image.shape[0]
-        mask = np.zeros((side, side), np.uint8)
+        mask = _rectangle(side, 0, 0, 0, 0)
         if self.mask is not None:
             mask = _decode(self.mask, cv2.IMREAD_GRAYSCALE)
             if mask.shape != (side, side):
@@ -210,8 +213,15 @@ def _decode(data: bytes, flag: int) -> ByteArray:
 
 
 def _known(size: int, pad_ltrb: FloatArray) -> ByteArray:
-    """Return (size, size): 255 on pixels that lie wholly inside the picture."""
-    left, top, right, bottom = (int(np.ceil(pad)) for pad in pad_ltrb)
-    known = np.zeros((size, size), np.uint8)
-    known[top : size - bottom, left : size - right] = 255
-    return known
+    """Return (size, size): 255 on pixels that lie wholly inside the picture; read-only."""
+    left, top, right, bottom = np.ceil(pad_ltrb).astype(int).tolist()
+    return _rectangle(size, left, top, size - right, size - bottom)
+
+
+@lru_cache(CACHED_RECTANGLES)
+def _rectangle(size: int, left: int, top: int, right: int, bottom: int) -> ByteArray:
+    """Return (size, size): 255 inside a rectangle, 0 outside; read-only, since most frames share one of a few."""
+    pixels = np.zeros((size, size), np.uint8)
+    pixels[top:bottom, left:right] = 255
+    pixels.setflags(write=False)
+    return pixels
