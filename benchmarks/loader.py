@@ -96,12 +96,14 @@ def main() -> None:
 def install_peers() -> None:
     """Make the environment of the three other packages; it sees ours for everything else (torch, OpenCV)."""
     done = ENVIRONMENT / "installed.json"
-    if done.exists() and json.loads(done.read_text()) == sorted(PEERS):
-        return
-    venv.create(ENVIRONMENT, with_pip=True)
-    ours = sysconfig.get_paths()["purelib"]
+    installed = done.exists() and json.loads(done.read_text()) == sorted(PEERS)
+    if not installed:
+        venv.create(ENVIRONMENT, with_pip=True)
+    # Anew each time: another checkout's environment may be gone.
     site = next(ENVIRONMENT.glob("lib/python*/site-packages"))
-    (site / "ours.pth").write_text(ours)
+    (site / "ours.pth").write_text(sysconfig.get_paths()["purelib"])
+    if installed:
+        return
     subprocess.run([str(ENVIRONMENT / "bin/pip"), "install", "-q", *PEERS.values()], check=True)
     done.write_text(json.dumps(sorted(PEERS)))
 

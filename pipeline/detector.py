@@ -162,9 +162,12 @@ def thumb_opposition(world: NDArray[np.floating]) -> float:
 
     """
     palm = world - world[0]
-    normal = np.cross(palm[5], palm[17])  # of wrist, knuckles of index and little finger: out of a right hand's palm
-    reach = palm[4] - palm[[5, 9, 13, 17]].mean(axis=0)
-    return float(normal @ reach / max(float(np.linalg.norm(palm[9])) ** 3, 1e-12))
+    thumb, index, middle, ring, little = palm[[4, 5, 9, 13, 17]]
+    reach = thumb - (index + middle + ring + little) / 4
+    # Index and little finger, seen from the wrist, span a plane whose normal points out of a right hand's palm.
+    (ax, ay, az), (bx, by, bz), (rx, ry, rz) = index.tolist(), little.tolist(), reach.tolist()
+    volume = rx * (ay * bz - az * by) + ry * (az * bx - ax * bz) + rz * (ax * by - ay * bx)
+    return float(volume / max(math.hypot(*middle.tolist()) ** 3, 1e-12))
 
 
 def side_vote(named: Side, score: float, opposition: float) -> float:

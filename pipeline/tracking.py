@@ -35,7 +35,7 @@ RUN_GAP_S: Final = 0.25
 """Frames further apart are not one run."""
 RUN_GAP_FRAMES: Final = 3
 """The same in frame numbers, where no times are known."""
-CHECK_FRAMES: Final = 20
+CHECK_FRAMES: Final = 30
 """A still look checks what is followed this often: it finds hands that came in and followers that drifted."""
 SOON_FRAMES: Final = 3
 """After a hand was lost checks follow at this distance, for most come back."""
