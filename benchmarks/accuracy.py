@@ -7,7 +7,8 @@ two), synthetic videos (one hand; two hands that cross), and, where the folder i
 a phone video. It is rendered once into the cache; its SHA-256 is printed with the table.
 
 A hit is a hand with the right side and a mean joint error of at most 0.15 hand lengths. A hand of which less than a
-third of the joints can be seen counts neither way. A side error is a hand that is located well but named wrong; a flip
+third of the joints can be seen counts neither way. A side error is a hand that is located well but named wrong. Who
+locates more hands, and harder ones, has more of them: they are also counted among the hands that both locate. A flip
 is a change of side between two frames of a video in which the same hand was located. The phone video's keypoints are
 MediaPipe's own (older interface), so they judge the sides and little else; the masks of the real views are SAM's, of
 which two miss the hand, so IoU is measured on the synthetic pictures, whose masks are exact.
@@ -19,7 +20,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -318,6 +319,8 @@ class Count:
     side_errors: int = 0
     flips: int = 0
     error_sum: float = 0.0
+    named_right: dict[tuple[str, Side], bool] = field(default_factory=dict)
+    """Of each located hand, by ``record_id`` and true side, whether it has the right name."""
 
     @property
     def precision(self) -> float:
@@ -365,6 +368,7 @@ def count(records: Sequence[HandRecord], found: Mapping[str, Hands]) -> Count:
                 total.error_sum += error
                 total.hits += side == hand.side
                 total.side_errors += side != hand.side
+                total.named_right[record.record_id, hand.side] = side == hand.side
                 key = (record.sequence_id, record.camera_id, hand.side)
                 total.flips += last_side.get(key, side) != side
                 last_side[key] = side
@@ -521,18 +525,24 @@ def main() -> None:
             print(f"{part}: left out, there is no {options.real}")
             continue
         records, adapter = part_records(part, folder, options.real)
-        for confidence in RAW_CONFIDENCES:
-            name = f"raw MediaPipe at {confidence}"
-            rows.append(_row(part, len(records), name, count(records, raw(records, confidence))))
         samples = ours(records, adapter.open_mask)
-        row = _row(part, len(records), "ours", count(records, hands_of(samples)))
+        our_count = count(records, hands_of(samples))
+        for confidence in RAW_CONFIDENCES:
+            of_raw = count(records, raw(records, confidence))
+            rows.append(_row(part, len(records), f"raw MediaPipe at {confidence}", of_raw))
+            rows[-1][-2] = _wrong_of_the_same(of_raw, our_count)
+        row = _row(part, len(records), "ours", our_count)
         if part in SYNTHETIC:
             overlaps = mask_overlaps(samples, {record.record_id: record for record in records})
             row[-1] = f"{np.mean(overlaps['ours']):.3f}"
-            rows.append([part, "", "GrabCut from the wrists", *[""] * 8, f"{np.mean(overlaps['wrist']):.3f}"])
+            rows.append([part, "", "GrabCut from the wrists", *[""] * 9, f"{np.mean(overlaps['wrist']):.3f}"])
         rows.append(row)
     header = ("part", "frames", "method", "hands", "found", "precision", "recall", "F1", "error", "wrong side", "flips")
-    print_table("Error in hand lengths, of located hands", rows, header=(*header, "mask IoU"))
+    print_table(
+        "Error in hand lengths, of located hands; wrong side of the hands that both locate: theirs, ours",
+        rows,
+        header=(*header, "of the same", "mask IoU"),
+    )
 
 
 def part_records(part: Part, folder: Path, real: Path) -> tuple[list[HandRecord], Adapter]:
@@ -547,7 +557,13 @@ def part_records(part: Part, folder: Path, real: Path) -> tuple[list[HandRecord]
 def _row(part: Part, frames: int, name: str, of: Count) -> list[str]:
     shares = [f"{value:.3f}" for value in (of.precision, of.recall, of.f1, of.error)]
     flips = str(of.flips) if part in VIDEOS else ""
-    return [part, str(frames), name, str(of.hands), str(of.predictions), *shares, str(of.side_errors), flips, ""]
+    return [part, str(frames), name, str(of.hands), str(of.predictions), *shares, str(of.side_errors), flips, "", ""]
+
+
+def _wrong_of_the_same(theirs: Count, ours: Count) -> str:
+    """Return the side errors of both among the hands that both locate."""
+    both = theirs.named_right.keys() & ours.named_right.keys()
+    return ", ".join(str(sum(not of.named_right[hand] for hand in both)) for of in (theirs, ours))
 
 
 if __name__ == "__main__":

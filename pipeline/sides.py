@@ -22,6 +22,9 @@ _CERTAIN: Final = 10.0
 _MOST_WITH_TWO: Final = 0.1
 """A sequence with two hands in no more than this share of its frames is one of a single hand: looks err, too."""
 
+_WELL_KNOWN: Final = 5.0
+"""A hand with so many votes is one, and no passing error of the detector."""
+
 Hand = int
 """Number of one hand of a unit, along its run and over the views."""
 
@@ -38,12 +41,14 @@ def settle_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[Loc
     """Return the frames of a unit with the sides on which runs and views agree."""
     hands, doubted = _hands(frames)
     votes: dict[Hand, float] = defaultdict(float)
+    first_frame: dict[Hand, int] = {}
     together: dict[Hand, Counter[Hand]] = defaultdict(Counter)
     for frame in frames:
         seen = {hands[detection.track] for detection in frame.detections}
         for detection in frame.detections:
             hand = hands[detection.track]
             votes[hand] += _vote(frame.record, detection, policy)
+            first_frame[hand] = min(frame.record.frame_index, first_frame.get(hand, frame.record.frame_index))
             together[hand].update(seen - {hand})
     sides: dict[Hand, Side] = {}
     contested: set[Hand] = set()
@@ -55,10 +60,19 @@ def settle_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[Loc
             sides[hand] = OTHER_SIDE[sides[hand]]
             contested.add(hand)
 
+    def claim(detection: Detection) -> tuple[float, int, float]:
+        """Return, of two hands of one side, what the better claim to it has more of.
+
+        Where both are well known, it is the one that was there earlier: a new follower may begin between two hands that
+        cover each other.
+        """
+        hand = hands[detection.track]
+        return min(abs(votes[hand]), _WELL_KNOWN), -first_frame[hand], abs(votes[hand])
+
     def settled(frame: Located) -> Located:
         detections: list[Detection] = []
         taken: set[Side] = set()
-        for detection in sorted(frame.detections, key=lambda detection: -abs(votes[hands[detection.track]])):
+        for detection in sorted(frame.detections, key=claim, reverse=True):
             hand = hands[detection.track]
             conflict = sides[hand] in taken
             side = OTHER_SIDE[sides[hand]] if conflict else sides[hand]

@@ -88,7 +88,15 @@ def test_one_frame_of_two_right_hands_does_not_rename_a_run() -> None:
     frames += [Located(record(frame), [seen("right", 1)]) for frame in range(10, 30)]
     settled = settle_sides(frames, "mediapipe")
     assert {d.side for frame in settled[:9] + settled[10:] for d in frame.detections} == {"right"}
-    assert sorted(d.contested for d in settled[9].detections) == [False, True]
+    # Both are well known, and the first was there before.
+    assert {d.track: (d.side, d.contested) for d in settled[9].detections} == {0: ("right", False), 1: ("left", True)}
+
+
+def test_a_passing_error_has_no_claim_against_a_hand_that_stays() -> None:
+    frames = [Located(record(0), [seen("right", 0)]), Located(record(1), [seen("right", 0), seen("right", 1, 0.8)])]
+    frames += [Located(record(frame), [seen("right", 1, 0.8)]) for frame in range(2, 20)]
+    settled = settle_sides(frames, "mediapipe")
+    assert {d.track: (d.side, d.contested) for d in settled[1].detections} == {0: ("left", True), 1: ("right", False)}
 
 
 def test_the_order_of_frames_changes_nothing() -> None:
