@@ -313,14 +313,21 @@ class Count:
     """What one method did on one part."""
 
     hands: int = 0
-    located: int = 0
     predictions: int = 0
-    hits: int = 0
-    side_errors: int = 0
     flips: int = 0
     error_sum: float = 0.0
     named_right: dict[tuple[str, Side], bool] = field(default_factory=dict)
     """Of each located hand, by ``record_id`` and true side, whether it has the right name."""
+
+    @property
+    def hits(self) -> int:
+        """Hands that are located and named rightly."""
+        return sum(self.named_right.values())
+
+    @property
+    def side_errors(self) -> int:
+        """Hands that are located and named wrongly."""
+        return len(self.named_right) - self.hits
 
     @property
     def precision(self) -> float:
@@ -340,7 +347,7 @@ class Count:
     @property
     def error(self) -> float:
         """Mean joint error of located hands, in hand lengths."""
-        return self.error_sum / max(self.located, 1)
+        return self.error_sum / max(len(self.named_right), 1)
 
 
 def count(records: Sequence[HandRecord], found: Mapping[str, Hands]) -> Count:
@@ -364,10 +371,7 @@ def count(records: Sequence[HandRecord], found: Mapping[str, Hands]) -> Count:
                 if not truth[other].seen:
                     continue
                 side, hand = predictions[number][0], truth[other]
-                total.located += 1
                 total.error_sum += error
-                total.hits += side == hand.side
-                total.side_errors += side != hand.side
                 total.named_right[record.record_id, hand.side] = side == hand.side
                 key = (record.sequence_id, record.camera_id, hand.side)
                 total.flips += last_side.get(key, side) != side
@@ -529,8 +533,8 @@ def main() -> None:
         our_count = count(records, hands_of(samples))
         for confidence in RAW_CONFIDENCES:
             of_raw = count(records, raw(records, confidence))
-            rows.append(_row(part, len(records), f"raw MediaPipe at {confidence}", of_raw))
-            rows[-1][-2] = _wrong_of_the_same(of_raw, our_count)
+            same = _wrong_of_the_same(of_raw, our_count)
+            rows.append(_row(part, len(records), f"raw MediaPipe at {confidence}", of_raw, same))
         row = _row(part, len(records), "ours", our_count)
         if part in SYNTHETIC:
             overlaps = mask_overlaps(samples, {record.record_id: record for record in records})
@@ -554,10 +558,11 @@ def part_records(part: Part, folder: Path, real: Path) -> tuple[list[HandRecord]
     return phone_records(real / "phone_video"), SyntheticAdapter()
 
 
-def _row(part: Part, frames: int, name: str, of: Count) -> list[str]:
+def _row(part: Part, frames: int, name: str, of: Count, wrong_of_the_same: str = "") -> list[str]:
     shares = [f"{value:.3f}" for value in (of.precision, of.recall, of.f1, of.error)]
     flips = str(of.flips) if part in VIDEOS else ""
-    return [part, str(frames), name, str(of.hands), str(of.predictions), *shares, str(of.side_errors), flips, "", ""]
+    counts = [str(of.side_errors), flips, wrong_of_the_same]
+    return [part, str(frames), name, str(of.hands), str(of.predictions), *shares, *counts, ""]
 
 
 def _wrong_of_the_same(theirs: Count, ours: Count) -> str:

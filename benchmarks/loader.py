@@ -17,8 +17,8 @@ import sys
 import sysconfig
 import tempfile
 import time
-import venv
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ import numpy as np
 
 PEERS = {"webdataset": "webdataset", "streaming": "mosaicml-streaming", "litdata": "litdata"}
 NAMES = {"webdataset": "WebDataset", "streaming": "MosaicML Streaming", "litdata": "LitData", "datasets": "HF datasets"}
-ENVIRONMENT = Path("~/.cache/handdata/loader-peers").expanduser()
 STORED = 512
 FRAMES_A_BATCH = 32
 WARM_UP_BATCHES = 5
@@ -56,7 +55,6 @@ def main() -> None:
         WRITERS[name](Path(folder), json_rows(Path(folder)))
         return
 
-    install_peers()
     with tempfile.TemporaryDirectory(prefix="handdata-loader-") as name:
         folder = Path(name)
         images, masks = pictures(options.rows)
@@ -93,24 +91,21 @@ def main() -> None:
         print(f"handdata, latents: {stored / best:.2f} times the best of the others a CPU second")
 
 
-def install_peers() -> None:
-    """Make the environment of the three other packages; it sees ours for everything else (torch, OpenCV)."""
-    done = ENVIRONMENT / "installed.json"
-    installed = done.exists() and json.loads(done.read_text()) == sorted(PEERS)
-    if not installed:
-        venv.create(ENVIRONMENT, with_pip=True)
+@cache
+def python_of_peers() -> Path:
+    """Return the Python of the three other packages; it sees ours for everything else (torch, OpenCV)."""
+    from peers import peer_python  # not above: the peers run this script, too, and do not see handdata
+
+    python = peer_python("loader", sorted(PEERS.values()))
     # Anew each time: another checkout's environment may be gone.
-    site = next(ENVIRONMENT.glob("lib/python*/site-packages"))
+    site = next(python.parents[1].glob("lib/python*/site-packages"))
     (site / "ours.pth").write_text(sysconfig.get_paths()["purelib"])
-    if installed:
-        return
-    subprocess.run([str(ENVIRONMENT / "bin/pip"), "install", "-q", *PEERS.values()], check=True)
-    done.write_text(json.dumps(sorted(PEERS)))
+    return python
 
 
 def call(loader: str, *arguments: object) -> tuple[float, float]:
     """Run this script for one loader in the environment that has it; return what it measured."""
-    python = ENVIRONMENT / "bin/python" if loader in PEERS else sys.executable
+    python = python_of_peers() if loader in PEERS else sys.executable
     *flags, last = map(str, arguments)
     seconds = ["--seconds", last] if "--measure" in flags else []
     command = [str(python), __file__, *flags, *(seconds or [last])]
