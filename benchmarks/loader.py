@@ -2,7 +2,7 @@
 
     python benchmarks/loader.py [--rows N] [--seconds S]
 
-All hold the same JPEG pictures and PNG masks of 512 px, and decode them with the same OpenCV calls. Theirs give single
+All hold the same JPEG pictures and PNG masks of 512 px, and decode them with the same libraries. Theirs give single
 frames, of which two count as a pair. The limit is decoding the same bytes from memory in one process, warmed up. Rates
 are by the clock and by the CPU time of a loader's processes, which other work on the machine changes less. The three
 packages that are not ours are installed, once, into an environment of their own in ``~/.cache/handdata``. Their workers
@@ -24,6 +24,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 
 PEERS = {"webdataset": "webdataset", "streaming": "mosaicml-streaming", "litdata": "litdata"}
 NAMES = {"webdataset": "WebDataset", "streaming": "MosaicML Streaming", "litdata": "LitData", "datasets": "HF datasets"}
@@ -147,7 +148,7 @@ def decoded(image: bytes, mask: bytes, size: int) -> dict[str, Any]:
     """Decode a frame at full size, and resize it where training is smaller: what the peers do with a row."""
     import torch
 
-    picture = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+    picture = simplejpeg.decode_jpeg(image)
     outline = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE)
     if size != STORED:
         picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)

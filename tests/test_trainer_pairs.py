@@ -2,6 +2,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -433,6 +434,38 @@ def test_reduced_decoding_keeps_pictures_and_labels_in_place(tmp_path: Path) -> 
     np.testing.assert_allclose(small.keypoints[:21], full.keypoints[:21], atol=1e-4)
     assert not small.known[:, :3].any()
     assert not small.known[-5:].any()
+
+
+def jpeg_frame(size: int = 64) -> EncodedFrame:
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    picture = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)
+    made = sample("still", 0, size=size)
+    jpeg = EncodedImage(bytes=cv2.imencode(".jpg", picture)[1].tobytes())
+    table = samples_to_table([made.model_copy(update={"image": jpeg})])
+    labels = labels_of(table)
+    return EncodedFrame(*pictures_of(table, 0), labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0])
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_a_picture_is_decoded_into_its_place_as_opencv_would_decode_it(reduction: int) -> None:
+    encoded, side = jpeg_frame(), 64 // reduction
+    place = np.empty((3, side, side, 3), np.uint8)
+    frame = encoded.decode(reduction, place[1])
+    assert np.may_share_memory(frame.image, place)
+    reduced = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
+    flag = reduced.get(reduction, cv2.IMREAD_REDUCED_COLOR_8)
+    expected = cv2.cvtColor(cv2.imdecode(np.frombuffer(encoded.image, np.uint8), flag), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(place[1], expected)
+    np.testing.assert_array_equal(encoded.decode(reduction).image, expected)
+    other_size = np.zeros((side + 1, side + 1, 3), np.uint8)
+    np.testing.assert_array_equal(encoded.decode(reduction, other_size).image, expected)
+    assert not other_size.any()
+
+
+def test_a_picture_whose_end_is_missing_is_not_shown_half_grey() -> None:
+    whole = jpeg_frame()
+    with pytest.raises(RunError, match="cannot be decoded"):
+        replace(whole, image=whole.image[:-40]).decode()
 
 
 def test_rows_that_were_dropped_meanwhile_are_not_mistaken_for_others(tmp_path: Path) -> None:

@@ -173,11 +173,11 @@ class PairDataset:
                 ]
             )
         )
-        pairs = (
-            self._decoded(position, kind, next(encoded), None if reference is None else next(encoded))
-            for position, (_, reference, kind) in zip(positions, drawn, strict=True)
-        )
-        return stack_pairs(pairs, tasks, self.image_size)
+        stack = _PairStack(len(positions), self.image_size)
+        for number, (position, (_, reference, kind)) in enumerate(zip(positions, drawn, strict=True)):
+            frames = next(encoded), None if reference is None else next(encoded)
+            stack.put(number, *self._decoded(position, kind, *frames, stack.places(number)))
+        return stack.pairs(tasks)
 
     def rows_at(self, position: int) -> tuple[int, int | None, int]:
         """Return the row of the target, the row of the reference (None for a still) and the kind of the pair."""
@@ -219,11 +219,16 @@ class PairDataset:
         return resize(encoded.decode(), self.image_size)
 
     def _decoded(
-        self, position: int, kind: int, target: EncodedFrame, reference: EncodedFrame | None
+        self,
+        position: int,
+        kind: int,
+        target: EncodedFrame,
+        reference: EncodedFrame | None,
+        places: tuple[ByteArray, ByteArray],
     ) -> tuple[Frame, Frame | None]:
-        """Return both frames of a pair at the training size."""
-        frame = target.decode(self._reduction)
-        other = None if reference is None else reference.decode(self._reduction)
+        """Return both frames of a pair at the training size, their pictures in ``places`` where they may lie there."""
+        frame = target.decode(self._reduction, places[0])
+        other = None if reference is None else reference.decode(self._reduction, places[1])
         if self.augmentation is None:
             return resize(frame, self.image_size), None if other is None else resize(other, self.image_size)
         rng = np.random.default_rng([self.seed, position, 1])
@@ -345,7 +350,7 @@ class PairCandidates:
     def draw(self, target: int, rng: np.random.Generator) -> tuple[int, int | None]:
         """Draw the kind of a target's pair, by weight among those that fit, and its reference."""
         weights = self._weights[self._source(target)] * self.arrays["fits"][target]
-        kind = int(rng.choice(len(KINDS), p=weights / weights.sum()))
+        kind = _drawn(weights, rng)
         if kind == STILL:
             return kind, None
         return kind, self._draw_moment(target, rng) if kind == VIDEO else self._draw_view(target, rng)
@@ -380,8 +385,7 @@ class PairCandidates:
         low, high = np.searchsorted(time, [now - 1 - _TOLERANCE, now + 1 + _TOLERANCE])
         weights = self._gap_weights(np.abs(time[low:high] - now))
         weights[place - first - low] = 0
-        drawn = np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right")
-        return int(self.arrays["by_video"][first + low + min(int(drawn), len(weights) - 1)])
+        return int(self.arrays["by_video"][first + low + _drawn(weights, rng)])
 
     def _gap_weights(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the density of the configured distribution at gaps that are given as shares of the largest."""
@@ -441,29 +445,44 @@ def decode_frame(table: pa.Table, row: int) -> Frame:
 
 
 def stack_pairs(pairs: Iterable[tuple[Frame, Frame | None]], tasks: Sequence[Task], size: int) -> FramePair:
-    """Stack pairs of target and reference of ``size`` pixels. Where there is no reference, its fields are zeros.
-
-    Pairs may come from a generator: pictures are copied as they come, while the processor's cache still holds them.
-    """
-    targets, references = _FrameStack(len(tasks), size), _FrameStack(len(tasks), size)
+    """Stack pairs of target and reference of ``size`` pixels. Where there is no reference, its fields are zeros."""
+    stack = _PairStack(len(tasks), size)
     for number, (target, reference) in enumerate(pairs):
-        targets.put(number, target, target.known)
+        stack.put(number, target, reference)
+    return stack.pairs(tasks)
+
+
+class _PairStack:
+    """A batch that is filled pair by pair: pictures are copied, if at all, while the processor's cache holds them."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._targets, self._references = _FrameStack(count, size), _FrameStack(count, size)
+
+    def places(self, number: int) -> tuple[ByteArray, ByteArray]:
+        """Return where a pair's pictures will lie: a picture that is made there need not be copied."""
+        return self._targets.image[number], self._references.image[number]
+
+    def put(self, number: int, target: Frame, reference: Frame | None) -> None:
+        self._targets.put(number, target, target.known)
         if reference is None:
-            references.clear(number)
+            self._references.clear(number)
         else:
-            references.put(number, reference, reference.mask)
-    return FramePair(
-        target_image=_channels_first(targets.image),
-        target_weight=torch.from_numpy(targets.plane[:, None]),
-        target_keypoints=torch.from_numpy(targets.keypoints),
-        target_valid=torch.from_numpy(targets.valid),
-        reference_image=_channels_first(references.image),
-        reference_mask=torch.from_numpy(references.plane[:, None]),
-        reference_keypoints=torch.from_numpy(references.keypoints),
-        reference_valid=torch.from_numpy(references.valid),
-        reference_dropped=torch.from_numpy(~references.present),
-        task=torch.tensor(tasks),
-    )
+            self._references.put(number, reference, reference.mask)
+
+    def pairs(self, tasks: Sequence[Task]) -> FramePair:
+        targets, references = self._targets, self._references
+        return FramePair(
+            target_image=_channels_first(targets.image),
+            target_weight=torch.from_numpy(targets.plane[:, None]),
+            target_keypoints=torch.from_numpy(targets.keypoints),
+            target_valid=torch.from_numpy(targets.valid),
+            reference_image=_channels_first(references.image),
+            reference_mask=torch.from_numpy(references.plane[:, None]),
+            reference_keypoints=torch.from_numpy(references.keypoints),
+            reference_valid=torch.from_numpy(references.valid),
+            reference_dropped=torch.from_numpy(~references.present),
+            task=torch.tensor(tasks),
+        )
 
 
 class _FrameStack:
@@ -477,7 +496,9 @@ class _FrameStack:
         self.present = np.ones(count, np.bool_)
 
     def put(self, number: int, frame: Frame, plane: ByteArray) -> None:
-        self.image[number], self.plane[number] = frame.image, plane
+        if not np.may_share_memory(frame.image, self.image):
+            self.image[number] = frame.image
+        self.plane[number] = plane
         self.keypoints[number], self.valid[number] = frame.keypoints, frame.valid
 
     def clear(self, number: int) -> None:
@@ -536,6 +557,12 @@ def _kind_weights(config: PairConfig, source: str) -> list[float]:
         replaced = None if own is None else getattr(own, kind)
         weights.append(getattr(config, kind) if replaced is None else replaced)
     return weights
+
+
+def _drawn(weights: NDArray[np.float64], rng: np.random.Generator) -> int:
+    """Draw a place by weight: what ``rng.choice`` does, without its checks, which take as long as all else."""
+    shares = np.cumsum(weights)
+    return int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))
 
 
 def _numbered(groups: pl.Series) -> NDArray[np.int32]:

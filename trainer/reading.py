@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import simplejpeg
 from numpy.typing import NDArray
 
 from handdata.pipeline.shards import Shard, read_row_group
@@ -60,16 +61,17 @@ class EncodedFrame:
     valid: BoolArray
     pad_ltrb: FloatArray
 
-    def decode(self, reduction: int = 1) -> Frame:
+    def decode(self, reduction: int = 1, into: ByteArray | None = None) -> Frame:
         """Decode the picture and its mask at 1 / ``reduction`` (1, 2, 4 or 8) of the stored side, a multiple of it.
 
-        Raises ``RunError`` for a picture that cannot be decoded.
+        Where ``into`` (S, S, 3) has the picture's size and the picture is a JPEG, it is decoded into it, and the frame
+        holds it. Raises ``RunError`` for a picture that cannot be decoded.
         """
-        image = _decode(self.image, _REDUCED[reduction])
+        image = _decode_picture(self.image, reduction, into)
         side = image.shape[0]
         mask = _rectangle(side, 0, 0, 0, 0)
         if self.mask is not None:
-            mask = _decode(self.mask, cv2.IMREAD_GRAYSCALE)
+            mask = _decode_by_opencv(self.mask, cv2.IMREAD_GRAYSCALE)
             if mask.shape != (side, side):
                 mask = np.asarray(cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
         return Frame(
@@ -196,6 +198,8 @@ def pictures_of(table: pa.Table, row: int) -> tuple[bytes, bytes | None]:
 
 _READ_ANEW: Final = "did drop, flag or annotate --overwrite change the dataset? --resume goes on with what is there now"
 
+_JPEG: Final = b"\xff\xd8\xff"
+
 # OpenCV's flags "reduced, grey" hold the reduction alone; "RGB" beside them makes the picture coloured.
 _REDUCED: Final = {
     1: cv2.IMREAD_COLOR_RGB,
@@ -205,11 +209,30 @@ _REDUCED: Final = {
 }
 
 
-def _decode(data: bytes, flag: int) -> ByteArray:
+def _decode_picture(data: bytes, reduction: int, into: ByteArray | None) -> ByteArray:
+    if not data.startswith(_JPEG):
+        return _decode_by_opencv(data, _REDUCED[reduction])
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        height, width = height // reduction, width // reduction
+        place = into if into is not None and into.shape == (height, width, 3) else None
+        picture = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=height, min_width=width, min_factor=reduction, buffer=place
+        )
+    except ValueError as error:
+        raise _unreadable() from error
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def _decode_by_opencv(data: bytes, flag: int) -> ByteArray:
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     if picture is None:
-        raise RunError("a shard holds a picture that cannot be decoded, or has changed while it was read", _READ_ANEW)
+        raise _unreadable()
     return np.asarray(picture, dtype=np.uint8)
+
+
+def _unreadable() -> RunError:
+    return RunError("a shard holds a picture that cannot be decoded, or has changed while it was read", _READ_ANEW)
 
 
 def _known(size: int, pad_ltrb: FloatArray) -> ByteArray:
