@@ -24,9 +24,23 @@ from handdata.trainer.autoencoders import (
 )
 from handdata.trainer.checkpoints import export_foundhand, import_foundhand
 from handdata.trainer.conditioning import Task, drop_conditions, target_condition
-from handdata.trainer.model import DiT, sincos_positions
+from handdata.trainer.model import DiT, attend, sincos_positions
 from handdata.trainer.presets import PRESETS, AutoencoderConfig, DropoutConfig, ModelConfig, Preset
 from handdata.trainer.samplers import guided
+
+
+def test_attention_in_bfloat16_is_that_of_float32_but_for_rounding() -> None:
+    generator = torch.Generator().manual_seed(3)
+    tokens = [torch.randn(2, 3, count, 16, generator=generator, requires_grad=True) for count in (5, 9, 9)]
+    expected = attend(*tokens)
+    rounded = [token.detach().bfloat16().requires_grad_() for token in tokens]
+    attended = attend(*rounded)
+    assert attended.dtype == torch.bfloat16
+    torch.testing.assert_close(attended.float(), expected, atol=0.02, rtol=0.02)
+    weights = torch.randn(expected.shape, generator=generator)
+    gradients = torch.autograd.grad(expected, tokens, weights)
+    for gradient, other in zip(gradients, torch.autograd.grad(attended, rounded, weights.bfloat16()), strict=True):
+        torch.testing.assert_close(other.float(), gradient, atol=0.05, rtol=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -77,12 +77,25 @@ class Attention(nn.Module):
             q = F.linear(x[:, :queries], self.qkv.weight[:hidden_size], self.qkv.bias[:hidden_size])
             k, v = F.linear(x, self.qkv.weight[hidden_size:], self.qkv.bias[hidden_size:]).chunk(2, dim=-1)
         q, k, v = self.query_norm(self._split(q)), self.key_norm(self._split(k)), self._split(v)
-        heads = F.scaled_dot_product_attention(q, k, v)
+        heads = attend(q, k, v)
         attended: Tensor = self.projection(heads.transpose(1, 2).flatten(2))
         return attended
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # N, heads, T, D / heads
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return what queries (N, heads, queries, D / heads) gather from keys and values (N, heads, T, D / heads).
+
+    PyTorch's fused attention, but for bfloat16 on a CPU, where it takes twice as long as two products and a softmax
+    (2.14, forward and backward).
+    """
+    if v.device.type != "cpu" or v.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    attended: Tensor = scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+    return attended
 
 
 class Block(nn.Module):
