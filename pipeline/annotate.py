@@ -23,7 +23,7 @@ from handdata.pipeline.quality import judge, perceptual_hash, sharpness
 from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy
 from handdata.pipeline.sides import Located, settle_sides
 from handdata.pipeline.tracking import HandTracker, runs_of
-from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason
+from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason, Side
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.schemas.record import MaskExtent
 from handdata.schemas.sample import MaskOrigin
@@ -160,10 +160,13 @@ class Annotator:
 
         Neither the square nor the mask depends on sides, so that only the columns about the hands change.
         """
-        settled = unit.settled()
+        changed = unit.changed()
         for sample in samples:
-            square = CropSquare.from_xyxy(sample.crop_xyxy, self.settings.image_size)
-            yield sample.model_copy(update=_hand_columns(settled[sample.record_id], square))
+            if sample.record_id in changed:
+                square = CropSquare.from_xyxy(sample.crop_xyxy, self.settings.image_size)
+                yield sample.model_copy(update=_hand_columns(changed[sample.record_id], square))
+            else:
+                yield sample
 
     def _each(
         self,
@@ -335,6 +338,7 @@ class _Unit:
         }
         self._run = -1
         self._located: list[Located] = []
+        self._frames: dict[str, FrameKeypoints] = {}
 
     def locate(self, record: HandRecord, image: ByteArray) -> FrameKeypoints:
         """Return the keypoints of the next frame: labels, detections or both, by the policy. Sides may still change.
@@ -352,14 +356,25 @@ class _Unit:
             detections = self._tracker.locate(record, image)
         frame = join_keypoints(record, detections, self._policy)
         self._located.append(Located(record, detections))
+        self._frames[record.record_id] = frame
         return frame
 
     def settled(self) -> dict[str, FrameKeypoints]:
         """Return the keypoints of all frames with hands, by ``record_id``."""
+        return self._frames | self.changed()
+
+    def changed(self) -> dict[str, FrameKeypoints]:
+        """Return the keypoints of those frames of which a hand has got another side since it was located."""
+        settled = settle_sides(self._located, self._policy)
         return {
-            frame.record.record_id: join_keypoints(frame.record, frame.detections, self._policy)
-            for frame in settle_sides(self._located, self._policy)
+            after.record.record_id: join_keypoints(after.record, after.detections, self._policy)
+            for before, after in zip(self._located, settled, strict=True)
+            if _sides(before) != _sides(after)
         }
+
+
+def _sides(frame: Located) -> dict[int, tuple[Side, bool]]:
+    return {detection.track: (detection.side, detection.contested) for detection in frame.detections}
 
 
 def _in_crop(frame: FrameKeypoints, square: CropSquare) -> tuple[FloatArray, BoolArray]:

@@ -5,9 +5,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import fsspec
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile
 
 from handdata.adapters.files import IMAGE_FORMATS, MAX_IMAGE_PIXELS
@@ -19,7 +19,7 @@ from handdata.schemas.arrays import ByteArray
 # A truncated file must raise, not fill up with grey; another library in the process may have switched this on.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
-_END_OF_JPEG = b"\xff\xd9"
+_START_OF_JPEG = b"\xff\xd8\xff"
 
 
 def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, ByteArray | RecordError]]:
@@ -76,6 +76,9 @@ def decode_image(data: bytes, uri: str) -> ByteArray:
         RecordError: ``frame_missing`` where the file is truncated or corrupt, ``image_too_large`` for a bomb.
 
     """
+    pixels = _decode_jpeg(data)
+    if pixels is not None:
+        return pixels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -84,24 +87,24 @@ def decode_image(data: bytes, uri: str) -> ByteArray:
                 raise RecordError(
                     RejectReason.IMAGE_TOO_LARGE, f"{uri} announces {image.width} x {image.height} pixels"
                 )
-            if image.format == "JPEG" and image.mode == "RGB" and data.endswith(_END_OF_JPEG):
-                return _decode_jpeg(data)
             return np.array(image.convert("RGB"), dtype=np.uint8)
     except Image.DecompressionBombError as error:
         raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{uri}: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, cv2.error) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise RecordError(RejectReason.FRAME_MISSING, f"{uri} cannot be decoded: {error}") from None
 
 
-def _decode_jpeg(data: bytes) -> ByteArray:
-    """Decode a whole JPEG file as Pillow does, to the same values, in less than half the time.
-
-    OpenCV fills what is missing of a truncated file with grey, so that only files with an end may come here.
-    """
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None:
-        raise ValueError("no JPEG")
-    return np.asarray(pixels, dtype=np.uint8)
+def _decode_jpeg(data: bytes) -> ByteArray | None:
+    """Decode a faultless colour JPEG as Pillow does, to the same values, in a third of the time; None for all else."""
+    if not data.startswith(_START_OF_JPEG):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours != "YCbCr" or height * width > MAX_IMAGE_PIXELS:
+            return None
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB"), dtype=np.uint8)
+    except ValueError:
+        return None
 
 
 def _video_frames(records: Sequence[HandRecord], uri: str) -> Iterator[tuple[int, ByteArray]]:

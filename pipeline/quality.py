@@ -43,7 +43,8 @@ def sharpness(image: ByteArray, keypoints: FloatArray, valid: BoolArray) -> floa
     low = np.clip(np.floor(keypoints[valid].min(axis=0)).astype(int), 0, size - 2)
     high = np.clip(np.ceil(keypoints[valid].max(axis=0)).astype(int) + 1, low + 2, size)
     grey = cv2.cvtColor(image[low[1] : high[1], low[0] : high[0]], cv2.COLOR_RGB2GRAY)
-    return float(cv2.Laplacian(grey, cv2.CV_32F).var())
+    _, deviation = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))
+    return float(deviation.item() ** 2)
 
 
 def perceptual_hash(image: ByteArray) -> int:

@@ -7,6 +7,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -78,7 +79,8 @@ def test_a_damaged_file_gives_a_picture_or_is_refused(damage: dict[int, int]) ->
 
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "MAX_IMAGE_PIXELS", 100)
-    monkeypatch.setattr(cv2, "imdecode", None)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
+    monkeypatch.setattr(Image.Image, "convert", None)
     with pytest.raises(RecordError, match="announces 120 x 90 pixels") as error:
         decode_image(WHOLE, "a.jpg")
     assert error.value.reason is RejectReason.IMAGE_TOO_LARGE
