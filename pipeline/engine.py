@@ -147,7 +147,8 @@ def annotate(
             actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
             sam_actors = start_sam(models, gpus, stuck_after_s)
             supervisor = Supervisor(lambda: actor.remote(lease, settings, models, sam_actors, stuck_after_s), workers)
-            for marker in supervisor.run(to_do):
+            # The longest first, so that at the end no worker waits long for another.
+            for marker in supervisor.run(sorted(to_do, key=lambda unit: -unit.rows)):
                 made.append(marker)
                 if on_unit:
                     on_unit(marker)

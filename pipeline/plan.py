@@ -9,6 +9,7 @@ their generation, and numbers are not used twice: a worker of an abandoned plan 
 
 import hashlib
 import json
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -322,9 +323,11 @@ def _cut_into_units(keys: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame
 
 
 def _cut_sequence(rows: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:
-    """Yield runs of whole frames of one sequence and camera block."""
-    frames_per_unit = max(1, most_rows // rows["camera_id"].n_unique())
+    """Yield runs of whole frames of one sequence and camera block, about equally long."""
+    most_frames = max(1, most_rows // rows["camera_id"].n_unique())
     frame_rank = rows["frame_index"].rank("dense").cast(pl.Int64) - 1
+    frames = int(frame_rank[-1]) + 1
+    frames_per_unit = math.ceil(frames / math.ceil(frames / most_frames))
     edges = np.flatnonzero(np.diff((frame_rank // frames_per_unit).to_numpy())) + 1
     for start, stop in pairwise([0, *edges.tolist(), len(rows)]):
         yield rows[start:stop]

@@ -61,10 +61,10 @@ def test_every_record_is_in_one_unit(storage: Storage) -> None:
     assert len(ids) == len(set(ids)) == 281
 
 
-def test_long_sequences_are_cut_between_frames_and_stills_are_packed(storage: Storage) -> None:
+def test_long_sequences_are_cut_evenly_between_frames_and_stills_are_packed(storage: Storage) -> None:
     units = planned(storage)
     video = [unit for unit in units if "/long/" in unit[0]]
-    assert [len(unit) for unit in video] == [64, 64, 52]
+    assert [len(unit) for unit in video] == [60, 60, 60]
     assert all(unit[0].rsplit("-", 1)[0] == unit[1].rsplit("-", 1)[0] for unit in video)
     assert [len(unit) for unit in units if "/still" in unit[0]] == [64, 36]
 
