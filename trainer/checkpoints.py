@@ -300,7 +300,10 @@ def _checkpoint_of(path: str) -> str:
     fs, folder = fsspec.core.url_to_fs(path)
     found = path.rstrip("/") if _is_complete(fs, folder) else latest_checkpoint(path)
     if found is None:
-        raise WeightsError(f"no complete checkpoint in {path}", "give a run's folder or one of its .safetensors files")
+        raise WeightsError(
+            f"no complete checkpoint in {path}",
+            "run `handdata train` first, or give a run's folder or one of its .safetensors files",
+        )
     return found
 
 

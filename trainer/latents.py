@@ -142,6 +142,7 @@ def encode(
 
     Raises ``UsageError`` where the folder holds latents of other settings.
     """
+    stored_side = read_manifest(storage, dataset).image_size
     folder = latents_folder(config, autoencoder, image_size, dataset)
     side = image_size // autoencoder.factor
     probe = autoencoder.encode(torch.zeros(1, 3, image_size, image_size, device=device))
@@ -163,7 +164,6 @@ def encode(
             f"{storage.describe(folder)} holds {earlier.variants} variants of other settings",
             "encode with the same --variants and augmentation, or remove the folder",
         )
-    stored_side = read_manifest(storage, dataset).image_size
     shards = list_shards(storage, dataset)
     done = set(storage.list_files(folder, ".parquet"))
     encoded = [0, 0, 0]

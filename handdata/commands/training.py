@@ -119,6 +119,7 @@ def encode(
 
     Interrupted, the same command continues; finished, it does nothing.
     """
+    from handdata.pipeline.shards import read_manifest
     from handdata.pipeline.storage import Storage
     from handdata.trainer.autoencoders import load_autoencoder
     from handdata.trainer.latents import encode as run_encode
@@ -126,6 +127,7 @@ def encode(
 
     storage = Storage(load_settings(workspace=workspace).workspace)
     chosen = load_preset(preset, config).choosing_rows(dataset=dataset)
+    read_manifest(storage, chosen.data.dataset)  # a missing dataset is told before weights are downloaded
     settings = chosen.autoencoder.changed(autoencoder, weights)
     device = _training_device(gpus) or _training_device(int(_has_cuda())) or "cpu"
     with ProgressLine("Encoding", None, "shards") as progress:
