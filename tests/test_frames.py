@@ -43,6 +43,14 @@ def test_a_jpeg_has_the_values_that_pillow_gives(mode: str, options: dict[str, o
     np.testing.assert_array_equal(decode_image(data + bytes(9), "a.jpg"), decode_image(data, "a.jpg"))
 
 
+def test_a_jpeg_with_a_fault_that_pillow_reads_over_is_read() -> None:
+    scan = WHOLE.index(b"\xff\xda")
+    faulty = WHOLE[:scan] + bytes(3) + WHOLE[scan:]
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(faulty)
+    np.testing.assert_array_equal(decode_image(faulty, "a.jpg"), decode_image(WHOLE, "a.jpg"))
+
+
 def test_an_orientation_in_the_file_is_not_applied_for_labels_are_of_the_stored_pixels() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
