@@ -9,8 +9,8 @@ A pair is named by its position in an endless order (``handdata.trainer.order``)
 follows from (seed, position), so threads and processes share the work by sharing out positions, and a run resumes at
 any position without replaying what came before.
 
-Batches are made by threads, not processes: OpenCV decodes outside Python's lock, and a batch that stays in its process
-is not copied. Sending one to another process costs about as much as decoding it.
+Batches are made by threads, not processes: simplejpeg and OpenCV decode outside Python's lock, and a batch that stays
+in its process is not copied. Sending one to another process costs about as much as decoding it.
 """
 
 import ctypes
