@@ -6,14 +6,18 @@ PATH is a checkout of the public FoundHand repository (GPL-3, hence not part of 
 same weights and inputs and must give the same loss. Without PATH ours is timed alone. The variants take turns, so that
 a busy machine slows all of them, and the table shows the least of each: speeds are ratios of the least CPU times, which
 other processes disturb least. "Pass" is forward and backward, "step" also the optimiser: AdamW as PyTorch gives it for
-the published module, fused for ours, as ``handdata train`` does.
+the published module, fused for ours, as ``handdata train`` does; as there, ours keeps freed memory. Each network has a
+process of its own.
 """
 
 import argparse
 import importlib
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +28,7 @@ from handdata.console import print_table
 from handdata.trainer.checkpoints import export_foundhand
 from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
 from handdata.trainer.model import DiT
+from handdata.trainer.pairs import keep_freed_memory
 from handdata.trainer.presets import PRESETS, ModelConfig
 
 VARIANTS = {"fp32": (False, False), "fp32, compiled": (True, False), "bf16 autocast, compiled": (True, True)}
@@ -89,25 +94,47 @@ def step_of(
     return run
 
 
-def compare(published: Path | None, batch: int, rounds: int, threads: int) -> None:
-    """Time all variants of both networks in turns, and print the table."""
+_STEPS: dict[str, Callable[[], Times]] = {}
+"""Of one network, in a process of its own."""
+
+
+def prepare(published: Path | None, batch: int, threads: int) -> None:
+    """Make this process the one of the published network, or of ours, and warm all variants up."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
     sizes = PRESETS["foundhand-s"].model
     ours = DiT(**sizes.model_dump())
     for parameter in ours.parameters():  # a new network predicts zero; this one computes
         nn.init.normal_(parameter, std=0.02)
-    networks: dict[str, nn.Module] = {"published": published_network(published, ours)} if published else {}
-    networks["handdata"] = ours
-    steps = {
-        f"{name}, {variant}": step_of(network, sizes, batch, *settings, fused=network is ours)
-        for variant, settings in VARIANTS.items()
-        for name, network in networks.items()
-    }
-    for step in steps.values():  # the first call compiles
-        step()
-    times: dict[str, list[Times]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(step())
+    network = published_network(published, ours) if published else ours
+    if not published:
+        keep_freed_memory()
+    for variant, settings in VARIANTS.items():
+        _STEPS[variant] = step_of(network, sizes, batch, *settings, fused=network is ours)
+        _STEPS[variant]()  # the first call compiles
+
+
+def take_step(variant: str) -> Times:
+    """Take a step of this process's network."""
+    return _STEPS[variant]()
+
+
+def compare(published: Path | None, batch: int, rounds: int, threads: int) -> None:
+    """Time all variants of both networks in turns, and print the table."""
+    networks = {"published": published, "handdata": None} if published else {"handdata": None}
+    spawn = multiprocessing.get_context("spawn")
+    times: dict[str, list[Times]] = {}
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(ProcessPoolExecutor(1, spawn, prepare, (path, batch, threads)))
+            for name, path in networks.items()
+        }
+        for process in processes.values():  # is ready once it has answered
+            process.submit(take_step, next(iter(VARIANTS))).result()
+        for _ in range(rounds):
+            for variant in VARIANTS:
+                for name, process in processes.items():
+                    times.setdefault(f"{name}, {variant}", []).append(process.submit(take_step, variant).result())
     least = {name: Times(*map(min, zip(*taken, strict=True))) for name, taken in times.items()}
     first = next(iter(least.values()))
     rows = [

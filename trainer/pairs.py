@@ -58,7 +58,7 @@ BATCHES_AHEAD: Final = 2
 """Of each decoding thread."""
 
 KEPT_FREE_BYTES: Final = 512 << 20
-"""Freed memory that the process keeps for the next pictures."""
+"""Freed memory that the process keeps for the next pictures and activations."""
 
 
 class FramePair(NamedTuple):
@@ -407,10 +407,10 @@ def pair_batches(dataset: PairDataset, batches: Iterable[Sequence[int]], threads
 
     ``threads`` decode ahead of the caller, ``BATCHES_AHEAD`` batches each; 0: the caller itself decodes.
     """
+    keep_freed_memory()
     if not threads:
         yield from map(dataset.batch, batches)
         return
-    _keep_freed_memory()
     pool = ThreadPoolExecutor(threads, "decode", initializer=cv2.setNumThreads, initargs=(1,))
     ahead: deque[Future[FramePair]] = deque()
     try:
@@ -424,11 +424,11 @@ def pair_batches(dataset: PairDataset, batches: Iterable[Sequence[int]], threads
         pool.shutdown(cancel_futures=True)
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc reuse what pictures and batches leave, for the whole process; nothing happens with another C library.
+def keep_freed_memory() -> None:
+    """Have glibc reuse what pictures, batches and activations leave; nothing happens with another C library.
 
-    By default it may give every picture's pages back to the kernel and get them anew, zeroed: up to a third of the
-    loader's time (``benchmarks/loader.py``).
+    By default it may give their pages back to the kernel and get them anew, zeroed: up to a third of the loader's time
+    (``benchmarks/loader.py``), and a twentieth of a training step on the CPU. It holds for the whole process.
     """
     trim_threshold, mmap_threshold, largest_mmap_threshold = -1, -3, 32 << 20  # of malloc.h
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
