@@ -468,6 +468,12 @@ def test_a_picture_whose_end_is_missing_is_not_shown_half_grey() -> None:
         replace(whole, image=whole.image[:-40]).decode()
 
 
+def test_a_picture_that_announces_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handdata.trainer.reading._MOST_PIXELS", 64 * 64 - 1)
+    with pytest.raises(RunError, match="cannot be decoded"):
+        jpeg_frame().decode()
+
+
 def test_rows_that_were_dropped_meanwhile_are_not_mistaken_for_others(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     write_dataset(storage, [sample("wave", frame, timestamp_s=frame / 10) for frame in range(8)])

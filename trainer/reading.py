@@ -199,6 +199,8 @@ def pictures_of(table: pa.Table, row: int) -> tuple[bytes, bytes | None]:
 _READ_ANEW: Final = "did drop, flag or annotate --overwrite change the dataset? --resume goes on with what is there now"
 
 _JPEG: Final = b"\xff\xd8\xff"
+_MOST_PIXELS: Final = 1 << 30
+"""Of a JPEG picture, as OpenCV allows for the others."""
 
 # OpenCV's flags "reduced, grey" hold the reduction alone; "RGB" beside them makes the picture coloured.
 _REDUCED: Final = {
@@ -214,6 +216,8 @@ def _decode_picture(data: bytes, reduction: int, into: ByteArray | None) -> Byte
         return _decode_by_opencv(data, _REDUCED[reduction])
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if height * width > _MOST_PIXELS:
+            raise _unreadable()
         height, width = height // reduction, width // reduction
         place = into if into is not None and into.shape == (height, width, 3) else None
         picture = simplejpeg.decode_jpeg(
