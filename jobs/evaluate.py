@@ -103,7 +103,7 @@ def evaluate(
     """
     model, config = load_for_sampling(request.checkpoint)
     preset = Preset.model_validate(config).choosing_rows(dataset=request.dataset)
-    moving = preset.pairs.model_copy(update={"video": 1.0, "view": 0.0, "still": 0.0})
+    moving = preset.pairs.model_copy(update={"video": 1.0, "view": 0.0, "still": 0.0, "sources": {}})
     dataset = PairDataset(
         storage, image_size=preset.image_size, split=request.split, pairs=moving, data=preset.data, seed=request.seed
     )

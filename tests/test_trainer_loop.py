@@ -22,7 +22,15 @@ from handdata.trainer.loop import MicroBatches, Process, Trainer, micro_batches,
 from handdata.trainer.metrics import condition_following, derangement
 from handdata.trainer.model import DiT
 from handdata.trainer.pairs import FramePair
-from handdata.trainer.presets import PRESETS, DiffusionConfig, ModelConfig, MonitoringConfig, Preset
+from handdata.trainer.presets import (
+    PRESETS,
+    DiffusionConfig,
+    ModelConfig,
+    MonitoringConfig,
+    PairConfig,
+    Preset,
+    SourceConfig,
+)
 
 SMALL = PRESETS["tiny"].model_copy(
     update={
@@ -175,6 +183,22 @@ def test_samples_are_drawn_while_the_run_goes_on(storage: Storage) -> None:
         "runs/run/samples/step-00000001.png",
         "runs/run/samples/step-00000002.png",
     ]
+
+
+def test_pictures_are_of_pairs_also_where_a_source_gives_stills(storage: Storage) -> None:
+    pairs = PairConfig(sources={"synthetic": SourceConfig(video=0.1, still=1.0)})
+    preset = SMALL.model_copy(
+        update={"pairs": pairs, "monitoring": MonitoringConfig(pictures_every=1, pictures=4)},
+    )
+    train(preset, storage, "run", steps=1, device="cpu")
+    assert storage.list_files("runs/run/samples", ".png") == ["runs/run/samples/step-00000001.png"]
+
+
+def test_a_choice_without_held_out_rows_trains_without_validation(storage: Storage) -> None:
+    preset = SMALL.choosing_rows(where="sequence_id = 'wave'")
+    preset = preset.model_copy(update={"monitoring": MonitoringConfig(pictures_every=1, pictures=2)})
+    summary = train(preset, storage, "run", steps=1, device="cpu")
+    assert (summary.steps, summary.validation) == (1, None)
 
 
 def test_weights_and_biases_gets_the_curves_where_it_is_in_use(

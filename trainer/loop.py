@@ -486,14 +486,17 @@ def _validation_batches(storage: Storage, preset: Preset) -> list[FramePair]:
     """Return the same pairs of the held-out split every time, without augmentation; none where it has too few."""
     if not list_shards(storage, preset.data.dataset, splits=["val"]):
         return []
-    dataset = PairDataset(
-        storage,
-        image_size=preset.image_size,
-        split="val",
-        pairs=preset.pairs,
-        data=preset.data,
-        latents=_latents(storage, preset),
-    )
+    try:
+        dataset = PairDataset(
+            storage,
+            image_size=preset.image_size,
+            split="val",
+            pairs=preset.pairs,
+            data=preset.data,
+            latents=_latents(storage, preset),
+        )
+    except UsageError:  # the chosen rows are all of other splits
+        return []
     settings = preset.optimisation
     size = min(settings.micro_batch_size or settings.batch_size, settings.batch_size, len(dataset))
     if size < 2:
@@ -506,10 +509,10 @@ def _pairs_to_show(storage: Storage, preset: Preset) -> tuple[list[Frame], list[
     """Return references and targets of a few pairs of frames of the held-out split; none where it has none."""
     if not list_shards(storage, preset.data.dataset, splits=["val"]):
         return [], []
-    moving = PairConfig(**preset.pairs.model_dump() | {"still": 0.0})
+    moving = PairConfig(**preset.pairs.model_dump() | {"still": 0.0, "sources": {}})
     try:
         dataset = PairDataset(storage, image_size=preset.image_size, split="val", pairs=moving, data=preset.data)
-    except UsageError:  # stills only
+    except UsageError:  # stills only, or the chosen rows are all of other splits
         return [], []
     pairs = [dataset.rows_at(position)[:2] for position in range(min(preset.monitoring.pictures, len(dataset)))]
     references = [dataset.frame(reference) for _, reference in pairs if reference is not None]
