@@ -87,6 +87,15 @@ def test_a_resumed_run_has_the_weights_of_one_that_never_stopped(storage: Storag
     assert steps == [2, 2, 4, 4]
 
 
+def test_a_resumed_run_takes_the_learning_rate_of_its_settings(storage: Storage) -> None:
+    halted = train(SMALL, storage, "halted", steps=2, device="cpu")
+    before = weights(halted.checkpoint_url)
+    slower = changed(SMALL, learning_rate=1e-9, weight_decay=0.0)
+    after = weights(train(slower, storage, "halted", steps=3, resume=True, device="cpu").checkpoint_url)
+    assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in before if name.startswith("model."))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
 def changed(preset: Preset, **optimisation: object) -> Preset:
     settings = preset.optimisation.model_copy(update=optimisation)
     return preset.model_copy(update={"optimisation": settings})

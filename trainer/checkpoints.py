@@ -261,9 +261,16 @@ def load_checkpoint(
     _load_into(ema, read_weights(f"{checkpoint_url}/{EMA_FILE}"), checkpoint_url)
     with fs.open(f"{folder}/{STATE_FILE}", "rb") as file:
         state = torch.load(BytesIO(file.read()), map_location="cpu", weights_only=True)
+    configured = [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(state["optimizer"])
+    for group, settings in zip(optimizer.param_groups, configured, strict=True):
+        # The state is the checkpoint's, the settings are this run's: one that diverged goes on at a lower rate.
+        base = "lr" if schedule is None else "initial_lr"
+        group.update(settings, lr=group["lr"] * (settings[base] / group[base]))
     if schedule is not None:
-        schedule.load_state_dict(state["schedule"])
+        schedule.load_state_dict(state["schedule"] | {"base_lrs": schedule.base_lrs})
     for name, generator in (generators or {}).items():
         generator.set_state(state["generators"][name])
     _restore_random_state(state["random"])
