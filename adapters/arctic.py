@@ -28,15 +28,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import (
-    is_file,
-    numbers,
-    read_image_size,
-    rejection,
-    require_finite,
-    resolve_below,
-)
-from handdata.adapters.geometry import (
+from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.geometry import (
     Array,
     apply_affine,
     pixel_affine,
@@ -45,8 +38,10 @@ from handdata.adapters.geometry import (
     rational_fold_radius,
     reorder_joints,
 )
-from handdata.adapters.json_stream import read_json
-from handdata.adapters.safe_pickle import load_object_npy
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.json_stream import read_json
+from handdata.adapters.reading.paths import is_file, resolve_below
+from handdata.adapters.reading.pickles import load_object_npy
 from handdata.schemas import (
     SIDES,
     SOURCE_CARDS,
@@ -61,6 +56,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 PARTITIONS_PER_SPLIT: Final = 16
 """Each walks the split's files (seconds) and then reads its share of the sequences (minutes)."""

@@ -27,24 +27,18 @@ import numpy as np
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import (
-    is_file,
-    numbers,
-    read_image_size,
-    read_text,
-    rejection,
-    require_finite,
-    resolve_below,
-)
-from handdata.adapters.geometry import (
+from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.geometry import (
     Array,
     metres_from_millimetres,
     project,
     rigid_transform,
     transform_points,
 )
-from handdata.adapters.json_stream import stream_list, stream_nested_items
-from handdata.adapters.video import VideoInfo, video_info
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.json_stream import stream_list, stream_nested_items
+from handdata.adapters.reading.paths import is_file, read_text, resolve_below
+from handdata.adapters.reading.video import VideoInfo, video_info
 from handdata.schemas import (
     KEYPOINT_COUNT,
     SIDES,
@@ -60,6 +54,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 FRAMES_PER_SECOND: Final = 60
 """Of the numbers of frames, whichever rate a camera's files have."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from handdata.adapters.batches import RecordBatch
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.record import HandRecord, Rejection, Split
+from handdata.schemas.record_batch import RecordBatch
 from handdata.schemas.sources import SourceCard
 
 

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import is_file, numbers, read_image_size, rejection, require_finite, resolve_below
-from handdata.adapters.geometry import place_hands, place_validity, reorder_joints
-from handdata.adapters.mask_formats import read_alpha
-from handdata.adapters.safe_pickle import load_pickle
+from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.masks import read_alpha
+from handdata.adapters.reading.paths import is_file, resolve_below
+from handdata.adapters.reading.pickles import load_pickle
 from handdata.schemas import (
     SOURCE_CARDS,
     HandRecord,
@@ -40,6 +42,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 _SPLITS: Final[tuple[Split, ...]] = ("test", "train")
 _ORDER: Final = (0, 13, 14, 15, 20, 1, 2, 3, 16, 4, 5, 6, 17, 10, 11, 12, 19, 7, 8, 9, 18)

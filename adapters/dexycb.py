@@ -27,18 +27,11 @@ import yaml
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import (
-    Fence,
-    numbers,
-    read_image_size,
-    read_npz_and_shapes,
-    read_text,
-    rejection,
-    require_finite,
-    resolve_below,
-)
-from handdata.adapters.geometry import Array, intrinsics, invert_rigid, place_hands, place_validity
-from handdata.adapters.mask_formats import read_npz_labels
+from handdata.adapters.reading.arrays import numbers, read_npz_and_shapes, require_finite
+from handdata.adapters.reading.geometry import Array, intrinsics, invert_rigid, place_hands, place_validity
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.masks import read_npz_labels
+from handdata.adapters.reading.paths import Fence, read_text, resolve_below
 from handdata.schemas import (
     KEYPOINTS_PER_HAND,
     SIDES,
@@ -54,6 +47,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 SEQUENCES_PER_PARTITION: Final = 10
 MAX_YAML_BYTES: Final = 2**17

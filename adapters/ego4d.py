@@ -35,10 +35,12 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import is_file, read_image_size, rejection, require_finite, resolve_below
-from handdata.adapters.geometry import Array
-from handdata.adapters.json_stream import read_json, stream_list
-from handdata.adapters.video import VideoInfo, video_info
+from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.geometry import Array
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.json_stream import read_json, stream_list
+from handdata.adapters.reading.paths import is_file, resolve_below
+from handdata.adapters.reading.video import VideoInfo, video_info
 from handdata.schemas import (
     KEYPOINT_COUNT,
     KEYPOINTS_PER_HAND,
@@ -56,6 +58,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 LABEL_BYTES_PER_PARTITION: Final = 64 << 20
 HINT_FILES_PER_PARTITION: Final = 2000

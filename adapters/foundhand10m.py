@@ -19,15 +19,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import (
-    Fence,
-    numbers,
-    read_image_size,
-    read_npz,
-    read_npz_and_shapes,
-    rejection,
-    require_finite,
-)
+from handdata.adapters.reading.arrays import numbers, read_npz, read_npz_and_shapes, require_finite
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.paths import Fence
 from handdata.schemas import (
     SOURCE_CARDS,
     SPLITS,
@@ -42,6 +36,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 SEQUENCES_PER_PARTITION: Final = 64
 

@@ -30,9 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.batches import RecordBatch, gather, hand_states_of_rows
-from handdata.adapters.files import is_file, path_below, read_image_size, rejection, require_finite
-from handdata.adapters.json_stream import stream_items
+from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.json_stream import stream_items
+from handdata.adapters.reading.paths import is_file, path_below
 from handdata.schemas import (
     KEYPOINT_COUNT,
     KEYPOINTS_PER_HAND,
@@ -48,6 +49,8 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.record_batch import RecordBatch, gather, hand_states_of_rows
+from handdata.schemas.rejection import rejection
 
 _NO_GESTURE: Final = "no_gesture"
 _OTHER: Final[dict[str, Side]] = {"right": "left", "left": "right"}

@@ -36,12 +36,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import numbers, read_image_size, read_npy_header, read_text, rejection, require_finite
-from handdata.adapters.geometry import Array, invert_rigid, place_hands, place_validity, project
-from handdata.adapters.mano import MANOPTH_TIPS, load_mano, rotation_matrices
-from handdata.adapters.mask_formats import read_mask_of_colours
-from handdata.adapters.safe_pickle import load_pickle
-from handdata.adapters.video import video_info
+from handdata.adapters.reading.arrays import numbers, read_npy_header, require_finite
+from handdata.adapters.reading.geometry import Array, invert_rigid, place_hands, place_validity, project
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.mano import MANOPTH_TIPS, load_mano, rotation_matrices
+from handdata.adapters.reading.masks import read_mask_of_colours
+from handdata.adapters.reading.paths import read_text
+from handdata.adapters.reading.pickles import load_pickle
+from handdata.adapters.reading.video import video_info
 from handdata.schemas import (
     KEYPOINTS_PER_HAND,
     SIDES,
@@ -58,6 +60,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 FRAMES_PER_SECOND: Final = 15
 CLIPS_PER_PARTITION: Final = 16

@@ -29,10 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.batches import RecordBatch, gather, hand_states_of_rows
-from handdata.adapters.capture_clock import recorded_hz
-from handdata.adapters.files import path_below, read_image_size, rejection, require_finite
-from handdata.adapters.geometry import (
+from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.geometry import (
     Array,
     camera_t_world_at,
     intrinsics,
@@ -40,7 +38,10 @@ from handdata.adapters.geometry import (
     project,
     transform_points,
 )
-from handdata.adapters.json_stream import stream_items, stream_list, stream_list_part
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.json_stream import stream_items, stream_list, stream_list_part
+from handdata.adapters.reading.paths import path_below
+from handdata.adapters.reading.recording_rate import recorded_hz
 from handdata.schemas import (
     KEYPOINT_COUNT,
     SOURCE_CARDS,
@@ -54,6 +55,8 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.record_batch import RecordBatch, gather, hand_states_of_rows
+from handdata.schemas.rejection import rejection
 
 PARTITION_BYTES: Final = 16 << 20
 """Of ``data.json``, about 30,000 records."""

@@ -27,9 +27,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.capture_clock import recorded_hz
-from handdata.adapters.files import read_image_size, read_text, rejection, require_finite
-from handdata.adapters.geometry import (
+from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.geometry import (
     Array,
     intrinsics,
     metres_from_millimetres,
@@ -41,8 +40,11 @@ from handdata.adapters.geometry import (
     rigid_transform,
     transform_points,
 )
-from handdata.adapters.json_stream import stream_items, stream_list
-from handdata.adapters.mask_formats import read_nonzero_mask
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.json_stream import stream_items, stream_list
+from handdata.adapters.reading.masks import read_nonzero_mask
+from handdata.adapters.reading.paths import read_text
+from handdata.adapters.reading.recording_rate import recorded_hz
 from handdata.schemas import (
     SIDES,
     SOURCE_CARDS,
@@ -57,6 +59,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 _TEST_CAPTURES: Final = ("m--20221215--0949--RNS217", "m--20221216--0953--NKC880", "m--20230317--1130--QZX685")
 """Those that the official reader tests on."""

@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import is_file, read_image_size, rejection, require_finite
-from handdata.adapters.geometry import place_hands, project, rigid_transform, transform_points
-from handdata.adapters.mano import ManoModel, Tips, correct_left_shape, load_mano
-from handdata.adapters.safe_pickle import load_object_npy, load_pickle
+from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.geometry import place_hands, project, rigid_transform, transform_points
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.mano import ManoModel, Tips, correct_left_shape, load_mano
+from handdata.adapters.reading.paths import is_file
+from handdata.adapters.reading.pickles import load_object_npy, load_pickle
 from handdata.schemas import (
     SIDES,
     SOURCE_CARDS,
@@ -44,6 +46,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 IDS_PER_PARTITION: Final = 10_000
 

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import Fence, is_file, numbers, read_image_size, rejection, require_finite
-from handdata.adapters.geometry import place_hands, place_validity, reorder_joints
-from handdata.adapters.mask_formats import read_label_image
-from handdata.adapters.safe_pickle import load_pickle
+from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.masks import read_label_image
+from handdata.adapters.reading.paths import Fence, is_file
+from handdata.adapters.reading.pickles import load_pickle
 from handdata.schemas import (
     SOURCE_CARDS,
     HandRecord,
@@ -40,6 +42,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 _FOLDERS: Final[tuple[tuple[str, Split], ...]] = (("evaluation", "test"), ("training", "train"))
 _LEFT, _RIGHT = slice(0, 21), slice(21, 42)

@@ -11,16 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import (
-    Fence,
-    is_file,
-    numbers,
-    read_image_size,
-    read_npz,
-    rejection,
-    require_finite,
-    resolve_below,
-)
+from handdata.adapters.reading.arrays import numbers, read_npz, require_finite
+from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.paths import Fence, is_file, resolve_below
 from handdata.adapters.synthesis.layout import DATASET_FILE, LABEL_ARRAYS, LABEL_FILE, image_path, mask_path
 from handdata.schemas import (
     KEYPOINT_COUNT,
@@ -36,6 +29,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 SEQUENCES_PER_PARTITION: Final = 16
 

@@ -39,16 +39,11 @@ import cv2
 import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import (
-    is_file,
-    read_image_size,
-    read_image_size_from,
-    rejection,
-    require_finite,
-    resolve_below,
-)
-from handdata.adapters.json_stream import stream_list
-from handdata.adapters.mask_formats import MAX_COORDINATE, fill_polygon
+from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.images import read_image_size, read_image_size_from
+from handdata.adapters.reading.json_stream import stream_list
+from handdata.adapters.reading.masks import MAX_COORDINATE, fill_polygon
+from handdata.adapters.reading.paths import is_file, resolve_below
 from handdata.schemas import (
     KEYPOINT_COUNT,
     SOURCE_CARDS,
@@ -62,6 +57,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 _LABELLED_SPLITS: Final[tuple[Split, ...]] = ("train", "val")
 _ANNOTATED_SIZE: Final = (1920, 1080)

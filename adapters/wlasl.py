@@ -29,9 +29,9 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.files import rejection, resolve_below
-from handdata.adapters.json_stream import stream_list
-from handdata.adapters.video import VideoInfo, video_info
+from handdata.adapters.reading.json_stream import stream_list
+from handdata.adapters.reading.paths import resolve_below
+from handdata.adapters.reading.video import VideoInfo, video_info
 from handdata.schemas import (
     KEYPOINT_COUNT,
     SOURCE_CARDS,
@@ -45,6 +45,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 CLIPS_PER_PARTITION: Final = 300
 """About 18,000 frames."""

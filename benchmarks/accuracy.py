@@ -39,10 +39,10 @@ from handdata.adapters.synthesis.scene import Identity, build_identity
 from handdata.adapters.synthesis.sequence import FRAMES_PER_SECOND, HandSequence, sample_sequence
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.console import print_table
-from handdata.pipeline.annotate import Annotator, GrabCutModel
-from handdata.pipeline.detector import HandDetector
-from handdata.pipeline.frames import open_frames
-from handdata.pipeline.masks import hand_length
+from handdata.pipeline.annotation.annotator import Annotator, GrabCutModel
+from handdata.pipeline.annotation.detector import HandDetector
+from handdata.pipeline.annotation.frames import open_frames
+from handdata.pipeline.annotation.masks import hand_length
 from handdata.pipeline.settings import AnnotateSettings, MasksPolicy
 from handdata.pipeline.weights import require_weights
 from handdata.schemas import (

@@ -31,8 +31,8 @@ from handdata.adapters import Partition
 from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.console import err, print_table
-from handdata.pipeline.engine import annotate
-from handdata.pipeline.ingest import ingest
+from handdata.pipeline.records.ingest import ingest
+from handdata.pipeline.run.annotate import annotate
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import cache_folder, require_weights

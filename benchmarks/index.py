@@ -15,10 +15,10 @@ import numpy as np
 import polars as pl
 
 from handdata.pipeline.shards import Shard
-from handdata.trainer.order import TargetOrder
-from handdata.trainer.pairs import PairCandidates
+from handdata.trainer.data.candidates import PairCandidates
+from handdata.trainer.data.order import TargetOrder
+from handdata.trainer.data.sample_index import source_ranges, without_repeats
 from handdata.trainer.presets import PairConfig
-from handdata.trainer.sample_index import source_ranges, without_repeats
 
 SOURCES = 13
 ROWS_A_SHARD = 2000

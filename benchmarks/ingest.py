@@ -34,7 +34,7 @@ from PIL import Image
 from handdata.adapters import Adapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.interhand26m import InterHand26MAdapter
-from handdata.pipeline.ingest import ingest
+from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.storage import Storage
 
 Result = TypeVar("Result")

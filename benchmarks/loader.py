@@ -223,14 +223,13 @@ def write_ours(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
     import torch
     from diffusers import AutoencoderKL
 
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from trainer_fixtures import sample, write_dataset
-
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from handdata.pipeline.storage import Storage
     from handdata.schemas import EncodedImage
     from handdata.trainer.autoencoders import load_autoencoder
-    from handdata.trainer.latents import encode
+    from handdata.trainer.data.latents import encode
     from handdata.trainer.presets import AutoencoderConfig
+    from tests.fixtures.samples import sample, write_dataset
 
     first = sample("video", 0, size=STORED)
     samples = [
@@ -332,8 +331,9 @@ def our_batches(folder: Path, size: int, workers: int, stored: bool) -> Iterable
     """Return our loader, of pairs of frames."""
     from handdata.pipeline.storage import Storage
     from handdata.trainer.autoencoders import load_autoencoder
-    from handdata.trainer.latents import open_latents
-    from handdata.trainer.pairs import PairDataset, pair_batches
+    from handdata.trainer.data.latents import open_latents
+    from handdata.trainer.data.loading import pair_batches
+    from handdata.trainer.data.pairs import PairDataset
     from handdata.trainer.presets import AutoencoderConfig, PairConfig
 
     storage = Storage(folder / "ours")

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from handdata.console import print_table
-from handdata.trainer.checkpoints import export_foundhand
 from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
+from handdata.trainer.data.loading import keep_freed_memory
 from handdata.trainer.model import DiT
-from handdata.trainer.pairs import keep_freed_memory
 from handdata.trainer.presets import PRESETS, ModelConfig
+from handdata.trainer.weights import export_foundhand
 
 VARIANTS = {"fp32": (False, False), "fp32, compiled": (True, False), "bf16 autocast, compiled": (True, True)}
 TIMED_PARAMETERS = 200e6

@@ -21,9 +21,9 @@ from segment_anything.modeling import Sam
 from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.console import print_table
-from handdata.pipeline.frames import open_frames
-from handdata.pipeline.masks import HandPrompt, sam_prompts
-from handdata.pipeline.sam import SamSegmenter, load_sam
+from handdata.pipeline.annotation.frames import open_frames
+from handdata.pipeline.annotation.masks import HandPrompt, sam_prompts
+from handdata.pipeline.annotation.sam import SamSegmenter, load_sam
 from handdata.schemas import HandRecord
 
 PICTURE_PX = 512

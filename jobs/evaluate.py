@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from handdata.pipeline.detector import HandDetector
+from handdata.pipeline.annotation.detector import HandDetector
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import require_weights
@@ -17,10 +17,11 @@ from handdata.schemas import Split, UsageError
 from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.autoencoders import load_autoencoder
 from handdata.trainer.checkpoints import load_for_sampling
+from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.evaluation import MovedPair, Scores, compare, mean_picture, moved_pairs, pose_of_truth
-from handdata.trainer.pairs import PairDataset
+from handdata.trainer.figures import draw_skeleton
 from handdata.trainer.presets import PairConfig, Preset
-from handdata.trainer.tasks import draw_skeleton, gesture_transfer
+from handdata.trainer.tasks import gesture_transfer
 
 OURS, COPY, MEAN = "generated", "copied reference", "mean picture"
 

@@ -13,31 +13,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from handdata.pipeline.crop import CropSquare
-from handdata.pipeline.frames import decode_image, read_image_file
-from handdata.pipeline.photo import annotate_photo
+from handdata.pipeline.annotation.crop import CropSquare
+from handdata.pipeline.annotation.frames import decode_image, read_image_file
+from handdata.pipeline.annotation.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Storage
 from handdata.schemas import Split, UsageError, samples_to_table
 from handdata.schemas.arrays import BoolArray, ByteArray
-from handdata.trainer.augment import Frame
 from handdata.trainer.autoencoders import load_autoencoder
 from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.conditioning import Task
-from handdata.trainer.pairs import PairDataset, decode_frame
+from handdata.trainer.data.augment import Frame
+from handdata.trainer.data.pairs import PairDataset
+from handdata.trainer.data.reading import decode_frame
+from handdata.trainer.figures import figure, filmstrip, grid
 from handdata.trainer.presets import DataConfig, PairConfig, Preset
-from handdata.trainer.tasks import (
-    figure,
-    filmstrip,
-    gesture_transfer,
-    grid,
-    pose_frame,
-    read_keypoints,
-    repair,
-    unconditional,
-    video,
-)
+from handdata.trainer.tasks import gesture_transfer, pose_frame, read_keypoints, repair, unconditional, video
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _KEYPOINT_FILES = {".npy", ".json"}

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import handdata
-from handdata.pipeline.ray_access import TOKEN_HINT, offer_token
+from handdata.pipeline.run.cluster import TOKEN_HINT, offer_token
 from handdata.pipeline.settings import SETTINGS_FILE
 from handdata.schemas import RunError
 

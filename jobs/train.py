@@ -16,13 +16,14 @@ import ray.train
 import ray.train.torch
 from ray.util.queue import Queue
 
-from handdata.pipeline.ray_access import connected
+from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import run_folder
 from handdata.schemas import HandDataError, RunError, StorageError, UsageError
 from handdata.trainer.checkpoints import latest_checkpoint
-from handdata.trainer.history import run_folder
-from handdata.trainer.loop import OnStep, Process, TrainSummary, micro_batches, train
+from handdata.trainer.loop import OnStep, TrainSummary, train
 from handdata.trainer.presets import Preset
+from handdata.trainer.schedule import Process, micro_batches
 
 MAX_RESTARTS = 3
 """A group of processes that is lost is started again this often."""

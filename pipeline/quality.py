@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Final
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from handdata.pipeline.settings import QualitySettings
 from handdata.schemas import KEYPOINTS_PER_HAND, SAMPLE_SCHEMA, AnnotatedSample, Rejection, RejectReason
-from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.schemas.arrays import BoolArray
 from handdata.schemas.record import models_to_table
 
 OBSERVED_FLAGS: Final = frozenset({"side_conflict", "extra_hands", "unlabelled_hand"})
@@ -35,22 +34,6 @@ JUDGED_COLUMNS: Final = (
 """The columns that flags follow from. Annotating and recomputing both judge by these alone, so they agree."""
 
 _JUDGED_SCHEMA: Final = pa.schema([SAMPLE_SCHEMA.field(name) for name in JUDGED_COLUMNS])
-
-
-def sharpness(image: ByteArray, keypoints: FloatArray, valid: BoolArray) -> float:
-    """Return the variance of the Laplacian inside the box of the valid keypoints of an (S, S, 3) crop."""
-    size = image.shape[0]
-    low = np.clip(np.floor(keypoints[valid].min(axis=0)).astype(int), 0, size - 2)
-    high = np.clip(np.ceil(keypoints[valid].max(axis=0)).astype(int) + 1, low + 2, size)
-    grey = cv2.cvtColor(image[low[1] : high[1], low[0] : high[0]], cv2.COLOR_RGB2GRAY)
-    _, deviation = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))
-    return float(deviation.item() ** 2)
-
-
-def perceptual_hash(image: ByteArray) -> int:
-    """Return the 64-bit DCT hash of an RGB image as a signed integer; near-duplicates differ in few bits."""
-    digest = cv2.img_hash.pHash(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return int.from_bytes(digest.tobytes(), "big", signed=True)
 
 
 def flags_of(rows: pa.Table, image_size: int, settings: QualitySettings) -> list[tuple[str, ...]]:

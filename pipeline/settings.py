@@ -15,7 +15,6 @@ MasksPolicy = Literal["auto", "sam", "grabcut", "dataset", "none"]
 
 SETTINGS_FILE = "handdata.toml"
 
-
 FLAG_THRESHOLDS: Final[dict[Flag, str]] = {
     "blurry": "min_sharpness",
     "labels_disagree": "max_disagreement",

@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import ray
@@ -14,18 +13,11 @@ from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.cli import app
 from handdata.console import errors_in_one_line
 from handdata.pipeline.storage import Storage
+from tests.fixtures.commands import CommandResult
 
 # Busy machines are slow at times; a property is true or not, however long it takes.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
-
-
-class CommandResult(NamedTuple):
-    """Exit code and output of a command."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from handdata.schemas.errors import WeightsError
-from handdata.trainer.checkpoints import read_weights
 from handdata.trainer.diffusion import Draws, draw_noise
 from handdata.trainer.presets import AutoencoderConfig
+from handdata.trainer.weights import read_weights
 
 STABLE_DIFFUSION_VAE: Final = "stabilityai/sd-vae-ft-mse"
 """Hugging Face name of the VAE that DiT and FoundHand were trained with, used where no weights are given."""

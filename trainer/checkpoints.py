@@ -17,148 +17,52 @@ Nothing here unpickles foreign objects: ``torch.load`` runs with ``weights_only=
 import json
 import random
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import fsspec
 import numpy as np
 import safetensors.torch
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from handdata.schemas.errors import StorageError, WeightsError
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import ModelConfig
+from handdata.trainer.weights import (
+    export_foundhand,
+    import_foundhand,
+    import_imagenet_dit,
+    local_copy,
+    read_weights,
+    state_tensors,
+    torch_bytes,
+    write_foundhand,
+)
+
+__all__ = [
+    "Resumed",
+    "best_checkpoint",
+    "export_foundhand",
+    "import_foundhand",
+    "import_imagenet_dit",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "load_for_sampling",
+    "read_weights",
+    "save_checkpoint",
+    "write_foundhand",
+]
 
 MODEL_FILE: Final = "model.safetensors"
 EMA_FILE: Final = "ema.safetensors"
 STATE_FILE: Final = "state.pt"
 MARKER_FILE: Final = "complete.json"
 _STEP_FOLDER: Final = re.compile(r"step-(\d+)")
-
-# ------------------------------------------------------------------------------------------ published weights
-
-# (published name, our name): the first part that matches from the left is replaced.
-_FOUNDHAND_NAMES: Final = (
-    ("pos_embed", "positions"),
-    ("feature_aligned_embedder", "patch_embedding"),
-    ("t_embedder.mlp.0", "timestep_embedding.mlp.fc1"),
-    ("t_embedder.mlp.2", "timestep_embedding.mlp.fc2"),
-    ("nvs_label_embedder.embedding_table", "task_embedding"),
-    ("y_embedder.embedding_table", "class_embedding"),
-    ("final_layer.adaLN_modulation.1", "final_layer.modulation"),
-)
-_BLOCK_NAMES: Final = (
-    ("attn.qkv", "attention.qkv"),
-    ("attn.proj", "attention.projection"),
-    ("adaLN_modulation.1", "modulation"),
-)
-
-
-def import_foundhand(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a published FoundHand state dict to ours; tensors are passed through as they are."""
-    return {_renamed(name, _FOUNDHAND_NAMES, _BLOCK_NAMES): tensor for name, tensor in state.items()}
-
-
-def export_foundhand(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a state dict of ours to the published names: the inverse of ``import_foundhand``."""
-    names = tuple((ours, published) for published, ours in _FOUNDHAND_NAMES)
-    block_names = tuple((ours, published) for published, ours in _BLOCK_NAMES)
-    return {_renamed(name, names, block_names): tensor for name, tensor in state.items()}
-
-
-def write_foundhand(model: DiT, path: Path) -> None:
-    """Write a network's weights as the public FoundHand code reads them.
-
-    A ``.pt`` or ``.pth`` file holds them under ``ema_state_dict``, like the released one; a ``.safetensors`` file holds
-    nothing else. Raises ``WeightsError`` for a network that the published code cannot build (``qk_norm``), other file
-    names, and a folder that cannot be written.
-    """
-    state = export_foundhand(_tensors(model))
-    if any("_norm." in name for name in state):
-        raise WeightsError("a network with qk_norm has no published format", "train without model.qk_norm")
-    try:
-        if path.suffix == ".safetensors":
-            path.write_bytes(safetensors.torch.save(state, {"format": "pt"}))
-        elif path.suffix in (".pt", ".pth"):
-            path.write_bytes(_torch_bytes({"ema_state_dict": state}))
-        else:
-            raise WeightsError(f"{path} is no name for weights", "end it with .pt, .pth or .safetensors")
-    except OSError as error:
-        raise WeightsError(f"cannot write {path}: {error.strerror}") from error
-
-
-def import_imagenet_dit(state: dict[str, Tensor], model: DiT) -> dict[str, Tensor]:
-    """Return a state dict for ``model``, started from the weights of an ImageNet DiT of the same sizes.
-
-    The patch embedder's latent channels are copied and the others set to zero, so that the conditions say nothing at
-    first; its positions become the target's. The class table stays. What ImageNet's DiT lacks (the reference's
-    positions, the task table) is as in ``model``. Raises ``WeightsError`` where sizes differ.
-    """
-    known = import_foundhand({name.replace("x_embedder.", "feature_aligned_embedder."): t for name, t in state.items()})
-    merged = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    missing = sorted(merged.keys() - known.keys() - {"task_embedding.weight"})
-    unknown = sorted(known.keys() - merged.keys())
-    if missing or unknown:
-        raise WeightsError(
-            f"not a DiT of {len(model.blocks)} blocks: missing {missing[:3]}, unexpected {unknown[:3]}",
-            "choose the preset of the same size, such as foundhand-xl for DiT-XL/2",
-        )
-    for name, tensor in known.items():
-        place = merged[name]
-        if name == "patch_embedding.proj.weight":
-            place.zero_()
-            place = place[:, : model.latent_channels]
-        elif name == "positions":
-            place = place[:, : model.patches]
-        if place.shape != tensor.shape:
-            raise WeightsError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(place.shape)}")
-        place.copy_(tensor)
-    return merged
-
-
-def read_weights(path: str) -> dict[str, Tensor]:
-    """Read a state dict from a .safetensors file or a PyTorch file, local or URL, on the CPU.
-
-    Of a training checkpoint the moving average is taken (``ema_state_dict`` in FoundHand's, ``ema`` in DiT's). Raises
-    ``WeightsError`` for a file that is missing, damaged or holds anything but tensors and plain values.
-    """
-    try:
-        with _local_copy(path) as file:
-            if file.suffix == ".safetensors":
-                return safetensors.torch.load_file(file)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"no weights at {path}") from error
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is not a readable file of weights: {error}") from error
-    for key in ("ema_state_dict", "ema", "model_state_dict", "model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds no state dict", "expected a dictionary of tensors by parameter name")
-    return content
-
-
-def _renamed(name: str, names: tuple[tuple[str, str], ...], block_names: tuple[tuple[str, str], ...]) -> str:
-    if block := re.match(r"blocks\.\d+\.", name):
-        return block[0] + _renamed(name[block.end() :], block_names, ())
-    for old, new in names:
-        if name == old or name.startswith(f"{old}."):
-            return new + name[len(old) :]
-    return name
-
-
-# ------------------------------------------------------------------------------------------ our checkpoints
 
 
 @dataclass(frozen=True)
@@ -211,9 +115,9 @@ def save_checkpoint(
         if fs.exists(f"{folder}/{MARKER_FILE}"):  # saved before, by a run that was resumed from an earlier step
             fs.rm_file(f"{folder}/{MARKER_FILE}")
         sizes = {
-            MODEL_FILE: _write(fs, f"{folder}/{MODEL_FILE}", safetensors.torch.save(_tensors(model), metadata)),
-            EMA_FILE: _write(fs, f"{folder}/{EMA_FILE}", safetensors.torch.save(_tensors(ema), metadata)),
-            STATE_FILE: _write(fs, f"{folder}/{STATE_FILE}", _torch_bytes(state)),
+            MODEL_FILE: _write(fs, f"{folder}/{MODEL_FILE}", safetensors.torch.save(state_tensors(model), metadata)),
+            EMA_FILE: _write(fs, f"{folder}/{EMA_FILE}", safetensors.torch.save(state_tensors(ema), metadata)),
+            STATE_FILE: _write(fs, f"{folder}/{STATE_FILE}", torch_bytes(state)),
         }
         marker = {"step": step, "sizes": sizes, "validation_loss": validation_loss}
         _write(fs, f"{folder}/{MARKER_FILE}", json.dumps(marker).encode())
@@ -286,7 +190,7 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
     """
     file = path if path.endswith(".safetensors") else f"{_checkpoint_of(path)}/{EMA_FILE}"
     try:
-        with _local_copy(file) as local, safe_open(local, framework="pt") as opened:
+        with local_copy(file) as local, safe_open(local, framework="pt") as opened:
             metadata = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError as error:
@@ -321,16 +225,6 @@ def _load_into(module: nn.Module, weights: dict[str, Tensor], origin: str, assig
         raise WeightsError(
             f"{origin} does not fit this network: {error}", "the sizes of preset and file differ"
         ) from error
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-
-
-def _torch_bytes(state: dict[str, Any]) -> bytes:
-    buffer = BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def _write(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> int:
@@ -417,16 +311,3 @@ def _restore_random_state(state: dict[str, Any]) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
-
-
-@contextmanager
-def _local_copy(url: str) -> Iterator[Path]:
-    """Yield a local path of the file at a path or URL, downloaded to a temporary folder where it is remote."""
-    fs, path = fsspec.core.url_to_fs(url)
-    if isinstance(fs, LocalFileSystem):
-        yield Path(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / PurePosixPath(path).name
-        fs.get_file(path, str(copy))
-        yield copy

@@ -18,8 +18,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from handdata.schemas import FINGERS, SIDES, WRIST, UsageError, hand_rows
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
-from handdata.trainer.augment import Frame
-from handdata.trainer.pairs import PairDataset
+from handdata.trainer.data.augment import Frame
+from handdata.trainer.data.pairs import PairDataset
 
 BOX_MARGIN: Final = 0.25
 """Of the hand box's longer side, on each side."""

@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from torch.utils.tensorboard import SummaryWriter
 
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import run_folder
 from handdata.schemas import RunError
 from handdata.schemas.arrays import ByteArray
 
@@ -23,11 +24,6 @@ WATCHED_STEPS: Final = 100
 """Steps over which the loss is averaged before it is judged."""
 WANDB_VARIABLES: Final = ("WANDB_API_KEY", "WANDB_MODE")
 """Weights & Biases takes part where it is installed and one of these is set: without a key it would ask for one."""
-
-
-def run_folder(run: str) -> str:
-    """Return the folder of a run in its workspace."""
-    return f"runs/{run}"
 
 
 class RunHistory:

@@ -14,50 +14,31 @@ pair's position in the endless order. So it does not matter for the result into 
 batch is cut, and a run that is resumed has nothing to replay.
 """
 
-import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Final, Literal
+from typing import Final
 
-import numpy as np
-import torch
 import torch.distributed
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Sampler
 
+from handdata.pictures.png import encode_png
 from handdata.pipeline.shards import list_shards, read_manifest
 from handdata.pipeline.storage import Storage
-from handdata.schemas import Split, UsageError, WeightsError
-from handdata.schemas.arrays import ByteArray
-from handdata.trainer.alignment import AlignedDiT, PictureEncoder, alignment_loss
-from handdata.trainer.augment import Frame
-from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
-from handdata.trainer.checkpoints import (
-    import_foundhand,
-    import_imagenet_dit,
-    latest_checkpoint,
-    load_checkpoint,
-    read_weights,
-    save_checkpoint,
-)
-from handdata.trainer.conditioning import drop_conditions
-from handdata.trainer.diffusion import Diffusion, Draws, draw_noise
-from handdata.trainer.history import LossWatch, RunHistory, Stopwatch, run_folder
-from handdata.trainer.latents import LatentStore, open_latents
-from handdata.trainer.metrics import ConditionFollowing, condition_following
-from handdata.trainer.model import DiT
-from handdata.trainer.pairs import FramePair, PairDataset, encode_images, pair_batches, pair_conditions
-from handdata.trainer.presets import OptimisationConfig, PairConfig, Preset
-from handdata.trainer.tasks import encode_png, figure, gesture_transfer
-
-FINAL_LEARNING_RATE_SHARE: Final = 0.05
-"""Where a cosine decay ends."""
+from handdata.pipeline.storage.layout import run_folder
+from handdata.schemas import Split, UsageError
+from handdata.trainer.autoencoders import load_autoencoder
+from handdata.trainer.checkpoints import latest_checkpoint
+from handdata.trainer.data.augment import Frame
+from handdata.trainer.data.batch import FramePair
+from handdata.trainer.data.latents import LatentStore, open_latents
+from handdata.trainer.data.loading import pair_batches
+from handdata.trainer.data.pairs import PairDataset
+from handdata.trainer.following import ConditionFollowing
+from handdata.trainer.history import LossWatch, RunHistory, Stopwatch
+from handdata.trainer.presets import PairConfig, Preset
+from handdata.trainer.schedule import MicroBatches, Process, micro_batches
+from handdata.trainer.trainer import Trainer
 
 LOGGED_EVERY_STEPS: Final = 10
 VALIDATION_PAIRS: Final = 256
@@ -66,20 +47,6 @@ DECODING_THREADS: Final = 8
 
 OnStep = Callable[[int, int, float, float], None]
 """Called after each step with (steps done, steps in all, loss, samples a second)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """One of the processes that train a network together; by default the only one.
-
-    Args:
-        rank: 0 to ``count`` - 1. The first one writes checkpoints, curves and pictures.
-        count: how many there are.
-
-    """
-
-    rank: int = 0
-    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,269 +176,6 @@ def training_split(storage: Storage, dataset: str) -> Split:
         for split, counts in splits.items():
             samples[split] += counts.samples
     return "train" if samples["train"] or not samples else samples.most_common(1)[0][0]
-
-
-class Trainer:
-    """The network under training and all that changes with it, from step to step."""
-
-    def __init__(self, preset: Preset, device: str, process: Process = Process()) -> None:
-        settings = preset.optimisation
-        self.preset = preset
-        self.process = process
-        self.device = torch.device(device)
-        self.step = 0
-        self.diffusion = Diffusion(preset.diffusion).to(self.device)
-        self.autoencoder: Autoencoder = load_autoencoder(preset.autoencoder, self.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.model = DiT(**preset.model.model_dump()).to(self.device)
-            self._aligned: AlignedDiT | None = None
-            if preset.alignment is not None:
-                self._encoder = PictureEncoder(preset.alignment, self.model.grid_size, self.device)
-                self._aligned = AlignedDiT(self.model, preset.alignment, self._encoder.features).to(self.device)
-        self.model.activation_checkpointing = settings.activation_checkpointing
-        trained = self._aligned or self.model
-        self._distributed = DistributedDataParallel(trained) if process.count > 1 else None
-        self._network: nn.Module = self._distributed or trained
-        if settings.compile:
-            self._network.compile()
-        self._trained_parameters = list(trained.parameters())
-        average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
-        self._average = AveragedModel(self.model, multi_avg_fn=average)
-        self._optimizer = torch.optim.AdamW(
-            self._trained_parameters,
-            lr=settings.learning_rate,
-            betas=(0.9, settings.adam_beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: learning_rate_share(step, settings)
-        )
-        self._precision = getattr(torch, settings.precision)
-        # On a CPU bfloat16 pays, two to three times where it has matrix units for it; float16 does not.
-        self._autocasts = self._precision == torch.bfloat16 or (
-            self._precision == torch.float16 and self.device.type == "cuda"
-        )
-        self._scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self._autocasts and self._precision == torch.float16
-        )
-
-    @property
-    def averaged_model(self) -> nn.Module:
-        """The network with averaged weights, which samples are drawn from."""
-        module: nn.Module = self._average.module
-        return module
-
-    def training_step(self, micro_batches: Iterable[FramePair]) -> float:
-        """Take one optimiser step on this process's share of a batch and return the whole batch's mean loss.
-
-        The micro batches hold the pairs at the positions that ``MicroBatches`` gives, in its order.
-        """
-        settings = self.preset.optimisation
-        share = settings.batch_size // self.process.count
-        first = self.step * settings.batch_size + self.process.rank * share
-        timesteps = self._timesteps()[self.process.rank * share :]
-        total = torch.zeros((), device=self.device)
-        self._optimizer.zero_grad(set_to_none=True)
-        done = 0
-        for batch in micro_batches:
-            count = len(batch.task)
-            draws = [pair_generator(settings.seed, first + done + pair) for pair in range(count)]
-            with self._gradients_stay_here(done + count < share):
-                losses = self.losses(self._network, batch, timesteps[done : done + count], draws, drops=True)
-                self._scaler.scale(losses.sum() / share).backward()  # type: ignore[no-untyped-call]
-            total += losses.detach().sum()
-            done += count
-        if done != share:
-            raise ValueError(f"a step takes {share} pairs of each process, got {done}")
-        if self.process.count > 1:
-            torch.distributed.all_reduce(total)
-        self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._trained_parameters, settings.max_gradient_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._schedule.step()
-        self._average.update_parameters(self.model)
-        self.step += 1
-        return float(total) / settings.batch_size
-
-    def _gradients_stay_here(self, more_to_come: bool) -> AbstractContextManager[None]:
-        """Let processes add up their gradients once a step, with the last micro batch."""
-        if self._distributed is None or not more_to_come:
-            return nullcontext()
-        local: AbstractContextManager[None] = self._distributed.no_sync()
-        return local
-
-    def _timesteps(self) -> Tensor:
-        """Return the timesteps of the next step's whole batch."""
-        settings = self.preset.optimisation
-        draws = torch.Generator().manual_seed(_seed_of(settings.seed, self.step, 3))
-        return spread_timesteps(settings.batch_size, self.diffusion.steps, draws, self.preset.diffusion.timesteps)
-
-    def losses(
-        self, model: nn.Module, batch: FramePair, timesteps: Tensor, draws: Draws, drops: bool = False
-    ) -> Tensor:
-        """Return each pair's loss (N,) at its timestep, with noise (and dropped conditions) from ``draws``.
-
-        Where ``model`` is an ``AlignedDiT``, the loss of its alignment is part of it.
-        """
-        batch = FramePair(*(field.to(self.device, non_blocking=True) for field in batch))
-        latent = encode_images(batch.target_image, self.autoencoder, draws)
-        target_cond, ref_cond, task = pair_conditions(batch, self.autoencoder, draws)
-        if drops:
-            target_cond, ref_cond, task = drop_conditions(target_cond, ref_cond, task, self.preset.dropout, draws)
-        timesteps = timesteps.to(self.device)
-        noise = draw_noise(latent.shape, self.device, draws)
-        noisy = self.diffusion.add_noise(latent, noise, timesteps)
-        with torch.autocast(self.device.type, self._precision, enabled=self._autocasts):
-            output = model(noisy, timesteps, target_cond, ref_cond, task)
-        known = batch.target_weight.float() / 255
-        aligned = torch.zeros((), device=self.device)
-        if self.preset.alignment is not None and isinstance(output, tuple):
-            output, projected = output
-            features = self._encoder(batch.target_image)
-            aligned = self.preset.alignment.weight * alignment_loss(projected, features, known)
-        weight = F.interpolate(known, latent.shape[-2:], mode="area")
-        return self.diffusion.training_loss(output, latent, noise, timesteps, weight).total + aligned
-
-    def validate(self, batches: list[FramePair]) -> ConditionFollowing:
-        """Measure, with the averaged weights, how much the loss owes to the target's keypoints."""
-
-        def losses(batch: FramePair, timesteps: Tensor, draws: torch.Generator) -> Tensor:
-            with torch.no_grad():
-                return self.losses(self.averaged_model, batch, timesteps, draws)
-
-        return condition_following(losses, batches, self.diffusion.steps)
-
-    def draw(self, references: Sequence[Frame], targets: Sequence[Frame]) -> ByteArray:
-        """Draw each reference in its target's pose, with the averaged weights, as a figure (H, W, 3)."""
-        pictures = gesture_transfer(self.averaged_model, self.autoencoder, self.preset, references, targets)
-        return figure(references, targets, list(pictures))
-
-    def start_from(self, path: str) -> None:
-        """Load weights to start from: published FoundHand, an ImageNet DiT, or ours. Raises ``WeightsError``."""
-        state = read_weights(path)
-        if "x_embedder.proj.weight" in state:
-            state = import_imagenet_dit(state, self.model)
-        elif "feature_aligned_embedder.proj.weight" in state:
-            state = import_foundhand(state)
-        for network in (self.model, self.averaged_model):
-            try:
-                network.load_state_dict(state)
-            except RuntimeError as error:
-                raise WeightsError(
-                    f"{path} does not fit this network: {error}", "choose the preset of its size"
-                ) from None
-
-    def save(self, run_url: str, validation: ConditionFollowing | None = None) -> str:
-        """Save a checkpoint of the run, as good as its validation found it, and return its URL."""
-        return save_checkpoint(
-            run_url,
-            self.step,
-            self.model,
-            self.averaged_model,
-            self._optimizer,
-            self.preset.model_dump(mode="json"),
-            schedule=self._schedule,
-            data_state={
-                "scaler": self._scaler.state_dict(),
-                "projection": self._aligned.projection.state_dict() if self._aligned else {},
-            },
-            keep_last=self.preset.monitoring.keep_last,
-            validation_loss=None if validation is None else validation.true_loss,
-        )
-
-    def load(self, checkpoint_url: str) -> None:
-        """Go on from a checkpoint. The position in the data is the step times the batch size."""
-        resumed = load_checkpoint(
-            checkpoint_url,
-            self.model,
-            self.averaged_model,
-            self._optimizer,
-            schedule=self._schedule,
-        )
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict(resumed.data_state["scaler"])
-        if self._aligned is not None:
-            self._aligned.projection.load_state_dict(resumed.data_state["projection"])
-        self.step = resumed.step
-        self._average.n_averaged.fill_(resumed.step)  # else the next update would copy the weights instead
-
-
-def learning_rate_share(step: int, settings: OptimisationConfig) -> float:
-    """Return the share of the learning rate that a step takes: a linear warm-up, then the preset's decay."""
-    if step < settings.warmup_steps:
-        return (step + 1) / (settings.warmup_steps + 1)
-    if settings.decay == "none":
-        return 1.0
-    done = min(1.0, (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps))
-    return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * done)) / 2
-
-
-def spread_timesteps(
-    count: int, steps: int, draws: torch.Generator, distribution: Literal["uniform", "logit-normal"] = "uniform"
-) -> Tensor:
-    """Draw timesteps (count,) in 0 .. ``steps`` - 1: each one by the distribution, together spread evenly over it.
-
-    A batch that covers all noise levels has a steadier loss than one of independent draws (Kingma et al. 2021,
-    Variational Diffusion Models, appendix I.1).
-    """
-    offsets = (torch.arange(count) + torch.rand((), generator=draws)) / count
-    if distribution == "logit-normal":  # the distribution's quantiles
-        offsets = torch.sigmoid(torch.special.ndtri(offsets))
-    timesteps = (offsets * steps).long().clamp(max=steps - 1)
-    return timesteps[torch.randperm(count, generator=draws)]
-
-
-def pair_generator(seed: int, position: int) -> torch.Generator:
-    """Return what a pair's noise and dropped conditions are drawn from: on a CPU, the same for any accelerator."""
-    return torch.Generator().manual_seed(_seed_of(seed, position, 2))
-
-
-def _seed_of(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def micro_batches(settings: OptimisationConfig, process: Process) -> int:
-    """Return into how many micro batches a process's share of a batch is cut.
-
-    Raises:
-        UsageError: the batch cannot be shared evenly.
-
-    """
-    share, rest = divmod(settings.batch_size, process.count)
-    micro = settings.micro_batch_size or max(share, 1)
-    if rest or share % micro:
-        raise UsageError(
-            f"a batch of {settings.batch_size} pairs cannot be cut into {process.count} shares of micro batches of "
-            f"{settings.micro_batch_size or share}",
-            "choose optimisation.batch_size as a multiple of processes times micro_batch_size",
-        )
-    return share // micro
-
-
-class MicroBatches(Sampler[list[int]]):
-    """Gives a loader the positions of one process's micro batches for the steps after ``first_step``.
-
-    Step n trains on positions (n - 1) B to n B - 1, of which each process takes its share in one run.
-    """
-
-    def __init__(self, settings: OptimisationConfig, process: Process, first_step: int, last_step: int) -> None:
-        self._batch_size = settings.batch_size
-        self._share = settings.batch_size // process.count
-        self._offset = process.rank * self._share
-        self._micro = self._share // micro_batches(settings, process)
-        self._steps = range(first_step, last_step)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps:
-            first = step * self._batch_size + self._offset
-            for start in range(first, first + self._share, self._micro):
-                yield list(range(start, start + self._micro))
-
-    def __len__(self) -> int:
-        return len(self._steps) * self._share // self._micro
 
 
 def _latents(storage: Storage, preset: Preset) -> LatentStore | None:

@@ -104,7 +104,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how far a dataset is: rows, refusals, flags, rate, time left. Works from any machine, without Ray."""
-    from handdata.pipeline.status import dataset_progress
+    from handdata.pipeline.shards.progress import dataset_progress
     from handdata.pipeline.storage import Storage
 
     storage = Storage(load_settings(workspace=workspace).workspace)

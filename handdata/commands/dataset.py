@@ -90,10 +90,10 @@ def annotate(
 
     Interrupted, the same command continues; finished, it does nothing.
     """
-    from handdata.pipeline.ray_access import offer_token
+    from handdata.pipeline.run.cluster import offer_token
 
     offer_token()
-    from handdata.pipeline.engine import annotate as run_annotate
+    from handdata.pipeline.run.annotate import annotate as run_annotate
     from handdata.pipeline.storage import Storage
 
     settings = load_settings(workspace=workspace)
@@ -123,7 +123,7 @@ def annotate(
     storage = Storage(settings.workspace)
     if plan:
         from handdata.commands.estimate import show_estimate
-        from handdata.pipeline.estimate import estimate_run
+        from handdata.pipeline.run.estimate import estimate_run
 
         estimate = estimate_run(
             storage,
@@ -211,7 +211,7 @@ def flag(
     Thresholds that are not given stay as the dataset has them. Flags only: samples stay, and records that a gate
     (`annotate --reject`) refused do not come back. Interrupted, the same command continues.
     """
-    from handdata.pipeline.revise import flag as run_flag
+    from handdata.pipeline.shards.settle import flag as run_flag
     from handdata.pipeline.storage import Storage
 
     thresholds = given_thresholds(
@@ -269,9 +269,10 @@ def drop(
     of refused records. A tombstone in <workspace>/dropped keeps later ingest and annotate runs from bringing them back.
     The downloaded files, trained models, reports and figures are not touched. Interrupted, the same command continues.
     """
-    from handdata.pipeline.revise import drop as run_drop
+    from handdata.pipeline.records.tombstones import DropKind
+    from handdata.pipeline.shards.settle import drop as run_drop
     from handdata.pipeline.storage import Storage
-    from handdata.pipeline.tombstones import DropKind, tombstones_folder
+    from handdata.pipeline.storage.layout import tombstones_folder
 
     ids: dict[DropKind, list[str]] = {"subject": subject or [], "sequence": sequence or [], "record": record or []}
     given = [kind for kind, values in ids.items() if values]
@@ -325,7 +326,7 @@ def report(
     dataset: DatasetName = "dataset",
 ) -> None:
     """Write one page and one contact sheet about the annotated dataset: pictures, numbers, rejections, losses."""
-    from handdata.pipeline.report import read_metrics, write_report
+    from handdata.pipeline.report.page import read_metrics, write_report
     from handdata.pipeline.storage import Storage
 
     storage = Storage(load_settings(workspace=workspace).workspace)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from handdata.console import duration, out, print_table
 
 if TYPE_CHECKING:
-    from handdata.pipeline.estimate import RunEstimate
+    from handdata.pipeline.run.estimate import RunEstimate
 
 
 def show_estimate(estimate: "RunEstimate", *, as_json: bool) -> None:

@@ -247,8 +247,8 @@ def _sampling(workspace: str | None, run: str, checkpoint: str | None, **request
 
 
 def _write(file: Path, picture: "ByteArray") -> None:
+    from handdata.pictures.png import encode_png
     from handdata.pipeline.storage import Storage
-    from handdata.trainer.tasks import encode_png
 
     Storage(file.absolute().parent).write_bytes(file.name, encode_png(picture))
     out.print(f"Look at {file.absolute()}")

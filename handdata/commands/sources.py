@@ -100,9 +100,9 @@ def ingest(
     """Turn a downloaded dataset into normalized records. A second run replaces the source's records."""
     from handdata.adapters import AdapterOptions
     from handdata.adapters.registry import find_adapter
-    from handdata.pipeline.ingest import ingest as run_ingest
-    from handdata.pipeline.records import records_folder, rejected_folder
+    from handdata.pipeline.records.ingest import ingest as run_ingest
     from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage.layout import records_folder, rejected_folder
 
     settings = load_settings(workspace=workspace, mano_dir=mano)
     adapter = find_adapter(source)
@@ -148,8 +148,8 @@ def inspect(
     """Draw the labels of some frames, to see at one look whether they sit right; nothing is ingested."""
     from handdata.adapters import AdapterOptions
     from handdata.adapters.registry import find_adapter
-    from handdata.pipeline.inspection import inspect_source
-    from handdata.pipeline.report import encode_png
+    from handdata.pictures.png import encode_png
+    from handdata.pipeline.report.inspection import inspect_source
     from handdata.pipeline.storage import Storage
 
     settings = load_settings(mano_dir=mano)

@@ -122,7 +122,7 @@ def encode(
     from handdata.pipeline.shards import read_manifest
     from handdata.pipeline.storage import Storage
     from handdata.trainer.autoencoders import load_autoencoder
-    from handdata.trainer.latents import encode as run_encode
+    from handdata.trainer.data.latents import encode as run_encode
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
@@ -166,7 +166,8 @@ def export(
 ) -> None:
     """Write a run's averaged weights as a file that the public FoundHand code, and --init, read."""
     from handdata.pipeline.storage import Storage
-    from handdata.trainer.checkpoints import load_for_sampling, write_foundhand
+    from handdata.trainer.checkpoints import load_for_sampling
+    from handdata.trainer.weights import write_foundhand
 
     storage = Storage(load_settings(workspace=workspace).workspace)
     model, _ = load_for_sampling(checkpoint or storage.describe(f"runs/{run}"))
@@ -220,10 +221,10 @@ def evaluate(
     """
     from handdata.jobs.evaluate import EvaluationRequest
     from handdata.jobs.evaluate import evaluate as run_evaluate
-    from handdata.pipeline.charts import chart_picture, loss_chart, read_losses
-    from handdata.pipeline.report import read_metrics
+    from handdata.pictures.charts import chart_picture, loss_chart, read_losses
+    from handdata.pictures.png import encode_png
+    from handdata.pipeline.report.page import read_metrics
     from handdata.pipeline.storage import Storage
-    from handdata.trainer.tasks import encode_png
 
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)

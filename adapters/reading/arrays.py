@@ -1,0 +1,150 @@
+"""NumPy files from outside: bounded, without pickles, with every number checked."""
+
+import functools
+import io
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handdata.schemas.errors import RecordError, RejectReason
+
+MAX_ARRAY_BYTES = 2**28
+"""No label array of one frame is larger; more is a damaged header or a decompression bomb."""
+_MAX_NPY_HEADER_BYTES = 2**16
+
+_PICKLE_MARK = b"\x80"
+_ZIP_ERRORS = (ValueError, OSError, EOFError, RuntimeError, KeyError, struct.error, zipfile.BadZipFile, zlib.error)
+"""What ``zipfile`` and numpy's header parser raise on damaged input."""
+
+
+def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[np.generic]]:
+    """Return the named arrays of an ``.npz`` file; absent optional ones are left out. Pickled objects are refused.
+
+    Raises:
+        RecordError: ``label_missing``, ``label_unsafe`` (a pickled object) or ``label_corrupt``.
+
+    """
+    return read_npz_and_shapes(path, required, optional)[0]
+
+
+def read_npz_and_shapes(
+    path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> tuple[dict[str, NDArray[np.generic]], dict[str, tuple[int, ...]]]:
+    """Return the named arrays of an ``.npz`` file, and the shapes of all its arrays from their headers.
+
+    ``numpy.load`` is not used: it reports any unknown file as a pickle, and has no way to learn the shape of a large
+    array (a mask) without reading it.
+
+    Raises:
+        RecordError: ``label_missing``, ``label_unsafe`` (a pickled object, in whichever array) or ``label_corrupt``.
+
+    """
+    try:
+        arrays, shapes = _read_npz_members(path, {*required, *optional})
+    except FileNotFoundError:
+        raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
+    except _ZIP_ERRORS as error:
+        if _first_byte(path) == _PICKLE_MARK:
+            raise RecordError(RejectReason.LABEL_UNSAFE, f"{path} is a pickle, which is never loaded") from None
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} lacks the array {missing[0]!r}, has {sorted(shapes)}")
+    return arrays, shapes
+
+
+def _read_npz_members(
+    path: Path, wanted: set[str]
+) -> tuple[dict[str, NDArray[np.generic]], dict[str, tuple[int, ...]]]:
+    arrays: dict[str, NDArray[np.generic]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            with archive.open(member) as stream:
+                magic = stream.read(8)
+                length_format = "<H" if magic[6:7] == b"\x01" else "<I"
+                length = stream.read(struct.calcsize(length_format))
+                (header_bytes,) = struct.unpack(length_format, length)
+                if header_bytes > _MAX_NPY_HEADER_BYTES:
+                    raise ValueError(f"the array {name!r} announces a header of {header_bytes} bytes")
+                header = stream.read(header_bytes)
+                shape, column_major, dtype = _parse_npy_header(magic + length + header)
+                if dtype.hasobject:
+                    detail = f"{path}: the array {name!r} holds pickled objects, which are never loaded"
+                    raise RecordError(RejectReason.LABEL_UNSAFE, detail)
+                data_bytes = member.file_size - len(magic + length + header)
+                if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != data_bytes:
+                    raise ValueError(f"the array {name!r} of {dtype} {shape} has {data_bytes} bytes")
+                shapes[name] = shape
+                if name in wanted:
+                    if member.file_size > MAX_ARRAY_BYTES:
+                        raise ValueError(f"the array {name!r} announces {member.file_size} bytes")
+                    values = np.frombuffer(stream.read(), dtype)
+                    arrays[name] = values.reshape(shape, order="F" if column_major else "C")
+    return arrays, shapes
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Return shape, column-major order and dtype; cached, as the frames of a dataset share their few headers."""
+    return read_npy_header(io.BytesIO(data))
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Return shape, column-major order and dtype of an array as ``np.save`` wrote it, and move past them.
+
+    Raises:
+        ValueError: it is no such header.
+
+    """
+    version = np.lib.format.read_magic(stream)
+    try:
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(stream)
+    except (SyntaxError, TypeError, tokenize.TokenError) as error:  # of a header that is no Python literal
+        raise ValueError(f"the .npy header cannot be parsed: {error}") from None
+    raise ValueError(f"the .npy format {version} is not known")
+
+
+def _first_byte(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(1)
+    except OSError:
+        return b""
+
+
+def numbers(path: Path, name: str, values: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return a label's array as float64 after checking that it holds numbers in the expected shape.
+
+    Raises:
+        RecordError: ``label_corrupt``, naming the file, the field, what was expected and what was there.
+
+    """
+    if values.dtype.kind not in "biuf" or values.shape != shape:
+        found = f"{values.dtype} {values.shape}"
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name} should hold numbers {shape}, holds {found}")
+    return values.astype(np.float64)
+
+
+def require_finite(where: Path | str, name: str, values: NDArray[np.generic]) -> None:
+    """Raise ``label_not_finite`` where a label holds NaN, infinity, or a number that float32 cannot hold.
+
+    Raises:
+        RecordError: naming the place (a file, or an entry of a file) and the field.
+
+    """
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(values.astype(np.float32)).all()
+    if not finite:
+        raise RecordError(RejectReason.LABEL_NOT_FINITE, f"{where}: {name} holds NaN or infinity")

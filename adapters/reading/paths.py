@@ -1,0 +1,119 @@
+"""Paths inside a dataset: what exists, what stays inside its folder, and small text files."""
+
+import functools
+import os
+import re
+from pathlib import Path
+
+from handdata.schemas.errors import RecordError, RejectReason
+from handdata.schemas.record import HandRecord, Rejection
+from handdata.schemas.rejection import printable, rejection
+
+MAX_TEXT_BYTES = 2**22
+"""The text files that are read whole (cameras, trajectories, lists of frames) have less than a tenth of this."""
+
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+"""Relative paths that can be used as they are."""
+
+
+def fenced(fence: "Fence", row: HandRecord | Rejection) -> HandRecord | Rejection:
+    """Return a row; a record whose image, or whose mask's file named in ``extra``, lies beyond a link is refused."""
+    if isinstance(row, Rejection):
+        return row
+    beside = [value for value in (row.extra or {}).values() if isinstance(value, str)] if row.has_mask else []
+    try:
+        fence.check(row.image_uri, *(value for value in beside if value.startswith(f"{fence.root}/")))
+    except RecordError as error:
+        return rejection(row.record_id, row.image_uri, error)
+    return row
+
+
+class Fence:
+    """Tells whether files lie below a dataset's root after all links are followed; folders are looked at once.
+
+    A link in an unpacked archive may lead anywhere: to pictures of the user's own, which would end in a dataset.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._prefix = f"{os.path.realpath(root)}/"
+        self._inside = functools.lru_cache(maxsize=4096)(self._is_inside)
+
+    def _is_inside(self, folder: str) -> bool:
+        return f"{os.path.realpath(folder)}/".startswith(self._prefix)
+
+    def check(self, *paths: str) -> None:
+        """Check files, or archives named as ``zip://<member>::<archive>``. Other URLs lead to no file of this machine.
+
+        Raises:
+            RecordError: ``path_escapes_root``, naming the file and where it leads.
+
+        """
+        for path in paths:
+            path = path.rpartition("::")[2]
+            if "://" in path:
+                continue
+            folder = path.rpartition("/")[0]
+            is_link = os.path.islink(path)  # noqa: PTH114  a Path costs more than the question
+            if not self._inside(folder) or (is_link and not self._is_inside(path)):
+                raise RecordError(
+                    RejectReason.PATH_ESCAPES_ROOT,
+                    f"{path} is reached by a link to {os.path.realpath(path)}, which is not below {self.root}: a part "
+                    "of a dataset that lies on another disk can be mounted there (`mount --bind`)",
+                )
+
+
+def resolve_below(root: Path, relative: str) -> Path:
+    """Return ``root / relative``, where a label named ``relative``.
+
+    Only the name is judged; ``Fence`` judges where links lead.
+
+    Raises:
+        RecordError: ``path_escapes_root``: the path is empty, absolute, leaves ``root`` through ``..``, or holds
+            characters that no file name has.
+
+    """
+    return Path(path_below(root, relative))
+
+
+def path_below(root: Path | str, relative: str) -> str:
+    """Return what ``resolve_below`` does, as text: a ``Path`` costs more than all else that a photograph needs.
+
+    Raises:
+        RecordError: ``path_escapes_root``.
+
+    """
+    if _PLAIN_PATH.fullmatch(relative):
+        return f"{root}/{relative}"
+    path = Path(relative.replace("\\", "/"))
+    unusable = "\0" in relative or printable(relative) != relative
+    if not path.parts or path.is_absolute() or ".." in path.parts or unusable:
+        raise RecordError(RejectReason.PATH_ESCAPES_ROOT, f"the label names {relative!r}, which is not below {root}")
+    return str(root / path)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a file is there; ``False`` also for names that no file can have (too long)."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def read_text(path: Path, most_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Return the text of a small label file.
+
+    Raises:
+        RecordError: ``label_missing``, or ``label_corrupt``: it is not UTF-8, or larger than ``most_bytes``.
+
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise ValueError(f"is larger than {most_bytes} bytes")
+        return content.decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None

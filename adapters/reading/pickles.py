@@ -1,0 +1,375 @@
+"""Pickled labels read as data: numpy arrays, scalars and plain containers, and no code.
+
+RHD, DART, HOI4D and RenderIH ship pickles, ARCTIC ships ``np.save`` of a dict. A pickle is a program; this reader runs
+it with a short list of names, none of which is the real thing:
+
+- numpy's constructors are stand-ins. They build arrays with ``np.frombuffer``, after the size has been compared with
+  the bytes that are there. numpy's own ``__setstate__`` trusts the pickle (a dtype with forged flags makes it take
+  bytes for pointers), so it is never called.
+- The file is mapped and large arrays are read-only views of the map. Reading a file of many gigabytes costs pages that
+  the system can drop at any time, and next to no memory of our own.
+- Objects of other classes are read only where the caller names those classes, and come back as ``PickledObject``: the
+  name and what the object held. The classes themselves are never imported (MANO's model files hold a scipy matrix and
+  chumpy expressions).
+
+It builds on ``pickle._Unpickler``, the readable twin of the C unpickler: the C one cannot hand out views, and allocates
+whatever memo size a pickle asks for. All names are known under NumPy 1 and 2, and pickles of Python 2 are read with
+``latin1``.
+"""
+
+import math
+import mmap
+import pickle
+import reprlib
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Final, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handdata.adapters.reading.arrays import read_npy_header
+from handdata.schemas.errors import RecordError, RejectReason
+
+Container = TypeVar("Container", dict[Any, Any], set[Any])
+
+_CORRUPT: Final = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What the unpickler raises on a damaged stream: it was written for pickles that it trusts."""
+
+
+class PickledObject:
+    """An object of a class that is never loaded: the class's name, and what the object held, as plain data."""
+
+    name: ClassVar[str]
+    """Module and class, as in the file: ``scipy.sparse.csc.csc_matrix``."""
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def load_pickle(path: Path, *, inert: Collection[tuple[str, str]] = ()) -> Any:
+    """Return the object that a pickle file holds. Its arrays are read-only; large ones are views of the mapped file.
+
+    Args:
+        path: the file.
+        inert: (module, name) of further classes whose objects may occur; each is returned as a ``PickledObject``.
+
+    Raises:
+        RecordError: ``label_missing``, ``label_unsafe`` naming what the pickle asks for, or ``label_corrupt``.
+
+    """
+    return _load(path, start_of_npy=False, inert=inert)
+
+
+def load_object_npy(path: Path) -> Any:
+    """Return what ``np.save(path, {...})`` stored: the object itself, or an array of objects.
+
+    Raises:
+        RecordError: as ``load_pickle``; also ``label_corrupt`` where the file holds a plain array.
+
+    """
+    return _load(path, start_of_npy=True, inert=())
+
+
+def _load(path: Path, *, start_of_npy: bool, inert: Collection[tuple[str, str]]) -> Any:
+    try:
+        with path.open("rb") as stream:
+            start = _end_of_npy_header(stream) if start_of_npy else 0
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        found = _Resolver().resolve(_Unpickler(_MappedFile(mapped, start), path, inert).load())
+    except FileNotFoundError:
+        raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
+    except (OSError, *_CORRUPT) as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {type(error).__name__}: {error}") from None
+    return found.item() if start_of_npy and isinstance(found, np.ndarray) and found.shape == () else found
+
+
+def _end_of_npy_header(stream: Any) -> int:
+    _, _, dtype = read_npy_header(stream)
+    if not dtype.hasobject:
+        raise ValueError(f"expected pickled objects, found an array of {dtype}")
+    return cast(int, stream.tell())
+
+
+class _MappedFile:
+    """The reading side of a file, as the unpickler wants it, over a memory map."""
+
+    def __init__(self, mapped: mmap.mmap, start: int) -> None:
+        self._mapped = mapped
+        self._view = memoryview(mapped)
+        self._position = start
+
+    def view(self, size: int) -> memoryview:
+        """Return the next bytes without copying them."""
+        if size > len(self._view) - self._position:
+            raise EOFError(f"{size} bytes are announced at byte {self._position}, the file has {len(self._view)}")
+        self._position += size
+        return self._view[self._position - size : self._position]
+
+    def read(self, size: int) -> bytes:
+        return bytes(self.view(size))
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        target[:] = self.view(len(target))
+        return len(target)
+
+    def readline(self) -> bytes:
+        end = self._mapped.find(b"\n", self._position) + 1
+        if end == 0:
+            raise EOFError("a line does not end")
+        return self.read(end - self._position)
+
+
+class _DType:
+    """Stand-in for a numpy dtype while its pickle is read."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, code: object, *_: object) -> None:
+        if not isinstance(code, str) or code[:1] not in tuple("?bBhHiIlLqQefdgFDucSUO"):
+            raise pickle.UnpicklingError(f"arrays of dtype {reprlib.repr(code)} are not read")
+        self.value: np.dtype[Any] = np.dtype(object) if code[0] == "O" else np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, byte_order, subdtype, names, *_ = state
+        if subdtype is not None or names is not None:
+            raise pickle.UnpicklingError("structured arrays are not read")
+        if byte_order in ("<", ">"):
+            self.value = self.value.newbyteorder(byte_order)
+
+
+class _Array:
+    """Stand-in for an array while its pickle is read: numpy makes it empty and fills it by ``__setstate__``."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, *_: object) -> None:
+        self.state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+
+def _array(raw: Any, dtype: _DType, shape: Any, order: str) -> NDArray[Any]:
+    """Return the read-only array of ``raw``'s bytes, a view where they are mapped."""
+    if isinstance(raw, str):
+        raw = raw.encode("latin1")  # a str of Python 2
+    shape = _shape(shape)
+    size = math.prod(shape) * dtype.value.itemsize
+    if dtype.value.hasobject or len(raw) != size:
+        raise pickle.UnpicklingError(f"an array of shape {shape} and {dtype.value} has {len(raw)} bytes")
+    if size == 0:
+        return np.zeros(shape, dtype.value)
+    array = np.frombuffer(raw, dtype.value).reshape(shape, order="F" if order == "F" else "C")
+    array.setflags(write=False)
+    return array
+
+
+def _shape(found: Any) -> tuple[int, ...]:
+    """Return a shape after checking that it is one: a text or list in its place, multiplied, would fill memory."""
+    shape = tuple(found) if isinstance(found, tuple | list) else (found,)
+    if not all(type(length) is int and 0 <= length < 2**62 for length in shape):
+        raise pickle.UnpicklingError(f"{reprlib.repr(shape)} is not the shape of an array")
+    return shape
+
+
+def _keys(found: Iterable[Any]) -> list[Any]:
+    """Return what may be a key or a member of a set; the hash of a nested tuple may take for ever."""
+    keys = list(found)
+    if not all(isinstance(key, str | int | float | bytes | np.generic | None) for key in keys):
+        raise pickle.UnpicklingError("a key or a member of a set is neither a text nor a number")
+    return keys
+
+
+def _ordered_dict(items: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
+    keys, values = [], []
+    for key, value in items:
+        keys.append(key)
+        values.append(value)
+    return OrderedDict(zip(_keys(keys), values, strict=True))
+
+
+def _set(items: Iterable[Any] = ()) -> set[Any]:
+    return set(_keys(items))
+
+
+def _frozenset(items: Iterable[Any] = ()) -> frozenset[Any]:
+    return frozenset(_keys(items))
+
+
+def _scalar(dtype: _DType, raw: Any = b"") -> Any:
+    return _array(raw, dtype, (), "C")[()]
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """Stand-in for ``_codecs.encode``, by which Python 3 writes bytes to a pickle of protocol 2."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"bytes are encoded as {reprlib.repr(encoding)}")
+    return text.encode("latin1")
+
+
+def _empty_bytes() -> bytes:
+    return b""
+
+
+_NDARRAY: Final = object()
+_NUMPY_CORES = ("numpy.core", "numpy._core")
+_BUILTINS = ("builtins", "__builtin__")
+_ADMITTED: Final[dict[tuple[str, str], Any]] = {
+    **{(f"{core}.multiarray", "_reconstruct"): _Array for core in _NUMPY_CORES},
+    **{(f"{core}.multiarray", "scalar"): _scalar for core in _NUMPY_CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _array for core in _NUMPY_CORES},
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _DType,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): _ordered_dict,
+    **{(module, "set"): _set for module in _BUILTINS},
+    **{(module, "frozenset"): _frozenset for module in _BUILTINS},
+    **{(module, "bytes"): _empty_bytes for module in _BUILTINS},
+}
+
+
+class _Unpickler(pickle._Unpickler):
+    """The standard unpickler with the names above, and with views of the map for large byte strings."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    stack: list[Any]
+    _unframer: Any
+
+    def __init__(self, stream: _MappedFile, path: Path, inert: Collection[tuple[str, str]]) -> None:
+        super().__init__(stream, encoding="latin1")
+        self._stream = stream
+        self._path = path
+        self._inert = {key: type("PickledObject", (PickledObject,), {"name": ".".join(key)}) for key in inert}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._inert:
+            return self._inert[module, name]
+        try:
+            return _ADMITTED[module, name]
+        except KeyError:
+            raise RecordError(
+                RejectReason.LABEL_UNSAFE, f"{self._path}: the pickle asks for {module}.{name}, which is not plain data"
+            ) from None
+
+    def _load_bytes(self, size: int) -> None:
+        framed = self._unframer.current_frame is not None
+        self.append(self.read(size) if framed else self._stream.view(size))
+
+    def load_binbytes(self) -> None:
+        self._load_bytes(struct.unpack("<I", self.read(4))[0])
+
+    dispatch[pickle.BINBYTES[0]] = load_binbytes
+
+    def load_binbytes8(self) -> None:
+        self._load_bytes(struct.unpack("<Q", self.read(8))[0])
+
+    dispatch[pickle.BINBYTES8[0]] = load_binbytes8
+    dispatch[pickle.BYTEARRAY8[0]] = load_binbytes8
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Array | _DType | PickledObject):
+            raise pickle.UnpicklingError(f"the pickle changes an object of {type(self.stack[-1])}")
+        self.stack[-1].__setstate__(state)
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append(dict(zip(_keys(items[::2]), items[1::2], strict=True)))
+
+    dispatch[pickle.DICT[0]] = load_dict
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._target(dict)[_keys([key])[0]] = value
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._target(dict).update(zip(_keys(items[::2]), items[1::2], strict=True))
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_additems(self) -> None:
+        members = _keys(self.pop_mark())
+        self._target(set).update(members)
+
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+
+    def load_frozenset(self) -> None:
+        self.append(_frozenset(self.pop_mark()))
+
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+
+    def _target(self, kind: type[Container]) -> Container:
+        """Return what the pickle fills: the top of the stack."""
+        target = self.stack[-1]
+        if not isinstance(target, kind):
+            raise pickle.UnpicklingError(f"the pickle fills an object of {type(target)}")
+        return target
+
+
+class _Resolver:
+    """Replaces the stand-ins in what was unpickled by arrays and dtypes; each object once, so that sharing stays."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, Any] = {}
+        self._alive: list[Any] = []  # an id is only unique while its object lives
+
+    def resolve(self, found: Any) -> Any:
+        if not isinstance(found, dict | list | tuple | memoryview | _Array | _DType | PickledObject):
+            return found
+        if id(found) in self._done:
+            return self._done[id(found)]
+        self._alive.append(found)
+        if isinstance(found, dict | list):
+            self._done[id(found)] = found  # before its content, which may hold it again
+            for key in found if isinstance(found, dict) else range(len(found)):
+                found[key] = self.resolve(found[key])
+            return found
+        if isinstance(found, PickledObject):
+            self._done[id(found)] = found
+            found.state = self.resolve(found.state)
+            return found
+        if isinstance(found, tuple):
+            result: Any = tuple(self.resolve(item) for item in found)
+        elif isinstance(found, memoryview):
+            result = bytes(found)
+        else:
+            result = found.value if isinstance(found, _DType) else self._array(found)
+        self._done[id(found)] = result
+        return result
+
+    def _array(self, found: _Array) -> NDArray[Any]:
+        shape, dtype, is_fortran, raw = found.state[-4:]
+        if not dtype.value.hasobject:
+            return _array(raw, dtype, shape, "F" if is_fortran else "C")
+        shape = _shape(shape)
+        if not isinstance(raw, list) or math.prod(shape) != len(raw):
+            raise pickle.UnpicklingError(f"an array of {shape} objects has another number of them")
+        array = np.empty(len(raw), dtype=object)
+        for index, item in enumerate(raw):
+            array[index] = self.resolve(item)
+        return array.reshape(shape, order="F" if is_fortran else "C")

@@ -1,0 +1,162 @@
+"""Which keypoints a frame gets: the dataset's labels, MediaPipe's detections, or both joined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from handdata.pipeline.annotation.detector import Detection
+from handdata.pipeline.settings import KeypointsPolicy
+from handdata.schemas import KEYPOINT_COUNT, SIDES, HandRecord, HandState, RecordError, RejectReason, Side, hand_rows
+from handdata.schemas.arrays import BoolArray, FloatArray
+from handdata.schemas.sample import KeypointsOrigin, Pair
+
+SAME_HAND_DISTANCE = 0.5
+"""Two sets of keypoints closer than this many hand sizes, on average over joints, show the same hand."""
+
+OTHER_SIDE: dict[Side, Side] = {"right": "left", "left": "right"}
+
+
+@dataclass(frozen=True, slots=True)
+class FrameKeypoints:
+    """The keypoints of one frame in full-image pixels; pairs are (right, left).
+
+    Args:
+        keypoints: (42, 2), 0 where not valid.
+        valid: (42,).
+        hand_state: labelled where there are keypoints, else what the dataset says.
+        origin: who located each hand.
+        score: MediaPipe's confidence, 1 for dataset labels, 0 where absent.
+        agreement: mean distance of dataset and MediaPipe keypoints in full-image pixels, where both exist.
+        flags: what was seen that later numbers do not show: ``side_conflict``, ``extra_hands``, ``unlabelled_hand``.
+
+    """
+
+    keypoints: FloatArray
+    valid: BoolArray
+    hand_state: tuple[HandState, HandState]
+    origin: tuple[KeypointsOrigin | None, KeypointsOrigin | None]
+    score: Pair
+    agreement: tuple[float | None, float | None]
+    flags: frozenset[str]
+
+    def hand_px(self) -> Pair:
+        """Return the longer side of each hand's keypoint box, 0 where absent."""
+        right, left = (hand_size(self.keypoints[rows], self.valid[rows]) for rows in map(hand_rows, SIDES))
+        return Pair(right, left)
+
+
+def hand_size(keypoints: FloatArray, valid: BoolArray) -> float:
+    """Return the longer side of the box of the valid joints, 0 without any."""
+    if not valid.any():
+        return 0.0
+    joints = keypoints[valid]
+    return float((joints.max(axis=0) - joints.min(axis=0)).max())
+
+
+def needs_detector(record: HandRecord, policy: KeypointsPolicy) -> bool:
+    """Return whether MediaPipe must look at this frame: always, never, or where a hand's state is unknown."""
+    return policy == "mediapipe" or (policy == "prefer-dataset" and "unknown" in record.hand_state)
+
+
+def open_sides(record: HandRecord, policy: KeypointsPolicy) -> tuple[Side, ...]:
+    """Return which hands a detection may be: all that the labels, where they count, leave open."""
+    if policy == "mediapipe":
+        return SIDES
+    return tuple(side for side, state in zip(SIDES, record.hand_state, strict=True) if state == "unknown")
+
+
+def labelled_sides(record: HandRecord, detection: Detection) -> tuple[Side, ...]:
+    """Return which labelled hands of a frame a detection shows."""
+    return tuple(side for side in SIDES if _same_hand(detection, record, side))
+
+
+def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: KeypointsPolicy) -> FrameKeypoints:
+    """Join a frame's labels and detections under a policy.
+
+    Labels come first unless the policy is ``mediapipe``. A detection of a hand that is labelled already measures the
+    agreement; each other one takes the side that it is given, or, where that side is taken, the other side if it is
+    free. Either that or a side against the evidence (``Detection.contested``) is a ``side_conflict``. What finds no
+    place is counted as ``extra_hands``.
+
+    Args:
+        record: the frame and its labels.
+        detections: each hand once.
+        policy: which of both to use.
+
+    Raises:
+        RecordError: ``no_hand_found``: no label is used and no detection has a place.
+
+    """
+    keypoints = np.zeros((KEYPOINT_COUNT, 2), dtype=np.float32)
+    valid = np.zeros(KEYPOINT_COUNT, dtype=bool)
+    origin: dict[Side, KeypointsOrigin | None] = dict.fromkeys(SIDES, None)
+    score = dict.fromkeys(SIDES, 0.0)
+    agreement: dict[Side, float | None] = dict.fromkeys(SIDES, None)
+    flags: set[str] = set()
+
+    free = set(open_sides(record, policy))
+    if policy != "mediapipe":
+        for side in SIDES:
+            rows = hand_rows(side)
+            if record.keypoints_valid[rows].any():
+                keypoints[rows], valid[rows] = record.keypoints_2d[rows], record.keypoints_valid[rows]
+                origin[side], score[side] = "dataset", 1.0
+
+    for detection in sorted(detections, key=lambda detection: -detection.score):
+        labelled = labelled_sides(record, detection)
+        for side in labelled:
+            agreement[side] = _distance(detection, record, side)
+        if labelled and policy != "mediapipe":
+            continue
+        side = detection.side
+        if side not in free and OTHER_SIDE[side] in free:
+            side = OTHER_SIDE[side]
+            flags.add("side_conflict")
+        elif side in free and detection.contested:
+            flags.add("side_conflict")
+        if side not in free:
+            flags.add("extra_hands")
+            continue
+        free.remove(side)
+        rows = hand_rows(side)
+        keypoints[rows], valid[rows] = detection.keypoints, True
+        origin[side], score[side] = "mediapipe", detection.score
+
+    if not valid.any():
+        looked = "the detector found none" if needs_detector(record, policy) else "the detector was not asked"
+        raise RecordError(RejectReason.NO_HAND_FOUND, f"{record.image_uri}: no label gives a hand and {looked}")
+    if "extra_hands" in flags:
+        flags.add("unlabelled_hand")
+    states = {
+        side: _state(origin[side] is not None, state) for side, state in zip(SIDES, record.hand_state, strict=True)
+    }
+    return FrameKeypoints(
+        keypoints=keypoints,
+        valid=valid,
+        hand_state=(states["right"], states["left"]),
+        origin=(origin["right"], origin["left"]),
+        score=Pair(score["right"], score["left"]),
+        agreement=(agreement["right"], agreement["left"]),
+        flags=frozenset(flags),
+    )
+
+
+def _state(located: bool, before: HandState) -> HandState:
+    """Return a hand's state after detection; a label that the policy ignores says nothing any more."""
+    if located:
+        return "labelled"
+    return "unknown" if before == "labelled" else before
+
+
+def _distance(detection: Detection, record: HandRecord, side: Side) -> float:
+    rows = hand_rows(side)
+    valid = record.keypoints_valid[rows]
+    return float(np.linalg.norm(detection.keypoints[valid] - record.keypoints_2d[rows][valid], axis=1).mean())
+
+
+def _same_hand(detection: Detection, record: HandRecord, side: Side) -> bool:
+    rows = hand_rows(side)
+    valid = record.keypoints_valid[rows]
+    size = hand_size(record.keypoints_2d[rows], valid)
+    return size > 0 and _distance(detection, record, side) < SAME_HAND_DISTANCE * size

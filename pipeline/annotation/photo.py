@@ -1,0 +1,59 @@
+"""One photograph of a user's own, annotated like a dataset's frame: what sampling takes as reference or target."""
+
+from pathlib import Path
+
+import numpy as np
+
+from handdata.adapters.reading.images import read_image_size
+from handdata.pipeline.annotation.annotator import Annotator, GrabCutModel
+from handdata.pipeline.annotation.detector import HandDetector
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.weights import require_weights
+from handdata.schemas import KEYPOINT_COUNT, AnnotatedSample, HandRecord, RecordError, UsageError
+from handdata.schemas.arrays import BoolArray
+
+
+def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None = None) -> AnnotatedSample:
+    """Find the hands in a photograph with MediaPipe, cut the square around them, and mask them with GrabCut.
+
+    Raises:
+        UsageError: the file is no readable image, or shows no hand that MediaPipe finds.
+        WeightsError: MediaPipe's model is nowhere.
+
+    """
+    photo_settings = settings.model_copy(update={"keypoints": "mediapipe", "masks": "grabcut", "crop": "frame"})
+    try:
+        width, height = read_image_size(path)
+    except RecordError as error:
+        raise UsageError(error.detail) from None
+    record = HandRecord(
+        source="photo",
+        split="test",
+        sequence_id=path.stem,
+        frame_index=0,
+        image_uri=str(path.absolute()),
+        width=width,
+        height=height,
+        viewpoint="exo",
+        keypoints_2d=np.zeros((KEYPOINT_COUNT, 2)),
+        keypoints_valid=np.zeros(KEYPOINT_COUNT, dtype=bool),
+        hand_state=("unknown", "unknown"),
+    )
+    model = require_weights("hand_landmarker", weights)
+    with HandDetector(model, settings.detection_confidence) as detector:
+        annotator = Annotator(
+            open_mask=_no_mask,
+            license="the user's own",
+            settings=photo_settings,
+            annotator_hash="",
+            detector=detector,
+            mask_model=GrabCutModel(),
+        )
+        samples, rejections = annotator.annotate("photo", [record])
+    if not samples:
+        raise UsageError(f"{path} cannot be used: {rejections[0].detail}", "take a picture that shows the whole hand")
+    return samples[0]
+
+
+def _no_mask(record: HandRecord) -> BoolArray:
+    raise AssertionError(f"{record.record_id} says that it has no mask")

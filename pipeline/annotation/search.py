@@ -1,0 +1,263 @@
+"""Looking for hands in one picture: the whole first, then closer where that found nothing, little or small hands.
+
+MediaPipe's palm detector sees a picture at 192 x 192 pixels and knows palms of middling size: it misses small hands of
+wide frames and hands that fill the picture. Both are found in a window in which the hand takes the right share.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handdata.pipeline.annotation.detector import Detection, HandDetector, distance_in_sizes
+from handdata.schemas import HandRecord, Side
+from handdata.schemas.arrays import ByteArray, FloatArray
+
+BEST_SHARE: Final = 0.22
+"""Hands are located best where they take this share of the picture's longer side (``benchmarks/accuracy.py``)."""
+SMALL_SHARE: Final = 0.14
+"""Below this share a hand is looked at again, and others are looked for in tiles."""
+DOUBTFUL_SCORE: Final = 0.8
+"""A hand whose side is less certain than this is looked at again."""
+SAME_HAND: Final = 0.35
+"""Two detections whose joints are closer than this many hand sizes, on average, show the same hand."""
+WIDE: Final = 1.25
+"""A picture whose longer side is this many times the shorter is also looked at in tiles."""
+
+_HINT_MARGIN = 2.0
+"""Side of the window around a hint's box over the box's longer side."""
+_CENTRE_WINDOW = 0.4
+"""Side of the window around a hint that is a point, as a share of the picture's longer side."""
+_ZOOM_OUT = 2.0
+_MOST_REFINED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a picture, in whole pixels; may reach over its border."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def cut(self, image: ByteArray) -> ByteArray:
+        """Return the window's pixels; beyond the border the picture's last row or column goes on."""
+        height, width = image.shape[:2]
+        right, bottom = self.left + self.width, self.top + self.height
+        part = image[max(self.top, 0) : max(bottom, 0), max(self.left, 0) : max(right, 0)]
+        if part.shape[:2] == (self.height, self.width):
+            return part
+        outside = (max(-self.top, 0), max(bottom - height, 0), max(-self.left, 0), max(right - width, 0))
+        return np.asarray(cv2.copyMakeBorder(part, *outside, cv2.BORDER_REPLICATE), dtype=np.uint8)
+
+    def moved_to_full(self, detections: Sequence[Detection]) -> list[Detection]:
+        """Return detections in the window's pixels as detections in the full picture's."""
+        corner = np.array([self.left, self.top], dtype=np.float32)
+        return [replace(detection, keypoints=detection.keypoints + corner) for detection in detections]
+
+    def clipped(self, width: int, height: int) -> "Window":
+        """Return the part of the window that lies in a picture of this size."""
+        left, top = min(max(self.left, 0), width - 1), min(max(self.top, 0), height - 1)
+        right, bottom = min(self.left + self.width, width), min(self.top + self.height, height)
+        return Window(left, top, max(right - left, 1), max(bottom - top, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Where a dataset, or an earlier frame, says that a hand is.
+
+    Args:
+        window: where to look.
+        box_xyxy: (4,) pixels of the picture; a hand with its middle in there is the hinted one.
+        side: which hand it is, where the hint says so.
+
+    """
+
+    window: Window
+    box_xyxy: FloatArray
+    side: Side | None = None
+
+    def meets(self, detection: Detection) -> bool:
+        """Return whether a detection is the hinted hand."""
+        x, y = detection.centre
+        return bool(self.box_xyxy[0] <= x <= self.box_xyxy[2] and self.box_xyxy[1] <= y <= self.box_xyxy[3])
+
+
+def square_window(centre: NDArray[np.floating], side: float) -> Window:
+    """Return the square of this side around a point, in whole pixels."""
+    whole = max(round(side), 16)
+    left, top = np.round(centre - (whole - 1) / 2).astype(int)
+    return Window(int(left), int(top), whole, whole)
+
+
+def record_hints(record: HandRecord) -> list[Hint]:
+    """Return where a record's ``extra`` says that hands are.
+
+    All adapters name hints alike: ``boxes_xyxy_px`` with ``box_sides`` (hands, whole), ``centres_xy_px`` with
+    ``centre_sides`` (middles of hands), ``person_box_xyxy_px`` (the person who signs).
+    """
+    extra = record.extra or {}
+    hints = []
+    for name, sides in (("boxes_xyxy_px", "box_sides"), ("centres_xy_px", "centre_sides")):
+        for numbers, side in zip(extra.get(name, ()), extra.get(sides, ()), strict=False):
+            if name == "boxes_xyxy_px":
+                hints.append(box_hint(np.asarray(numbers, dtype=np.float32), side))
+            else:
+                reach = _CENTRE_WINDOW * max(record.width, record.height)
+                point = np.asarray(numbers, dtype=np.float32)
+                box = np.concatenate([point - reach / 4, point + reach / 4])
+                hints.append(Hint(square_window(point, reach), box, side))
+    return hints
+
+
+def box_hint(box_xyxy: FloatArray, side: Side | None = None) -> Hint:
+    """Return the hint that a hand is in a box."""
+    extent = float((box_xyxy[2:] - box_xyxy[:2]).max())
+    return Hint(square_window((box_xyxy[:2] + box_xyxy[2:]) / 2, _HINT_MARGIN * extent), box_xyxy, side)
+
+
+def person_window(record: HandRecord) -> Window | None:
+    """Return the part of the picture that shows the person, where the record knows."""
+    box = (record.extra or {}).get("person_box_xyxy_px")
+    if box is None:
+        return None
+    left, top, right, bottom = (round(value) for value in box)
+    return Window(left, top, right - left, bottom - top).clipped(record.width, record.height)
+
+
+def look(detector: HandDetector, image: ByteArray, window: Window | None = None) -> list[Detection]:
+    """Return the hands that the detector sees in the whole picture or in a window of it, in pixels of the picture."""
+    if window is None:
+        return merge(detector.detect(image))
+    return window.moved_to_full(detector.detect(window.cut(image)))
+
+
+def look_around(detector: HandDetector, image: ByteArray, hand: Detection) -> list[Detection]:
+    """Return what a window shows in which a known hand takes its best share.
+
+    The window of a large hand reaches over the picture's border.
+    """
+    height, width = image.shape[:2]
+    side = hand.size / BEST_SHARE
+    window = square_window(hand.centre, min(side, _ZOOM_OUT * max(width, height)))
+    return look(detector, image, window.clipped(width, height) if side <= max(width, height) else window)
+
+
+def find_hands(
+    detector: HandDetector,
+    image: ByteArray,
+    *,
+    hints: Sequence[Hint] = (),
+    person: Window | None = None,
+    expected: int = 0,
+    closer: bool = True,
+) -> list[Detection]:
+    """Return the hands in a picture, each once, the most confident first.
+
+    The picture is looked at as a whole. Only where that finds nothing, fewer hands than expected, a small hand or one
+    of an uncertain side, windows are looked at: around hints that no hand meets, two tiles or more of a wide picture or
+    of the person, the picture with a border around it; last, around each hand not yet seen at its best size.
+
+    Args:
+        detector: finds hands in a picture.
+        image: (H, W, 3) RGB.
+        hints: where hands may be.
+        person: the part of the picture that shows the person.
+        expected: how many hands there should be.
+        closer: whether to look closer at all.
+
+    """
+    seen = look(detector, image)
+    missed = [hint for hint in hints if not any(map(hint.meets, seen))]
+    small = any(hand.share < SMALL_SHARE for hand in seen)
+    lacking = len(seen) < max(expected, 1)
+    if not closer or not (lacking or small or missed or any(map(_doubtful, seen))):
+        return _named(seen, hints)
+    windows = [hint.window for hint in missed]
+    found = [hand for window in windows for hand in look(detector, image, window)]
+    if len(merge(seen + found)) < max(expected, 1) or (small and not hints):
+        found += [hand for window in _tiles(image, person) for hand in look(detector, image, window)]
+        if not seen and not found:
+            found += look(detector, image, _with_border(image))
+    candidates = merge(seen + found)
+    for hand in candidates[:_MOST_REFINED]:
+        if hand.share < SMALL_SHARE or hand.share > 2 * BEST_SHARE or _doubtful(hand):
+            found += look_around(detector, image, hand)
+    return _named(merge(seen + found), hints)
+
+
+def merge(detections: Sequence[Detection]) -> list[Detection]:
+    """Return each hand once, the most confident first.
+
+    Of several detections of a hand the one that saw it at the best size is kept; all have a say in its side, the
+    more the better they saw it.
+    """
+    groups: list[list[Detection]] = []
+    for detection in sorted(detections, key=_misfit):
+        for group in groups:
+            if _same_hand(group[0], detection):
+                group.append(detection)
+                break
+        else:
+            groups.append([detection])
+    return sorted(map(_agreed, groups), key=lambda hand: -hand.score)
+
+
+def _same_hand(one: Detection, other: Detection) -> bool:
+    """Return whether two detections show one hand. Hands that cover each other are as near, but of two sides."""
+    surely_two = one.side != other.side and min(one.score, other.score) > DOUBTFUL_SCORE
+    return distance_in_sizes(one, other) < (SAME_HAND / 2 if surely_two else SAME_HAND)
+
+
+def _agreed(group: Sequence[Detection]) -> Detection:
+    if len(group) == 1:
+        return group[0]
+    weights = [math.exp(-_misfit(detection)) for detection in group]
+    log_odds = float(np.average([detection.side_log_odds for detection in group], weights=weights))
+    side: Side = "right" if log_odds > 0 else "left"
+    # Of the looks that saw this side: a hand taken for the other has its joints elsewhere.
+    best = next((detection for detection in group if detection.side == side), group[0])
+    return replace(best, side=side, score=1 / (1 + math.exp(-abs(log_odds))))
+
+
+def _misfit(detection: Detection) -> float:
+    """Return how far the size that a hand was seen at is from the best, 0 where it is."""
+    return abs(math.log(max(detection.share, 1e-3) / BEST_SHARE))
+
+
+def _doubtful(hand: Detection) -> bool:
+    return hand.score < DOUBTFUL_SCORE
+
+
+def _named(hands: Sequence[Detection], hints: Sequence[Hint]) -> list[Detection]:
+    """Give each hand that alone meets a hint the hint's side: a label is worth more than a look."""
+    named = list(hands)
+    for hint in hints:
+        met = [number for number, hand in enumerate(named) if hint.meets(hand)]
+        if hint.side is not None and len(met) == 1:
+            named[met[0]] = replace(named[met[0]], side=hint.side, score=1.0)
+    return named
+
+
+def _tiles(image: ByteArray, person: Window | None) -> list[Window]:
+    """Return overlapping squares that together cover a wide picture, or the person in it."""
+    height, width = image.shape[:2]
+    area = person or Window(0, 0, width, height)
+    side, longer = sorted((area.width, area.height))
+    if longer < WIDE * side:
+        return [] if person is None else [person]
+    count = max(2, math.ceil(longer / side))
+    starts = np.linspace(0, longer - side, count).round().astype(int).tolist()
+    if area.width >= area.height:
+        return [Window(area.left + start, area.top, side, side) for start in starts]
+    return [Window(area.left, area.top + start, side, side) for start in starts]
+
+
+def _with_border(image: ByteArray) -> Window:
+    height, width = image.shape[:2]
+    return Window(-width // 2, -height // 2, 2 * width, 2 * height)

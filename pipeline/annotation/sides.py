@@ -1,0 +1,127 @@
+"""Which hand is the right one: decided for a unit as a whole, not frame by frame.
+
+Labels come first: hands that a dataset names, or whose other hand it names, vote with certainty. Then a hand has one
+side along its run of frames, and one hand seen alone by synchronised views is the same hand in all; two hands of a
+frame have different sides. What moves against its own evidence is marked as contested, and so is a second hand that
+one view sees and the others do not.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from handdata.pipeline.annotation.detector import Detection
+from handdata.pipeline.annotation.keypoints import OTHER_SIDE, labelled_sides, open_sides
+from handdata.pipeline.settings import KeypointsPolicy
+from handdata.schemas import HandRecord, Side
+
+_CERTAIN: Final = 10.0
+"""A label's vote; a look's is at most 1."""
+
+_MOST_WITH_TWO: Final = 0.1
+"""A sequence with two hands in no more than this share of its frames is one of a single hand: looks err, too."""
+
+_WELL_KNOWN: Final = 5.0
+"""A hand with so many votes is one, and no passing error of the detector."""
+
+Hand = int
+"""Number of one hand of a unit, along its run and over the views."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A frame and the hands that were found in it."""
+
+    record: HandRecord
+    detections: Sequence[Detection]
+
+
+def settle_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[Located]:
+    """Return the frames of a unit with the sides on which runs and views agree."""
+    hands, doubted = _hands(frames)
+    votes: dict[Hand, float] = defaultdict(float)
+    first_frame: dict[Hand, int] = {}
+    together: dict[Hand, Counter[Hand]] = defaultdict(Counter)
+    for frame in frames:
+        seen = {hands[detection.track] for detection in frame.detections}
+        for detection in frame.detections:
+            hand = hands[detection.track]
+            votes[hand] += _vote(frame.record, detection, policy)
+            first_frame[hand] = min(frame.record.frame_index, first_frame.get(hand, frame.record.frame_index))
+            together[hand].update(seen - {hand})
+    sides: dict[Hand, Side] = {}
+    contested: set[Hand] = set()
+    for hand in sorted(votes, key=lambda hand: (-abs(votes[hand]), hand)):
+        sides[hand] = "right" if votes[hand] > 0 else "left"
+        rivals = sum(frames for other, frames in together[hand].items() if sides.get(other) == sides[hand])
+        allies = sum(frames for other, frames in together[hand].items() if sides.get(other) == OTHER_SIDE[sides[hand]])
+        if rivals > allies and rivals >= abs(votes[hand]):
+            sides[hand] = OTHER_SIDE[sides[hand]]
+            contested.add(hand)
+
+    def claim(detection: Detection) -> tuple[float, int, float]:
+        """Return, of two hands of one side, what the better claim to it has more of.
+
+        Where both are well known, it is the one that was there earlier: a new follower may begin between two hands that
+        cover each other.
+        """
+        hand = hands[detection.track]
+        return min(abs(votes[hand]), _WELL_KNOWN), -first_frame[hand], abs(votes[hand])
+
+    def settled(frame: Located) -> Located:
+        detections: list[Detection] = []
+        taken: set[Side] = set()
+        for detection in sorted(frame.detections, key=claim, reverse=True):
+            hand = hands[detection.track]
+            conflict = sides[hand] in taken
+            side = OTHER_SIDE[sides[hand]] if conflict else sides[hand]
+            taken.add(side)
+            doubtful = conflict or hand in contested or detection.track in doubted
+            detections.append(replace(detection, side=side, contested=doubtful))
+        return Located(frame.record, detections)
+
+    return [settled(frame) for frame in frames]
+
+
+def _vote(record: HandRecord, detection: Detection, policy: KeypointsPolicy) -> float:
+    """Return how much speaks for the right hand (above 0) or the left (below 0)."""
+    certain: Sequence[Side] = labelled_sides(record, detection) if policy != "mediapipe" else ()
+    if not certain:
+        certain = open_sides(record, policy)
+    if len(certain) != 1:
+        return detection.side_vote
+    return _CERTAIN if certain[0] == "right" else -_CERTAIN
+
+
+def _hands(frames: Sequence[Located]) -> tuple[Mapping[int, Hand], set[int]]:
+    """Return the hand that each track shows, and the tracks that the other views do not confirm.
+
+    Tracks of synchronised views show one hand where hardly a frame of the sequence, in any view, shows two at once:
+    nothing else tells which of two hands a view sees. A second hand that a view sees there is doubted.
+    """
+    parent = {detection.track: detection.track for frame in frames for detection in frame.detections}
+
+    def root(track: int) -> int:
+        while parent[track] != track:
+            parent[track] = parent[parent[track]]
+            track = parent[track]
+        return track
+
+    moments: dict[tuple[str, int], list[list[int]]] = defaultdict(list)
+    with_hands: Counter[str] = Counter()
+    with_two: Counter[str] = Counter()
+    for frame in frames:
+        if frame.detections:
+            sequence = frame.record.sequence_id
+            with_hands[sequence] += 1
+            with_two[sequence] += len(frame.detections) > 1
+            best_first = sorted(frame.detections, key=lambda detection: -detection.score)
+            moments[sequence, frame.record.frame_index].append([detection.track for detection in best_first])
+    doubted: set[int] = set()
+    for (sequence, _), views in moments.items():
+        if len(views) > 1 and with_two[sequence] <= _MOST_WITH_TWO * with_hands[sequence]:
+            for best, *others in views:
+                parent[root(best)] = root(views[0][0])
+                doubted.update(others)
+    return {track: root(track) for track in parent}, doubted

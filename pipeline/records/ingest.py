@@ -1,0 +1,398 @@
+"""``handdata ingest``: a downloaded dataset becomes normalized records, in parallel over its partitions.
+
+The new records are written to a hidden folder, checked for ids that occur twice, and then moved beside the old ones,
+under names of their own. The summary, which names them, is written last: with it they take the old ones' place, on disk
+and on object stores alike. An interrupted ingest leaves the old records in force.
+"""
+
+import multiprocessing
+import os
+import uuid
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition
+from handdata.adapters.reading.paths import Fence, fenced
+from handdata.adapters.roots import find_root
+from handdata.pipeline.records.stored import (
+    RECORD_FILE_ROWS,
+    RECORD_ROW_GROUP_ROWS,
+    IngestSummary,
+    drop_records,
+    recounted,
+    strike_records,
+    write_ingest_summary,
+)
+from handdata.pipeline.records.tombstones import read_tombstones
+from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage.layout import records_folder, rejected_folder, tombstones_folder
+from handdata.schemas import (
+    DuplicateRecordError,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    RunError,
+    Split,
+    UsageError,
+    records_to_table,
+    rejections_to_table,
+)
+from handdata.schemas.rejection import rejection
+
+_ROWS_AT_ONCE: Final = 4096
+"""Records that are checked one by one become a table when there are so many."""
+
+
+@dataclass(slots=True)
+class PartitionCounts:
+    """What one partition gave."""
+
+    records: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """All that a worker needs to ingest one partition."""
+
+    adapter: Adapter
+    root: Path
+    partition: Partition
+    ordinal: int
+    storage: Storage
+    staging: str
+    limit: int | None
+    stride: int
+
+
+def ingest(
+    adapter_type: type[Adapter],
+    root: Path,
+    storage: Storage,
+    *,
+    split: Split | None = None,
+    limit: int | None = None,
+    stride: int = 1,
+    options: AdapterOptions | None = None,
+    on_progress: Callable[[int, int, int], None] | None = None,
+) -> IngestSummary:
+    """Replace a source's records in a workspace by those of the dataset at ``root``.
+
+    Args:
+        adapter_type: the source's adapter.
+        root: the dataset's folder, or the folder that holds it.
+        storage: the workspace.
+        split: take only this split.
+        limit: stop after this many records.
+        stride: keep each frame whose number is a multiple of this; stills are numbered 0 and all kept.
+        options: for the adapter.
+        on_progress: called with (finished partitions, all partitions, records so far).
+
+    Raises:
+        UsageError: ``root`` is not a folder, or not this dataset.
+        DuplicateRecordError: two label files gave one id; both are named.
+        StorageError: the workspace cannot be written.
+
+    """
+    source = adapter_type.card.name
+    root = find_root(adapter_type, root)
+    storage.check_writable()
+    tombstones = read_tombstones(storage, source)
+    if stone := tombstones.of_source():
+        raise UsageError(
+            f"{source} was dropped from {storage.describe()} on {stone.when[:10]}",
+            f"to take it back, delete {storage.describe(tombstones_folder(source))}",
+        )
+    adapter = adapter_type(options or AdapterOptions())
+    partitions = [partition for partition in adapter.partitions(root) if split is None or partition.split == split]
+    if not partitions:
+        wanted = f" of split {split}" if split else ""
+        raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
+    stagings = f".staging-{source}"
+    storage.remove(stagings)  # of ingests that were killed
+    staging = f"{stagings}/{uuid.uuid4().hex[:8]}"
+    try:
+        jobs = [
+            _Job(adapter, root, partition, ordinal, storage, staging, limit, stride)
+            for ordinal, partition in enumerate(partitions)
+        ]
+        total = PartitionCounts()
+        for finished, counts in enumerate(_run(jobs, limit), start=1):
+            total.records += counts.records
+            total.splits.update(counts.splits)
+            total.rejected.update(counts.rejected)
+            if on_progress:
+                on_progress(finished, len(jobs), total.records)
+        _refuse_duplicates(root, storage, staging, partitions, total)
+        _refuse_missing(storage, staging, total.records)
+        if tombstones:
+            staged, refused = (storage.list_files(f"{staging}/{kind}", ".parquet") for kind in ("records", "rejected"))
+            strike_records(storage, staged, refused, tombstones)
+        files = _move_in(storage, f"{staging}/records", records_folder(source))
+        rejected_files = _move_in(storage, f"{staging}/rejected", rejected_folder("ingest", source))
+        summary = IngestSummary(
+            source=source,
+            root=str(root),
+            partitions=len(partitions),
+            records=total.records,
+            splits=dict(sorted(total.splits.items())),
+            rejected=dict(sorted(total.rejected.items())),
+            license=adapter.card.license,
+            files=files,
+            rejected_files=rejected_files,
+        )
+        if tombstones:
+            summary = recounted(storage, summary, tombstones)
+        write_ingest_summary(storage, summary)
+        for folder in (records_folder(source), rejected_folder("ingest", source)):
+            for name in set(storage.list_files(folder, ".parquet")) - {*files, *rejected_files}:
+                storage.remove(name)
+    finally:
+        storage.remove(stagings)
+    drop_records(storage, read_tombstones(storage, source))  # what was dropped meanwhile
+    return summary
+
+
+def _refuse_missing(storage: Storage, staging: str, records: int) -> None:
+    """Raise where the staged files do not hold all records."""
+    staged = 0
+    for name in storage.list_files(f"{staging}/records", ".parquet"):
+        with storage.open_parquet(name) as file:
+            staged += file.metadata.num_rows
+    if staged != records:
+        raise RunError(
+            f"{records} records were written to {storage.describe(staging)} and {staged} are left",
+            "run one ingest of a source at a time",
+        )
+
+
+def _move_in(storage: Storage, staged: str, final: str) -> tuple[str, ...]:
+    """Move staged files beside those of earlier ingests, under names of their own, and return these."""
+    storage.make_folder(final)
+    token = uuid.uuid4().hex[:8]
+    moved = []
+    for name in storage.list_files(staged, ".parquet"):
+        moved.append(f"{final}/{Path(name).stem}-{token}.parquet")
+        storage.move(name, moved[-1])
+    return tuple(moved)
+
+
+def _run(jobs: Sequence[_Job], limit: int | None) -> Iterator[PartitionCounts]:
+    """Run the jobs in order, in parallel unless a limit makes each depend on those before it."""
+    workers = min(os.cpu_count() or 1, len(jobs))
+    if limit is not None or workers == 1:
+        remaining = limit
+        for job in jobs:
+            counts = _ingest_partition(job, remaining)
+            yield counts
+            if remaining is not None:
+                remaining -= counts.records
+                if remaining <= 0:
+                    return
+        return
+    with _process_pool(workers) as pool:
+        yield from pool.map(_ingest_partition, jobs)
+
+
+@contextmanager
+def _process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    # Not "fork": the parent may hold threads of Arrow and Polars, which a forked child inherits locked.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _PartWriter:
+    """Writes the rows of one partition to the staging folder, in files of bounded size."""
+
+    def __init__(self, job: _Job, folder: str) -> None:
+        self._job, self._folder = job, folder
+        self._tables: list[pa.Table] = []
+        self._rows = 0
+        self._files = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._rows += len(table)
+        while self._rows >= RECORD_FILE_ROWS:
+            self._write(RECORD_FILE_ROWS)
+
+    def flush(self) -> None:
+        if self._rows:
+            self._write(self._rows)
+
+    def _write(self, rows: int) -> None:
+        table = pa.concat_tables(self._tables).combine_chunks()
+        name = f"{self._job.staging}/{self._folder}/part-{self._job.ordinal:05d}-{self._files:04d}.parquet"
+        self._job.storage.write_bytes(name, table_to_parquet(table.slice(0, rows), RECORD_ROW_GROUP_ROWS))
+        self._files += 1
+        self._rows -= rows
+        self._tables = [table.slice(rows)]
+
+
+def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
+    """Write one partition's records and rejections to the staging folder."""
+    counts = PartitionCounts()
+    records = _PartWriter(job, "records")
+    rejections = _PartWriter(job, "rejected")
+    for table, refused in _taken(job, limit):
+        records.add(table)
+        rejections.add(rejections_to_table(refused))
+        counts.records += len(table)
+        counts.rejected.update(rejection.reason.value for rejection in refused)
+    records.flush()
+    rejections.flush()
+    counts.splits = Counter({job.partition.split: counts.records} if counts.records else {})
+    return counts
+
+
+def _taken(job: _Job, limit: int | None) -> Iterator[tuple[pa.Table, list[Rejection]]]:
+    """Yield the rows that the job's stride and a limit of records leave, some at a time, from either way in."""
+    fence = Fence(job.root)
+    if isinstance(job.adapter, BatchAdapter):
+        batches = (batch.read() for batch in job.adapter.record_batches(job.root, job.partition))
+        yield from _taken_of_batches((_fenced_batch(fence, *batch) for batch in batches), job.stride, limit)
+        return
+    found = (fenced(fence, row) for row in job.adapter.records(job.root, job.partition))
+    rows = _taken_of_rows(found, job.stride, limit)
+    while some := list(islice(rows, _ROWS_AT_ONCE)):
+        records = records_to_table([row for row in some if isinstance(row, HandRecord)])
+        yield records, [row for row in some if isinstance(row, Rejection)]
+
+
+def _taken_of_rows(
+    rows: Iterator[HandRecord | Rejection], stride: int, limit: int | None
+) -> Iterator[HandRecord | Rejection]:
+    taken = 0
+    for row in rows:
+        if isinstance(row, HandRecord):
+            if row.frame_index % stride:
+                continue
+            taken += 1
+        yield row
+        if limit is not None and taken >= limit:
+            return
+
+
+def _fenced_batch(
+    fence: Fence, table: pa.Table, refused: list[tuple[int, Rejection]]
+) -> tuple[pa.Table, list[tuple[int, Rejection]]]:
+    """Return what ``RecordBatch.read`` does, with the rejections that ``fenced`` makes."""
+    outside: list[tuple[int, Rejection]] = []
+    for row, image_uri in enumerate(table["image_uri"].to_pylist()):
+        try:
+            fence.check(image_uri)
+        except RecordError as error:
+            outside.append((row, rejection(table["record_id"][row].as_py(), image_uri, error)))
+    if not outside:
+        return table, refused
+    rows = [row for row, _ in outside]
+    left = table.take(np.delete(np.arange(len(table)), rows))
+    every = sorted([*refused, *outside], key=lambda place: place[0])
+    return left, [(row - bisect_left(rows, row), found) for row, found in every]
+
+
+def _taken_of_batches(
+    batches: Iterator[tuple[pa.Table, list[tuple[int, Rejection]]]], stride: int, limit: int | None
+) -> Iterator[tuple[pa.Table, list[Rejection]]]:
+    for table, refused in batches:
+        kept = np.flatnonzero(table["frame_index"].to_numpy() % stride == 0)[:limit]
+        if len(kept) < len(table):
+            table = table.take(kept)
+        if limit is None:
+            yield table, [rejection for _, rejection in refused]
+            continue
+        # As row by row: what comes after the last record that the limit leaves is not reached.
+        yield table, [rejection for before, rejection in refused if np.searchsorted(kept, before) < limit]
+        limit -= len(kept)
+        if limit <= 0:
+            return
+
+
+def _refuse_duplicates(
+    root: Path, storage: Storage, staging: str, partitions: Sequence[Partition], total: PartitionCounts
+) -> None:
+    """Refuse staged records whose id another one has: the later ones of a label file that names a frame twice.
+
+    Such a key is bad input, and the first record stands. Two label files that name one frame are a dataset that is
+    there twice, or an adapter that does not merge what it should.
+
+    Raises:
+        DuplicateRecordError: two label files gave one id, or two images of a folder; both are named.
+
+    """
+    files = storage.list_files(f"{staging}/records", ".parquet")
+    doubled = _doubled_ids(storage, files)
+    if not doubled:
+        return
+    first: dict[str, tuple[Partition, str]] = {}
+    for name in files:
+        ordinal = int(name.rpartition("/part-")[2].partition("-")[0])
+        partition = partitions[ordinal]
+        places = pl.DataFrame(storage.read_parquet(name, ["record_id", "image_uri", "split"])).with_row_index()
+        later: list[int] = []
+        refused: list[Rejection] = []
+        for row, record_id, image_uri, split in places.filter(pl.col("record_id").is_in(doubled)).iter_rows():
+            if record_id not in first:
+                first[record_id] = (partition, image_uri)
+                continue
+            earlier, earlier_uri = first[record_id]
+            in_label_files = all((root / path).is_file() for path in partition.paths)
+            if earlier.paths != partition.paths or (earlier_uri != image_uri and not in_label_files):
+                raise DuplicateRecordError(
+                    f"{len(doubled)} record ids occur more than once; {record_id} comes from {earlier_uri} (labels: "
+                    f"{', '.join(earlier.paths)}) and from {image_uri} (labels: {', '.join(partition.paths)})",
+                    "is the same part of the dataset unpacked twice below the root?",
+                )
+            later.append(row)
+            detail = f"{', '.join(partition.paths)}: names {record_id} more than once; the first one was taken"
+            refused.append(rejection(record_id, image_uri, RecordError(RejectReason.LABEL_CORRUPT, detail)))
+            total.splits[split] -= 1
+        if later:
+            left = np.delete(np.arange(len(places)), later)
+            table = storage.read_parquet(name).take(left)
+            storage.write_bytes(name, table_to_parquet(table, RECORD_ROW_GROUP_ROWS))
+            storage.write_bytes(
+                f"{staging}/rejected/{Path(name).stem}-doubled.parquet",
+                table_to_parquet(rejections_to_table(refused), RECORD_ROW_GROUP_ROWS),
+            )
+            total.records -= len(later)
+            total.rejected[RejectReason.LABEL_CORRUPT.value] += len(later)
+    total.splits = +total.splits
+
+
+def _doubled_ids(storage: Storage, files: Sequence[str]) -> list[str]:
+    """Return the ids that occur more than once in staged records.
+
+    Of all ids only hashes are held at once, eight bytes each; two ids that share one are told apart at the end.
+    """
+    hashes = [pl.Series(storage.read_parquet(name, ["record_id"])["record_id"]).hash() for name in files]
+    if not hashes:
+        return []
+    every = pl.concat(hashes)
+    suspects = every.filter(every.is_duplicated()).unique()
+    if suspects.is_empty():
+        return []
+    found = [
+        ids.filter(of_file.is_in(suspects))
+        for name, of_file in zip(files, hashes, strict=True)
+        if of_file.is_in(suspects).any()
+        for ids in [pl.Series(storage.read_parquet(name, ["record_id"])["record_id"])]
+    ]
+    ids = pl.concat(found)
+    return sorted(ids.filter(ids.is_duplicated()).unique().to_list())

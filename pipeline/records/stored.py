@@ -1,0 +1,165 @@
+"""Where normalized records and rejected rows lie in a workspace, and reading them back."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import pyarrow as pa
+
+from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones
+from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage.layout import INGEST_SUMMARY, records_folder, rejected_folder
+from handdata.schemas import RunError, UsageError
+from handdata.schemas.arrays import BoolArray
+
+RECORD_FILE_ROWS = 65_536
+"""Most rows of one records file: about 60 MB in memory."""
+
+RECORD_ROW_GROUP_ROWS = 4096
+"""Rows of a row group of a records file: what planning holds in memory at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSummary:
+    """What an ingest did, as stored beside the records.
+
+    Args:
+        source: its name.
+        root: the folder that was read.
+        partitions: how many shares it was read in.
+        records: usable records.
+        splits: records per split.
+        rejected: refused records per reason.
+        license: of the data.
+        files: of the records, in the order of the ingest, relative to the workspace.
+        rejected_files: of the refused records.
+        dropped: records left out because a tombstone names them.
+        tombstones: digest of the tombstones that were honoured.
+
+    """
+
+    source: str
+    root: str
+    partitions: int
+    records: int
+    splits: dict[str, int]
+    rejected: dict[str, int]
+    license: str
+    files: tuple[str, ...]
+    rejected_files: tuple[str, ...]
+    dropped: int = 0
+    tombstones: str = ""
+
+
+def ingested_sources(storage: Storage) -> list[str]:
+    """Return the sources that have complete records in the workspace, sorted."""
+    names = storage.list_folders("records")
+    found = (name.removeprefix("source=") for name in names if name.startswith("source="))
+    return sorted(source for source in found if storage.exists(f"{records_folder(source)}/{INGEST_SUMMARY}"))
+
+
+def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
+    """Return what the ingest of a source did.
+
+    Raises:
+        UsageError: the source was not ingested into this workspace.
+
+    """
+    name = f"{records_folder(source)}/{INGEST_SUMMARY}"
+    if not storage.exists(name):
+        raise UsageError(
+            f"{storage.describe()} has no records of source {source}", f"run `handdata ingest --source {source}` first"
+        )
+    return IngestSummary(**json.loads(storage.read_bytes(name)))
+
+
+def struck_rows(
+    storage: Storage, files: Sequence[str], rejected_files: Sequence[str], tombstones: Tombstones
+) -> tuple[dict[str, BoolArray], dict[str, BoolArray]]:
+    """Return, by file, which rows of records and of refused records tombstones name."""
+    keys = {name: storage.read_parquet(name, [*KEY_COLUMNS, "split"]) for name in files}
+    struck = {name: tombstones.strike(table) for name, table in keys.items()}
+    gone = [keys[name].filter(pa.array(rows)) for name, rows in struck.items() if rows.any()]
+    none = pa.schema([(column, pa.string()) for column in (*KEY_COLUMNS, "split")]).empty_table()
+    dropped = pa.concat_tables(gone) if gone else none
+    rejected = {name: storage.read_parquet(name, ["record_id"])["record_id"] for name in rejected_files}
+    return struck, {name: tombstones.strike_rejected(ids, dropped) for name, ids in rejected.items()}
+
+
+def strike_records(
+    storage: Storage, files: Sequence[str], rejected_files: Sequence[str], tombstones: Tombstones
+) -> None:
+    """Take dropped rows out of files of records and of refused records; each file is replaced at once.
+
+    Refused records go first: which of them belong to a dropped subject is known only while its records are there.
+    """
+    struck, struck_rejected = struck_rows(storage, files, rejected_files, tombstones)
+    for name, rows in (*struck_rejected.items(), *struck.items()):
+        if rows.any():
+            left = storage.read_parquet(name).filter(pa.array(~rows))
+            storage.write_bytes(name, table_to_parquet(left, RECORD_ROW_GROUP_ROWS))
+
+
+def recounted(storage: Storage, summary: IngestSummary, tombstones: Tombstones) -> IngestSummary:
+    """Return a summary with the rows that its files hold after ``strike_records``."""
+    splits: Counter[str] = Counter()
+    for name in summary.files:
+        splits.update(storage.read_parquet(name, ["split"])["split"].to_pylist())
+    rejected: Counter[str] = Counter()
+    for name in summary.rejected_files:
+        rejected.update(storage.read_parquet(name, ["reason"])["reason"].to_pylist())
+    return replace(
+        summary,
+        records=splits.total(),
+        splits=dict(sorted(splits.items())),
+        rejected=dict(sorted(rejected.items())),
+        dropped=summary.dropped + summary.records - splits.total(),
+        tombstones=tombstones.digest,
+    )
+
+
+def drop_records(storage: Storage, tombstones: Tombstones) -> tuple[int, int]:
+    """Take what the tombstones of a source name out of its ingested records, for good.
+
+    Returns:
+        How many records and how many refused records were removed.
+
+    """
+    source = tombstones.source
+    if source not in ingested_sources(storage):
+        return 0, 0
+    before = after = read_ingest_summary(storage, source)
+    if tombstones.of_source():
+        storage.remove(f"{records_folder(source)}/{INGEST_SUMMARY}")
+        storage.remove(records_folder(source))
+        storage.remove(rejected_folder("ingest", source))
+        return before.records, sum(before.rejected.values())
+    if before.tombstones != tombstones.digest:
+        strike_records(storage, before.files, before.rejected_files, tombstones)
+        after = recounted(storage, before, tombstones)
+        write_ingest_summary(storage, after)
+    return before.records - after.records, sum(before.rejected.values()) - sum(after.rejected.values())
+
+
+def write_ingest_summary(storage: Storage, summary: IngestSummary) -> None:
+    """Store what an ingest did; with it the files that it names take the place of earlier ones."""
+    document = json.dumps(asdict(summary), indent=2).encode()
+    storage.write_bytes(f"{records_folder(summary.source)}/{INGEST_SUMMARY}", document)
+
+
+def read_record_keys(storage: Storage, source: str, columns: list[str]) -> pa.Table:
+    """Return some columns of all of a source's records, with ``file`` (position in the summary) and ``row`` of each.
+
+    Raises:
+        RunError: the folder holds no record file although its ingest is complete.
+
+    """
+    tables = []
+    for position, name in enumerate(read_ingest_summary(storage, source).files):
+        table = storage.read_parquet(name, columns)
+        table = table.append_column("file", pa.array([position] * len(table), pa.int32()))
+        tables.append(table.append_column("row", pa.array(range(len(table)), pa.int32())))
+    if not tables:
+        raise RunError(f"no record of source {source} is usable", "`handdata ingest` shows why they were rejected")
+    return pa.concat_tables(tables).combine_chunks()

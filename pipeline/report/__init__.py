@@ -1,0 +1,1 @@
+"""Pages and sheets for people who would rather look than read."""

@@ -1,0 +1,71 @@
+"""A first look at a dataset before any ingest: frames spread over it, with their labels drawn."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from handdata.adapters import Adapter, AdapterOptions
+from handdata.adapters.reading.paths import Fence, fenced
+from handdata.adapters.roots import find_root
+from handdata.pipeline.annotation.frames import open_frames
+from handdata.pipeline.report.sheets import inspect_sheet
+from handdata.schemas import HandRecord, RecordError, RunError
+from handdata.schemas.arrays import BoolArray, ByteArray
+
+Item = TypeVar("Item")
+
+_SCANNED_ROWS = 400
+"""Rows of a partition among which frames are chosen; a partition may hold millions."""
+
+
+def inspect_source(
+    adapter_type: type[Adapter], root: Path, count: int, columns: int, options: AdapterOptions | None = None
+) -> ByteArray:
+    """Return a sheet of ``count`` frames, spread over the partitions, with keypoints, sides and masks drawn.
+
+    Raises:
+        UsageError: ``root`` is not this dataset.
+        RunError: none of the frames that were looked at can be opened.
+
+    """
+    adapter = adapter_type(options or AdapterOptions())
+    records = _spread_records(adapter, find_root(adapter_type, root), count)
+    frames = list(_opened(adapter, records))
+    if not frames:
+        raise RunError(
+            f"none of {len(records)} frames of {adapter.card.name} can be opened",
+            "`handdata ingest` lists what is wrong with each",
+        )
+    return inspect_sheet(frames, columns)
+
+
+def _spread_records(adapter: Adapter, root: Path, count: int) -> list[HandRecord]:
+    partitions = list(adapter.partitions(root))
+    chosen = _evenly(partitions, count)
+    each = -(-count // max(len(chosen), 1))
+    records: list[HandRecord] = []
+    fence = Fence(root)
+    for partition in chosen:
+        rows = (fenced(fence, row) for row in islice(adapter.records(root, partition), _SCANNED_ROWS))
+        records += _evenly([row for row in rows if isinstance(row, HandRecord)], each)
+    return records[:count]
+
+
+def _evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """Return up to ``count`` items, spread over all."""
+    if len(items) <= count:
+        return list(items)
+    return [items[position * len(items) // count] for position in range(count)]
+
+
+def _opened(adapter: Adapter, records: list[HandRecord]) -> Iterator[tuple[HandRecord, ByteArray, BoolArray | None]]:
+    for record in records:
+        for _, image in open_frames([record]):
+            if isinstance(image, RecordError):
+                continue
+            try:
+                mask = adapter.open_mask(record) if record.has_mask else None
+            except RecordError:
+                mask = None
+            yield record, image, mask

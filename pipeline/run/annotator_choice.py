@@ -1,0 +1,133 @@
+"""Which settings a run annotates with: those of the dataset, or a clear refusal that names what differs.
+
+Sources are added to a dataset months apart, and rows that were made differently must not be mixed without a word.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from handdata.pipeline.settings import FLAG_THRESHOLDS, AnnotateSettings, QualitySettings
+from handdata.pipeline.shards import read_manifest, read_markers
+from handdata.pipeline.shards.plan import is_of_last_ingest
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import MANIFEST
+from handdata.schemas import UnitMarker, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenAnnotator:
+    """What a run annotates with.
+
+    Args:
+        settings: with the dataset's own thresholds where none were given.
+        hash: the ``annotator_hash`` of its rows.
+        overwritten: sources whose units were made otherwise, to be annotated again.
+
+    """
+
+    settings: AnnotateSettings
+    hash: str
+    overwritten: tuple[str, ...]
+
+
+def choose_annotator(
+    storage: Storage,
+    dataset: str,
+    settings: AnnotateSettings,
+    model_hashes: Mapping[str, str],
+    sources: Sequence[str],
+    *,
+    overwrite: bool,
+) -> ChosenAnnotator:
+    """Return the settings to annotate some sources with.
+
+    Thresholds that only flag belong to the dataset: its first run sets them, ``handdata flag`` changes them, and
+    further runs take them over. All else decides what a row is, and must be what it was for the rows of these sources.
+
+    Args:
+        storage: the workspace.
+        dataset: folder of the dataset.
+        settings: as given; thresholds that were not set are the dataset's.
+        model_hashes: SHA-256 of the model files by name.
+        sources: to annotate.
+        overwrite: annotate those sources again of which a unit was made with other settings, models or records.
+
+    Raises:
+        UsageError: settings differ; the message names which.
+
+    """
+    markers = read_markers(storage, dataset)
+    manifest = read_manifest(storage, dataset) if storage.exists(f"{dataset}/{MANIFEST}") else None
+    own = dict(manifest.quality) if manifest and markers else {}
+    given = {name: getattr(settings.quality, name) for name in settings.quality.model_fields_set - {"reject"}}
+    quality = QualitySettings(**{**own, **given}, reject=settings.quality.reject)
+    settings = settings.model_copy(update={"quality": quality})
+    annotator_hash = settings.digest(dict(model_hashes))
+
+    overwritten = _made_otherwise(storage, dataset, markers, sources, annotator_hash) if overwrite else ()
+    staying = [marker for marker in markers if marker.source not in overwritten]
+    where = storage.describe(dataset)
+    for marker in staying:
+        if marker.source in sources and marker.annotator_hash != annotator_hash:
+            before = manifest.annotator_hashes.get(marker.annotator_hash, {}) if manifest else {}
+            now = {"settings": settings.identity(), "models": dict(model_hashes)}
+            differences = "; ".join(_differences(before, now))
+            raise UsageError(
+                f"{where} holds {marker.source} annotated with other settings: {differences}",
+                f"repeat the earlier ones; --overwrite annotates {marker.source} again; --dataset NAME keeps both",
+            )
+    if manifest and staying and manifest.image_size != settings.image_size:
+        raise UsageError(
+            f"{where} has crops of {manifest.image_size} pixels, --image-size is {settings.image_size}",
+            f"repeat --image-size {manifest.image_size}, or annotate into another --dataset",
+        )
+    other = {name: value for name, value in given.items() if own.get(name, value) != value}
+    if staying and other:
+        _refuse_thresholds(where, own, other, quality)
+    return ChosenAnnotator(settings, annotator_hash, overwritten)
+
+
+def _made_otherwise(
+    storage: Storage, dataset: str, markers: Iterable[UnitMarker], sources: Sequence[str], annotator_hash: str
+) -> tuple[str, ...]:
+    other_settings = {marker.source for marker in markers if marker.annotator_hash != annotator_hash}
+    return tuple(
+        source for source in sources if source in other_settings or not is_of_last_ingest(storage, dataset, source)
+    )
+
+
+def _refuse_thresholds(
+    where: str, own: Mapping[str, float], other: Mapping[str, float], quality: QualitySettings
+) -> None:
+    changes = [f"{name} {own[name]:g} -> {value:g}" for name, value in sorted(other.items())]
+    gated = {FLAG_THRESHOLDS.get(flag) for flag in quality.reject}
+    hint = "--dataset NAME keeps both"
+    if not gated & other.keys():
+        options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in sorted(other.items()))
+        hint = f"`handdata flag {options}` changes all rows, without any model; {hint}"
+    raise UsageError(f"the samples in {where} are flagged by other thresholds: {'; '.join(changes)}", hint)
+
+
+def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """Return what differs between two descriptions of an annotator, as ``name old -> new``."""
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{name} {old.get(name, 'unset')} -> {new.get(name, 'unset')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _flat(document: Mapping[str, object]) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for part, values in document.items():
+        for name, value in (values if isinstance(values, Mapping) else {}).items():
+            if part == "models":
+                flat[f"model {name}"] = str(value)[:12]
+            elif isinstance(value, Mapping):
+                flat |= {
+                    f"reject {flag}": "at any" if limit is None else f"at {limit}" for flag, limit in value.items()
+                }
+            else:
+                flat[name] = value
+    return flat

@@ -1,0 +1,257 @@
+"""``handdata annotate --plan``: what a run would do, how long it would take and how much it would store.
+
+The real stages run on a few records of each source, in one Ray actor on the cluster that the run would use; their times
+and bytes a record, times the records to do, are the estimate. Nothing is written.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from handdata.adapters import AdapterOptions
+from handdata.adapters.registry import find_adapter
+from handdata.pipeline.annotation.annotator import BATCH_ROWS, Annotator, GrabCutModel, MaskModel, PreparedCrop
+from handdata.pipeline.annotation.detector import HandDetector
+from handdata.pipeline.annotation.meter import Stage, StageTally, metered
+from handdata.pipeline.records.stored import ingested_sources, read_ingest_summary
+from handdata.pipeline.run.annotate import count_workers
+from handdata.pipeline.run.annotator_choice import choose_annotator
+from handdata.pipeline.run.cluster import connected
+from handdata.pipeline.run.model_files import Models, find_models
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.shards import DATASET, read_markers
+from handdata.pipeline.shards.plan import preview_source, read_previewed, read_unit, row_group_sizes
+from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.schemas import HandRecord, UsageError, samples_to_table
+from handdata.schemas.arrays import BoolArray
+from handdata.schemas.sample import MaskOrigin
+
+PROBE_RECORDS = 64
+"""Records that the probe takes, of all sources together."""
+_SLOW_PROBE_RECORDS = 8
+"""The same where SAM has no GPU: its largest model takes ten seconds a picture there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What the stages took for some records of one source, on one core and one GPU.
+
+    Args:
+        records: how many.
+        samples: how many of them became samples.
+        seconds: of each stage.
+        masked: records whose mask a model made.
+        bytes: of the samples, as stored.
+
+    """
+
+    records: int
+    samples: int
+    seconds: dict[Stage, float]
+    masked: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceEstimate:
+    """What a run would do for one source.
+
+    Args:
+        records_to_do: of units that have no marker yet.
+        records_done: of finished units.
+        units_to_do: units of the former.
+        probe: of a few of its records; None where nothing is to be done.
+
+    """
+
+    records_to_do: int
+    records_done: int
+    units_to_do: int
+    probe: Probe | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEstimate:
+    """What a run would do.
+
+    Args:
+        sources: by name.
+        cpu_actors: that decode, detect, crop, encode and write, each on one core.
+        sam_actors: that make masks; 0 without SAM.
+        gpus: of the SAM actors.
+        models: model files by name.
+        settings: of the run.
+
+    """
+
+    sources: dict[str, SourceEstimate]
+    cpu_actors: int
+    sam_actors: int
+    gpus: int
+    models: Models
+    settings: AnnotateSettings
+
+    @property
+    def records_to_do(self) -> int:
+        """Of all sources."""
+        return sum(source.records_to_do for source in self.sources.values())
+
+    @property
+    def stage_seconds(self) -> dict[Stage, float]:
+        """What each stage would take for all records, on one core and one GPU."""
+        total: Counter[Stage] = Counter()
+        for source in self.sources.values():
+            if source.probe:
+                share = source.records_to_do / source.probe.records
+                total.update({stage: seconds * share for stage, seconds in source.probe.seconds.items()})
+        return dict(total)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the run. CPU and GPU stages overlap, so the slower side decides; on the CPU alone they add up."""
+        stages = self.stage_seconds
+        sam = stages.pop("mask", 0.0) if self.sam_actors else 0.0
+        cpu = sum(stages.values()) / self.cpu_actors
+        return max(cpu, sam / self.gpus) if self.gpus else cpu + sam
+
+    @property
+    def bytes(self) -> float:
+        """Of the samples."""
+        probes = ((source.records_to_do, source.probe) for source in self.sources.values() if source.probe)
+        return sum(records * probe.bytes / probe.records for records, probe in probes)
+
+
+def estimate_run(
+    storage: Storage,
+    settings: AnnotateSettings,
+    *,
+    sources: Sequence[str] = (),
+    cpus: int | None = None,
+    gpus: int = 0,
+    address: str | None = None,
+    weights: Path | None = None,
+    sam_checkpoint: Path | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    dataset: str = DATASET,
+) -> RunEstimate:
+    """Return what ``engine.annotate`` would do with the same arguments; raises what it would raise."""
+    names = list(sources) or ingested_sources(storage)
+    if not names:
+        raise UsageError(f"{storage.describe()} has no records", "run `handdata ingest --source NAME` first")
+    for name in names:
+        read_ingest_summary(storage, name)
+    models = find_models(settings, weights, sam_checkpoint)
+    markers = read_markers(storage, dataset)
+    settings = choose_annotator(storage, dataset, settings, models.hashes, names, overwrite=False).settings
+    finished = {marker.unit_id for marker in markers}
+    most = _SLOW_PROBE_RECORDS if models.sam and not gpus else PROBE_RECORDS
+    runs_each = max(1, most // BATCH_ROWS // len(names))
+    estimates = {}
+    with connected(address, cpus):
+        workers = count_workers(cpus, gpus)
+        probing: Any = ray.remote(num_cpus=1, num_gpus=1 if models.sam and gpus else 0)(_ProbeWorker)
+        worker = None
+        for name in names:
+            stored, previewed = preview_source(storage, dataset, name, settings.image_size, limit=limit, sample=sample)
+            begun = [unit for unit in stored if unit.unit_id not in finished]
+            units = [*begun, *previewed]
+            probe = None
+            if units:
+                records: list[HandRecord] = []
+                for position in range(0, len(units), ceil(len(units) / runs_each)):
+                    if position < len(begun):
+                        records += read_unit(storage, begun[position])[:BATCH_ROWS]
+                    else:
+                        records += read_previewed(storage, name, previewed[position - len(begun)].head(BATCH_ROWS))
+                worker = worker or probing.remote(settings, models, "cuda" if gpus else "cpu")
+                probe = ray.get(worker.probe.remote(name, records[:most]))
+            estimates[name] = SourceEstimate(
+                records_to_do=sum(unit.rows for unit in begun) + sum(map(len, previewed)),
+                records_done=sum(marker.records for marker in markers if marker.source == name),
+                units_to_do=len(units),
+                probe=probe,
+            )
+        if worker is not None:
+            ray.get(worker.close.remote())
+        return RunEstimate(
+            sources=estimates,
+            cpu_actors=workers,
+            sam_actors=max(gpus, 1) if models.sam else 0,
+            gpus=gpus if models.sam else 0,
+            models=models,
+            settings=settings,
+        )
+
+
+class _ProbeWorker:
+    """Runs all stages on some records; runs as a Ray actor with one CPU, and one GPU where SAM has one."""
+
+    def __init__(self, settings: AnnotateSettings, models: Models, device: str) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        self._settings = settings
+        self._detector: HandDetector | None = None
+        if models.hand_landmarker is not None:
+            self._detector = HandDetector(models.hand_landmarker, settings.detection_confidence)
+        self._mask_model: MaskModel | None = GrabCutModel() if models.grabcut else None
+        if models.sam is not None and models.sam_origin is not None:
+            self._mask_model = SamHere(models.sam, models.sam_origin, device)
+        self._warm = False
+
+    def probe(self, source: str, records: Sequence[HandRecord]) -> Probe:
+        """Return what the stages take for these records, once the models are warm."""
+        if not self._warm:
+            self._annotate(source, records[:BATCH_ROWS])
+            self._warm = True
+        return self._annotate(source, records)
+
+    def _annotate(self, source: str, records: Sequence[HandRecord]) -> Probe:
+        adapter = find_adapter(source)(AdapterOptions())
+        tally = StageTally()
+        annotator = Annotator(
+            open_mask=adapter.open_mask,
+            license=adapter.card.license,
+            settings=self._settings,
+            annotator_hash="",
+            detector=self._detector,
+            mask_model=self._mask_model,
+            meter=tally,
+        )
+        samples, _ = annotator.annotate("probe", records)
+        stored = b""
+        if samples:
+            with metered(tally, "write", len(samples)):
+                sizes = row_group_sizes([(sample.sequence_id, sample.frame_index) for sample in samples])
+                stored = table_to_parquet(samples_to_table(samples), sizes)
+        return Probe(len(records), len(samples), tally.seconds, tally.rows["mask"], len(stored))
+
+    def close(self) -> None:
+        """Release MediaPipe before the process ends."""
+        if self._detector is not None:
+            self._detector.close()
+
+
+class SamHere:
+    """A ``MaskModel`` in this process: its time is SAM's alone."""
+
+    def __init__(self, checkpoint: Path, origin: MaskOrigin, device: str) -> None:
+        from handdata.pipeline.annotation.sam import SamSegmenter, load_sam
+
+        self.origin = origin
+        self._segmenter = SamSegmenter(load_sam(checkpoint), device)
+
+    def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
+        """Compute the masks of a batch at once."""
+        from handdata.pipeline.annotation.sam import best_masks
+
+        images, keypoints, valid = zip(*((crop.image, crop.keypoints, crop.valid) for crop in crops), strict=True)
+        proposals = self._segmenter.propose(images, keypoints, valid)
+        masks: list[BoolArray] = [best_masks(*labelled) for labelled in zip(proposals, keypoints, valid, strict=True)]
+        return lambda: masks

@@ -1,0 +1,346 @@
+"""Units on workers that may die: try again, find the record at fault, and go on without it.
+
+What to do with a unit is written as a generator (``_treat``): each call that it yields goes to some worker, and the
+outcome is sent back. The ``Supervisor`` only keeps workers busy. Two questions decide what happens after a failure: is
+it this record or the whole run, and is trying again useful?
+
+- A worker that dies, gets stuck or raises something unforeseen: the unit is tried again, and put off if that is no use.
+  Suspicion falls on its records only when the other units are done, since whatever killed the worker from outside may
+  be gone by then: parts of it are tried until the records at fault are alone, and these are refused.
+- A node that is lost with its workers: the unit is tried again, as if nothing had been.
+- A workspace that is away for a moment: the unit is tried again, a few times.
+- Any other error that handdata raises on purpose: the run stops.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from handdata.pipeline.shards.plan import PlannedUnit
+from handdata.schemas import HandDataError, RunError, StorageError, UnitMarker
+
+ATTEMPTS: Final = 2
+"""How often a unit is tried before it is put off or its records come under suspicion, or a workspace that is away fails
+the run."""
+
+MOST_PUT_OFF: Final = 4
+"""A unit that was put off so often, and whose records do not crash their worker one by one, fails the run."""
+
+CONFIRMATIONS: Final = 2
+"""A record that crashed its worker alone must do so this often again: other things kill workers, too."""
+
+CRASHES_IN_A_ROW: Final = 24
+"""As many workers dead with nothing finished between them: not the records are at fault. Finding one record in the
+largest unit takes at most 11 + 2 * ``ATTEMPTS`` + ``CONFIRMATIONS``."""
+
+LOG_TAIL_BYTES: Final = 64 << 10
+"""Read of a dead worker's stderr: the stacks of all its threads fit into it."""
+
+MOST_WORDS: Final = 300
+"""Characters of a reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one worker is to do.
+
+    Args:
+        unit: the unit.
+        crashed: why its records at these positions are refused.
+        probe: annotate only the records at these positions and commit nothing; None for the whole unit.
+
+    """
+
+    unit: PlannedUnit
+    crashed: Mapping[int, str] = field(default_factory=dict)
+    probe: range | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """A call that ended in no answer.
+
+    Args:
+        why: in one line.
+        node_lost: the worker's node is gone, so that the worker is not to blame.
+
+    """
+
+    why: str
+    node_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a worker runs: its node's id and the file of what it writes to stderr, empty where that is unknown."""
+
+    node_id: str
+    log: str
+
+    @classmethod
+    def of_this_process(cls) -> "Whereabouts":
+        """Return those of the worker that asks."""
+        try:
+            log = str(Path("/proc/self/fd/2").readlink())
+        except OSError:  # not on Linux
+            log = ""
+        return cls(ray.get_runtime_context().get_node_id(), log)
+
+
+Outcome: TypeAlias = UnitMarker | Crash | StorageError | None
+"""Of a call: the marker of the unit; None for a probe that went well; what went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """A unit that is to be tried once more when the others are done.
+
+    Args:
+        unit: the unit.
+        times: how often it has been put off.
+        why: in one line.
+
+    """
+
+    unit: PlannedUnit
+    times: int = 0
+    why: str = ""
+
+
+Treatment: TypeAlias = Generator[Call, Outcome, UnitMarker | PutOff]
+
+
+def _treat(case: PutOff) -> Treatment:
+    """Get one unit committed, the second time and later without the records that crash their worker."""
+    unit, crashed = case.unit, dict[int, str]()
+    while True:
+        why = ""
+        for _ in range(ATTEMPTS):
+            outcome = yield from _answer(Call(unit, crashed))
+            if isinstance(outcome, UnitMarker):
+                return outcome
+            why = outcome.why if isinstance(outcome, Crash) else "no answer"
+        found = (yield from _at_fault(unit, range(unit.rows), why)) if case.times else {}
+        if found.keys() <= crashed.keys():
+            return PutOff(unit, case.times + 1, why)
+        crashed |= found
+
+
+def _once_more(case: PutOff) -> PutOff:
+    if case.times < MOST_PUT_OFF:
+        return case
+    raise RunError(
+        f"unit {case.unit.unit_id} crashes its worker, but none of its records does alone: {case.why}",
+        "give workers more memory (fewer --cpus); the same command continues with the other units done",
+    )
+
+
+def _at_fault(unit: PlannedUnit, part: range, why: str) -> Generator[Call, Outcome, dict[int, str]]:
+    """Return which records of a part that crashed do so alone, and why, by halving it."""
+    if len(part) == 1:
+        for _ in range(CONFIRMATIONS):
+            outcome = yield from _answer(Call(unit, probe=part))
+            if not isinstance(outcome, Crash):
+                return {}
+            why = outcome.why
+        return {part.start: why}
+    middle = len(part) // 2
+    found: dict[int, str] = {}
+    outcome = yield from _answer(Call(unit, probe=part[:middle]))
+    if isinstance(outcome, Crash):
+        found |= yield from _at_fault(unit, part[:middle], outcome.why)
+        outcome = yield from _answer(Call(unit, probe=part[middle:]))
+        if not isinstance(outcome, Crash):
+            return found
+        why = outcome.why
+    return found | (yield from _at_fault(unit, part[middle:], why))
+
+
+def _answer(call: Call) -> Generator[Call, Outcome, UnitMarker | Crash | None]:
+    """Make a call until it says something about the unit."""
+    away = 0
+    while True:
+        outcome = yield call
+        if isinstance(outcome, StorageError):
+            away += 1
+            if away == ATTEMPTS:
+                raise outcome
+        elif not (isinstance(outcome, Crash) and outcome.node_lost):
+            return outcome
+
+
+class Supervisor:
+    """Keeps a number of workers busy with units, and replaces those that die.
+
+    Args:
+        start: starts a worker: a Ray actor with ``open``, ``annotate``, ``probe`` and ``close``.
+        count: how many work at a time.
+
+    """
+
+    def __init__(self, start: Callable[[], Any], count: int) -> None:
+        self._start, self._count = start, count
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+        self._busy: dict[Any, tuple[Any, Treatment]] = {}
+        self._places: dict[Any, Whereabouts] = {}
+        self._crashes_in_a_row = 0
+
+    def run(self, units: Sequence[PlannedUnit]) -> Iterator[UnitMarker]:
+        """Yield the marker of each unit as it is finished.
+
+        Raises:
+            HandDataError: an error that concerns the whole run.
+            RunError: workers die whatever they do.
+
+        """
+        fresh = deque(PutOff(unit) for unit in units)
+        continued: deque[tuple[Treatment, Call]] = deque()
+        try:
+            while to_do := len(fresh) + len(continued) + len(self._busy):
+                for _ in range(min(self._count, to_do) - self._workers()):
+                    actor = self._start()
+                    self._starting[actor.open.remote()] = actor
+                while self._idle and (fresh or continued):
+                    if not continued:
+                        treatment = _treat(fresh.popleft())
+                        continued.append((treatment, next(treatment)))
+                    self._assign(self._idle.pop(), *continued.popleft())
+                (done,), _ = ray.wait([*self._starting, *self._busy], num_returns=1)
+                if done in self._starting:
+                    self._started(done)
+                    continue
+                actor, treatment = self._busy.pop(done)
+                try:
+                    continued.append((treatment, treatment.send(self._outcome(done, actor))))
+                except StopIteration as ended:
+                    if isinstance(ended.value, UnitMarker):
+                        yield ended.value
+                    else:
+                        fresh.append(_once_more(ended.value))
+        finally:
+            for actor in self._idle:
+                actor.close.remote()
+            for actor in (*self._starting.values(), *(actor for actor, _ in self._busy.values())):
+                ray.kill(actor)
+
+    def _workers(self) -> int:
+        return len(self._starting) + len(self._idle) + len(self._busy)
+
+    def _assign(self, actor: Any, treatment: Treatment, call: Call) -> None:
+        if call.probe is None:
+            answer = actor.annotate.remote(call.unit, call.crashed)
+        else:
+            answer = actor.probe.remote(call.unit, call.probe)
+        self._busy[answer] = actor, treatment
+
+    def _started(self, ready: Any) -> None:
+        """Let a worker that has started join the idle ones."""
+        actor = self._starting.pop(ready)
+        outcome = self._outcome(ready, actor, started=True)
+        if isinstance(outcome, StorageError):
+            raise outcome
+
+    def _outcome(self, answer: Any, actor: Any, *, started: bool = False) -> Outcome:
+        """Return how a call ended. The worker is idle afterwards, or gone."""
+        try:
+            result = ray.get(answer)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, HandDataError):
+                if isinstance(cause, StorageError) and cause.transient:
+                    self._idle.append(actor)
+                    return cause
+                raise cause from None
+            # Whatever went wrong may have left the process in disorder.
+            ray.kill(actor)
+            return self._crashed(actor, _one_line(cause))
+        except RayError as error:
+            return self._crashed(actor, self._why_died(actor, error), "node has died" in str(error))
+        if started:
+            self._places[actor] = result
+        else:
+            self._crashes_in_a_row = 0
+        self._idle.append(actor)
+        return None if started else result
+
+    def _crashed(self, actor: Any, why: str, node_lost: bool = False) -> Crash:
+        self._places.pop(actor, None)
+        if not node_lost:
+            self._crashes_in_a_row += 1
+        if self._crashes_in_a_row == CRASHES_IN_A_ROW:
+            raise RunError(
+                f"{CRASHES_IN_A_ROW} workers died one after another: {why}",
+                "are memory and disk of the workers large enough? the same command continues",
+            )
+        return Crash(why, node_lost)
+
+    def _why_died(self, actor: Any, error: RayError) -> str:
+        place = self._places.get(actor)
+        words = "" if place is None else last_words(_log_tail(place))
+        return words or _ray_words(str(error))
+
+
+def last_words(log: str) -> str:
+    """Return what the end of a dead process's stderr says about its death, in one line; empty if nothing."""
+    timeout = re.search(r"^Timeout \(([\d:.]+)\)!$", log, re.MULTILINE)
+    fatal = re.search(r"^(?:Fatal Python error: |terminate called )(.+)$", log, re.MULTILINE)
+    if timeout:
+        # The watched thread is the main one, which comes last.
+        where = re.findall(r"most recent call first\):\n  File \"([^\"]+)\", line (\d+) in (\S+)", log)[-1:]
+        words = f"stuck for more than {timeout[1]}"
+    elif fatal:
+        where = re.findall(r"most recent call first\):\n  File \"([^\"]+)\", line (\d+) in (\S+)", log)[:1]
+        words = fatal[1]
+    else:
+        return ""
+    return words + "".join(f" in {function} ({Path(file).name}:{line})" for file, line, function in where)
+
+
+def _ray_words(message: str) -> str:
+    """Return the gist of Ray's message about a dead actor."""
+    if "node has died" in message:
+        return "its node has died"
+    if "low on memory" in message or "OutOfMemory" in message:
+        return "ended by Ray because its node ran low on memory"
+    if "connection error code 2" in message:
+        return "its process was killed without a word (out of memory, or by hand)"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return (lines[-1] if lines else "unknown")[:MOST_WORDS]
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, RayActorError):
+        return f"the mask model died: {_ray_words(str(error))}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:MOST_WORDS] if text else type(error).__name__
+
+
+def _log_tail(place: Whereabouts) -> str:
+    """Return the end of a worker's stderr, from its node; empty where that cannot be had."""
+    if Path(place.log).exists():
+        return _read_tail(place.log)
+    node = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+    read: Any = ray.remote(_read_tail)
+    try:
+        tail: str = ray.get(
+            read.options(num_cpus=0, max_retries=0, scheduling_strategy=node).remote(place.log), timeout=30
+        )
+    except (GetTimeoutError, RayError):
+        return ""
+    return tail
+
+
+def _read_tail(path: str) -> str:
+    try:
+        data = Path(path).read_bytes()
+    except OSError:
+        return ""
+    return data[-LOG_TAIL_BYTES:].decode(errors="replace")

@@ -1,0 +1,235 @@
+"""The Ray actors of ``annotate``: one takes whole units through all stages, one serves SAM's masks to several of those.
+
+Thin shells around ``pipeline.annotate`` and ``pipeline.sam``: models are loaded on the worker, a watchdog ends what is
+stuck.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from handdata.adapters import AdapterOptions
+from handdata.adapters.registry import find_adapter
+from handdata.pipeline.annotation import watchdog
+from handdata.pipeline.annotation.annotator import Annotator, GrabCutModel, MaskModel, PreparedCrop
+from handdata.pipeline.annotation.detector import HandDetector
+from handdata.pipeline.annotation.meter import RayMeter, metered
+from handdata.pipeline.run.model_files import Models
+from handdata.pipeline.run.supervisor import Whereabouts
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.shards.commit import write_unit
+from handdata.pipeline.shards.lease import Lease
+from handdata.pipeline.shards.markers import read_marker
+from handdata.pipeline.shards.plan import PlannedUnit, read_unit
+from handdata.schemas import (
+    AnnotatedSample,
+    HandDataError,
+    HandRecord,
+    Rejection,
+    RejectReason,
+    RunError,
+    UnitMarker,
+)
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.schemas.sample import MaskOrigin
+
+if TYPE_CHECKING:
+    from handdata.pipeline.annotation.sam import SamSegmenter
+
+
+SAM_OPTIONS: Final[dict[str, Any]] = {
+    "num_cpus": 0,
+    # Two calls at a time: while one is on the GPU, the other's pictures are resized.
+    "max_concurrency": 2,
+    # Ray starts an actor that died again, and repeats the calls that it was busy with once; if it dies over a call
+    # again, that call's unit is tried again as a whole.
+    "max_restarts": -1,
+    "max_task_retries": 1,
+}
+"""Ray's options of SAM actors."""
+
+
+class SamWorker:
+    """SAM on one GPU, or on the CPU where there is none; runs as a Ray actor.
+
+    Args:
+        checkpoint: at the same path on every node.
+        device: of torch.
+        stuck_after_s: a batch that takes longer ends the process.
+
+    """
+
+    def __init__(self, checkpoint: Path, device: str, stuck_after_s: float) -> None:
+        watchdog.set_limit(stuck_after_s)
+        self._checkpoint, self._device = checkpoint, device
+        self._segmenter: SamSegmenter | None = None
+        self._opening = threading.Lock()
+
+    def open(self) -> "SamSegmenter":
+        """Load the model where it is not there yet, and return it."""
+        with self._opening:
+            if self._segmenter is None:
+                self._segmenter = self._load()
+            return self._segmenter
+
+    def check(self) -> None:
+        """Load the model, so that a file that is none is known before the work begins."""
+        self.open()
+
+    def _load(self) -> "SamSegmenter":
+        from handdata.pipeline.annotation.sam import SamSegmenter, load_sam
+
+        return SamSegmenter(load_sam(self._checkpoint), self._device)
+
+    def propose(
+        self, images: Sequence[ByteArray], keypoints: Sequence[FloatArray], valid: Sequence[BoolArray]
+    ) -> list[ByteArray]:
+        """Return the candidate masks of a batch of crops, (H, 3, S, S / 8) each: a bit a pixel."""
+        segmenter = self.open()
+        with watchdog.watched():
+            return [np.packbits(masks, axis=-1) for masks in segmenter.propose(images, keypoints, valid)]
+
+
+class SamClient:
+    """A ``MaskModel`` that hands batches to SAM actors in turn."""
+
+    def __init__(self, origin: MaskOrigin, actors: Sequence[Any]) -> None:
+        self.origin = origin
+        self._turns = itertools.cycle(actors)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a SamClient belongs to one worker: send its actors instead")
+
+    def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
+        """Send a batch to the next actor. The choice among its candidates is made here: it would keep a GPU waiting."""
+        from handdata.pipeline.annotation.sam import best_masks
+
+        pending = next(self._turns).propose.remote(
+            [crop.image for crop in crops], [crop.keypoints for crop in crops], [crop.valid for crop in crops]
+        )
+
+        def masks() -> list[BoolArray]:
+            with watchdog.resting():
+                packed = ray.get(pending)
+            proposals = [np.unpackbits(bits, axis=-1).astype(bool) for bits in packed]
+            return [
+                best_masks(candidates[..., : crop.image.shape[1]], crop.keypoints, crop.valid)
+                for candidates, crop in zip(proposals, crops, strict=True)
+            ]
+
+        return masks
+
+
+class AnnotateWorker:
+    """Takes whole units through all stages and commits them; runs as a Ray actor with one CPU.
+
+    Args:
+        lease: of this run on the dataset.
+        settings: what makes a sample.
+        models: model files, at the same paths on every node.
+        sam_actors: Ray handles of the SAM workers, none without SAM.
+        stuck_after_s: a record that takes longer ends the process.
+
+    """
+
+    def __init__(
+        self, lease: Lease, settings: AnnotateSettings, models: Models, sam_actors: Sequence[Any], stuck_after_s: float
+    ) -> None:
+        watchdog.set_limit(stuck_after_s)
+        self._lease, self._settings, self._models, self._sam_actors = lease, settings, models, sam_actors
+        self._annotator_hash = settings.digest(models.hashes)
+        self._detector: HandDetector | None = None
+        self._mask_model: MaskModel | None = None
+        self._meter = RayMeter()
+
+    def open(self) -> Whereabouts:
+        """Load the models, and return where this worker runs."""
+        import cv2
+
+        cv2.setNumThreads(1)
+        models = self._models
+        if models.hand_landmarker is not None:
+            self._detector = HandDetector(models.hand_landmarker, self._settings.detection_confidence)
+        if models.sam_origin is not None:
+            self._mask_model = SamClient(models.sam_origin, self._sam_actors)
+        elif models.grabcut:
+            self._mask_model = GrabCutModel()
+        return Whereabouts.of_this_process()
+
+    def annotate(self, unit: PlannedUnit, crashed: Mapping[int, str]) -> UnitMarker:
+        """Annotate and commit one unit, unless a worker that was thought dead has done it meanwhile.
+
+        Args:
+            unit: the unit.
+            crashed: why the records at these positions are refused, unseen.
+
+        """
+        committed = read_marker(self._lease.storage, self._lease.dataset, unit)
+        if committed:
+            return committed
+        records = read_unit(self._lease.storage, unit)
+        samples, rejections = self._annotate(
+            unit, [record for position, record in enumerate(records) if position not in crashed]
+        )
+        rejections += [
+            Rejection(
+                record_id=records[position].record_id,
+                image_uri=records[position].image_uri,
+                reason=RejectReason.WORKER_CRASHED,
+                detail=why,
+            )
+            for position, why in sorted(crashed.items())
+        ]
+        with metered(self._meter, "write", len(samples)):
+            thresholds = self._settings.quality.thresholds()
+            return write_unit(self._lease, unit, samples, rejections, self._annotator_hash, thresholds=thresholds)
+
+    def probe(self, unit: PlannedUnit, part: range) -> None:
+        """Annotate some records of a unit, to see whether this process survives them."""
+        self._annotate(unit, read_unit(self._lease.storage, unit)[part.start : part.stop])
+
+    def _annotate(
+        self, unit: PlannedUnit, records: Sequence[HandRecord]
+    ) -> tuple[list[AnnotatedSample], list[Rejection]]:
+        adapter = find_adapter(unit.source)(AdapterOptions())
+        annotator = Annotator(
+            open_mask=adapter.open_mask,
+            license=adapter.card.license,
+            settings=self._settings,
+            annotator_hash=self._annotator_hash,
+            detector=self._detector,
+            mask_model=self._mask_model,
+            meter=self._meter,
+        )
+        with watchdog.watched():
+            return annotator.annotate(unit.unit_id, records)
+
+    def close(self) -> None:
+        """Release MediaPipe before the process ends."""
+        if self._detector is not None:
+            self._detector.close()
+
+
+def start_sam(models: Models, gpus: int, stuck_after_s: float) -> list[Any]:
+    """Start a SAM actor a GPU, or one on the CPU."""
+    if models.sam is None:
+        return []
+    actor: Any = ray.remote(SamWorker)
+    actor = actor.options(num_gpus=1 if gpus else 0, **SAM_OPTIONS)
+    device = "cuda" if gpus else "cpu"
+    actors = [actor.remote(models.sam, device, stuck_after_s) for _ in range(max(gpus, 1))]
+    try:
+        ray.get([started.check.remote() for started in actors])
+    except RayTaskError as error:
+        if isinstance(error.cause, HandDataError):
+            raise error.cause from None
+        raise RunError(f"SAM does not start: {error.cause}") from None
+    except RayError as error:
+        raise RunError(f"SAM does not start: {error}", "has its node enough memory?") from None
+    return actors

@@ -1,0 +1,238 @@
+"""Committing what a unit made, changing it and taking it back."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from handdata.pipeline.shards.lease import Lease
+from handdata.pipeline.shards.markers import encode_marker, files_of, read_marker, read_markers
+from handdata.pipeline.shards.plan import PlannedUnit, planned_sources, row_group_sizes, stored_units
+from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage.layout import annotate_rejected_folder, marker_file
+from handdata.schemas import (
+    AnnotatedSample,
+    LeaseLostError,
+    Rejection,
+    RunError,
+    UnitMarker,
+    rejections_to_table,
+    samples_to_table,
+)
+
+
+def write_unit(
+    lease: Lease,
+    unit: PlannedUnit,
+    samples: Sequence[AnnotatedSample],
+    rejections: Sequence[Rejection],
+    annotator_hash: str,
+    *,
+    thresholds: Mapping[str, float] | None = None,
+) -> UnitMarker:
+    """Commit what a unit made, and return the marker that counts: an earlier writer's where there is one.
+
+    Args:
+        lease: of the run.
+        unit: as planned.
+        samples: its rows.
+        rejections: its refused records.
+        annotator_hash: of the settings and model files.
+        thresholds: behind the flags.
+
+    Raises:
+        LeaseLostError: another run has taken the dataset over; nothing was added.
+        RunError: samples and rejections do not add up to the unit's records.
+        StorageError: a file cannot be written.
+
+    """
+    if len(samples) + len(rejections) != unit.rows:
+        raise RunError(
+            f"unit {unit.unit_id} has {unit.rows} records, but {len(samples)} samples and {len(rejections)} rejections",
+            "this is a bug: please report it",
+        )
+    storage, dataset = lease.storage, lease.dataset
+    lease.check()
+    rows = samples_to_table(samples), rejections_to_table(rejections)
+    made = _write_files(lease, unit, *rows).model_copy(
+        update={
+            "annotator_hash": annotator_hash,
+            "thresholds": dict(thresholds or {}),
+            "tombstones": unit.tombstones,
+        }
+    )
+    try:
+        lease.check()
+    except LeaseLostError:
+        committed = read_marker(storage, dataset, unit)
+        if committed:
+            _remove_files(storage, dataset, made, keep=committed)
+        raise
+    committed = UnitMarker.model_validate_json(
+        storage.create_bytes(marker_file(dataset, made.source, made.unit_id), encode_marker(made))
+    )
+    _remove_files(storage, dataset, made, keep=committed)
+    return committed
+
+
+def rewrite_unit(
+    lease: Lease, marker: UnitMarker, samples: pa.Table | None = None, rejections: pa.Table | None = None
+) -> UnitMarker:
+    """Replace rows of a finished unit, and return its new marker.
+
+    Each file is replaced under its own name, at once; then comes the marker, and a file that has no row left goes last.
+    Whoever is interrupted rewrites the unit again: what is in the files decides, not what the marker says of them.
+
+    Args:
+        lease: on the dataset.
+        marker: the unit's new marker; files and counts of replaced rows are filled in.
+        samples: all its samples now, of ``SAMPLE_SCHEMA``, in the order of before; None leaves them as they are.
+        rejections: all its refused records now, of ``REJECTION_SCHEMA``; None leaves them as they are.
+
+    Raises:
+        LeaseLostError: another run has taken the dataset over.
+        StorageError: a file cannot be written.
+
+    """
+    storage, dataset = lease.storage, lease.dataset
+    lease.check()
+    changes: dict[str, object] = {}
+    emptied: list[str] = []
+    if samples is not None:
+        names = [f"{dataset}/{name}" for name in marker.files]
+        written_bytes = _replace_file(storage, names, samples, _sample_groups(samples), emptied)
+        changes |= {
+            "files": marker.files if len(samples) else (),
+            "samples": len(samples),
+            "flags": _counts(samples["flags"].combine_chunks().flatten()),
+            "bytes": written_bytes,
+        }
+    if rejections is not None:
+        _replace_file(storage, marker.rejected_files, rejections, len(rejections), emptied)
+        changes |= {
+            "rejected_files": marker.rejected_files if len(rejections) else (),
+            "rejected": _counts(rejections["reason"]),
+        }
+    made = marker.model_copy(update=changes)
+    made = made.model_copy(update={"records": made.samples + sum(made.rejected.values())})
+    lease.check()
+    storage.write_bytes(marker_file(dataset, made.source, made.unit_id), encode_marker(made))
+    for name in emptied:
+        storage.remove(name)
+    return made
+
+
+def _replace_file(
+    storage: Storage, names: Sequence[str], rows: pa.Table, row_groups: list[int] | int, emptied: list[str]
+) -> int:
+    """Replace the one file among ``names``, or note it as emptied, and return its new size."""
+    if not len(rows):
+        emptied += names
+        return 0
+    (name,) = names
+    data = table_to_parquet(rows, row_groups)
+    storage.write_bytes(name, data)
+    return len(data)
+
+
+def remove_derived(lease: Lease, marker: UnitMarker) -> None:
+    """Remove what the trainer stored beside a unit's shards: latents show what a shard showed, row by row."""
+    storage, latents = lease.storage, f"{lease.dataset}/latents"
+    for folder in storage.list_folders(latents):
+        for name in marker.files:
+            storage.remove(f"{latents}/{folder}/{name.removeprefix('data/')}")
+
+
+def remove_unit(lease: Lease, marker: UnitMarker) -> None:
+    """Take a finished unit back: first what was derived from it, then its marker, then its files."""
+    lease.check()
+    remove_derived(lease, marker)
+    lease.storage.remove(marker_file(lease.dataset, marker.source, marker.unit_id))
+    for name in files_of(lease.dataset, marker):
+        lease.storage.remove(name)
+
+
+def remove_orphans(lease: Lease) -> int:
+    """Remove files that killed or late writers left and that nobody can commit any more; return how many.
+
+    Raises:
+        LeaseLostError: another run has taken the dataset over.
+        StorageError: a file cannot be removed.
+
+    """
+    storage, dataset = lease.storage, lease.dataset
+    committed = [name.removeprefix("source=") for name in storage.list_folders(f"{dataset}/units")]
+    sources = sorted({*committed, *planned_sources(storage, dataset)})
+    rejected = [annotate_rejected_folder(dataset, source) for source in sources]
+    folders = [f"{dataset}/data", f"{dataset}/units", *rejected]
+    files = [name for folder in folders for name in storage.list_files(folder, ".parquet")]
+    markers = read_markers(storage, dataset)
+    finished = {marker.unit_id for marker in markers}
+    planned = {unit.unit_id for source in sources for unit in stored_units(storage, dataset, source)}
+    named = {name for marker in markers for name in files_of(dataset, marker)}
+    orphans = [
+        name for name in files if name not in named and (unit_of(name) in finished or unit_of(name) not in planned)
+    ]
+    # Only now: a file that a later holder of the lease wrote cannot be in a list made before it took the lease.
+    lease.check()
+    for name in orphans:
+        storage.remove(name)
+    for folder in folders:
+        storage.remove_unfinished(folder)
+    return len(orphans)
+
+
+def _write_files(lease: Lease, unit: PlannedUnit, samples: pa.Table, rejections: pa.Table) -> UnitMarker:
+    """Write a unit's files, and return a marker that names them."""
+    storage, dataset, unit_id = lease.storage, lease.dataset, unit.unit_id
+    files: list[str] = []
+    rejected_files: list[str] = []
+    written_bytes = 0
+    if len(samples):
+        data = table_to_parquet(samples, _sample_groups(samples))
+        files.append(f"data/source={unit.source}/split={unit.split}/{_file_name(unit_id, data)}")
+        storage.write_bytes(f"{dataset}/{files[0]}", data)
+        written_bytes = len(data)
+    if len(rejections):
+        data = table_to_parquet(rejections, len(rejections))
+        rejected_files.append(f"{annotate_rejected_folder(dataset, unit.source)}/{_file_name(unit_id, data)}")
+        storage.write_bytes(rejected_files[0], data)
+    flags = samples["flags"].combine_chunks().flatten() if len(samples) else pa.array([], pa.string())
+    return UnitMarker(
+        unit_id=unit_id,
+        source=unit.source,
+        split=unit.split,
+        files=tuple(files),
+        rejected_files=tuple(rejected_files),
+        records=len(samples) + len(rejections),
+        samples=len(samples),
+        rejected=_counts(rejections["reason"]),
+        flags=_counts(flags),
+        bytes=written_bytes,
+        annotator_hash="",
+    )
+
+
+def _sample_groups(samples: pa.Table) -> list[int]:
+    frames = zip(samples["sequence_id"].to_pylist(), samples["frame_index"].to_pylist(), strict=True)
+    return row_group_sizes(list(frames))
+
+
+def _counts(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    return dict(sorted(Counter(values.to_pylist()).items()))
+
+
+def _file_name(unit_id: str, data: bytes) -> str:
+    return f"{unit_id}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+
+
+def unit_of(name: str) -> str:
+    """Return the unit that wrote a file."""
+    return name.rpartition("/")[2].rpartition("-")[0]
+
+
+def _remove_files(storage: Storage, dataset: str, marker: UnitMarker, *, keep: UnitMarker) -> None:
+    """Remove the files of one marker that another does not name."""
+    for name in set(files_of(dataset, marker)) - set(files_of(dataset, keep)):
+        storage.remove(name)

@@ -1,0 +1,104 @@
+"""Committed shards, and small columns of all their rows."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from handdata.pipeline.shards.manifest import read_manifest
+from handdata.pipeline.shards.markers import read_markers
+from handdata.pipeline.storage import Storage, blob_places
+from handdata.pipeline.storage.layout import DATASET
+from handdata.schemas import FORMAT_VERSION, Split, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One Parquet file of annotated samples.
+
+    Args:
+        name: relative to the workspace.
+        source: of all its rows.
+        split: of all its rows.
+        unit_id: the unit that wrote it.
+
+    """
+
+    name: str
+    source: str
+    split: Split
+    unit_id: str
+
+
+def list_shards(
+    storage: Storage,
+    dataset: str = DATASET,
+    *,
+    sources: Collection[str] | None = None,
+    splits: Collection[Split] | None = None,
+) -> list[Shard]:
+    """Return the committed shards of a dataset, sorted; of these sources and splits where given.
+
+    Raises:
+        UsageError: there is no dataset, or a newer handdata wrote it.
+
+    """
+    manifest = read_manifest(storage, dataset)
+    if manifest.format_version > FORMAT_VERSION:
+        raise UsageError(
+            f"{storage.describe(dataset)} has format {manifest.format_version}, this handdata reads {FORMAT_VERSION}",
+            "upgrade handdata",
+        )
+    return [
+        Shard(f"{dataset}/{file}", marker.source, marker.split, marker.unit_id)
+        for marker in read_markers(storage, dataset)
+        if (sources is None or marker.source in sources) and (splits is None or marker.split in splits)
+        for file in marker.files
+    ]
+
+
+def read_index(storage: Storage, shards: Sequence[Shard], columns: Sequence[str]) -> pl.DataFrame:
+    """Return small columns of all rows of some shards, with where each row lies.
+
+    Besides ``columns`` the result has ``shard`` (position in ``shards``), ``row_group`` and ``row`` (in the row group).
+    Pictures are not read.
+    """
+    frames = [
+        read_shard_index(storage, shard, columns).with_columns(shard=pl.lit(position, pl.Int32))
+        for position, shard in enumerate(shards)
+    ]
+    if not frames:
+        raise UsageError("the dataset has no samples for this choice of sources and splits", "run `handdata annotate`")
+    return pl.concat(frames)
+
+
+def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blobs: Sequence[str] = ()) -> pl.DataFrame:
+    """Return small columns of all rows of a shard, with ``row_group`` and ``row`` (in the row group).
+
+    For each of the binary columns ``blobs``, ``<name>_start`` and ``<name>_bytes`` say at which bytes of the file the
+    value lies; null in a file that does not say.
+    """
+    with storage.open_parquet(shard.name) as file:
+        groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        table = pl.DataFrame(file.read(list(columns))).with_columns(
+            pl.col(pl.Categorical).cast(pl.String),
+            row=pl.Series(np.concatenate([np.arange(rows) for rows in groups]), dtype=pl.Int32),
+            row_group=pl.Series(np.repeat(np.arange(len(groups)), groups), dtype=pl.Int32),
+        )
+        for name in blobs:
+            places = blob_places(file, name)
+            table = table.with_columns(
+                pl.lit(None, pl.UInt32).alias(f"{name}_{part}")
+                if places is None
+                else pl.Series(f"{name}_{part}", values)
+                for part, values in zip(("start", "bytes"), (None, None) if places is None else places.T, strict=True)
+            )
+    return table
+
+
+def read_row_group(storage: Storage, shard: Shard, row_group: int, columns: Sequence[str]) -> pa.Table:
+    """Return columns of one row group of a shard."""
+    with storage.open_parquet(shard.name) as file:
+        return file.read_row_group(row_group, list(columns))

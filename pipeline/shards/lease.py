@@ -1,0 +1,56 @@
+"""Who may commit to a dataset: the run that started last.
+
+A driver that is killed may leave workers behind that still compute, on a cluster that outlives it. Each run therefore
+writes its id into the dataset's lease when it starts, and whoever is about to commit reads it again: a run whose lease
+was taken over adds nothing more.
+"""
+
+import json
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import lease_file
+from handdata.schemas import LeaseLostError
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one run to change a dataset. Travels to the run's workers.
+
+    Args:
+        storage: the workspace.
+        dataset: folder of the dataset in it.
+        run_id: of the run.
+
+    """
+
+    storage: Storage
+    dataset: str
+    run_id: str
+
+    def check(self) -> None:
+        """Return if no other run has started on the dataset.
+
+        Raises:
+            LeaseLostError: one has, or the dataset was removed.
+
+        """
+        name = lease_file(self.dataset)
+        holder = json.loads(self.storage.read_bytes(name)) if self.storage.exists(name) else None
+        if holder is None or holder["run_id"] != self.run_id:
+            by = f"by {holder['by']}" if holder else "by its removal"
+            raise LeaseLostError(
+                f"{self.storage.describe(self.dataset)} was taken over {by}; this run adds nothing more",
+                "run one command at a time on a dataset",
+            )
+
+
+def take_lease(storage: Storage, dataset: str) -> Lease:
+    """Take a dataset over from whichever run had it; that run's workers stop before they commit."""
+    run_id = uuid.uuid4().hex
+    holder = {"run_id": run_id, "by": f"process {os.getpid()} on {socket.gethostname()}"}
+    storage.write_bytes(lease_file(dataset), json.dumps(holder).encode())
+    return Lease(storage, dataset, run_id)

@@ -1,0 +1,357 @@
+"""Units of work: which records one worker annotates and commits together.
+
+A unit is a run of frames of a block of cameras of one sequence; short sequences and stills are packed, many to a unit.
+Planning reads only the keys of the records and is deterministic; its result is stored before any work is done, and
+includes the records themselves in the order of the units, so that a later ingest cannot change a unit that is under
+way. Records that a later ingest adds become units of a further generation of the plan. Unit ids carry the number of
+their generation, and numbers are not used twice: a worker of an abandoned plan can never commit a unit of the next one.
+"""
+
+import hashlib
+import json
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from handdata.pipeline.records.stored import RECORD_ROW_GROUP_ROWS, read_ingest_summary, read_record_keys
+from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones, read_tombstones
+from handdata.pipeline.shards.lease import Lease
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import plan_folder
+from handdata.schemas import RECORD_SCHEMA, ROW_GROUP_ROWS, HandRecord, Split, records_from_table
+from handdata.schemas.arrays import BoolArray
+
+MAX_UNIT_ROWS: Final = 2048
+MAX_UNIT_BYTES: Final = 128 << 20
+BYTES_PER_PIXEL: Final = 0.5
+"""Room planned for an encoded crop and its mask, per crop pixel; photographs at quality 95 take 0.2 to 0.4."""
+
+MIN_UNIT_ROWS: Final = 64
+UNITS_PER_SOURCE: Final = 32
+"""A small source is still cut into about this many units, so that all workers have something to do."""
+
+CAMERA_BLOCK: Final = 16
+"""Cameras of a sequence that stay together in a unit and in its row groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUnit:
+    """One unit and where its records lie.
+
+    Args:
+        unit_id: unique name, also of the files that the unit writes.
+        source: of all its records.
+        split: of all its records.
+        rows: number of records.
+        plan_file: Parquet file that holds the records, relative to the workspace.
+        row_group: the unit's row group in that file.
+        tombstones: digest of the source's tombstones that the records honour.
+
+    """
+
+    unit_id: str
+    source: str
+    split: Split
+    rows: int
+    plan_file: str
+    row_group: int
+    tombstones: str = ""
+
+
+def planned_sources(storage: Storage, dataset: str) -> list[str]:
+    """Return the sources that a dataset has a plan of, sorted."""
+    return [name.removeprefix("source=") for name in storage.list_folders(f"{dataset}/plan")]
+
+
+def unit_rows(image_size: int, records: int) -> int:
+    """Return the most rows of a unit, for crops of this size in a source of this many records."""
+    by_bytes = int(MAX_UNIT_BYTES / (BYTES_PER_PIXEL * image_size**2))
+    return max(1, min(MAX_UNIT_ROWS, by_bytes, max(MIN_UNIT_ROWS, records // UNITS_PER_SOURCE)))
+
+
+def stored_units(storage: Storage, dataset: str, source: str) -> list[PlannedUnit]:
+    """Return the units that were planned so far, in the order of their generations."""
+    units: list[PlannedUnit] = []
+    for name in _generations(storage, dataset, source):
+        units += [PlannedUnit(**unit) for unit in json.loads(storage.read_bytes(name))["units"]]
+    return units
+
+
+def plan_source(
+    storage: Storage,
+    dataset: str,
+    source: str,
+    image_size: int,
+    *,
+    limit: int | None = None,
+    sample: int | None = None,
+) -> list[PlannedUnit]:
+    """Plan the records of a source that no unit has yet, store them, and return all units of the source.
+
+    Args:
+        storage: the workspace.
+        dataset: folder of the dataset in the workspace.
+        source: an ingested source.
+        image_size: side of the crops, pixels; bounds the bytes of a unit.
+        limit: plan only the first this many records, in the order of sequences and frames.
+        sample: plan only this many records, spread evenly over the sequences.
+
+    """
+    while True:
+        tombstones = read_tombstones(storage, source).digest  # before the keys: they honour these at least
+        units, parts = preview_source(storage, dataset, source, image_size, limit=limit, sample=sample)
+        if not parts:
+            return units
+        _store_generation(storage, dataset, source, parts, tombstones)
+
+
+def preview_source(
+    storage: Storage,
+    dataset: str,
+    source: str,
+    image_size: int,
+    *,
+    limit: int | None = None,
+    sample: int | None = None,
+) -> tuple[list[PlannedUnit], list[pl.DataFrame]]:
+    """Return the stored units of a source, and the keys of each unit that ``plan_source`` would add; store nothing."""
+    keys = _sorted_keys(storage, source)
+    if limit is not None:
+        keys = keys.head(limit)
+    if sample is not None and sample < len(keys):
+        keys = keys[np.arange(sample) * len(keys) // sample]
+    most_rows = unit_rows(image_size, len(keys))
+    units = stored_units(storage, dataset, source)
+    planned = _planned_ids(storage, units)
+    if planned is not None:
+        keys = keys.join(planned, on="record_id", how="anti", maintain_order="left")
+    return units, list(_cut_into_units(keys, most_rows)) if len(keys) else []
+
+
+def _store_generation(
+    storage: Storage, dataset: str, source: str, parts: Sequence[pl.DataFrame], tombstones: str
+) -> None:
+    """Store units as the next generation of a source's plan; nothing happens where another run is faster.
+
+    The records come first, under a name that no other run writes; the list of units, which names them, is created last.
+    """
+    generation = len(_generations(storage, dataset, source))
+    base = f"{plan_folder(dataset, source)}/generation-{generation:03d}"
+    plan_file = f"{base}-{uuid.uuid4().hex[:8]}.parquet"
+    units = []
+    for ordinal, part in enumerate(parts):
+        split: Split = part["split"][0]
+        unit_id = f"{source}-{split}-{generation:03d}-{ordinal:06d}"
+        units.append(PlannedUnit(unit_id, source, split, len(part), plan_file, ordinal, tombstones))
+    _write_records(storage, source, parts, plan_file)
+    document = {
+        "records": sum(map(len, parts)),
+        "units": [asdict(unit) for unit in units],
+        "ingest": ingest_token(storage, source),
+    }
+    stored = json.loads(storage.create_bytes(f"{base}.json", json.dumps(document).encode()))
+    _remove_unnamed(storage, f"{base}.json", stored)
+
+
+def ingest_token(storage: Storage, source: str) -> str:
+    """Return a token of a source's last ingest: another ingest has another one."""
+    return hashlib.sha256("\n".join(read_ingest_summary(storage, source).files).encode()).hexdigest()[:16]
+
+
+def is_of_last_ingest(storage: Storage, dataset: str, source: str) -> bool:
+    """Return whether all planned records of a source are those of its last ingest."""
+    token = ingest_token(storage, source)
+    documents = [json.loads(storage.read_bytes(name)) for name in _generations(storage, dataset, source)]
+    return all(document["ingest"] == token for document in documents if document["units"])
+
+
+def abandon_plan(lease: Lease, source: str) -> None:
+    """Take all units of a source back, so that its records are planned anew; their numbers are not used again."""
+    for name in _generations(lease.storage, lease.dataset, source):
+        document = json.loads(lease.storage.read_bytes(name))
+        _replace_generation(lease, name, {**document, "records": 0, "units": []})
+
+
+def honours(storage: Storage, dataset: str, tombstones: Tombstones) -> bool:
+    """Return whether the plan of a source has no record that its tombstones name."""
+    units = stored_units(storage, dataset, tombstones.source)
+    return all(unit.tombstones == tombstones.digest for unit in units)
+
+
+def strike_plan(lease: Lease, tombstones: Tombstones) -> None:
+    """Take the dropped records of a source out of its plan, and units of which none is left."""
+    storage = lease.storage
+    for name in _generations(storage, lease.dataset, tombstones.source):
+        document = json.loads(storage.read_bytes(name))
+        units = [PlannedUnit(**unit) for unit in document["units"]]
+        if all(unit.tombstones == tombstones.digest for unit in units):
+            _remove_unnamed(storage, name, document)  # of a drop that was interrupted
+            continue
+        kept = {unit.unit_id: ~tombstones.strike(read_unit_keys(storage, unit)) for unit in units}
+        if not all(rows.all() for rows in kept.values()):
+            plan_file = f"{name.removesuffix('.json')}-{uuid.uuid4().hex[:8]}.parquet"
+            units = _copy_units(storage, units, kept, plan_file)
+        units = [replace(unit, tombstones=tombstones.digest) for unit in units]
+        document |= {"records": sum(unit.rows for unit in units), "units": [asdict(unit) for unit in units]}
+        _replace_generation(lease, name, document)
+
+
+def _copy_units(
+    storage: Storage, units: Sequence[PlannedUnit], kept: Mapping[str, BoolArray], plan_file: str
+) -> list[PlannedUnit]:
+    """Write the kept records of units to another file, and return the units that have any, as they lie there."""
+    left = [unit for unit in units if kept[unit.unit_id].any()]
+    with (
+        storage.open_output(plan_file) as stream,
+        pq.ParquetWriter(stream, RECORD_SCHEMA, compression="zstd") as writer,
+    ):
+        for unit in left:
+            with storage.open_parquet(unit.plan_file) as file:
+                rows = file.read_row_group(unit.row_group).filter(pa.array(kept[unit.unit_id]))
+            writer.write_table(rows.cast(RECORD_SCHEMA), row_group_size=len(rows))
+    return [
+        replace(unit, rows=int(kept[unit.unit_id].sum()), plan_file=plan_file, row_group=ordinal)
+        for ordinal, unit in enumerate(left)
+    ]
+
+
+def _generations(storage: Storage, dataset: str, source: str) -> list[str]:
+    return storage.list_files(plan_folder(dataset, source), ".json")
+
+
+def _replace_generation(lease: Lease, name: str, document: dict[str, Any]) -> None:
+    """Replace the list of units of a generation, then remove its files of records that the new list does not name."""
+    lease.check()
+    lease.storage.write_bytes(name, json.dumps(document).encode())
+    _remove_unnamed(lease.storage, name, document)
+
+
+def _remove_unnamed(storage: Storage, generation: str, document: dict[str, Any]) -> None:
+    """Remove files of records of a generation that its list of units does not name."""
+    named = {unit["plan_file"] for unit in document["units"]}
+    base = generation.removesuffix(".json")
+    for name in storage.list_files(base.rpartition("/")[0], ".parquet"):
+        if name.startswith(f"{base}-") and name not in named:
+            storage.remove(name)
+
+
+def read_unit_keys(storage: Storage, unit: PlannedUnit) -> pa.Table:
+    """Return the ``KEY_COLUMNS`` of a unit's records."""
+    with storage.open_parquet(unit.plan_file) as file:
+        return file.read_row_group(unit.row_group, list(KEY_COLUMNS))
+
+
+def read_unit(storage: Storage, unit: PlannedUnit) -> list[HandRecord]:
+    """Return the records of a unit, in order of sequence, frame and camera."""
+    with storage.open_parquet(unit.plan_file) as file:
+        return list(records_from_table(file.read_row_group(unit.row_group)))
+
+
+def read_previewed(storage: Storage, source: str, keys: pl.DataFrame) -> list[HandRecord]:
+    """Return the records of some keys of ``preview_source``, in their order."""
+    return list(records_from_table(next(_gathered(storage, source, [keys]))))
+
+
+def row_group_sizes(records: Sequence[tuple[str, int]]) -> list[int]:
+    """Return the rows of each row group for rows given as (sequence_id, frame_index), in order.
+
+    A row group holds at most ``ROW_GROUP_ROWS`` rows and whole frames (all cameras of a moment), so that view pairs
+    and short video pairs are read with one request.
+    """
+    sizes = [0]
+    start = 0
+    for position in range(1, len(records) + 1):
+        if position < len(records) and records[position] == records[position - 1]:
+            continue
+        frame_rows = position - start
+        start = position
+        if sizes[-1] and sizes[-1] + frame_rows > ROW_GROUP_ROWS:
+            sizes.append(0)
+        sizes[-1] += frame_rows
+    return [size for size in sizes if size]
+
+
+def _sorted_keys(storage: Storage, source: str) -> pl.DataFrame:
+    """Return the keys of all records that are not dropped, with their camera block, in the order of units."""
+    table = read_record_keys(storage, source, [*KEY_COLUMNS, "split", "frame_index", "camera_id"])
+    # An ingest or a drop that was interrupted may have left dropped records.
+    table = table.filter(pa.array(~read_tombstones(storage, source).strike(table))).drop_columns("subject_id")
+    keys = pl.DataFrame(table).with_columns(pl.col("split").cast(pl.String))
+    camera = pl.col("camera_id").rank("dense").over("split", "sequence_id") - 1
+    keys = keys.with_columns(block=(camera // CAMERA_BLOCK).cast(pl.Int32))
+    return keys.sort("split", "sequence_id", "block", "frame_index", "camera_id", "record_id")
+
+
+def _planned_ids(storage: Storage, units: Sequence[PlannedUnit]) -> pl.DataFrame | None:
+    files = sorted({unit.plan_file for unit in units})
+    if not files:
+        return None
+    return pl.concat(pl.DataFrame(storage.read_parquet(name, ["record_id"])) for name in files)
+
+
+def _cut_into_units(keys: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:
+    """Yield the rows of each unit. Long sequences are cut between frames, short ones are packed."""
+    groups = keys.select(split=pl.col("split"), run=pl.struct("split", "sequence_id", "block").rle_id())
+    sizes = groups.group_by("run", maintain_order=True).agg(pl.len(), pl.col("split").first())
+    start = stop = 0  # the pack under way
+    pack_split = None
+    for rows, split in sizes.select("len", "split").iter_rows():
+        if stop > start and (stop - start + rows > most_rows or split != pack_split):
+            yield keys[start:stop]
+            start = stop
+        pack_split = split
+        if rows <= most_rows:
+            stop += rows
+            continue
+        yield from _cut_sequence(keys[start : start + rows], most_rows)
+        start = stop = start + rows
+    if stop > start:
+        yield keys[start:stop]
+
+
+def _cut_sequence(rows: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:
+    """Yield runs of whole frames of one sequence and camera block, about equally long."""
+    most_frames = max(1, most_rows // rows["camera_id"].n_unique())
+    frame_rank = rows["frame_index"].rank("dense").cast(pl.Int64) - 1
+    frames = int(frame_rank[-1]) + 1
+    frames_per_unit = math.ceil(frames / math.ceil(frames / most_frames))
+    edges = np.flatnonzero(np.diff((frame_rank // frames_per_unit).to_numpy())) + 1
+    for start, stop in pairwise([0, *edges.tolist(), len(rows)]):
+        yield rows[start:stop]
+
+
+def _write_records(storage: Storage, source: str, parts: Sequence[pl.DataFrame], name: str) -> None:
+    """Write the units' records to one Parquet file, a row group a unit; holds a few row groups at a time."""
+    with storage.open_output(name) as stream, pq.ParquetWriter(stream, RECORD_SCHEMA, compression="zstd") as writer:
+        for records in _gathered(storage, source, parts):
+            writer.write_table(records, row_group_size=len(records))
+
+
+def _gathered(storage: Storage, source: str, parts: Sequence[pl.DataFrame]) -> Iterator[pa.Table]:
+    """Yield the records of each part, read from where their keys say."""
+    files = read_ingest_summary(storage, source).files
+
+    @lru_cache(maxsize=64)
+    def row_group(file: int, group: int) -> pa.Table:
+        with storage.open_parquet(files[file]) as parquet:
+            return parquet.read_row_group(group)
+
+    for part in parts:
+        places = part.select("file", "row").with_row_index("order")
+        places = places.with_columns(group=pl.col("row") // RECORD_ROW_GROUP_ROWS)
+        tables, order = [], []
+        for (file, group), rows in places.group_by("file", "group", maintain_order=True):
+            offsets = (rows["row"] - int(group) * RECORD_ROW_GROUP_ROWS).to_arrow()
+            tables.append(row_group(int(file), int(group)).take(offsets))
+            order.append(rows["order"].to_numpy())
+        gathered = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
+        yield gathered.cast(RECORD_SCHEMA)

@@ -1,0 +1,433 @@
+"""Changing a dataset after annotation: other thresholds, dropped records, a source that is annotated again.
+
+A command first stores what shall hold, in one small file: thresholds in the manifest, a tombstone, an emptied plan.
+``settle`` then brings the units into line with it. Whatever was interrupted, the next command that takes the dataset's
+lease, ``annotate`` included, settles it first.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from handdata.pipeline.quality import JUDGED_COLUMNS, flags_of
+from handdata.pipeline.records.stored import drop_records, ingested_sources, read_ingest_summary, struck_rows
+from handdata.pipeline.records.tombstones import (
+    KEY_COLUMNS,
+    DropKind,
+    Tombstone,
+    Tombstones,
+    is_among,
+    proposed_tombstones,
+    read_tombstones,
+    write_tombstones,
+)
+from handdata.pipeline.settings import FLAG_THRESHOLDS, QualitySettings
+from handdata.pipeline.shards.commit import remove_derived, remove_orphans, remove_unit, rewrite_unit
+from handdata.pipeline.shards.lease import Lease, take_lease
+from handdata.pipeline.shards.manifest import read_manifest, write_manifest
+from handdata.pipeline.shards.markers import files_of, read_markers
+from handdata.pipeline.shards.plan import (
+    PlannedUnit,
+    honours,
+    planned_sources,
+    read_unit_keys,
+    stored_units,
+    strike_plan,
+)
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import MANIFEST, annotate_rejected_folder, list_datasets
+from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, UnitMarker, UsageError
+from handdata.schemas.arrays import BoolArray
+
+SETTLING_THREADS = 4
+"""Units rewritten at once; each holds up to 128 MiB of pictures some times over."""
+
+
+@dataclass(slots=True)
+class Settled:
+    """What changed in one dataset.
+
+    Args:
+        units: how many were looked at.
+        rewritten: how many of them lost rows or got other flags.
+        samples: removed.
+        rejected: refused records removed.
+        flags_before: samples per flag in the units looked at.
+        flags_after: the same now.
+
+    """
+
+    units: int = 0
+    rewritten: int = 0
+    samples: int = 0
+    rejected: int = 0
+    flags_before: Counter[str] = field(default_factory=Counter)
+    flags_after: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitChange:
+    """What a finished unit has to become.
+
+    Args:
+        marker: as it is.
+        new: as it shall be, None where the unit goes.
+        kept_samples: which of its rows stay.
+        kept_rejected: which of its refused records stay.
+        flags: of the samples that stay; None where they have them already.
+
+    """
+
+    marker: UnitMarker
+    new: UnitMarker | None
+    kept_samples: BoolArray
+    kept_rejected: BoolArray
+    flags: Sequence[tuple[str, ...]] | None
+
+    @property
+    def touches_rows(self) -> bool:
+        """Whether a table changes, and not only the marker."""
+        return self.flags is not None or not (self.kept_samples.all() and self.kept_rejected.all())
+
+
+@dataclass(frozen=True, slots=True)
+class DropSummary:
+    """What ``drop`` removed, or would remove.
+
+    Args:
+        source: that it was removed from.
+        records: ingested records.
+        rejected: records that the ingest had refused.
+        datasets: by name, what changed in each.
+        left: records of the source that stay.
+
+    """
+
+    source: str
+    records: int
+    rejected: int
+    datasets: dict[str, Settled]
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSummary:
+    """What ``flag`` changed.
+
+    Args:
+        settled: units and flags.
+        changed: thresholds that are new, by name: before and after.
+        manifest: of the dataset now.
+
+    """
+
+    settled: Settled
+    changed: dict[str, tuple[float | None, float]]
+    manifest: DatasetManifest
+
+
+def is_settled(storage: Storage, dataset: str) -> bool:
+    """Return whether all units of a dataset are as its plan, its thresholds and the tombstones say."""
+    for source in planned_sources(storage, dataset):
+        tombstones = read_tombstones(storage, source)
+        if not honours(storage, dataset, tombstones):
+            return False
+    return not any(True for _ in _pending(storage, dataset, {}))
+
+
+def settle(lease: Lease, on_unit: Callable[[int, int], None] | None = None) -> Settled:
+    """Bring all units of a dataset into line with its plan, its thresholds and the tombstones.
+
+    Args:
+        lease: on the dataset.
+        on_unit: called with (units done, units to look at).
+
+    Raises:
+        LeaseLostError: another run has taken the dataset over.
+        StorageError: a file cannot be read or written.
+
+    """
+    storage, dataset = lease.storage, lease.dataset
+    total = Settled()
+    pending = list(_pending(storage, dataset, {}))
+    with ThreadPoolExecutor(SETTLING_THREADS) as pool:
+        for done, change in enumerate(pool.map(partial(_settle_unit, lease), pending), start=1):
+            _add(total, change)
+            if on_unit:
+                on_unit(done, len(pending))
+    for source in planned_sources(storage, dataset):
+        tombstones = read_tombstones(storage, source)
+        if tombstones:
+            if not honours(storage, dataset, tombstones):
+                _remove_unfinished(lease, source)
+            strike_plan(lease, tombstones)
+    remove_orphans(lease)
+    if storage.exists(f"{dataset}/{MANIFEST}"):
+        write_manifest(storage, dataset)
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A unit that may have to change, and what it is compared with."""
+
+    storage: Storage
+    dataset: str
+    marker: UnitMarker
+    unit: PlannedUnit | None
+    tombstones: Tombstones
+    thresholds: Mapping[str, float]
+    image_size: int
+
+
+def _pending(storage: Storage, dataset: str, proposed: Mapping[str, Tombstones]) -> Iterator[_Pending]:
+    """Yield the finished units whose markers do not say that all holds; with ``proposed`` tombstones where given."""
+    manifest = read_manifest(storage, dataset) if storage.exists(f"{dataset}/{MANIFEST}") else None
+    units: dict[str, PlannedUnit] = {}
+    tombstones: dict[str, Tombstones] = {}
+    for source in planned_sources(storage, dataset):
+        units.update((unit.unit_id, unit) for unit in stored_units(storage, dataset, source))
+        tombstones[source] = proposed.get(source) or read_tombstones(storage, source)
+    for marker in read_markers(storage, dataset):
+        unit = units.get(marker.unit_id)
+        stones = tombstones.get(marker.source) or Tombstones(marker.source, ())
+        thresholds = manifest.quality if manifest and manifest.quality else marker.thresholds
+        if unit and marker.tombstones == stones.digest and marker.thresholds == thresholds:
+            continue
+        image_size = _image_size(manifest, marker) if manifest else 0
+        yield _Pending(storage, dataset, marker, unit, stones, thresholds, image_size)
+
+
+def _image_size(manifest: DatasetManifest, marker: UnitMarker) -> int:
+    settings = manifest.annotator_hashes.get(marker.annotator_hash, {}).get("settings")
+    size = settings.get("image_size") if isinstance(settings, dict) else None
+    return size if isinstance(size, int) else manifest.image_size
+
+
+def _compare(pending: _Pending) -> UnitChange:
+    """Return what has to change in a unit; reads small columns only."""
+    storage, dataset, marker, unit = pending.storage, pending.dataset, pending.marker, pending.unit
+    nothing = np.zeros(0, dtype=bool)
+    if unit is None or not all(storage.exists(name) for name in files_of(dataset, marker)):
+        # Taken back, or committed by a writer that was thought dead after its files were removed.
+        return UnitChange(
+            marker, None, np.zeros(marker.samples, bool), np.zeros(marker.records - marker.samples, bool), None
+        )
+    keys = read_unit_keys(storage, unit)
+    allowed = keys["record_id"].filter(pa.array(~pending.tombstones.strike(keys))).to_pylist()
+    kept_samples = kept_rejected = nothing
+    flags: list[tuple[str, ...]] | None = None
+    changes: dict[str, object] = {
+        "thresholds": dict(pending.thresholds),
+        "tombstones": pending.tombstones.digest,
+        "samples": 0,
+        "rejected": {},
+        "flags": {},
+    }
+    for name in marker.files:
+        rows = storage.read_parquet(f"{dataset}/{name}", ["record_id", *JUDGED_COLUMNS])
+        kept_samples = is_among(rows["record_id"], allowed)
+        rows = rows.filter(pa.array(kept_samples))
+        before = [tuple(names) for names in rows["flags"].to_pylist()]
+        after = before
+        if pending.thresholds:
+            after = flags_of(rows, pending.image_size, QualitySettings(**pending.thresholds))
+        flags = None if after == before else after
+        counts = Counter(flag for names in after for flag in names)
+        size = storage.size(f"{dataset}/{name}")
+        changes |= {"samples": len(rows), "flags": dict(sorted(counts.items())), "bytes": size}
+    for name in marker.rejected_files:
+        rows = storage.read_parquet(name, ["record_id", "reason"])
+        kept_rejected = is_among(rows["record_id"], allowed)
+        reasons = Counter(rows.filter(pa.array(kept_rejected))["reason"].to_pylist())
+        changes["rejected"] = dict(sorted(reasons.items()))
+    new = marker.model_copy(update=changes)
+    new = new.model_copy(update={"records": new.samples + sum(new.rejected.values())})
+    return UnitChange(marker, new if allowed else None, kept_samples, kept_rejected, flags)
+
+
+def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
+    storage, dataset, marker = pending.storage, pending.dataset, pending.marker
+    change = _compare(pending)
+    if change.new is None:
+        remove_unit(lease, marker)
+        return change
+    samples = rejections = None
+    if change.flags is not None or not change.kept_samples.all():
+        (name,) = marker.files
+        samples = storage.read_parquet(f"{dataset}/{name}").filter(pa.array(change.kept_samples))
+        samples = samples.replace_schema_metadata(
+            SAMPLE_SCHEMA.metadata
+        )  # where pictures lay is not where they will lie
+        if change.flags is not None:
+            column = SAMPLE_SCHEMA.field("flags")
+            flags = pa.array([list(names) for names in change.flags], column.type)
+            samples = samples.set_column(samples.schema.get_field_index("flags"), column, flags)
+    if not change.kept_samples.all():
+        remove_derived(lease, marker)  # before the rows that they belong to move
+    if not change.kept_rejected.all():
+        (name,) = marker.rejected_files
+        rejections = storage.read_parquet(name).filter(pa.array(change.kept_rejected))
+    rewrite_unit(lease, change.new, samples, rejections)
+    return change
+
+
+def _add(total: Settled, change: UnitChange) -> None:
+    total.units += 1
+    total.rewritten += change.touches_rows or change.new is None
+    total.samples += int((~change.kept_samples).sum())
+    total.rejected += int((~change.kept_rejected).sum())
+    total.flags_before.update(change.marker.flags)
+    total.flags_after.update(change.new.flags if change.new else {})
+
+
+def _remove_unfinished(lease: Lease, source: str) -> None:
+    """Remove what killed writers left of a source's unfinished units: it may show what was dropped."""
+    storage, dataset = lease.storage, lease.dataset
+    files = storage.list_files(f"{dataset}/data/source={source}", ".parquet")
+    files += storage.list_files(annotate_rejected_folder(dataset, source), ".parquet")
+    named = {name for marker in read_markers(storage, dataset) for name in files_of(dataset, marker)}
+    lease.check()
+    for name in files:
+        if name not in named:
+            storage.remove(name)
+
+
+def flag(
+    storage: Storage,
+    dataset: str,
+    thresholds: Mapping[str, float],
+    on_unit: Callable[[int, int], None] | None = None,
+) -> FlagSummary:
+    """Recompute the flags of a dataset for other thresholds, from stored numbers.
+
+    Args:
+        storage: the workspace.
+        dataset: folder of the dataset.
+        thresholds: new values by the names of their settings; the others stay.
+        on_unit: called with (units done, units to look at).
+
+    Raises:
+        UsageError: there is no such dataset, or a gate with one of the thresholds rejects records in it.
+
+    """
+    manifest = read_manifest(storage, dataset)
+    wanted = {**QualitySettings().thresholds(), **manifest.quality, **thresholds}
+    changed = {
+        name: (manifest.quality.get(name), value)
+        for name, value in wanted.items()
+        if manifest.quality.get(name) != value
+    }
+    _refuse_gates(storage, dataset, manifest, changed)
+    lease = take_lease(storage, dataset)
+    write_manifest(storage, dataset, quality=wanted)
+    settled = settle(lease, on_unit)
+    return FlagSummary(settled, changed, read_manifest(storage, dataset))
+
+
+def _refuse_gates(storage: Storage, dataset: str, manifest: DatasetManifest, changed: Mapping[str, object]) -> None:
+    in_use = {marker.annotator_hash for marker in read_markers(storage, dataset)}
+    for annotator_hash in sorted(in_use & manifest.annotator_hashes.keys()):
+        settings = manifest.annotator_hashes[annotator_hash]["settings"]
+        gates = settings.get("gates", {}) if isinstance(settings, dict) else {}
+        for gate in gates:
+            name = next((name for flag, name in FLAG_THRESHOLDS.items() if flag == gate), None)
+            if name in changed:
+                raise UsageError(
+                    f"{gate} rejects records of {storage.describe(dataset)}, so {name} decides which samples there are",
+                    "annotate again with --overwrite, or into another --dataset",
+                )
+
+
+def drop(
+    storage: Storage,
+    kind: DropKind,
+    values: Sequence[str],
+    source: str | None,
+    *,
+    dry_run: bool = False,
+    on_unit: Callable[[int, int], None] | None = None,
+) -> DropSummary:
+    """Remove records for good, from all datasets of a workspace, and leave a tombstone.
+
+    Args:
+        storage: the workspace.
+        kind: what ``values`` name.
+        values: ids of sequences, subjects or records; none with kind ``source``.
+        source: of the ids; None where only one source has them.
+        dry_run: only count.
+        on_unit: called with (units done, units to look at) for each dataset.
+
+    Raises:
+        UsageError: no source has such an id, or several have.
+
+    """
+    source = source or _source_of(storage, kind, values)
+    tombstones = proposed_tombstones(storage, source, kind, values)
+    if dry_run:
+        return _preview(storage, tombstones)
+    write_tombstones(storage, tombstones)
+    datasets: dict[str, Settled] = {}
+    for dataset in list_datasets(storage):
+        if source in planned_sources(storage, dataset):
+            datasets[dataset] = settle(take_lease(storage, dataset), on_unit)
+    records, rejected = drop_records(storage, tombstones)
+    left = read_ingest_summary(storage, source).records if source in ingested_sources(storage) else 0
+    return DropSummary(source, records, rejected, datasets, left)
+
+
+def _preview(storage: Storage, tombstones: Tombstones) -> DropSummary:
+    """Return what a drop would remove."""
+    source = tombstones.source
+    records = left = rejected = 0
+    if source in ingested_sources(storage):
+        summary = read_ingest_summary(storage, source)
+        gone = struck_rows(storage, summary.files, summary.rejected_files, tombstones)
+        records = sum(int(rows.sum()) for rows in gone[0].values())
+        rejected = sum(int(rows.sum()) for rows in gone[1].values())
+        left = summary.records - records
+    datasets: dict[str, Settled] = {}
+    for dataset in list_datasets(storage):
+        if source in planned_sources(storage, dataset):
+            datasets[dataset] = Settled()
+            for pending in _pending(storage, dataset, {source: tombstones}):
+                if pending.marker.source == source:
+                    _add(datasets[dataset], _compare(pending))
+    return DropSummary(source, records, rejected, datasets, left)
+
+
+def _source_of(storage: Storage, kind: DropKind, values: Sequence[str]) -> str:
+    """Return the one source in which ids occur."""
+    found = sorted(source for source in _all_sources(storage) if _occurs(storage, source, kind, values))
+    if not found:
+        raise UsageError(
+            f"no record of {storage.describe()} has the {kind} {', '.join(values)}",
+            "with --source the tombstone is written all the same, for later ingests",
+        )
+    if len(found) > 1:
+        raise UsageError(f"{kind} {', '.join(values)} occurs in {', '.join(found)}", "say which one with --source")
+    return found[0]
+
+
+def _all_sources(storage: Storage) -> set[str]:
+    planned = (source for dataset in list_datasets(storage) for source in planned_sources(storage, dataset))
+    return {*ingested_sources(storage), *planned}
+
+
+def _occurs(storage: Storage, source: str, kind: DropKind, values: Sequence[str]) -> bool:
+    sought = Tombstones(source, (Tombstone(source=source, kind=kind, values=tuple(values), when=""),))
+    files = read_ingest_summary(storage, source).files if source in ingested_sources(storage) else ()
+    if any(sought.strike(storage.read_parquet(name, list(KEY_COLUMNS))).any() for name in files):
+        return True
+    units = (
+        unit
+        for dataset in list_datasets(storage)
+        if source in planned_sources(storage, dataset)
+        for unit in stored_units(storage, dataset, source)
+    )
+    return any(sought.strike(read_unit_keys(storage, unit)).any() for unit in units)

@@ -1,0 +1,118 @@
+"""Parquet files in which each picture can be read on its own."""
+
+import base64
+import json
+from collections.abc import Collection, Sequence
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+PLACES_KEY = b"handdata.places"
+"""Key of a Parquet file's metadata: where each value of its binary columns lies in the file."""
+
+
+def table_to_parquet(table: pa.Table, row_group_rows: list[int] | int) -> bytes:
+    """Return a table as the bytes of a Parquet file.
+
+    Binary columns (encoded pictures do not compress) are stored as they are, and the file's metadata says at which
+    bytes each value lies, so that one picture can be read without the row group around it: see ``blob_places``.
+
+    Args:
+        table: the rows.
+        row_group_rows: rows of each row group in turn, or the most rows of any.
+
+    """
+    # A table that was read from such a file carries its places.
+    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != PLACES_KEY}
+    table = table.replace_schema_metadata(metadata or None)
+    sink = BytesIO()
+    blobs = _blob_columns(table)
+    with pq.ParquetWriter(
+        sink, table.schema, compression=_compression(table.schema, blobs), use_dictionary=_dictionary_columns(table)
+    ) as writer:
+        if isinstance(row_group_rows, int):
+            writer.write_table(table, row_group_size=row_group_rows)
+        else:
+            start = 0
+            for rows in row_group_rows:
+                writer.write_table(table.slice(start, rows), row_group_size=rows)
+                start += rows
+        if blobs:
+            places = _find_blobs(sink.getvalue(), list(blobs.values()))
+            encoded = {
+                name: base64.b64encode(place.tobytes()).decode() for name, place in zip(blobs, places, strict=True)
+            }
+            writer.add_key_value_metadata({PLACES_KEY: json.dumps(encoded)})
+    return sink.getvalue()
+
+
+def blob_places(file: pq.ParquetFile, column: str) -> NDArray[np.uint32] | None:
+    """Return the first byte and the number of bytes (N, 2) of a binary column's values; 0, 0 for a null.
+
+    None where the file does not say, or where what it says is not true of it: other software, which wrote it again, may
+    have copied its metadata.
+    """
+    encoded = json.loads((file.metadata.metadata or {}).get(PLACES_KEY, "{}")).get(column)
+    if encoded is None:
+        return None
+    places = np.frombuffer(base64.b64decode(encoded), "<u4").reshape(-1, 2)
+    return places if len(places) == file.metadata.num_rows and _places_fit(file.metadata, column, places) else None
+
+
+def _places_fit(metadata: pq.FileMetaData, column: str, places: NDArray[np.uint32]) -> bool:
+    """Tell whether in each row group the column ends with the last value that ``places`` has there."""
+    paths = [metadata.row_group(0).column(number).path_in_schema for number in range(metadata.num_columns)]
+    number = next(number for number, path in enumerate(paths) if path in (column, f"{column}.bytes"))
+    first = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        ends = places[first : first + group.num_rows].sum(axis=1)
+        chunk = group.column(number)
+        if ends.any() and ends.max() != chunk.data_page_offset + chunk.total_compressed_size:
+            return False
+        first += group.num_rows
+    return True
+
+
+def _blob_columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Return the binary columns, and the ``bytes`` of those that hold encoded pictures."""
+    blobs = {}
+    for field in table.schema:
+        if pa.types.is_binary(field.type):
+            blobs[field.name] = table[field.name]
+        elif pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+            blobs[field.name] = pc.struct_field(table[field.name], "bytes")
+    return blobs
+
+
+def _find_blobs(data: bytes, columns: Sequence[pa.ChunkedArray]) -> list[NDArray[np.uint32]]:
+    """Return where the values of columns lie in the bytes of a Parquet file that holds them uncompressed."""
+    places = [np.zeros((len(column), 2), "<u4") for column in columns]
+    # A row group holds its values column by column, each in the order of rows: a search goes on where the last ended.
+    ends = [0] * len(columns)
+    for number, column in enumerate(columns):
+        for row, value in enumerate(column):
+            if not value.is_valid:
+                continue
+            blob = value.as_buffer()
+            start = data.index(memoryview(blob), ends[number]) if blob.size else ends[number]
+            places[number][row] = start, blob.size
+            ends[number] = start + blob.size
+    return places
+
+
+def _compression(schema: pa.Schema, blobs: Collection[str]) -> dict[str, str]:
+    """Return the compression of each column, by the names that Parquet gives them."""
+    sink = BytesIO()
+    pq.write_metadata(schema, sink)
+    names = [column.path for column in pq.read_metadata(sink).schema]
+    return {name: "none" if name.removesuffix(".bytes") in blobs else "zstd" for name in names}
+
+
+def _dictionary_columns(table: pa.Table) -> list[str]:
+    """Return the text columns: pictures and coordinates hardly repeat, and trying costs time and memory."""
+    return [field.name for field in table.schema if pa.types.is_string(field.type)]

@@ -1,0 +1,409 @@
+"""A workspace folder at a local path or any fsspec URL, with whole-file atomic writes.
+
+On local disk a file is written under a hidden temporary name and renamed; on an object store an upload becomes visible
+when it is complete. A reader never sees half a file on either. ``create_bytes`` decides between writers: the first
+one's file stays.
+"""
+
+import errno
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from handdata.schemas import StorageError
+
+UNFINISHED = ".tmp"
+"""How the names of files under way end on local disk; they begin with a dot."""
+
+
+RETRY_WAITS_S = (2.0, 8.0, 30.0)
+"""Pauses before the second, third and fourth try of a request to a server that is away. The client has its own, shorter
+retries inside each."""
+
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp")
+"""Packages behind s3fs, whose errors are no ``OSError`` in part."""
+
+_TRANSIENT = {
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
+    errno.ENETUNREACH, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
+}  # fmt: skip
+"""s3fs turns a server's 500 into EREMOTEIO, 503 and "slow down" into EBUSY; a network file system gives ESTALE."""
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def _is_transient(error: Exception) -> bool:
+    """Return whether the same request may succeed a little later."""
+    if isinstance(error, OSError):
+        return isinstance(error, TimeoutError | ConnectionError) or error.errno in _TRANSIENT
+    return not type(error).__name__.endswith(("CredentialsError", "ValidationError", "InvalidRegionError"))
+
+
+def _retried(
+    method: Callable[Concatenate["Storage", Given], Result],
+) -> Callable[Concatenate["Storage", Given], Result]:
+    """Call a method again, after longer and longer pauses, while its server is away."""
+
+    @wraps(method)
+    def run(self: "Storage", /, *arguments: Given.args, **options: Given.kwargs) -> Result:
+        for wait in RETRY_WAITS_S:
+            try:
+                return method(self, *arguments, **options)
+            except StorageError as error:
+                if not error.transient:
+                    raise
+                time.sleep(wait)
+        return method(self, *arguments, **options)
+
+    return run
+
+
+class Storage:
+    """A root folder; all names below are POSIX paths relative to it. Cheap to pickle: it travels to Ray workers."""
+
+    def __init__(self, url: str | Path) -> None:
+        text = str(url)
+        self.url = text if "://" in text else str(Path(text).expanduser().absolute())
+
+    def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
+        return Storage, (self.url,)
+
+    @cached_property
+    def _filesystem(self) -> Any:
+        with self._named_errors("open", ""):
+            # Other processes write too: a listing remembered here would hide their files.
+            options: dict[str, Any] = {"use_listings_cache": False}
+            if self.url.startswith(("s3://", "s3a://")):
+                # s3fs tries five times itself: with botocore's five each, a silent server would hold us for minutes.
+                options["config_kwargs"] = {"retries": {"total_max_attempts": 2}}
+            filesystem, _ = fsspec.core.url_to_fs(self.url, **options)
+            return filesystem
+
+    @cached_property
+    def _root(self) -> str:
+        return str(self._filesystem._strip_protocol(self.url)).rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root lies on a file system of this machine."""
+        return isinstance(self._filesystem, LocalFileSystem)
+
+    def describe(self, name: str = "") -> str:
+        """Return the full path or URL of a name, for messages."""
+        return f"{self.url.rstrip('/')}/{name}" if name else self.url
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    @contextmanager
+    def _named_errors(self, verb: str, name: str) -> Iterator[None]:
+        """Turn the many errors of file systems into one that names the file."""
+        try:
+            yield
+        except ImportError as error:
+            raise StorageError(f"cannot {verb} {self.describe(name)}: {error}", 'pip install "handdata[s3]"') from None
+        except ValueError as error:  # fsspec: unknown protocol
+            raise StorageError(f"cannot {verb} {self.describe(name)}: {error}") from None
+        except Exception as error:
+            from_client = type(error).__module__.startswith(_CLIENTS)
+            if isinstance(error, OSError) or from_client:
+                reason = getattr(error, "strerror", None) or str(error)
+                transient = _is_transient(error)
+                hint = "choose another place with --workspace or HANDDATA_WORKSPACE, or check its permissions"
+                if transient:
+                    hint = "is the server reachable? the same command continues"
+                elif getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    hint = "make room there; the same command continues"
+                raise StorageError(f"cannot {verb} {self.describe(name)}: {reason}", hint, transient) from error
+            raise
+
+    @_retried
+    def exists(self, name: str) -> bool:
+        """Return whether a file or folder is there."""
+        with self._named_errors("read", name):
+            return bool(self._filesystem.exists(self._path(name)))
+
+    @_retried
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes.
+
+        Raises:
+            StorageError: it is missing.
+
+        """
+        with self._named_errors("read", name):
+            return int(self._filesystem.size(self._path(name)))
+
+    @_retried
+    def read_bytes(self, name: str) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            StorageError: it is missing or unreadable.
+
+        """
+        with self._named_errors("read", name):
+            return bytes(self._filesystem.cat_file(self._path(name)))
+
+    @_retried
+    def read_many(self, names: Sequence[str]) -> list[bytes]:
+        """Return the contents of many small files, at once where the file system can."""
+        if not names:
+            return []
+        with self._named_errors("read", names[0]):
+            contents = self._filesystem.cat([self._path(name) for name in names])
+        if len(names) == 1 and isinstance(contents, bytes):
+            return [contents]
+        return [contents[self._path(name)] for name in names]
+
+    @_retried
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Return parts of files, each given as (name, first byte, number of bytes); at once where the store can.
+
+        Raises:
+            StorageError: a file is missing, unreadable or too short.
+
+        """
+        if not ranges:
+            return []
+        with self._named_errors("read", ranges[0][0]):
+            if self.is_local:
+                parts = self._read_local_ranges(ranges)
+            else:
+                paths = [self._path(name) for name, _, _ in ranges]
+                starts = [start for _, start, _ in ranges]
+                parts = self._filesystem.cat_ranges(
+                    paths, starts, [start + length for _, start, length in ranges], on_error="raise"
+                )
+        for (name, start, length), part in zip(ranges, parts, strict=True):
+            if len(part) != length:
+                raise StorageError(f"{self.describe(name)} ends before byte {start + length}")
+        return parts
+
+    def _read_local_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        handles: dict[str, int] = {}
+        try:
+            parts = []
+            for name, start, length in ranges:
+                if name not in handles:
+                    handles[name] = os.open(self._path(name), os.O_RDONLY)
+                parts.append(os.pread(handles[name], length, start))
+            return parts
+        finally:
+            for handle in handles.values():
+                os.close(handle)
+
+    @_retried
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file so that readers see all of it or nothing."""
+        if self.is_local:
+            with self.open_output(name) as stream:
+                stream.write(data)
+        else:
+            with self._named_errors("write", name):
+                self._filesystem.pipe_file(self._path(name), data)
+
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file for writing in one go; it becomes visible when the block ends without an error."""
+        with self._named_errors("write", name):
+            target = self._path(name)
+            if not self.is_local:
+                stream = self._filesystem.open(target, "wb")
+                try:
+                    yield stream
+                except BaseException:
+                    stream.discard()
+                    stream.closed = True  # closing would upload what was written so far
+                    raise
+                stream.close()
+                return
+            with _written_beside(Path(target), Path.replace) as stream:
+                yield stream
+
+    @_retried
+    def create_bytes(self, name: str, data: bytes) -> bytes:
+        """Write a file unless there is one, and return what it holds now: ``data``, or an earlier writer's bytes.
+
+        Of several writers exactly one wins, on local disk (a hard link) and on S3 (a conditional request). Other object
+        stores are asked first and written then, which two writers within a moment can pass.
+        """
+        with self._named_errors("write", name):
+            target = self._path(name)
+            try:
+                if self.is_local:
+                    with _written_beside(Path(target), _link) as stream:
+                        stream.write(data)
+                else:
+                    self._filesystem.pipe_file(target, data, mode="create")
+            except OSError:
+                # A link or request that was carried out and then repeated fails as well, as if another had won.
+                if not self._filesystem.exists(target):
+                    raise
+                return bytes(self._filesystem.cat_file(target))
+            return data
+
+    @_retried
+    def list_files(self, folder: str, suffix: str) -> list[str]:
+        """Return the names of all files below a folder that end in ``suffix``, sorted; none if it is absent.
+
+        Names that begin with a dot or an underscore, of files or of folders below ``folder``, are left out.
+        """
+        with self._named_errors("list", folder):
+            base = self._path(folder)
+            found = self._filesystem.find(base)
+        inside = (path.removeprefix(base).lstrip("/") for path in map(str, found))
+        return sorted(
+            f"{folder}/{name}".lstrip("/")
+            for name in inside
+            if name.endswith(suffix) and not any(part.startswith((".", "_")) for part in name.split("/"))
+        )
+
+    @_retried
+    def modified_times(self, folder: str, suffix: str) -> dict[str, float]:
+        """Return when each file below a folder was last written, in seconds since 1970 by the storage's clock.
+
+        Names are those of ``list_files``, which see.
+        """
+        names = self.list_files(folder, suffix)
+        with self._named_errors("list", folder):
+            found = self._filesystem.find(self._path(folder), detail=True)
+            return {name: self._modified_time(self._path(name), found) for name in names if self._path(name) in found}
+
+    def _modified_time(self, path: str, found: dict[str, dict[str, Any]]) -> float:
+        """Take the time from a listing: local disks and S3 put it there, others are asked file by file."""
+        time = found[path].get("mtime") or found[path].get("LastModified") or self._filesystem.modified(path)
+        return float(time) if isinstance(time, int | float) else float(time.timestamp())
+
+    @_retried
+    def list_folders(self, folder: str) -> list[str]:
+        """Return the names of the visible folders directly in a folder, sorted; none if it is absent."""
+        with self._named_errors("list", folder):
+            base = self._path(folder)
+            if not self._filesystem.isdir(base):
+                return []
+            entries = self._filesystem.ls(base, detail=True)
+        names = (str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
+        return sorted(name for name in names if not name.startswith((".", "_")))
+
+    @_retried
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with all in it; nothing happens where there is none."""
+        with self._named_errors("remove", name):
+            path = self._path(name)
+            if self._filesystem.exists(path):
+                self._filesystem.rm(path, recursive=True)
+
+    @_retried
+    def move(self, source: str, target: str) -> None:
+        """Give a file another name, which no other has. On an object store this is a copy and a removal."""
+        with self._named_errors("write", target):
+            if self.is_local:
+                Path(self._path(target)).parent.mkdir(parents=True, exist_ok=True)
+                Path(self._path(source)).replace(self._path(target))
+            elif self._filesystem.exists(self._path(source)) or not self._filesystem.exists(self._path(target)):
+                self._filesystem.mv(self._path(source), self._path(target))
+
+    def remove_unfinished(self, folder: str) -> None:
+        """Remove what killed writers left of files that never became visible, anywhere below a folder.
+
+        A writer under way loses its file and fails. Object stores drop unfinished uploads by a rule of the bucket.
+        """
+        if self.is_local:
+            with self._named_errors("remove", folder):
+                for path in Path(self._path(folder)).rglob(f".*{UNFINISHED}"):
+                    path.unlink(missing_ok=True)
+
+    def make_folder(self, name: str) -> None:
+        """Create a folder and its parents; object stores need none."""
+        with self._named_errors("create", name):
+            self._filesystem.makedirs(self._path(name), exist_ok=True)
+
+    def check_writable(self) -> None:
+        """Write and remove a small file.
+
+        Raises:
+            StorageError: the folder cannot be created or written.
+
+        """
+        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        with self._named_errors("write to", ""):
+            try:
+                self.write_bytes(probe, b"")
+                self.remove(probe)
+            except StorageError as error:
+                raise error.__cause__ or error from None
+
+    def arrow_place(self, folder: str) -> dict[str, Any]:
+        """Return a folder as Ray takes places: ``storage_path`` and, for a URL, ``storage_filesystem``."""
+        if self.is_local:
+            return {"storage_path": self._path(folder)}
+        return {
+            "storage_path": self._path(folder),
+            "storage_filesystem": pa.fs.PyFileSystem(pa.fs.FSSpecHandler(self._filesystem)),
+        }
+
+    def open_parquet(self, name: str) -> pq.ParquetFile:
+        """Open a Parquet file for reading by row group.
+
+        Raises:
+            StorageError: it is missing or not a Parquet file.
+
+        """
+        with self._named_errors("read", name):
+            return pq.ParquetFile(self._filesystem.open(self._path(name), "rb"), pre_buffer=not self.is_local)
+
+    @_retried
+    def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Return a whole Parquet file, or some of its columns."""
+        with self.open_parquet(name) as file:
+            return file.read(columns)
+
+
+@contextmanager
+def _written_beside(target: Path, publish: Callable[[Path, Path], object]) -> Iterator[BinaryIO]:
+    """Open a hidden file in the folder of ``target``; once it is whole on the disk, ``publish(hidden, target)``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    hidden = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
+    try:
+        with hidden.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        publish(hidden, target)
+        _sync_folder(target.parent)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _link(hidden: Path, target: Path) -> None:
+    """Give a file its name unless another has it."""
+    try:
+        os.link(hidden, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        hidden.replace(target)  # a mount without hard links, mostly of an object store
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new names in a folder survive a power cut, in the order in which they were given."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

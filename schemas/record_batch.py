@@ -1,0 +1,272 @@
+"""Many records at once, as columns: the way in for sources whose label files hold millions of frames.
+
+One ``HandRecord`` costs more than a hundred microseconds from its fields to its row of a table. A ``RecordBatch`` holds
+what ``HandRecord`` holds, a column a field, and is checked and turned into a table by whole columns. It promises what
+``HandRecord`` promises: a row that the column checks do not pass is given to ``HandRecord``, which accepts it or says
+what is wrong, so that both ways accept the same rows, make the same table and give the same reasons.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, get_args
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from handdata.schemas import (
+    KEYPOINT_COUNT,
+    KEYPOINTS_PER_HAND,
+    RECORD_SCHEMA,
+    HandRecord,
+    HandState,
+    RecordError,
+    Rejection,
+    record_name,
+    records_to_table,
+)
+from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
+
+Item = TypeVar("Item")
+BATCH_ROWS: Final = 1024
+"""Enough that the cost of a batch is shared by many, and few enough that its arrays stay in the processor's cache."""
+
+Column = Sequence[Any] | NDArray[Any]
+
+_Read = Callable[[Column, BoolArray], tuple[pa.Array, BoolArray]]
+"""Takes a column and ``keypoints_valid``; returns it in Arrow's form, and which rows are as ``HandRecord`` wants them.
+
+Raises ValueError, TypeError or OverflowError where some row cannot be converted at all.
+"""
+
+_NOT_CONVERTIBLE = (ValueError, TypeError, OverflowError)
+"""What Arrow and numpy raise; Arrow's own errors are subclasses."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Consecutive frames of one partition, and the rejections among them.
+
+    Args:
+        shared: the fields of ``HandRecord`` that are the same in all rows; ``source`` and ``split`` are among them.
+        columns: for each other field one value a row: a sequence, or an array whose first axis is the rows.
+            ``keypoints_valid`` (N, 42), ``keypoints_2d`` (N, 42, 2) and ``hand_state`` (N, 2; see
+            ``hand_states_of_rows``) are always among them. Fields with few possible words are shared ones.
+        places: where the label of each row stands, for the message of a rejection.
+        rejections: what the adapter has refused itself, each with the number of rows before it, in this order.
+
+    """
+
+    shared: Mapping[str, Any]
+    columns: Mapping[str, Column]
+    places: Sequence[str]
+    rejections: Sequence[tuple[int, Rejection]] = ()
+
+    def __post_init__(self) -> None:
+        unknown = self.columns.keys() - _READERS.keys()
+        if unknown:
+            raise ValueError(f"not columns of a batch: {sorted(unknown)}; share them, or yield HandRecord one by one")
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if set(lengths.values()) - {len(self.places)}:
+            raise ValueError(f"expected {len(self.places)} rows in each column, got {lengths}")
+
+    def rows(self) -> Iterator[HandRecord | Rejection]:
+        """Yield each frame through ``HandRecord``, in order."""
+        refused = iter(self.rejections)
+        before, found = next(refused, (len(self.places), None))
+        for row in range(len(self.places) + 1):
+            while found is not None and before == row:
+                yield found
+                before, found = next(refused, (0, None))
+            if row < len(self.places):
+                yield self._row(row)
+
+    def read(self) -> tuple[pa.Table, list[tuple[int, Rejection]]]:
+        """Return the table of the usable rows, and all rejections with the number of those rows before each."""
+        first = self._row(0) if self.places else None
+        if isinstance(first, HandRecord):
+            try:
+                table, fits = self._read_columns(first)
+            except _NOT_CONVERTIBLE:
+                pass
+            else:
+                return self._replace_misfits(table, fits)
+        # What all rows share is wrong, or a column holds what no column can.
+        return self._replace_misfits(RECORD_SCHEMA.empty_table(), np.zeros(len(self.places), dtype=np.bool_))
+
+    def _row(self, row: int) -> HandRecord | Rejection:
+        fields = {**self.shared, **{name: _plain(column[row]) for name, column in self.columns.items()}}
+        try:
+            return HandRecord(**fields)
+        except ValidationError as error:
+            frame = fields.get("frame_index")
+            name = record_name(
+                fields["source"],
+                fields["split"],
+                str(fields["sequence_id"]),
+                frame if isinstance(frame, int) else 0,
+                str(fields.get("camera_id", "0")),
+            )
+            return rejection(name, str(fields["image_uri"]), error, self.places[row])
+
+    def _read_columns(self, first: HandRecord) -> tuple[pa.Table, BoolArray]:
+        """Return all rows as a table, and which of them fit; ``first`` says what the rows share."""
+        count = len(self.places)
+        repeated = records_to_table([first]).take(np.zeros(count, dtype=np.int64))
+        valid = np.asarray(self.columns["keypoints_valid"], dtype=np.bool_)
+        columns = {name: repeated.column(name).combine_chunks() for name in RECORD_SCHEMA.names}
+        fits = np.ones(count, dtype=np.bool_)
+        for name, column in self.columns.items():
+            columns[name], fit = _READERS[name](column, valid)
+            fits &= fit
+        names = (columns[name].to_pylist() for name in ("sequence_id", "frame_index", "camera_id"))
+        ids = [
+            record_name(first.source, first.split, sequence_id, frame_index or 0, camera_id)
+            for sequence_id, frame_index, camera_id in zip(*names, strict=True)
+        ]
+        columns["record_id"] = pa.array(ids, pa.string())
+        # Rows that do not fit may hold nulls here; they are replaced before anyone reads the table.
+        return pa.Table.from_arrays(list(columns.values()), schema=RECORD_SCHEMA), fits
+
+    def _replace_misfits(self, table: pa.Table, fits: BoolArray) -> tuple[pa.Table, list[tuple[int, Rejection]]]:
+        """Ask ``HandRecord`` about the rows that do not fit, which may be all that are there."""
+        misfits = np.flatnonzero(~fits).tolist()
+        if not misfits:
+            return table, list(self.rejections)
+        pieces, refused, start = [RECORD_SCHEMA.empty_table()], list(self.rejections), 0
+        lost = []
+        for row in misfits:
+            if row > start:
+                pieces.append(table.slice(start, row - start))
+            start = row + 1
+            found = self._row(row)
+            if isinstance(found, HandRecord):
+                pieces.append(records_to_table([found]))
+            else:
+                refused.append((row, found))
+                lost.append(row)
+        if start < len(self.places):
+            pieces.append(table.slice(start))
+        refused.sort(key=lambda place: place[0])  # stable: what the adapter refused before a row stays before it
+        return pa.concat_tables(pieces), [(row - int(np.searchsorted(lost, row)), found) for row, found in refused]
+
+
+def _plain(value: Any) -> Any:
+    """Return one row of a column as ``HandRecord`` takes it: numbers and words of numpy as Python's own."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.dtype.kind == "U"):
+        return value.tolist()
+    return value
+
+
+def gather(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield the items as lists of the size of a batch; those before a ``RecordError`` come before it is raised."""
+    some: list[Item] = []
+    try:
+        for item in items:
+            some.append(item)
+            if len(some) == BATCH_ROWS:
+                yield some
+                some = []
+    except RecordError:
+        if some:
+            yield some
+        raise
+    if some:
+        yield some
+
+
+def hand_states_of_rows(valid: BoolArray, otherwise: HandState) -> NDArray[np.str_]:
+    """Return (N, 2) what ``hand_states`` returns for each row of (N, 42) ``valid``."""
+    return np.where(np.logical_or.reduceat(valid, (0, KEYPOINTS_PER_HAND), axis=1), "labelled", otherwise)
+
+
+# ---------------------------------------------------------------------------------------------------- columns
+
+
+def _read_plain(name: str, least: int | None = None) -> _Read:
+    """Read numbers or texts; ``least`` is the smallest number, or the shortest text."""
+    field = RECORD_SCHEMA.field(name)
+
+    def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
+        # Given its type, Arrow cuts 1.5 to 1 without a word; a cast refuses.
+        whole = pa.types.is_integer(field.type)
+        values = pa.array(column).cast(field.type) if whole else pa.array(column, field.type)
+        fits = np.ones(len(values), dtype=np.bool_)
+        if values.null_count and not field.nullable:
+            fits &= ~np.asarray(values.is_null())
+        if least is not None and pa.types.is_string(field.type):
+            fits &= np.diff(np.frombuffer(values.buffers()[1], np.int32, len(values) + 1)) >= least
+        elif least is not None:
+            fits &= np.asarray(values.fill_null(least)) >= least
+        return values, fits
+
+    return read
+
+
+def _read_numbers(name: str, shape: tuple[int, ...], *, of_joints: bool = False) -> _Read:
+    """Read an array of finite numbers; joints that are not valid become 0."""
+    column_type = RECORD_SCHEMA.field(name).type
+
+    def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
+        with np.errstate(over="ignore"):  # infinity then is what does not fit
+            values = np.array(column, dtype=np.float32)
+        if values.shape[1:] != shape:
+            raise ValueError(f"{name}: expected (N, {shape}), got {values.shape}")
+        if of_joints:
+            values[~valid] = 0
+        flat = values.reshape(len(values), -1)
+        column_values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=column_type)
+        return column_values, np.asarray(np.isfinite(flat).all(axis=1))
+
+    return read
+
+
+def _read_keypoints_valid(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
+    if valid.shape[1:] != (KEYPOINT_COUNT,):
+        raise ValueError(f"keypoints_valid: expected (N, {KEYPOINT_COUNT}), got {valid.shape}")
+    column_type = RECORD_SCHEMA.field("keypoints_valid").type
+    return pa.FixedSizeListArray.from_arrays(pa.array(valid.reshape(-1)), type=column_type), np.ones(
+        len(valid), np.bool_
+    )
+
+
+def _read_hand_state(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
+    states = np.asarray(column, dtype=np.str_)
+    if states.shape != (len(valid), 2):
+        raise ValueError(f"hand_state: expected ({len(valid)}, 2), got {states.shape}")
+    labelled = np.logical_or.reduceat(valid, (0, KEYPOINTS_PER_HAND), axis=1)
+    fits = (np.isin(states, _HAND_STATES) & ((states == "labelled") == labelled)).all(axis=1)
+    offsets = pa.array(np.arange(0, 2 * len(states) + 1, 2, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(states.reshape(-1).tolist(), pa.string())), fits
+
+
+def _read_extra(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
+    fits = np.array([value is None or (type(value) is dict and set(map(type, value)) <= {str}) for value in column])
+    return pa.array([None if value is None else _to_json(value) for value in column], pa.string()), fits
+
+
+_HAND_STATES: Final = get_args(HandState)
+_to_json = json.JSONEncoder(sort_keys=True).encode
+
+_READERS: Final[dict[str, _Read]] = {
+    "sequence_id": _read_plain("sequence_id", 1),
+    "frame_index": _read_plain("frame_index", 0),
+    "camera_id": _read_plain("camera_id", 1),
+    "timestamp_s": _read_plain("timestamp_s"),
+    "subject_id": _read_plain("subject_id"),
+    "origin_id": _read_plain("origin_id"),
+    "image_uri": _read_plain("image_uri", 1),
+    "video_frame": _read_plain("video_frame", 0),
+    "width": _read_plain("width", 1),
+    "height": _read_plain("height", 1),
+    "keypoints_valid": _read_keypoints_valid,
+    "keypoints_2d": _read_numbers("keypoints_2d", (KEYPOINT_COUNT, 2), of_joints=True),
+    "hand_state": _read_hand_state,
+    "keypoints_3d": _read_numbers("keypoints_3d", (KEYPOINT_COUNT, 3), of_joints=True),
+    "camera_k": _read_numbers("camera_k", (3, 3)),
+    "camera_t_world": _read_numbers("camera_t_world", (4, 4)),
+    "extra": _read_extra,
+}

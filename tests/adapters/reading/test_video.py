@@ -1,0 +1,174 @@
+"""Videos: every frame is the one its index names, whatever the codec's order, the clock or the display matrix."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from handdata.adapters.reading.video import VideoReader, read_frame, video_info
+from handdata.schemas.errors import RecordError, RejectReason
+
+FRAMES = 40
+
+
+def write_video(
+    path: Path,
+    codec: str = "libx264",
+    frames: int = FRAMES,
+    times: list[int] | None = None,
+    rotation: int = 0,
+    size: tuple[int, int] = (96, 64),
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Write frames whose grey level is 5 x their index, with B-frames, and a bright top-left corner."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.max_b_frames = 2
+        stream.codec_context.gop_size = 12
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        stream.bit_rate = 4_000_000
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for index in range(frames):
+            picture = np.full((size[1], size[0], 3), 5 * index, np.uint8)
+            picture[:16, :16] = 255
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = times[index] if times else 40 * index, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def index_shown(image: np.ndarray) -> int:
+    height, width = image.shape[:2]
+    return round(float(image[height // 2 - 5 : height // 2 + 5, width // 2 - 5 : width // 2 + 5].mean()) / 5)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4")
+
+
+def test_the_test_video_has_b_frames(video: Path) -> None:
+    with av.open(str(video)) as container:
+        times = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+    assert times != sorted(times)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.mov"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_every_index_gives_its_frame(tmp_path: Path, codec: str, name: str) -> None:
+    path = write_video(tmp_path / name, codec)
+    with VideoReader(path) as reader:
+        assert [(index, index_shown(image)) for index, image in reader.frames(range(FRAMES))] == [
+            (index, index) for index in range(FRAMES)
+        ]
+
+
+def test_wanted_frames_are_found_among_the_others(video: Path) -> None:
+    wanted = [1, 2, 13, 30, 39]
+    with VideoReader(video) as reader:
+        assert [index_shown(image) for _, image in reader.frames(wanted)] == wanted
+    assert index_shown(read_frame(video, 17)) == 17
+
+
+def test_a_variable_frame_rate_does_not_shift_the_index(tmp_path: Path) -> None:
+    gaps = np.random.default_rng(0).integers(10, 200, FRAMES)
+    times = [int(time) for time in np.cumsum(gaps)]
+    path = write_video(tmp_path / "clip.mp4", times=times)
+    with VideoReader(path) as reader:
+        assert [index_shown(image) for _, image in reader.frames(range(FRAMES))] == list(range(FRAMES))
+    np.testing.assert_allclose(video_info(path).times_s, (np.array(times) - times[0]) / 1000, atol=0.002)
+
+
+def test_the_container_tells_frames_size_rate_and_times(video: Path) -> None:
+    info = video_info(video)
+    assert (info.frames, info.width, info.height) == (FRAMES, 96, 64)
+    assert float(info.rate) == pytest.approx(25)
+    np.testing.assert_allclose(info.times_s, np.arange(FRAMES) / 25, atol=1e-6)
+
+
+@pytest.mark.parametrize("rotation", [90, -90, 180])
+def test_a_phone_held_sideways_gives_the_picture_that_opencv_gives(tmp_path: Path, rotation: int) -> None:
+    path = write_video(tmp_path / "clip.mp4", rotation=rotation)
+    capture = cv2.VideoCapture(str(path))
+    try:
+        found, expected = capture.read()
+    finally:
+        capture.release()
+    assert found
+    image = read_frame(path, 0)
+    assert image.shape == expected.shape
+    assert np.abs(image.astype(int) - expected[..., ::-1]).mean() < 3
+    info = video_info(path)
+    assert (info.width, info.height) == ((64, 96) if abs(rotation) == 90 else (96, 64))
+
+
+def test_a_frame_past_the_end_is_missing(video: Path) -> None:
+    with pytest.raises(RecordError, match="frame 40: the video has 40 frames") as caught:
+        read_frame(video, FRAMES)
+    assert caught.value.reason is RejectReason.FRAME_MISSING
+
+
+def test_indices_that_do_not_rise_are_a_mistake_of_the_caller(video: Path) -> None:
+    for indices in ([3, 3], [5, 4], [-1]):
+        with VideoReader(video) as reader, pytest.raises(ValueError, match="must rise"):
+            list(reader.frames(indices))
+
+
+def test_a_cut_video_gives_the_frames_before_the_cut_and_then_an_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    shown = []
+    with VideoReader(path) as reader, pytest.raises(RecordError) as caught:
+        for index, image in reader.frames(range(FRAMES)):
+            shown.append((index, index_shown(image)))
+    assert caught.value.reason is RejectReason.FRAME_MISSING
+    assert len(shown) > 5
+    assert all(index == number for index, number in shown)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video", b"\0\0\0\x20ftypisom" + bytes(64)])
+def test_what_is_no_video_is_a_missing_frame(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=r"clip\.mp4") as caught:
+        video_info(path)
+    assert caught.value.reason is RejectReason.FRAME_MISSING
+
+
+def test_a_container_without_presentation_times_is_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.avi", "mpeg4")
+    with pytest.raises(RecordError, match="AVI carries no presentation times"):
+        video_info(path)
+
+
+def test_a_missing_file_is_a_missing_image(tmp_path: Path) -> None:
+    with pytest.raises(RecordError) as caught:
+        VideoReader(tmp_path / "absent.mp4")
+    assert caught.value.reason is RejectReason.IMAGE_MISSING
+
+
+def test_a_playlist_named_as_a_video_does_not_lead_to_other_files(tmp_path: Path, video: Path) -> None:
+    for name, content in (
+        ("hls.mp4", f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{video}\n#EXT-X-ENDLIST\n"),
+        ("concat.mp4", f"ffconcat version 1.0\nfile {video}\n"),
+    ):
+        path = tmp_path / name
+        path.write_text(content)
+        with pytest.raises(RecordError, match=name) as caught:
+            video_info(path)
+        assert caught.value.reason is RejectReason.FRAME_MISSING
+
+
+def test_a_video_of_huge_frames_is_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "clip.mp4", frames=3)
+    monkeypatch.setattr("handdata.adapters.reading.video.MAX_FRAME_PIXELS", 96 * 64 - 1)
+    with pytest.raises(RecordError, match=r"clip\.mp4"):
+        read_frame(path, 0)

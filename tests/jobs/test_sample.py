@@ -1,0 +1,97 @@
+"""``handdata sample``: each task from a checkpoint to a picture on disk."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from handdata.adapters.synthesis.dataset import write_dataset as write_synthetic
+from handdata.cli import app
+from handdata.pipeline.storage import Storage
+from handdata.schemas import UsageError
+from tests.fixtures.samples import sample, write_dataset
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on two sources: a video by two cameras, and stills."""
+    folder = tmp_path_factory.mktemp("workspace")
+    samples = [sample("wave", frame, camera, timestamp_s=frame / 10) for frame in range(6) for camera in "ab"]
+    samples += [sample(f"still{number}", 0).model_copy(update={"source": "hagrid"}) for number in range(3)]
+    samples = [
+        row.model_copy(update={"sample_id": f"{row.source}-{number}", "record_id": f"{row.source}-{number}"})
+        for number, row in enumerate(samples)
+    ]
+    write_dataset(Storage(folder), samples)
+    (folder / "small.toml").write_text("[optimisation]\nbatch_size = 4\n")
+    arguments = ["--config", str(folder / "small.toml"), "--steps", "30", "--gpus", "0", "--workspace", str(folder)]
+    app(["train", *arguments], standalone_mode=False)
+    return folder
+
+
+def run(workspace: Path, *arguments: str) -> None:
+    app(["sample", *arguments, "--steps", "2", "--workspace", str(workspace)], standalone_mode=False)
+
+
+def picture(path: Path) -> np.ndarray:
+    found = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    assert found is not None
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("gesture-transfer", []),
+        ("novel-view", []),
+        ("domain-transfer", ["--reference-source", "hagrid", "--target-source", "synthetic"]),
+    ],
+)
+def test_pairs_of_the_dataset_give_a_figure(workspace: Path, tmp_path: Path, task: str, options: list[str]) -> None:
+    run(workspace, task, *options, "--n", "2", "--out", str(tmp_path / "figure.png"))
+    assert picture(tmp_path / "figure.png").shape == (2 * 132, 4 * 132, 3)
+
+
+def test_domain_transfer_says_which_sources_there_are(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--reference-source") as caught:
+        run(workspace, "domain-transfer", "--out", str(tmp_path / "figure.png"))
+    assert "hagrid, synthetic" in caught.value.hint
+
+
+def test_a_video_is_written_with_a_strip_beside_it(workspace: Path, tmp_path: Path) -> None:
+    run(workspace, "video", "--n", "3", "--fps", "5", "--out", str(tmp_path / "wave.webp"))
+    with Image.open(tmp_path / "wave.webp") as film:
+        assert (film.n_frames, film.size) == (3, (32, 32))  # type: ignore[attr-defined]
+        assert film.info.get("duration", 200) == 200
+    assert picture(tmp_path / "wave.png").shape == (2 * 132, 3 * 132, 3)
+    with pytest.raises(UsageError, match=r"neither \.webp nor \.gif"):
+        run(workspace, "video", "--out", str(tmp_path / "wave.mp4"))
+
+
+def test_unconditional_pictures_fill_a_grid(workspace: Path, tmp_path: Path) -> None:
+    run(workspace, "unconditional", "--n", "4", "--out", str(tmp_path / "grid.png"))
+    assert picture(tmp_path / "grid.png").shape == (2 * 132, 2 * 132, 3)
+
+
+@pytest.mark.slow
+def test_fix_changes_the_hands_of_a_photograph_and_nothing_else(workspace: Path, tmp_path: Path) -> None:
+    write_synthetic(
+        tmp_path / "rendered", identities=1, sequences=1, frames=1, cameras=1, size=256, seed=3, processes=1
+    )
+    (photo,) = (tmp_path / "rendered").rglob("*.jpg")
+    before = picture(photo)
+    framed = np.pad(before, ((40, 60), (100, 20), (0, 0)), constant_values=90)
+    cv2.imwrite(str(tmp_path / "photo.png"), framed[..., ::-1])
+    run(workspace, "fix", str(tmp_path / "photo.png"), "--out", str(tmp_path / "fixed.png"))
+    fixed = picture(tmp_path / "fixed.png")
+    assert fixed.shape == framed.shape
+    changed = (fixed != framed).any(axis=2)
+    assert 0.01 < changed.mean() < 0.8
+    rows, columns = np.nonzero(changed)
+    assert rows.min() > 10 and columns.min() > 10
+    with pytest.raises(UsageError, match="cannot be used"):
+        empty = tmp_path / "empty.png"
+        cv2.imwrite(str(empty), np.full((200, 200, 3), 90, np.uint8))
+        run(workspace, "fix", str(empty), "--out", str(tmp_path / "no.png"))

@@ -1,0 +1,105 @@
+"""Pixels of image files: as Pillow reads them, whole or not at all."""
+
+import io
+from pathlib import Path
+
+import cv2
+import fsspec
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from handdata.pipeline.annotation import frames
+from handdata.pipeline.annotation.frames import decode_image, read_image_file
+from handdata.schemas import RecordError, RejectReason
+from handdata.schemas.arrays import ByteArray
+
+
+def picture(height: int = 90, width: int = 120) -> ByteArray:
+    noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+WHOLE = encoded(Image.fromarray(picture()), quality=92)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 30}]
+)
+def test_a_jpeg_has_the_values_that_pillow_gives(mode: str, options: dict[str, object]) -> None:
+    data = encoded(Image.fromarray(picture()).convert(mode), **options)
+    np.testing.assert_array_equal(decode_image(data, "a.jpg"), np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+    # Bytes behind the end, as some cameras leave them, change nothing.
+    np.testing.assert_array_equal(decode_image(data + bytes(9), "a.jpg"), decode_image(data, "a.jpg"))
+
+
+def test_a_jpeg_with_a_fault_that_pillow_reads_over_is_read() -> None:
+    scan = WHOLE.index(b"\xff\xda")
+    faulty = WHOLE[:scan] + bytes(3) + WHOLE[scan:]
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(faulty)
+    np.testing.assert_array_equal(decode_image(faulty, "a.jpg"), decode_image(WHOLE, "a.jpg"))
+
+
+def test_an_orientation_in_the_file_is_not_applied_for_labels_are_of_the_stored_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(picture()), exif=exif)
+    assert decode_image(data, "a.jpg").shape == (90, 120, 3)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP"])
+def test_other_formats_are_read(form: str) -> None:
+    data = encoded(Image.fromarray(picture()), form, **({"lossless": True} if form == "WEBP" else {}))
+    np.testing.assert_array_equal(decode_image(data, "a"), picture())
+
+
+@given(kept=st.integers(0, len(WHOLE) - 1))
+def test_a_truncated_file_is_refused_and_never_filled_up(kept: int) -> None:
+    with pytest.raises(RecordError, match=r"a\.jpg") as error:
+        decode_image(WHOLE[:kept], "a.jpg")
+    assert error.value.reason is RejectReason.FRAME_MISSING
+
+
+@given(damage=st.dictionaries(st.integers(0, len(WHOLE) - 1), st.integers(0, 255), min_size=1, max_size=20))
+def test_a_damaged_file_gives_a_picture_or_is_refused(damage: dict[int, int]) -> None:
+    data = bytearray(WHOLE)
+    for place, value in damage.items():
+        data[place] = value
+    try:
+        pixels = decode_image(bytes(data), "a.jpg")
+    except RecordError as error:
+        assert error.reason in (RejectReason.FRAME_MISSING, RejectReason.IMAGE_TOO_LARGE)
+    else:
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2] == 3
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
+    monkeypatch.setattr(Image.Image, "convert", None)
+    with pytest.raises(RecordError, match="announces 120 x 90 pixels") as error:
+        decode_image(WHOLE, "a.jpg")
+    assert error.value.reason is RejectReason.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize("where", ["path", "file://", "memory://"])
+def test_files_are_read_from_paths_and_urls(tmp_path: Path, where: str) -> None:
+    uri = {"path": str(tmp_path / "a b.jpg"), "file://": f"file://{tmp_path}/a b.jpg", "memory://": "memory://a b.jpg"}
+    with fsspec.open(uri[where], "wb") as stream:
+        stream.write(WHOLE)
+    assert read_image_file(uri[where]) == WHOLE
+    with pytest.raises(RecordError, match="does not exist") as error:
+        read_image_file(uri[where].replace("a b", "another"))
+    assert error.value.reason is RejectReason.IMAGE_MISSING

@@ -1,0 +1,319 @@
+"""Annotation on Ray: real photographs, synthetic frames, exactly once."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import duckdb
+import mediapipe
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import ray
+from mediapipe.tasks.python import BaseOptions, vision
+from PIL import Image
+
+from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.pipeline.annotation.annotator import Annotator
+from handdata.pipeline.annotation.sam import SamSegmenter
+from handdata.pipeline.annotation.search import DOUBTFUL_SCORE
+from handdata.pipeline.records.ingest import ingest
+from handdata.pipeline.run.annotate import annotate
+from handdata.pipeline.run.workers import SAM_OPTIONS, SamClient, SamWorker
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.shards import list_shards, read_index, read_manifest
+from handdata.pipeline.shards.plan import read_unit, stored_units
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.weights import require_weights
+from handdata.schemas import SAMPLE_SCHEMA, SIDES, UsageError, samples_to_table
+from tests.fixtures import sam
+from tests.fixtures.sam import build_small_sam
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+MASKS_WITH_ARM = {"400002", "400009", "400012", "400018", "400023", "400037", "400041", "400048", "400064"}
+"""Looked at by eye: these masks go on up the arm. That of 400016 misses the hand; in 400027, 400030 and 400059 the
+picture, or the mask, ends little behind the wrist."""
+
+SMALL = AnnotateSettings(masks="dataset", image_size=64)
+
+
+def rows_of(workspace: Path) -> list[dict]:
+    return pq.read_table(workspace / "dataset" / "data").to_pylist()
+
+
+def keypoints_in_full_image(row: dict) -> np.ndarray:
+    x0, y0, x1, y1 = row["crop_xyxy"]
+    size = Image.open(io.BytesIO(row["image"]["bytes"])).size
+    scale = np.array([x1 - x0, y1 - y0]) / size
+    return np.array([x0, y0]) + np.reshape(row["keypoints_2d"], (42, 2)) * scale
+
+
+@pytest.fixture(scope="module")
+def annotated(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    workspace = tmp_path_factory.mktemp("annotated")
+    ingest(SyntheticAdapter, synthetic_root, Storage(workspace))
+    annotate(Storage(workspace), SMALL)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    return shared_dir / "data" / "FoundHand10M"
+
+
+def test_labels_of_photographs_survive_the_crop(photographs: Path, tmp_path: Path, run_command) -> None:
+    assert run_command("ingest", "-s", "foundhand10m", "--root", photographs, "-w", tmp_path).code == 0
+    result = run_command("annotate", "-w", tmp_path, "--keypoints", "prefer-dataset", "--masks", "dataset", "--json")
+    assert json.loads(result.out)["samples"] == 13
+    for row in rows_of(tmp_path):
+        with np.load(Path(row["image_uri"]).with_suffix(".npz")) as labels:
+            valid = np.array(row["keypoints_valid"])
+            assert valid.sum() == 21
+            assert np.abs(keypoints_in_full_image(row) - labels["kpts"])[valid].max() < 0.5
+        assert row["mask_origin"] == "dataset"
+        assert ("low_mask_coverage" in row["flags"]) == (row["camera_id"] == "400016")
+        assert ("mask_spill" in row["flags"]) == (row["camera_id"] in MASKS_WITH_ARM)
+
+
+@pytest.mark.slow
+def test_photographs_without_labels_get_what_mediapipe_sees(photographs: Path, tmp_path: Path, run_command) -> None:
+    assert run_command("ingest", "-s", "foundhand10m", "--root", photographs, "-w", tmp_path).code == 0
+    result = run_command("annotate", "-w", tmp_path, "--keypoints", "mediapipe", "--masks", "grabcut", "--json")
+    assert result.code == 0
+    made = {row["camera_id"]: row for row in rows_of(tmp_path)}
+    options = vision.HandLandmarkerOptions(
+        base_options=BaseOptions(model_asset_path=str(require_weights("hand_landmarker"))),
+        num_hands=2,
+        min_hand_detection_confidence=AnnotateSettings().detection_confidence,
+    )
+    named, alone = [], 0
+    with vision.HandLandmarker.create_from_options(options) as landmarker:
+        for path in sorted(photographs.rglob("*.jpg")):
+            camera = path.stem.split("-")[1]
+            pixels = np.array(Image.open(path).convert("RGB"))
+            seen = landmarker.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels))
+            named += [hand[0].category_name.lower() for hand in seen.handedness]
+            if seen.hand_landmarks:
+                assert camera in made, "a hand that MediaPipe finds on its own is kept"
+            if len(seen.hand_landmarks) == 1 and seen.handedness[0][0].score > DOUBTFUL_SCORE:
+                # The first look was taken as it is; its side may be another, by the vote of all views.
+                expected = [(point.x * 256, point.y * 256) for point in seen.hand_landmarks[0]]
+                found = keypoints_in_full_image(made[camera]).reshape(2, 21, 2)
+                assert np.abs(found - expected).max(axis=(1, 2)).min() < 0.5
+                alone += 1
+    assert alone >= 6
+    # One hand seen by 13 synchronised cameras: the views agree on its side, as the Tasks API names it, not swapped.
+    (most_named, _) = Counter(named).most_common(1)[0]
+    assert most_named == "right"
+    for row in made.values():
+        located = [side for side, origin in zip(SIDES, row["keypoints_origin"], strict=True) if origin == "mediapipe"]
+        assert most_named in located
+        assert len(located) == 1 or "side_conflict" in row["flags"], "a second hand is a doubtful look"
+    assert sum(row["keypoints_origin"][1] is not None for row in made.values()) <= 1
+    rejected = pl.read_parquet(tmp_path / "rejected" / "annotate" / "**/*.parquet") if len(made) < 13 else None
+    assert Counter([] if rejected is None else rejected["reason"]) == Counter({"no_hand_found": 13 - len(made)})
+
+
+@pytest.mark.slow
+def test_a_dataset_of_photographs_trains_and_samples(photographs: Path, tmp_path: Path, run_command) -> None:
+    here = ("-w", tmp_path)
+    for command in (
+        ("ingest", "-s", "foundhand10m", "--root", photographs, *here),
+        ("annotate", "--masks", "dataset", "--image-size", 128, *here),
+        ("train", "--preset", "tiny", "--steps", 20, *here),
+        ("sample", "gesture-transfer", "--n", 2, "--steps", 4, "--out", tmp_path / "drawn.png", *here),
+    ):
+        assert run_command(*command).code == 0
+    photo = photographs.parent / "phone_video" / "IMG_1087" / "0000.jpg"
+    target = photographs.parent / "phone_video" / "IMG_1087" / "0029.jpg"
+    result = run_command(
+        "sample",
+        "gesture-transfer",
+        "--reference",
+        photo,
+        "--target",
+        target,
+        "--steps",
+        4,
+        "--out",
+        tmp_path / "photo.png",
+        *here,
+    )
+    assert result.code == 0, result.err
+    with Image.open(tmp_path / "drawn.png") as drawn, Image.open(tmp_path / "photo.png") as posed:
+        assert drawn.height > posed.height
+
+
+def test_sam_masks_come_from_an_actor_that_serves_the_workers(annotated: Path) -> None:
+    storage = Storage(annotated)
+    unit = next(unit for unit in stored_units(storage, "dataset", "synthetic") if unit.split == "train")
+    for module in (sys.modules[__name__], sam):
+        ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import test files
+    actor = ray.remote(num_cpus=0)(RandomSamWorker).remote(Path("random"), "cpu", 600)
+    annotator = Annotator(
+        open_mask=SyntheticAdapter().open_mask,
+        license="",
+        settings=AnnotateSettings(masks="sam", image_size=64),
+        annotator_hash="",
+        detector=None,
+        mask_model=SamClient("sam_vit_b", [actor]),
+    )
+    samples, rejections = annotator.annotate(unit.unit_id, read_unit(storage, unit)[:20])
+    assert len(samples) == 20
+    assert not rejections
+    assert all(sample.mask_origin == "sam_vit_b" and sample.hand_mask is not None for sample in samples)
+
+
+def test_a_sam_actor_that_dies_during_a_call_is_started_again(annotated: Path) -> None:
+    storage = Storage(annotated)
+    unit = next(unit for unit in stored_units(storage, "dataset", "synthetic") if unit.split == "train")
+    for module in (sys.modules[__name__], sam):
+        ray.cloudpickle.register_pickle_by_value(module)
+    actor = ray.remote(RandomSamWorker).options(**SAM_OPTIONS).remote(Path("random"), "cpu", 600)
+    annotator = Annotator(
+        open_mask=SyntheticAdapter().open_mask,
+        license="",
+        settings=AnnotateSettings(masks="sam", image_size=64),
+        annotator_hash="",
+        detector=None,
+        mask_model=SamClient("sam_vit_b", [actor]),
+    )
+    records = read_unit(storage, unit)[:32]
+    undisturbed, _ = annotator.annotate(unit.unit_id, records)
+    victim = ray.get(actor.process_id.remote())
+    kill_soon = threading.Timer(0.1, os.kill, (victim, signal.SIGKILL))
+    kill_soon.start()
+    samples, _ = annotator.annotate(unit.unit_id, records)
+    kill_soon.join()
+    assert samples_to_table(samples) == samples_to_table(undisturbed)
+    assert ray.get(actor.process_id.remote()) != victim
+
+
+class RandomSamWorker(SamWorker):
+    """A SAM worker with a small model of random weights."""
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+    def _load(self) -> SamSegmenter:
+        return SamSegmenter(build_small_sam(), "cpu")
+
+
+def test_synthetic_samples_carry_exact_labels_and_masks(annotated: Path) -> None:
+    rows = rows_of(annotated)
+    assert len(rows) == len({row["sample_id"] for row in rows}) == 48
+    for row in rows:
+        mask = np.asarray(Image.open(io.BytesIO(row["hand_mask"]["bytes"])))
+        assert mask.shape == (64, 64)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert row["mask_score"] > 0.7
+        assert row["mask_extent"] == "hand"
+
+
+def test_intrinsics_of_the_crop_project_onto_its_keypoints(annotated: Path) -> None:
+    for row in rows_of(annotated):
+        points = np.reshape(row["keypoints_3d"], (42, 3))
+        valid = np.array(row["keypoints_valid"])
+        projected = points[valid] @ np.reshape(row["camera_k"], (3, 3)).T
+        keypoints = np.reshape(row["keypoints_2d"], (42, 2))[valid]
+        assert np.allclose(projected[:, :2] / projected[:, 2:], keypoints, atol=0.05)
+
+
+def test_every_reader_opens_the_dataset(annotated: Path, tmp_path: Path) -> None:
+    folder = annotated / "dataset" / "data"
+    table = pq.read_table(folder)
+    assert set(SAMPLE_SCHEMA.names) == set(table.schema.names)
+    assert all(table.schema.field(field.name).type == field.type for field in SAMPLE_SCHEMA)
+    assert pl.scan_parquet(folder / "**/*.parquet", hive_partitioning=False).collect().height == 48
+    count = duckdb.sql(f"select count(*) from read_parquet('{folder}/**/*.parquet', hive_partitioning=false)")
+    assert count.fetchall() == [(48,)]
+    files = sorted(map(str, folder.rglob("*.parquet")))
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    assert loaded[0]["image"].size == (64, 64)
+    assert loaded[0]["hand_mask"].mode == "L"
+
+
+def test_the_index_finds_every_row_without_reading_pictures(annotated: Path) -> None:
+    storage = Storage(annotated)
+    shards = list_shards(storage, splits=["train"])
+    index = read_index(storage, shards, ["sample_id", "sequence_id", "frame_index"])
+    assert index.height == read_manifest(storage).sources["synthetic"]["train"].samples
+    assert index["shard"].max() == len(shards) - 1
+
+
+def test_a_finished_run_does_nothing(annotated: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (annotated / "dataset" / "data").rglob("*.parquet")}
+    summary = annotate(Storage(annotated), SMALL)
+    assert summary.records == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (annotated / "dataset" / "data").rglob("*.parquet")}
+
+
+def test_a_unit_without_marker_is_done_again_and_counted_once(annotated: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "w"
+    shutil.copytree(annotated, workspace)
+    undisturbed = {row["sample_id"]: row for row in rows_of(workspace)}
+    marker = next((workspace / "dataset" / "units").rglob("*.json"))
+    marker.unlink()
+    summary = annotate(Storage(workspace), SMALL)
+    assert 0 < summary.records < 48
+    assert {row["sample_id"]: row for row in rows_of(workspace)} == undisturbed
+    assert summary.manifest.complete
+
+
+def test_other_settings_on_an_annotated_source_are_refused(annotated: Path) -> None:
+    with pytest.raises(UsageError, match="annotated with other settings"):
+        annotate(Storage(annotated), AnnotateSettings(masks="none", image_size=64))
+
+
+def test_stable_crops_keep_one_square_a_camera(synthetic_root: Path, tmp_path: Path) -> None:
+    ingest(SyntheticAdapter, synthetic_root, Storage(tmp_path))
+    annotate(Storage(tmp_path), AnnotateSettings(masks="none", image_size=64, crop="stable"))
+    squares: dict[tuple[str, str], set[tuple[float, ...]]] = {}
+    for row in rows_of(tmp_path):
+        squares.setdefault((row["sequence_id"], row["camera_id"]), set()).add(tuple(row["crop_xyxy"]))
+        assert row["hand_mask"] is None
+    assert len(squares) == 12
+    assert all(len(found) == 1 for found in squares.values())
+
+
+def test_more_gpus_than_the_cluster_has_is_a_clear_error(annotated: Path, tmp_path: Path, run_command) -> None:
+    shutil.copytree(annotated / "records", tmp_path / "records")
+    result = run_command("annotate", "-w", tmp_path, "--gpus", 8)
+    assert result.code == 2
+    assert "--gpus 8 was asked for, the cluster has 0" in result.err
+
+
+def test_sam_without_a_checkpoint_says_which_file_to_put_where(annotated: Path, tmp_path: Path, run_command) -> None:
+    shutil.copytree(annotated / "records", tmp_path / "records")
+    result = run_command("annotate", "-w", tmp_path, "--masks", "sam")
+    assert result.code == 1
+    assert "sam_vit_h_4b8939.pth" in result.err
+    assert "HANDDATA_WEIGHTS" in result.err
+
+
+def test_a_folder_with_its_own_schemas_package_does_not_disturb(tmp_path: Path) -> None:
+    for name in ("schemas", "pipeline", "adapters", "trainer", "jobs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
+    code = (
+        "import ray, handdata.schemas, handdata.pipeline.run.annotate\n"
+        "ray.init('local', num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
+        "@ray.remote\n"
+        "def count():\n"
+        "    from handdata.schemas import KEYPOINT_COUNT\n"
+        "    import handdata.pipeline.run.annotate\n"
+        "    return KEYPOINT_COUNT\n"
+        "assert ray.get(count.remote()) == 42\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

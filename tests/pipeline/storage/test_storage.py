@@ -1,0 +1,159 @@
+"""Workspaces on local disk and on a real S3-speaking server keep the same promises."""
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import s3fs
+
+from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.pipeline.records.ingest import ingest
+from handdata.pipeline.shards.plan import plan_source, read_unit
+from handdata.pipeline.storage import Storage, blob_places, store, table_to_parquet
+from handdata.schemas import StorageError
+from tests.fixtures.faults import FaultyS3
+
+
+def test_what_is_written_is_read_and_listed(storage: Storage) -> None:
+    storage.write_bytes("a/b/one.json", b"1")
+    storage.write_bytes("a/two.json", b"2")
+    storage.write_bytes("a/.hidden.json", b"3")
+    storage.write_bytes("a/_marker.json", b"4")
+    assert storage.list_files("a", ".json") == ["a/b/one.json", "a/two.json"]
+    assert storage.list_folders("a") == ["b"]
+    assert storage.read_many(["a/b/one.json", "a/two.json"]) == [b"1", b"2"]
+    assert storage.read_many(["a/two.json"]) == [b"2"]
+    assert storage.list_files("nowhere", ".json") == []
+    assert storage.list_folders("nowhere") == []
+
+
+def test_a_write_that_fails_leaves_nothing_behind(storage: Storage) -> None:
+    storage.write_bytes("kept.bin", b"old")
+    with pytest.raises(RuntimeError, match="in the middle"), storage.open_output("kept.bin") as stream:
+        stream.write(b"half of the new")
+        raise RuntimeError("in the middle")
+    assert storage.read_bytes("kept.bin") == b"old"
+    assert storage.list_files("", ".bin") == ["kept.bin"]
+
+
+def test_the_first_writer_of_a_created_file_wins(storage: Storage) -> None:
+    assert storage.create_bytes("a/one.json", b"first") == b"first"
+    assert storage.create_bytes("a/one.json", b"second") == b"first"
+    assert storage.read_bytes("a/one.json") == b"first"
+    assert storage.list_files("a", "") == ["a/one.json"]
+
+
+def test_of_many_writers_at_once_exactly_one_wins(storage: Storage) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        seen = list(threads.map(lambda n: storage.create_bytes("a/one.json", b"%d" % n), range(16)))
+    assert len(set(seen)) == 1
+    assert storage.read_bytes("a/one.json") == seen[0]
+
+
+def test_a_moved_file_has_its_new_name_only(storage: Storage) -> None:
+    storage.write_bytes(".staging/x/new.json", b"new")
+    storage.move(".staging/x/new.json", "final/new.json")
+    assert storage.read_bytes("final/new.json") == b"new"
+    assert not storage.exists(".staging/x/new.json")
+
+
+def test_parquet_files_open_by_row_group(storage: Storage) -> None:
+    table = pa.table({"a": list(range(10))})
+    storage.write_bytes("t.parquet", table_to_parquet(table, [4, 6]))
+    with storage.open_parquet("t.parquet") as file:
+        assert file.read_row_group(1)["a"].to_pylist() == [4, 5, 6, 7, 8, 9]
+    assert storage.read_parquet("t.parquet").equals(table)
+
+
+def test_ingest_and_planning_work_on_any_storage(storage: Storage, synthetic_root: Path) -> None:
+    summary = ingest(SyntheticAdapter, synthetic_root, storage)
+    ingest(SyntheticAdapter, synthetic_root, storage)
+    units = plan_source(storage, "dataset", "synthetic", 64)
+    ids = [record.record_id for unit in units for record in read_unit(storage, unit)]
+    assert len(ids) == len(set(ids)) == summary.records == 48
+
+
+def test_the_storage_tells_when_a_file_was_written(storage: Storage) -> None:
+    storage.write_bytes("folder/a.json", b"{}")
+    storage.write_bytes("folder/b.txt", b"")
+    times = storage.modified_times("folder", ".json")
+    assert list(times) == ["folder/a.json"]
+    assert abs(times["folder/a.json"] - time.time()) < 60
+    assert storage.modified_times("nowhere", ".json") == {}
+
+
+@pytest.fixture
+def faulty_s3(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    proxy = FaultyS3(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setattr(store, "RETRY_WAITS_S", (0.1,) * 8)
+    s3fs.S3FileSystem.clear_instance_cache()  # their servers are those of the moment in which they were made
+    yield proxy
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.stop()
+
+
+def test_a_server_that_fails_now_and_then_is_asked_again(faulty_s3: FaultyS3, s3_bucket: str) -> None:
+    storage = Storage(f"{s3_bucket}/{uuid.uuid4().hex[:8]}")
+    faulty_s3.failing = 0.4
+    for number in range(10):
+        data = b"%d" % number
+        storage.write_bytes(f"written/{number}", data)
+        assert storage.create_bytes(f"created/{number}", data) == data
+        assert storage.create_bytes(f"created/{number}", b"too late") == data
+        storage.move(f"written/{number}", f"moved/{number}")
+        assert storage.read_bytes(f"moved/{number}") == data
+    assert len(storage.list_files("moved", "")) == len(storage.list_files("created", "")) == 10
+    assert storage.list_files("written", "") == []
+    assert faulty_s3.faults > 20
+
+
+def test_a_server_that_stays_away_is_one_clear_error(faulty_s3: FaultyS3, s3_bucket: str) -> None:
+    faulty_s3.failing = 1
+    with pytest.raises(StorageError, match=rf"cannot write {s3_bucket}/a: .*the same command continues") as caught:
+        Storage(s3_bucket).write_bytes("a", b"")
+    assert caught.value.transient
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_an_error_that_names_it(storage: Storage) -> None:
+    with pytest.raises(StorageError, match=r"cannot read .*nothing\.json"):
+        storage.read_bytes("nothing.json")
+
+
+def test_an_unknown_protocol_is_one_clear_error() -> None:
+    with pytest.raises(StorageError, match="nosuch://bucket"):
+        Storage("nosuch://bucket").exists("a")
+
+
+def test_parts_of_files_are_read_without_the_rest(storage: Storage) -> None:
+    pictures = [bytes([number % 250]) * (1000 + number) for number in range(300)]
+    masks = [None if number % 3 else b"mask" * number for number in range(300)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {
+        name: pa.array([None if value is None else {"bytes": value, "path": None} for value in values], kind)
+        for name, values in (("image", pictures), ("hand_mask", masks))
+    }
+    table = pa.table({"name": [str(number) for number in range(300)], **columns})
+    storage.write_bytes("a/rows.parquet", table_to_parquet(table, 128))
+    storage.write_bytes("a/other.bin", b"0123456789")
+    with storage.open_parquet("a/rows.parquet") as file:
+        places = {name: blob_places(file, name) for name in columns}
+        assert file.read().equals(table)
+        assert blob_places(file, "name") is None
+    image, mask = places["image"], places["hand_mask"]
+    assert image is not None
+    assert mask is not None
+    ranges = [("a/rows.parquet", *image[number].tolist()) for number in (299, 0, 130)]
+    parts = storage.read_ranges([*ranges, ("a/other.bin", 2, 3), ("a/rows.parquet", *mask[150].tolist())])
+    assert parts == [pictures[299], pictures[0], pictures[130], b"234", masks[150]]
+    assert not mask[1].any()
+    with pytest.raises(StorageError, match="ends before byte 20"):
+        storage.read_ranges([("a/other.bin", 5, 15)])
+    with pytest.raises(StorageError, match=r"missing\.bin"):
+        storage.read_ranges([("missing.bin", 0, 1)])

@@ -1,0 +1,215 @@
+"""Records as columns: the same rows, tables and rejections as one by one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from handdata.adapters import AdapterOptions, BatchAdapter, Layout, Partition, RecordBatch
+from handdata.adapters.hagrid import HagridAdapter
+from handdata.pipeline.records.ingest import ingest
+from handdata.pipeline.storage import Storage
+from handdata.schemas import HandRecord, Rejection, RejectReason, SourceCard, hand_states, records_to_table
+from handdata.schemas import record_batch as batches
+from handdata.schemas.arrays import BoolArray
+from handdata.schemas.record_batch import hand_states_of_rows
+from tests.fixtures.hagrid import LEFT_OF_PICTURE, entry_v1, points_in, write_annotations, write_images
+
+ROWS = 6
+SHARED = {"source": "hagrid", "split": "train", "viewpoint": "exo"}
+
+
+def columns(**changed: Any) -> dict[str, Any]:
+    """Return the columns of six frames; the third has no hand."""
+    rng = np.random.default_rng(3)
+    valid = rng.random((ROWS, 42)) < 0.7
+    valid[2] = False
+    return {
+        "sequence_id": [f"s{row}" for row in range(ROWS)],
+        "frame_index": [3 * row for row in range(ROWS)],
+        "camera_id": ["a", "b", "a", "b", "a", "b"],
+        "timestamp_s": [0.1, None, 0.3, 0.4, 0.5, 0.6],
+        "subject_id": ["p1", None, "", "p2", "p2", "p2"],
+        "image_uri": [f"/data/{row}.jpg" for row in range(ROWS)],
+        "width": [640] * ROWS,
+        "height": [480] * ROWS,
+        "keypoints_valid": valid,
+        "keypoints_2d": np.where(valid[..., None], rng.uniform(-50, 700, (ROWS, 42, 2)), np.nan),
+        "hand_state": hand_states_of_rows(valid, "unknown"),
+        "keypoints_3d": rng.normal(size=(ROWS, 42, 3)),
+        "camera_k": rng.uniform(1, 900, (ROWS, 3, 3)),
+        "camera_t_world": rng.normal(size=(ROWS, 4, 4)),
+        "extra": [{"b": [1, 2.5], "a": row} for row in range(ROWS)],
+        **changed,
+    }
+
+
+def batch_of(shared: dict[str, Any] = SHARED, refused: tuple[int, ...] = (), **changed: Any) -> RecordBatch:
+    rejections = [
+        (row, Rejection(record_id=f"r{number}", image_uri="", reason=RejectReason.IMAGE_MISSING, detail="gone"))
+        for number, row in enumerate(refused)
+    ]
+    return RecordBatch(shared, columns(**changed), [f"labels.json: {row}" for row in range(ROWS)], rejections)
+
+
+def put(name: str, row: int, value: Any) -> dict[str, Any]:
+    column = columns()[name]
+    column = column.copy() if isinstance(column, np.ndarray) else list(column)
+    column[row] = value
+    return {name: column}
+
+
+def same_as_one_by_one(batch: RecordBatch) -> list[str]:
+    """Assert that both ways agree, and return the ids of the rejections."""
+    table, refused = batch.read()
+    one_by_one = list(batch.rows())
+    records = [row for row in one_by_one if isinstance(row, HandRecord)]
+    table.validate(full=True)
+    assert table.combine_chunks().equals(records_to_table(records).combine_chunks())
+    before = np.cumsum([isinstance(row, HandRecord) for row in one_by_one]).tolist()
+    expected = [(count, row) for count, row in zip(before, one_by_one, strict=True) if isinstance(row, Rejection)]
+    assert refused == expected
+    return [rejection.record_id for _, rejection in refused]
+
+
+def test_good_rows_pass_without_a_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert same_as_one_by_one(batch_of()) == []
+    asked = []
+    one = RecordBatch._row
+    monkeypatch.setattr(RecordBatch, "_row", lambda batch, row: asked.append(row) or one(batch, row))
+    batch_of().read()
+    assert asked == [0]  # it says what the rows share
+
+
+@pytest.mark.parametrize("row", [0, 3, 5])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sequence_id", ""),
+        ("sequence_id", 7),
+        ("sequence_id", "\ud800"),
+        ("frame_index", -1),
+        ("frame_index", 2**31),
+        ("frame_index", 10**30),
+        ("frame_index", None),
+        ("frame_index", 1.5),
+        ("camera_id", ""),
+        ("camera_id", None),
+        ("timestamp_s", "soon"),
+        ("image_uri", ""),
+        ("width", 0),
+        ("height", -5),
+        ("keypoints_2d", np.full((42, 2), np.inf)),
+        ("keypoints_2d", np.full((42, 2), 1e39)),
+        ("keypoints_3d", np.full((42, 3), np.nan)),
+        ("camera_k", np.full((3, 3), np.nan)),
+        ("camera_t_world", np.full((4, 4), -np.inf)),
+        ("hand_state", ("absent", "absent")),
+        ("hand_state", ("labelled", "hidden")),
+        ("keypoints_valid", np.zeros(42, bool)),
+        ("extra", ["no", "object"]),
+        ("extra", {1: "no text"}),
+    ],
+)
+def test_a_row_that_no_record_can_hold_is_the_same_rejection(name: str, value: Any, row: int) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        refused = same_as_one_by_one(batch_of(refused=(0, 3, 3, 6), **put(name, row, value)))
+    assert len(refused) == 5
+
+
+def test_what_pydantic_reads_from_text_is_a_record_either_way() -> None:
+    assert same_as_one_by_one(batch_of(**put("frame_index", 1, "12"))) == []
+    assert same_as_one_by_one(batch_of(**put("width", 4, 640.0))) == []
+
+
+def test_a_column_of_the_wrong_shape_is_refused_row_by_row() -> None:
+    assert len(same_as_one_by_one(batch_of(keypoints_3d=np.zeros((ROWS, 21, 3))))) == ROWS
+    assert len(same_as_one_by_one(batch_of(shared={**SHARED, "viewpoint": "above"}))) == ROWS
+
+
+def test_a_mask_needs_its_extent_and_may_be_shared() -> None:
+    assert len(same_as_one_by_one(batch_of(shared={**SHARED, "has_mask": True}))) == ROWS
+    shared = {**SHARED, "has_mask": True, "mask_extent": "hand", "camera_model": "fisheye", "camera_dist": (0.5, 0.25)}
+    assert same_as_one_by_one(batch_of(shared=shared)) == []
+
+
+def test_rejections_alone_are_a_batch() -> None:
+    rejection = Rejection(record_id="r", image_uri="", reason=RejectReason.LABEL_CORRUPT, detail="not JSON")
+    batch = RecordBatch({}, {}, (), [(0, rejection)])
+    assert list(batch.rows()) == [rejection]
+    assert batch.read()[1] == [(0, rejection)]
+
+
+def test_columns_of_different_lengths_or_unknown_names_are_a_mistake_of_the_adapter() -> None:
+    with pytest.raises(ValueError, match="expected 6 rows in each column"):
+        batch_of(width=[1])
+    with pytest.raises(ValueError, match=r"not columns of a batch.*camera_model"):
+        batch_of(camera_model=["pinhole"] * ROWS)
+
+
+def test_states_of_rows_are_those_of_each_row() -> None:
+    valid = np.asarray(columns()["keypoints_valid"])
+    assert [tuple(states) for states in hand_states_of_rows(valid, "absent").tolist()] == [
+        hand_states(row, "absent") for row in valid
+    ]
+
+
+class RowByRow:
+    """HaGRID's adapter as a package would write it that knows no batches."""
+
+    card: ClassVar[SourceCard] = HagridAdapter.card
+    layouts: ClassVar[tuple[Layout, ...]] = HagridAdapter.layouts
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
+        self._adapter = HagridAdapter(options)
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        return self._adapter.partitions(root)
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        return self._adapter.records(root, partition)
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        return self._adapter.open_mask(record)
+
+
+def write_hostile_hagrid(root: Path) -> None:
+    """Write 40 photographs of two gestures; every fifth label is a trap."""
+    good = entry_v1([LEFT_OF_PICTURE], ["call"], "right")
+    far = [[[1e37, 0.5]] * 21]
+    for gesture in ("call", "fist"):
+        entries = {f"{gesture}-{number:02d}": good for number in range(20)}
+        entries[f"{gesture}-03"] = entry_v1([LEFT_OF_PICTURE], ["call"], "right", [[[float("nan"), 0.5]] * 21])
+        entries[f"{gesture}-08"] = entry_v1([LEFT_OF_PICTURE], ["call"], "right", far)
+        entries[f"../{gesture}-13"] = good
+        entries[f"{gesture}-18"] = entry_v1([LEFT_OF_PICTURE], ["call"], "right", [points_in(LEFT_OF_PICTURE)[:7]])
+        images = [f"{gesture}-{number:02d}" for number in range(20) if number != 5]
+        write_annotations(root / f"ann_train_val/{gesture}.json", entries)
+        write_images(root / f"train_val_{gesture}", images)
+
+
+@pytest.mark.parametrize("rows_at_once", [4, 1024])
+@pytest.mark.parametrize(("limit", "stride"), [(None, 1), (7, 1), (3, 1), (21, 1), (None, 2)])
+def test_ingest_writes_the_same_tables_either_way(
+    limit: int | None, stride: int, rows_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "BATCH_ROWS", rows_at_once)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # in this process, where the batches are small
+    write_hostile_hagrid(tmp_path / "hagrid")
+    found = {}
+    for adapter in (HagridAdapter, RowByRow):
+        workspace = tmp_path / adapter.__name__
+        summary = ingest(adapter, tmp_path / "hagrid", Storage(workspace), limit=limit, stride=stride)
+        tables = [pq.read_table(folder) for folder in (workspace / "records/source=hagrid",)]
+        if summary.rejected:
+            tables.append(pq.read_table(workspace / "rejected/ingest/source=hagrid"))
+        # The names of the files are new with each ingest.
+        found[adapter] = replace(summary, files=(), rejected_files=()), [table.combine_chunks() for table in tables]
+    assert found[HagridAdapter] == found[RowByRow]
+    assert isinstance(HagridAdapter(), BatchAdapter)
+    assert not isinstance(RowByRow(), BatchAdapter)
+    assert found[RowByRow][0].records == (34 if limit is None else limit)

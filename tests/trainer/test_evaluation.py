@@ -1,0 +1,189 @@
+"""What evaluation promises: perfect pictures score as they must, baselines as they do, intervals cover the truth."""
+
+import json
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from handdata.pipeline.storage import Storage
+from handdata.schemas import UsageError
+from handdata.schemas.arrays import ByteArray, FloatArray
+from handdata.trainer.data.augment import Frame
+from handdata.trainer.data.pairs import PairDataset
+from handdata.trainer.evaluation import (
+    MovedPair,
+    compare,
+    correct_joints,
+    hand_box,
+    interval,
+    mean_motion,
+    mean_picture,
+    moved_pairs,
+    pose_of_truth,
+    similarity,
+)
+from handdata.trainer.loop import train
+from handdata.trainer.presets import PairConfig
+from tests.fixtures.commands import CommandResult
+from tests.fixtures.samples import sample, write_dataset
+from tests.trainer.test_loop import SMALL
+
+OPEN_HAND = np.array(
+    [(0, 0)] + [(x * reach, -reach) for x in (-0.6, -0.2, 0.0, 0.2, 0.4) for reach in (0.4, 0.6, 0.8, 1.0)]
+)
+
+
+def frame(seed: int, shift: tuple[float, float] = (0, 0), length: float = 24, size: int = 64) -> Frame:
+    """A picture of noise with an open right hand of about that length, its wrist at (32, 44) plus ``shift``."""
+    rng = np.random.default_rng(seed)
+    keypoints = np.zeros((42, 2), np.float32)
+    keypoints[:21] = OPEN_HAND * length + (32, 44) + np.array(shift)
+    plane = np.full((size, size), 255, np.uint8)
+    picture = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Frame(image=picture, mask=plane, known=plane, keypoints=keypoints, valid=np.arange(42) < 21)
+
+
+def pair(seed: int, shift: tuple[float, float]) -> MovedPair:
+    reference, target = frame(seed), frame(seed + 1000, shift)
+    return MovedPair(f"video{seed % 7}", mean_motion(reference, target), reference, target)
+
+
+def test_motion_is_measured_in_hand_lengths() -> None:
+    length = np.hypot(0.6, 1) * 24  # the thumb's tip is the farthest
+    assert mean_motion(frame(0), frame(1, shift=(6, 8))) == pytest.approx(10 / length, rel=1e-5)
+    assert mean_motion(frame(0), frame(1)) == 0
+
+
+def test_hands_that_only_one_frame_shows_do_not_count_as_moved() -> None:
+    other = frame(1, shift=(9, 0))
+    hidden = Frame(other.image, other.mask, other.known, other.keypoints, np.zeros(42, bool))
+    assert mean_motion(frame(0), hidden) == 0
+
+
+def test_the_box_holds_the_hand_and_stays_in_the_picture() -> None:
+    for shift in ((0, 0), (25, 15), (-28, -18)):
+        target = frame(0, shift)
+        rows, columns = hand_box(target)
+        assert 0 <= rows.start < rows.stop <= 64
+        assert 0 <= columns.start < columns.stop <= 64
+        assert rows.stop - rows.start >= 16
+        for x, y in np.clip(target.keypoints[:21], 0, 63):
+            assert columns.start <= x <= columns.stop
+            assert rows.start <= y <= rows.stop
+
+
+def test_only_the_hand_box_counts() -> None:
+    target = frame(0)
+    outside = target.image.copy()
+    keep = np.zeros((64, 64), bool)
+    keep[hand_box(target)] = True
+    outside[~keep] = 0
+    assert similarity(outside, target) == {"psnr": np.inf, "ssim": pytest.approx(1.0)}
+    darker = (target.image * 0.9).astype(np.uint8)
+    assert 20 < similarity(darker, target)["psnr"] < 40
+    assert similarity(darker, target)["ssim"] < 1
+
+
+def known_hands(*hands: FloatArray) -> Callable[[ByteArray], list[FloatArray]]:
+    return lambda _: list(hands)
+
+
+def test_joints_are_right_within_a_share_of_the_hand() -> None:
+    target = frame(0)
+    true = target.keypoints[:21]
+    length = np.hypot(0.6, 1) * 24
+    assert correct_joints(target.image, target, known_hands(true)) == {"detected": 1, "pck@0.1": 1, "pck@0.2": 1}
+    half_wrong = true.copy()
+    half_wrong[:10] += 0.15 * length
+    found = correct_joints(target.image, target, known_hands(true + 500, half_wrong))
+    assert found["pck@0.1"] == pytest.approx(11 / 21)
+    assert found["pck@0.2"] == pytest.approx(11 / 21)  # 0.15 in x and in y is 0.21 away
+    missed = {"detected": 0, "pck@0.1": 0, "pck@0.2": 0}
+    assert correct_joints(target.image, target, known_hands()) == missed
+    assert correct_joints(target.image, target, known_hands(true + 500)) == missed
+
+
+def test_a_perfect_generator_is_above_both_baselines_and_copying_is_not_above_itself() -> None:
+    pairs = [pair(seed, (8, 4)) for seed in range(14)]
+    near = [np.clip(pair.target.image.astype(int) + 3, 0, 255).astype(np.uint8) for pair in pairs]
+    copies = [pair.reference.image for pair in pairs]
+    mean = mean_picture(copies)
+    pictures = {"generated": near, "copied": copies, "copied again": copies, "mean": [mean] * 14}
+    find_hands = known_hands(pairs[0].target.keypoints[:21])
+    scores, above = compare(pairs, pictures, "generated", find_hands)
+    for baseline in ("copied", "mean"):
+        assert above[baseline]["psnr"].low > 10
+        assert above[baseline]["ssim"].low > 0.5
+        assert scores["generated"]["psnr"].mean - scores[baseline]["psnr"].mean == pytest.approx(
+            above[baseline]["psnr"].mean
+        )
+    _, above = compare(pairs, pictures, "copied", find_hands)
+    assert above["copied again"]["psnr"].low == above["copied again"]["psnr"].high == 0
+    assert pose_of_truth(pairs, find_hands)["pck@0.1"].mean == 1
+
+
+def test_intervals_cover_the_mean_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        videos = rng.normal(5, 1, 40)
+        values = np.repeat(videos, 5) + rng.normal(0, 0.1, 200)
+        found = interval(values, np.repeat(np.arange(40), 5).astype(str), seed=trial)
+        covered += found.low <= 5 <= found.high
+    assert 0.88 < covered / 200 < 0.99
+
+
+def test_pairs_of_one_video_do_not_make_the_interval_narrower() -> None:
+    values = np.random.default_rng(0).normal(size=30).tolist()
+    names = [str(number) for number in range(30)]
+    once, often = interval(values, names), interval(values * 9, names * 9)
+    assert astuple(often) == pytest.approx(astuple(once))
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    samples = [sample(f"{split}{video}", at, split=split, timestamp_s=at / 10)
+               for split in ("train", "val") for video in range(3) for at in range(4)]  # fmt: skip
+    storage = Storage(tmp_path / "workspace")
+    write_dataset(storage, samples)
+    return storage
+
+
+def test_only_pairs_that_move_are_drawn_and_none_twice(storage: Storage) -> None:
+    videos = PairConfig(video=1, view=0, still=0)
+    dataset = PairDataset(storage, image_size=32, split="val", pairs=videos)
+    every = moved_pairs(dataset, 100, 0)
+    assert len(every) == 3 * 4 * 3  # ordered pairs of four frames
+    motions = sorted(pair.motion for pair in every)
+    least = motions[10]
+    assert sorted(pair.motion for pair in moved_pairs(dataset, 100, least)) == motions[10:]
+    assert len(moved_pairs(dataset, 5, 0)) == 5
+    with pytest.raises(UsageError, match="moves 99 hand lengths"):
+        moved_pairs(dataset, 10, 99)
+
+
+def test_a_checkpoint_is_scored_from_the_command_line(
+    storage: Storage, tmp_path: Path, run_command: Callable[..., CommandResult]
+) -> None:
+    train(SMALL, storage, "run", steps=1, device="cpu")
+    here = ("--workspace", storage.url, "--run", "run", "--min-motion", 0, "--pairs", 6, "--steps", 2)
+    result = run_command("evaluate", *here, "--out", tmp_path / "found", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found == json.loads((tmp_path / "found" / "evaluation.json").read_text())
+    assert found["pairs"] == 6
+    assert set(found["scores"]) == {"generated", "copied reference", "mean picture"}
+    assert set(found["scores"]["generated"]) == {"psnr", "ssim", "detected", "pck@0.1", "pck@0.2"}
+    assert found["above"]["copied reference"]["psnr"]["mean"] == pytest.approx(
+        found["scores"]["generated"]["psnr"]["mean"] - found["scores"]["copied reference"]["psnr"]["mean"]
+    )
+    assert (tmp_path / "found" / "losses.png").is_file()
+    with Image.open(tmp_path / "found" / "evaluation.png") as figure:
+        assert figure.width == 5 * 132
+    table = run_command("evaluate", *here)
+    assert "95% intervals" in table.out
+    assert run_command("evaluate", *here, "--split", "test").code == 2

@@ -1,0 +1,345 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from handdata.pipeline.storage import Storage
+from handdata.schemas import RunError, UsageError, WeightsError
+from handdata.trainer.checkpoints import best_checkpoint, load_for_sampling
+from handdata.trainer.data.batch import FramePair
+from handdata.trainer.diffusion import Diffusion
+from handdata.trainer.following import condition_following, derangement
+from handdata.trainer.history import LossWatch
+from handdata.trainer.loop import train
+from handdata.trainer.model import DiT
+from handdata.trainer.presets import (
+    PRESETS,
+    DiffusionConfig,
+    ModelConfig,
+    MonitoringConfig,
+    PairConfig,
+    Preset,
+    SourceConfig,
+)
+from handdata.trainer.schedule import MicroBatches, Process, micro_batches, spread_timesteps
+from handdata.trainer.trainer import Trainer
+from handdata.trainer.weights import export_foundhand, read_weights
+from tests.fixtures.commands import CommandResult
+from tests.fixtures.samples import sample, write_dataset
+
+SMALL = PRESETS["tiny"].model_copy(
+    update={
+        "model": ModelConfig(input_size=32, patch_size=8, latent_channels=3, hidden_size=32, depth=2, num_heads=2),
+        "optimisation": PRESETS["tiny"].optimisation.model_copy(update={"batch_size": 4}),
+    }
+)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    samples = [sample("wave", frame, camera, timestamp_s=frame / 10) for frame in range(6) for camera in "ab"]
+    samples += [sample("held-out", frame, split="val", timestamp_s=frame / 10) for frame in range(6)]
+    storage = Storage(tmp_path / "workspace")
+    write_dataset(storage, samples)
+    return storage
+
+
+def weights(checkpoint_url: str) -> dict[str, Tensor]:
+    networks = {
+        name: safetensors.torch.load_file(Path(checkpoint_url.removeprefix("file://")) / f"{name}.safetensors")
+        for name in ("model", "ema")
+    }
+    return {f"{network}.{name}": tensor for network, state in networks.items() for name, tensor in state.items()}
+
+
+def test_training_leaves_checkpoint_settings_and_metrics(storage: Storage) -> None:
+    seen: list[int] = []
+    summary = train(SMALL, storage, "first", steps=2, device="cpu", on_step=lambda step, *_: seen.append(step))
+    assert seen == [1, 2]
+    assert summary.steps == 2
+    assert summary.loss is not None
+    assert summary.validation is not None
+    lines = [json.loads(line) for line in storage.read_bytes("runs/first/metrics.jsonl").splitlines()]
+    assert [sorted(line) for line in lines] == [
+        ["epochs/synthetic", "loss", "samples_per_s", "step"],
+        ["permuted_loss", "step", "validation_loss"],
+    ]
+    assert storage.list_files("runs/first/tensorboard", "")
+    settings = Preset.model_validate_json(storage.read_bytes("runs/first/settings.json"))
+    assert settings == SMALL
+    _, embedded = load_for_sampling(summary.run_url)
+    assert Preset.model_validate(embedded) == SMALL
+
+
+def test_a_resumed_run_has_the_weights_of_one_that_never_stopped(storage: Storage) -> None:
+    straight = train(SMALL, storage, "straight", steps=4, device="cpu")
+    train(SMALL, storage, "halted", steps=2, device="cpu")
+    resumed = train(SMALL, storage, "halted", steps=4, resume=True, device="cpu")
+    expected, found = weights(straight.checkpoint_url), weights(resumed.checkpoint_url)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    steps = [json.loads(line)["step"] for line in storage.read_bytes("runs/halted/metrics.jsonl").splitlines()]
+    assert steps == [2, 2, 4, 4]
+
+
+def test_a_resumed_run_takes_the_learning_rate_of_its_settings(storage: Storage) -> None:
+    halted = train(SMALL, storage, "halted", steps=2, device="cpu")
+    before = weights(halted.checkpoint_url)
+    slower = changed(SMALL, learning_rate=1e-9, weight_decay=0.0)
+    after = weights(train(slower, storage, "halted", steps=3, resume=True, device="cpu").checkpoint_url)
+    assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in before if name.startswith("model."))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def changed(preset: Preset, **optimisation: object) -> Preset:
+    settings = preset.optimisation.model_copy(update=optimisation)
+    return preset.model_copy(update={"optimisation": settings})
+
+
+def test_micro_batches_add_up_to_the_step_of_the_whole_batch(storage: Storage) -> None:
+    whole = train(SMALL, storage, "whole", steps=3, device="cpu")
+    parts = train(changed(SMALL, micro_batch_size=1), storage, "parts", steps=3, device="cpu")
+    expected, found = weights(whole.checkpoint_url), weights(parts.checkpoint_url)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_to_the_same_loss_and_weights(storage: Storage) -> None:
+    shallow = SMALL.model_copy(update={"model": SMALL.model.model_copy(update={"depth": 1})})
+    plain = train(shallow, storage, "plain", steps=3, device="cpu")
+    compiled = train(changed(shallow, compile=True), storage, "compiled", steps=3, device="cpu")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert compiled.loss == pytest.approx(plain.loss, rel=1e-5)
+    expected, found = weights(plain.checkpoint_url), weights(compiled.checkpoint_url)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(1, None), (1, 3), (2, 2), (3, 4), (4, None), (6, 1)])
+def test_processes_and_micro_batches_share_every_position_once(processes: int, micro: int | None) -> None:
+    settings = changed(SMALL, batch_size=12, micro_batch_size=micro).optimisation
+    shares = [list(MicroBatches(settings, Process(rank, processes), 5, 8)) for rank in range(processes)]
+    for share in shares:
+        assert len(share) == 3 * micro_batches(settings, Process(0, processes))
+        assert len({len(batch) for batch in share}) == 1
+    positions = sorted(position for share in shares for batch in share for position in batch)
+    assert positions == list(range(5 * 12, 8 * 12))
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+    with pytest.raises(UsageError, match="batch of 4 pairs cannot be cut into 3 shares"):
+        micro_batches(SMALL.optimisation, Process(0, 3))
+    with pytest.raises(UsageError, match="micro batches of 3"):
+        micro_batches(changed(SMALL, micro_batch_size=3).optimisation, Process())
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(storage: Storage, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        "[model]\npatch_size = 8\nhidden_size = 32\ndepth = 2\nnum_heads = 2\n"
+        "[optimisation]\nbatch_size = 4\n[monitoring]\ncheckpoint_every = 5\n"
+    )
+    command = [sys.executable, "-m", "handdata", "train", "--config", config, "-w", storage.url, "--gpus", "0"]
+
+    def run(*arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert run("--run", "straight", "--steps", "10").wait() == 0
+    killed = run("--run", "killed", "--steps", "100000")
+    while storage.list_files("runs/killed/checkpoints/step-00000005", "complete.json") == []:
+        time.sleep(0.02)
+        assert killed.poll() is None
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    for folder in storage.list_folders("runs/killed/checkpoints"):  # it may have come farther than step 5
+        if folder != "step-00000005":
+            storage.remove(f"runs/killed/checkpoints/{folder}")
+    assert run("--run", "killed", "--steps", "10", "--resume").wait() == 0
+    expected = weights(storage.describe("runs/straight/checkpoints/step-00000010"))
+    found = weights(storage.describe("runs/killed/checkpoints/step-00000010"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_the_best_checkpoint_outlives_the_last_ones(storage: Storage) -> None:
+    watchful = MonitoringConfig(checkpoint_every=1, validate_every=1, keep_last=1)
+    # A learning rate that makes it worse from step to step.
+    preset = changed(SMALL, learning_rate=0.05, warmup_steps=0, ema_decay=0.0)
+    summary = train(preset.model_copy(update={"monitoring": watchful}), storage, "run", steps=6, device="cpu")
+    curve = [json.loads(line) for line in storage.read_bytes("runs/run/metrics.jsonl").splitlines()]
+    losses = {line["step"]: line["validation_loss"] for line in curve if "validation_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert best_checkpoint(summary.run_url) == storage_url(storage, f"runs/run/checkpoints/step-{best:08d}")
+    kept = storage.list_folders("runs/run/checkpoints")
+    assert kept == sorted({f"step-{best:08d}", "step-00000006"})
+
+
+def storage_url(storage: Storage, name: str) -> str:
+    return f"file://{storage.describe(name)}"
+
+
+def test_samples_are_drawn_while_the_run_goes_on(storage: Storage) -> None:
+    preset = SMALL.model_copy(update={"monitoring": MonitoringConfig(pictures_every=1, pictures=2)})
+    train(preset, storage, "run", steps=2, device="cpu")
+    assert storage.list_files("runs/run/samples", ".png") == [
+        "runs/run/samples/step-00000001.png",
+        "runs/run/samples/step-00000002.png",
+    ]
+
+
+def test_pictures_are_of_pairs_also_where_a_source_gives_stills(storage: Storage) -> None:
+    pairs = PairConfig(sources={"synthetic": SourceConfig(video=0.1, still=1.0)})
+    preset = SMALL.model_copy(
+        update={"pairs": pairs, "monitoring": MonitoringConfig(pictures_every=1, pictures=4)},
+    )
+    train(preset, storage, "run", steps=1, device="cpu")
+    assert storage.list_files("runs/run/samples", ".png") == ["runs/run/samples/step-00000001.png"]
+
+
+def test_a_choice_without_held_out_rows_trains_without_validation(storage: Storage) -> None:
+    preset = SMALL.choosing_rows(where="sequence_id = 'wave'")
+    preset = preset.model_copy(update={"monitoring": MonitoringConfig(pictures_every=1, pictures=2)})
+    summary = train(preset, storage, "run", steps=1, device="cpu")
+    assert (summary.steps, summary.validation) == (1, None)
+
+
+def test_weights_and_biases_gets_the_curves_where_it_is_in_use(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(SMALL, storage, "watched", steps=1, device="cpu")
+    assert storage.list_files("runs/watched/wandb", ".wandb")
+
+
+def test_bfloat16_trains_as_float32_does_but_for_rounding(storage: Storage) -> None:
+    exact = train(SMALL, storage, "exact", steps=3, device="cpu")
+    rounded = train(changed(SMALL, precision="bfloat16"), storage, "rounded", steps=3, device="cpu")
+    expected, found = weights(exact.checkpoint_url), weights(rounded.checkpoint_url)
+    assert any(not torch.equal(expected[name], found[name]) for name in expected)
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
+
+
+def test_a_finished_run_has_nothing_left_to_do(storage: Storage) -> None:
+    done = train(SMALL, storage, "run", steps=2, device="cpu")
+    again = train(SMALL, storage, "run", steps=2, resume=True, device="cpu")
+    assert (again.steps, again.loss, again.checkpoint_url) == (2, None, done.checkpoint_url)
+
+
+def test_a_run_that_exists_is_not_overwritten(storage: Storage) -> None:
+    train(SMALL, storage, "run", steps=1, device="cpu")
+    with pytest.raises(UsageError, match="has checkpoints"):
+        train(SMALL, storage, "run", steps=1, device="cpu")
+
+
+def test_training_starts_from_published_weights(storage: Storage, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    network = DiT(**SMALL.model.model_dump())
+    safetensors.torch.save_file(export_foundhand(network.state_dict()), tmp_path / "published.safetensors")
+    trainer = Trainer(SMALL, "cpu")
+    trainer.start_from(str(tmp_path / "published.safetensors"))
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in trainer.model.state_dict().items())
+    summary = train(SMALL, storage, "tuned", steps=1, device="cpu", init=f"{tmp_path}/published.safetensors")
+    assert read_weights(f"{summary.checkpoint_url}/model.safetensors").keys() == network.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["mine.pt", "mine.safetensors"])
+def test_exported_weights_come_back_as_those_of_the_run(
+    storage: Storage, tmp_path: Path, run_command: Callable[..., CommandResult], name: str
+) -> None:
+    summary = train(SMALL, storage, "mine", steps=2, device="cpu")
+    exported = run_command("export", "-w", storage.url, "--run", "mine", "--out", tmp_path / name)
+    assert exported.code == 0, exported.err
+    trainer = Trainer(SMALL, "cpu")
+    trainer.start_from(str(tmp_path / name))
+    expected = read_weights(f"{summary.checkpoint_url}/ema.safetensors")
+    assert "feature_aligned_embedder.proj.weight" in read_weights(str(tmp_path / name))
+    assert all(torch.equal(value, expected[key]) for key, value in trainer.model.state_dict().items())
+
+
+def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+    other = DiT(**SMALL.model.model_copy(update={"depth": 1}).model_dump())
+    safetensors.torch.save_file(other.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="does not fit this network"):
+        Trainer(SMALL, "cpu").start_from(str(tmp_path / "other.safetensors"))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(storage: Storage) -> None:
+    settings = SMALL.optimisation.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step"):
+        train(SMALL.model_copy(update={"optimisation": settings}), storage, "wild", steps=20, device="cpu")
+
+
+def test_a_loss_that_grows_without_end_stops_the_run_and_names_the_last_good_checkpoint() -> None:
+    watch = LossWatch(divergence=5)
+    for step in range(200):
+        watch.look(step, 0.1, "run/step-200")
+    with pytest.raises(RunError, match=r"training diverges.*run/step-200 is the last checkpoint before it"):
+        for step in range(200, 400):
+            watch.look(step, 1.0, "run/step-200")
+
+
+def test_a_steady_loss_is_no_divergence() -> None:
+    watch = LossWatch(divergence=5)
+    losses = torch.rand(5000, generator=torch.Generator().manual_seed(0)) + 0.1
+    for step, loss in enumerate(losses.tolist()):
+        watch.look(step, loss, None)
+
+
+def test_timesteps_cover_all_noise_levels_evenly() -> None:
+    draws = torch.Generator().manual_seed(0)
+    timesteps = spread_timesteps(10, 1000, draws)
+    assert sorted((timesteps // 100).tolist()) == list(range(10))
+    drawn = torch.cat([spread_timesteps(10, 1000, draws) for _ in range(400)]).float()
+    assert drawn.mean().item() == pytest.approx(499.5, abs=5)
+
+
+def test_a_derangement_moves_everything() -> None:
+    for count in range(2, 20):
+        moved = derangement(count, torch.Generator().manual_seed(count))
+        assert sorted(moved.tolist()) == list(range(count))
+        assert (moved != torch.arange(count)).all()
+
+
+def test_condition_following_asks_both_questions_with_the_same_noise() -> None:
+    batch = FramePair(*(torch.arange(4).float().view(4, 1, 1) for _ in FramePair._fields))
+    asked: list[tuple[list[int], float]] = []
+
+    def loss(pairs: FramePair, timesteps: Tensor, draws: torch.Generator) -> Tensor:
+        asked.append((timesteps.tolist(), torch.rand((), generator=draws).item()))
+        wrong = (pairs.target_keypoints != pairs.target_image).flatten()
+        return 1.0 + wrong
+
+    result = condition_following(loss, [batch], 1000)
+    assert asked[0] == asked[1]
+    assert (result.true_loss, result.permuted_loss, result.gain) == (1.0, 2.0, 0.5)
+
+
+def test_a_perfect_clean_latent_has_no_loss_and_gives_back_the_noise() -> None:
+    process = Diffusion(DiffusionConfig(prediction="clean"))
+    x0, noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([0, 300, 700, 999])
+    assert process.training_loss(x0, x0, noise, index).total.max() < 1e-5
+    found = process.noise_output(x0, process.add_noise(x0, noise, index), index)
+    torch.testing.assert_close(found, noise, atol=1e-4, rtol=1e-4)
+    wrong = process.training_loss(x0 + 0.5, x0, noise, index).total
+    torch.testing.assert_close(wrong, torch.full((4,), 0.25), atol=1e-3, rtol=1e-3)
+
+
+def test_logit_normal_timesteps_are_mostly_the_middle_ones() -> None:
+    draws = torch.Generator().manual_seed(0)
+    drawn = torch.cat([spread_timesteps(16, 1000, draws, "logit-normal") for _ in range(200)]).float()
+    logits = torch.logit((drawn + 0.5) / 1000)
+    assert float(logits.mean()) == pytest.approx(0, abs=0.05)
+    assert float(logits.std()) == pytest.approx(1, abs=0.05)

@@ -1,0 +1,163 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from handdata.pictures.png import encode_png
+from handdata.pipeline.storage import Storage
+from handdata.schemas import UsageError
+from handdata.trainer.autoencoders import PixelAutoencoder
+from handdata.trainer.conditioning import Task
+from handdata.trainer.data.pairs import PairDataset
+from handdata.trainer.figures import draw_skeleton, figure, filmstrip, grid
+from handdata.trainer.model import DiT
+from handdata.trainer.presets import PRESETS, ModelConfig
+from handdata.trainer.tasks import gesture_transfer, pose_frame, read_keypoints, repair, unconditional, video
+from tests.fixtures.samples import sample, write_dataset
+
+PRESET = PRESETS["tiny"].model_copy(
+    update={"model": ModelConfig(input_size=32, patch_size=8, latent_channels=3, hidden_size=32, depth=1, num_heads=2)}
+)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PairDataset:
+    write_dataset(Storage(tmp_path), [sample("wave", frame) for frame in range(3)])
+    return PairDataset(Storage(tmp_path), image_size=32, split="train")
+
+
+@pytest.fixture
+def network() -> DiT:
+    torch.manual_seed(0)
+    model = DiT(**PRESET.model.model_dump())
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
+    return model.eval()
+
+
+def test_gesture_transfer_draws_a_picture_for_each_pair(dataset: PairDataset, network: DiT) -> None:
+    references, targets = [dataset.frame(0), dataset.frame(1)], [dataset.frame(1), dataset.frame(2)]
+
+    def draw(seed: int) -> np.ndarray:
+        return gesture_transfer(network, PixelAutoencoder(), PRESET, references, targets, steps=2, seed=seed)
+
+    pictures = draw(0)
+    assert (pictures.shape, pictures.dtype) == ((2, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(pictures, draw(0))
+    assert (pictures != draw(1)).any()
+
+
+def test_gesture_transfer_takes_a_pose_without_a_picture(dataset: PairDataset, network: DiT) -> None:
+    target = dataset.frame(1)
+    pose = pose_frame(target.keypoints, target.valid, 32)
+
+    def draw(frame: object) -> np.ndarray:
+        return gesture_transfer(network, PixelAutoencoder(), PRESET, [dataset.frame(0)], [frame], steps=2)  # type: ignore[list-item]
+
+    np.testing.assert_array_equal(draw(target), draw(pose))
+
+
+def test_the_task_reaches_the_network(dataset: PairDataset, network: DiT) -> None:
+    torch.nn.init.normal_(network.task_embedding.weight)
+    torch.nn.init.normal_(network.final_layer.modulation.weight, std=0.1)
+
+    def draw(task: Task) -> np.ndarray:
+        frames = [dataset.frame(0)], [dataset.frame(1)]
+        return gesture_transfer(network, PixelAutoencoder(), PRESET, *frames, task=task, steps=2)
+
+    assert (draw(Task.POSE_CHANGE) != draw(Task.VIEW_CHANGE)).any()
+
+
+def test_unconditional_pictures_are_those_of_the_null_condition(network: DiT) -> None:
+    asked: list[tuple[torch.Tensor, ...]] = []
+    network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs))
+    pictures = unconditional(network, PixelAutoencoder(), PRESET, 3, steps=2)
+    assert pictures.shape == (3, 32, 32, 3)
+    assert len(asked) == 2
+    for _, _, target_cond, ref_cond, task in asked:
+        assert not target_cond.any()
+        assert not ref_cond.any()
+        assert (task == Task.NULL).all()
+    assert grid(list(pictures), tile_px=32).shape == (2 * 36, 2 * 36, 3)
+
+
+def test_frames_of_a_video_start_from_one_noise_and_are_shown_the_frame_before(
+    dataset: PairDataset, network: DiT
+) -> None:
+    shown: list[tuple[torch.Tensor, ...]] = []
+    network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs))
+    reference, targets = dataset.frame(0), [dataset.frame(row) for row in (1, 2, 1)]
+    preset = PRESET.model_copy(update={"sampling": PRESET.sampling.model_copy(update={"guidance_scale": 1.0})})
+    frames = video(network, PixelAutoencoder(), preset, [reference], targets, steps=20)
+    assert frames.shape == (3, 32, 32, 3)
+    starts = [inputs[0] for inputs in shown[::20]]
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2])
+    references = [inputs[3] for inputs in shown]
+    assert all(torch.equal(each, references[0]) for each in references[:20])
+    for number in (1, 2):
+        made = [each for each in references[20 * number : 20 * (number + 1)] if not torch.equal(each, references[0])]
+        assert 3 < len(made) < 17
+        assert all(torch.equal(each, made[0]) for each in made)
+        latent = torch.from_numpy(frames[number - 1]).permute(2, 0, 1) / 127.5 - 1
+        assert (made[0][0, :3].clamp(-1, 1) - latent).abs().max() < 1 / 127
+        assert not made[0][:, -1].any()  # no mask
+        assert made[0][:, 3:-1].any()  # the pose that it was asked for
+    assert filmstrip(list(frames), targets, tile_px=32).shape == (2 * 36, 3 * 36, 3)
+
+
+def test_repair_draws_the_region_and_keeps_the_rest(dataset: PairDataset, network: DiT) -> None:
+    frame = dataset.frame(0)
+    region = np.zeros((32, 32), bool)
+    region[8:24, 8:20] = True
+
+    def draw(seed: int) -> np.ndarray:
+        return repair(network, PixelAutoencoder(), PRESET, frame, region, steps=12, resamples=2, seed=seed)
+
+    drawn = draw(0)
+    np.testing.assert_array_equal(drawn[~region], frame.image[~region])
+    assert (drawn[region] != frame.image[region]).mean() > 0.5
+    np.testing.assert_array_equal(drawn, draw(0))
+    assert (drawn != draw(1)).any()
+
+
+def test_the_figure_has_a_row_a_pair_and_grey_where_the_truth_is_unknown(dataset: PairDataset) -> None:
+    target = dataset.frame(1)
+    pose = pose_frame(target.keypoints, target.valid, 32)
+    picture = figure([dataset.frame(0)] * 2, [target, pose], [target.image, target.image], tile_px=64)
+    assert picture.shape == (2 * 68, 4 * 68, 3)
+    assert (picture[68 + 2 : 68 + 66, 2 * 68 + 2 : 2 * 68 + 66] == 128).all()
+    decoded = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(decoded, picture)
+
+
+def test_the_skeleton_passes_through_its_joints() -> None:
+    keypoints = np.zeros((42, 2), np.float32)
+    keypoints[[0, 5]] = [[10, 20], [50, 40]]
+    valid = np.isin(np.arange(42), [0, 5])
+    drawn = draw_skeleton(64, keypoints, valid)
+    assert drawn[20, 10].any()
+    assert drawn[30, 30].any()
+    assert drawn[40, 50].any()
+    assert not draw_skeleton(64, keypoints, np.zeros(42, bool)).any()
+
+
+def test_keypoints_are_read_from_numpy_and_json(tmp_path: Path) -> None:
+    keypoints = np.zeros((42, 2), np.float32)
+    keypoints[:21] = np.arange(42).reshape(21, 2) + 1
+    np.save(tmp_path / "pose.npy", keypoints)
+    rows = [[float(x), float(y)] if x else None for x, y in keypoints]
+    (tmp_path / "pose.json").write_text(json.dumps(rows))
+    for name in ("pose.npy", "pose.json"):
+        found, valid = read_keypoints(tmp_path / name)
+        np.testing.assert_array_equal(found, keypoints)
+        np.testing.assert_array_equal(valid, np.arange(42) < 21)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[[1, 2]]", json.dumps([None] * 42), json.dumps([["a", "b"]] * 42)])
+def test_a_file_that_holds_no_keypoints_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pose.json").write_text(text)
+    with pytest.raises(UsageError, match="expected 42 rows"):
+        read_keypoints(tmp_path / "pose.json")

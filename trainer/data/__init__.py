@@ -1,0 +1,1 @@
+"""From annotated shards to batches of frame pairs: index, candidates, order, reading, augmentation, stacking."""

@@ -1,0 +1,362 @@
+"""Stored latents: the autoencoder's answer computed once, and training from it instead of from pictures.
+
+``handdata encode`` writes, for every shard, one file of the same name (which holds a hash of the shard's content):
+
+    W/dataset/latents/<autoencoder>-<fingerprint>-<size>px/latents.json
+    W/dataset/latents/.../source=<s>/split=<sp>/<shard>.parquet
+
+A file has ``variants`` rows for each row of its shard: first all rows unchanged, then all rows changed at random once,
+and so on. Frames of one sequence share a variant's flip and gamma, so that two frames of one variant are a pair as
+augmentation makes them; crops are drawn for each frame. The hand swap, which changes one frame of a pair, has no stored
+form.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from handdata.pipeline.shards import DATASET, Shard, list_shards, read_manifest
+from handdata.pipeline.storage import Storage, blob_places, table_to_parquet
+from handdata.schemas import KEYPOINT_COUNT, UsageError
+from handdata.schemas.arrays import BoolArray, FloatArray
+from handdata.schemas.sample import PIXEL_COLUMNS
+from handdata.trainer.autoencoders import Autoencoder
+from handdata.trainer.data.augment import Frame, augment_alone, resize
+from handdata.trainer.data.reading import (
+    CACHED_LABELS,
+    LABEL_COLUMNS,
+    EncodedFrame,
+    ExpectedRows,
+    labels_of,
+    largest_reduction,
+    pictures_of,
+    require_rows,
+)
+from handdata.trainer.data.sample_index import READERS
+from handdata.trainer.presets import AugmentationConfig, AutoencoderConfig, Config
+
+LATENT_SCHEMA: Final = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("variant", pa.int32(), nullable=False),
+        pa.field("latent", pa.binary(), nullable=False),
+        pa.field("keypoints_2d", pa.list_(pa.float32(), 2 * KEYPOINT_COUNT), nullable=False),
+        pa.field("keypoints_valid", pa.list_(pa.bool_(), KEYPOINT_COUNT), nullable=False),
+    ]
+)
+"""``latent``: float16, little-endian, (channels, h, w): the posterior's mean, its log variance where it has one, the
+share of each latent pixel that shows the picture (0 to 1), and the hand mask (0 or 1). Keypoints are pixels of the
+variant at the training size; valid = annotated and inside it."""
+
+ROWS_A_GROUP: Final = 128
+FINGERPRINT_DIGITS: Final = 8
+
+
+class LatentSettings(Config):
+    """``latents.json``: what stands behind the files of a folder of latents."""
+
+    autoencoder: str
+    fingerprint: str
+    image_size: int
+    variants: int
+    augmentation: AugmentationConfig
+    """Of the variants after the first."""
+    latent_channels: int
+    has_variance: bool
+    latent_size: int
+    """Height and width of the latent."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSummary:
+    """What one call of ``encode`` did."""
+
+    folder: str
+    shards: int
+    """Encoded by this call."""
+    done_before: int
+    rows: int
+    """Of latents, encoded by this call."""
+    bytes: int
+
+
+class StoredFrames(NamedTuple):
+    """N frames as stored."""
+
+    moments: NDArray[np.float16]
+    """(N, 2, C, h, w) mean and log variance, or (N, 1, C, h, w)."""
+    weight: NDArray[np.float16]
+    """(N, h, w) share of each latent pixel that shows the picture."""
+    mask: NDArray[np.float16]
+    """(N, h, w) 1 on the hands."""
+    keypoints: FloatArray
+    """(N, 42, 2)"""
+    valid: BoolArray
+    """(N, 42)"""
+
+
+def fingerprint(autoencoder: Autoencoder) -> str:
+    """Return a hash of an autoencoder's weights and scale: latents of other weights are other latents."""
+    digest = hashlib.sha256(f"{type(autoencoder).__name__} {autoencoder.scale}".encode())
+    for name, part in sorted(vars(autoencoder).items()):
+        if isinstance(part, nn.Module):
+            for key, tensor in sorted(part.state_dict().items()):
+                digest.update(f"{name}.{key}".encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def latents_folder(config: AutoencoderConfig, autoencoder: Autoencoder, image_size: int, dataset: str = DATASET) -> str:
+    """Return where the latents of an autoencoder lie in a workspace, at one size of pictures."""
+    return f"{dataset}/latents/{config.kind}-{fingerprint(autoencoder)}-{image_size}px"
+
+
+def encode(
+    storage: Storage,
+    autoencoder: Autoencoder,
+    config: AutoencoderConfig,
+    image_size: int,
+    *,
+    dataset: str = DATASET,
+    variants: int = 1,
+    augmentation: AugmentationConfig | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 32,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> EncodeSummary:
+    """Store the latents of all shards of a dataset; shards that are done are skipped.
+
+    ``variants`` above 1: that many less one further forms of each picture, changed at random as ``augmentation`` says.
+    ``on_shard`` is told how many of how many shards are done.
+
+    Raises ``UsageError`` where the folder holds latents of other settings.
+    """
+    stored_side = read_manifest(storage, dataset).image_size
+    folder = latents_folder(config, autoencoder, image_size, dataset)
+    side = image_size // autoencoder.factor
+    probe = autoencoder.encode(torch.zeros(1, 3, image_size, image_size, device=device))
+    settings = LatentSettings(
+        autoencoder=config.kind,
+        fingerprint=fingerprint(autoencoder),
+        image_size=image_size,
+        variants=variants,
+        augmentation=augmentation or AugmentationConfig(),
+        latent_channels=autoencoder.latent_channels,
+        has_variance=probe.log_variance is not None,
+        latent_size=side,
+    )
+    earlier = _read_settings(storage, folder)
+    if earlier is None:
+        storage.write_bytes(f"{folder}/latents.json", settings.model_dump_json(indent=2).encode())
+    elif earlier != settings:
+        raise UsageError(
+            f"{storage.describe(folder)} holds {earlier.variants} variants of other settings",
+            "encode with the same --variants and augmentation, or remove the folder",
+        )
+    shards = list_shards(storage, dataset)
+    done = set(storage.list_files(folder, ".parquet"))
+    encoded = [0, 0, 0]
+    for number, shard in enumerate(shards, start=1):
+        name = _latent_file(folder, shard)
+        if name not in done:
+            frames = _Variants(storage, shard, settings, stored_side)
+            table = _encoded_table(frames, autoencoder, settings, device, batch_size)
+            data = table_to_parquet(table, ROWS_A_GROUP)
+            storage.write_bytes(name, data)
+            encoded = [encoded[0] + 1, encoded[1] + len(table), encoded[2] + len(data)]
+        if on_shard:
+            on_shard(number, len(shards))
+    return EncodeSummary(storage.describe(folder), encoded[0], len(shards) - encoded[0], encoded[1], encoded[2])
+
+
+def open_latents(
+    storage: Storage,
+    autoencoder: Autoencoder,
+    config: AutoencoderConfig,
+    image_size: int,
+    dataset: str = DATASET,
+) -> "LatentStore":
+    """Return the stored latents of an autoencoder at a size. Raises ``UsageError`` where there are none."""
+    folder = latents_folder(config, autoencoder, image_size, dataset)
+    settings = _read_settings(storage, folder)
+    if settings is None:
+        raise UsageError(
+            f"{storage.describe()} has no latents of this {config.kind} at {image_size} px ({folder})",
+            "run `handdata encode` with the same preset and settings",
+        )
+    return LatentStore(storage, folder, settings)
+
+
+@dataclass(frozen=True)
+class LatentStore:
+    """A folder of stored latents."""
+
+    storage: Storage
+    folder: str
+    settings: LatentSettings
+
+    def reader(self, shards: Sequence[Shard], expected: ExpectedRows) -> "LatentReader":
+        """Return a reader of the latents of some shards. Raises ``UsageError`` where one is not encoded."""
+        return LatentReader(self, shards, expected)
+
+
+class LatentReader:
+    """Frames of stored latents, by shard, row and variant. Threads may read at once.
+
+    Raises ``RunError`` where a file does not hold the ``expected`` rows any more.
+    """
+
+    def __init__(self, store: LatentStore, shards: Sequence[Shard], expected: ExpectedRows) -> None:
+        self._storage = store.storage
+        self._expected = expected
+        self._settings = store.settings
+        self._names = [_latent_file(store.folder, shard) for shard in shards]
+        done = set(self._storage.list_files(store.folder, ".parquet"))
+        missing = [name for name in self._names if name not in done]
+        if missing:
+            raise UsageError(
+                f"{len(missing)} of {len(shards)} shards have no latents in {self._storage.describe(store.folder)}",
+                "run `handdata encode` again: it continues where it stopped",
+            )
+        with ThreadPoolExecutor(READERS) as readers:
+            places = list(readers.map(self._read_places, self._names))
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in places])])
+        self._places = np.concatenate(places)
+        self._labels = lru_cache(CACHED_LABELS)(self._read_labels)
+
+    @property
+    def variants(self) -> int:
+        """Stored forms of each frame."""
+        return self._settings.variants
+
+    def read(self, wanted: Sequence[tuple[int, int, int]]) -> StoredFrames:
+        """Return frames given as (shard, row in its file, variant), read at once."""
+        rows = [(shard, variant * self._rows_of(shard) + row) for shard, row, variant in wanted]
+        places = self._places[[self._starts[shard] + row for shard, row in rows]].tolist()
+        ranges = [(self._names[shard], start, length) for (shard, _), (start, length) in zip(rows, places, strict=True)]
+        settings = self._settings
+        channels, side = settings.latent_channels, settings.latent_size
+        moments = 2 if settings.has_variance else 1
+        # A bytearray: tensors of the arrays may be written to.
+        stored = np.frombuffer(bytearray().join(self._storage.read_ranges(ranges)), "<f2")
+        planes = stored.reshape(len(rows), moments * channels + 2, side, side)
+        labels = [(*self._labels(shard), row) for shard, row in rows]
+        return StoredFrames(
+            moments=np.ascontiguousarray(planes[:, :-2]).reshape(-1, moments, channels, side, side),
+            weight=planes[:, -2],
+            mask=planes[:, -1],
+            keypoints=np.stack([keypoints[row] for keypoints, _, row in labels]),
+            valid=np.stack([valid[row] for _, valid, row in labels]),
+        )
+
+    def _rows_of(self, shard: int) -> int:
+        return int(self._starts[shard + 1] - self._starts[shard]) // self.variants
+
+    def _read_places(self, name: str) -> NDArray[np.uint32]:
+        with self._storage.open_parquet(name) as file:
+            places = blob_places(file, "latent")
+        if places is None:
+            raise UsageError(f"{self._storage.describe(name)} was not written by `handdata encode`", "remove it")
+        return places
+
+    def _read_labels(self, shard: int) -> tuple[FloatArray, BoolArray]:
+        name, labels = self._names[shard], ("keypoints_2d", "keypoints_valid")
+        table = self._storage.read_parquet(name, ["sample_id", *labels])
+        require_rows(self._storage.describe(name), table["sample_id"], *self._expected(shard))
+        flat = [table[label].combine_chunks().flatten().to_numpy(zero_copy_only=False) for label in labels]
+        shape = (len(table), KEYPOINT_COUNT)
+        return flat[0].reshape(*shape, 2), flat[1].astype(bool).reshape(shape)
+
+
+class _Variants:
+    """The frames of a shard in the order of its file of latents: all rows unchanged, then each variant of all rows."""
+
+    def __init__(self, storage: Storage, shard: Shard, settings: LatentSettings, stored_side: int) -> None:
+        names = ["sample_id", "sequence_id", *PIXEL_COLUMNS, *LABEL_COLUMNS]
+        self._table = storage.read_parquet(shard.name, names)
+        self._labels = labels_of(self._table)
+        self._settings = settings
+        self._stored_side = stored_side
+        self.ids: list[str] = self._table["sample_id"].to_pylist()
+        self._sequences: list[str] = self._table["sequence_id"].to_pylist()
+
+    def __len__(self) -> int:
+        return len(self.ids) * self._settings.variants
+
+    def __getitem__(self, position: int) -> Frame:
+        variant, row = divmod(position, len(self.ids))
+        image, mask = pictures_of(self._table, row)
+        encoded = EncodedFrame(
+            image, mask, self._labels.keypoints[row], self._labels.valid[row], self._labels.pad_ltrb[row]
+        )
+        size, augmentation = self._settings.image_size, self._settings.augmentation
+        if variant == 0:
+            return resize(encoded.decode(largest_reduction(self._stored_side, size, 1.0)), size)
+        frame = encoded.decode(largest_reduction(self._stored_side, size, augmentation.smallest_crop))
+        shared, own = (
+            np.random.default_rng([variant, *hashlib.sha256(name.encode()).digest()[:8]])
+            for name in (self._sequences[row], self.ids[row])
+        )
+        return augment_alone(frame, size, augmentation, shared, own)
+
+
+def _encoded_table(
+    frames: _Variants, autoencoder: Autoencoder, settings: LatentSettings, device: str | torch.device, batch_size: int
+) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    for first in range(0, len(frames), batch_size):
+        batch = [frames[position] for position in range(first, min(first + batch_size, len(frames)))]
+        latents = _encoded_batch(batch, autoencoder, settings.latent_size, device)
+        for position, (frame, latent) in enumerate(zip(batch, latents, strict=True), start=first):
+            variant, row = divmod(position, len(frames.ids))
+            rows.append(
+                {
+                    "sample_id": frames.ids[row],
+                    "variant": variant,
+                    "latent": latent.tobytes(),
+                    "keypoints_2d": frame.keypoints.reshape(-1),
+                    "keypoints_valid": frame.valid,
+                }
+            )
+    return pa.Table.from_pylist(rows, LATENT_SCHEMA)
+
+
+def _encoded_batch(
+    frames: Sequence[Frame], autoencoder: Autoencoder, side: int, device: str | torch.device
+) -> NDArray[np.float16]:
+    """Return (N, channels, h, w), as ``LATENT_SCHEMA`` says."""
+
+    def stacked(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(pictures)).to(device)
+
+    images = stacked([frame.image for frame in frames]).permute(0, 3, 1, 2)
+    posterior = autoencoder.encode(images.float() / 127.5 - 1)
+    known = stacked([frame.known for frame in frames])[:, None].float() / 255
+    mask = (stacked([frame.mask for frame in frames])[:, None] > 127).float()
+    parts = [
+        posterior.mean,
+        *([] if posterior.log_variance is None else [posterior.log_variance]),
+        F.interpolate(known, (side, side), mode="area"),
+        F.interpolate(mask, (side, side), mode="nearest"),
+    ]
+    return np.asarray(torch.cat(parts, dim=1).half().cpu().numpy(), dtype="<f2")
+
+
+def _latent_file(folder: str, shard: Shard) -> str:
+    return f"{folder}/source={shard.source}/split={shard.split}/{shard.name.rpartition('/')[2]}"
+
+
+def _read_settings(storage: Storage, folder: str) -> LatentSettings | None:
+    name = f"{folder}/latents.json"
+    return LatentSettings(**json.loads(storage.read_bytes(name))) if storage.exists(name) else None

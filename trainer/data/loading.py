@@ -1,0 +1,53 @@
+"""Batches of pairs, decoded ahead by threads."""
+
+import ctypes
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import cv2
+
+from handdata.trainer.data.batch import FramePair
+from handdata.trainer.data.pairs import PairDataset
+
+BATCHES_AHEAD: Final = 2
+"""Of each decoding thread."""
+
+KEPT_FREE_BYTES: Final = 512 << 20
+"""Freed memory that the process keeps for the next pictures and activations."""
+
+
+def pair_batches(dataset: PairDataset, batches: Iterable[Sequence[int]], threads: int = 0) -> Iterator[FramePair]:
+    """Yield batches of pairs, each given as positions, in their order.
+
+    ``threads`` decode ahead of the caller, ``BATCHES_AHEAD`` batches each; 0: the caller itself decodes.
+    """
+    keep_freed_memory()
+    if not threads:
+        yield from map(dataset.batch, batches)
+        return
+    pool = ThreadPoolExecutor(threads, "decode", initializer=cv2.setNumThreads, initargs=(1,))
+    ahead: deque[Future[FramePair]] = deque()
+    try:
+        for positions in batches:
+            ahead.append(pool.submit(dataset.batch, positions))
+            if len(ahead) > BATCHES_AHEAD * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse what pictures, batches and activations leave; nothing happens with another C library.
+
+    By default it may give their pages back to the kernel and get them anew, zeroed: up to a third of the loader's time
+    (``benchmarks/loader.py``), and a twentieth of a training step on the CPU. It holds for the whole process.
+    """
+    trim_threshold, mmap_threshold, largest_mmap_threshold = -1, -3, 32 << 20  # of malloc.h
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(mmap_threshold, largest_mmap_threshold)
+        set_option(trim_threshold, KEPT_FREE_BYTES)

@@ -1,0 +1,243 @@
+"""Pairs of frames from annotated shards: which reference goes with which target, and their pictures.
+
+Every usable row is the target of pairs. Its reference is another moment of the same video (same sequence and camera),
+the same moment seen by another camera, or nothing (a still: the reference is dropped, since a picture that is its own
+reference teaches to copy). Both frames of a pair say the same about which hands are spoken for, see
+``handdata.trainer.data.sample_index``.
+
+A pair is named by its position in an endless order (``handdata.trainer.data.order``). All that is random about a pair
+follows from (seed, position), so threads and processes share the work by sharing out positions, and a run resumes at
+any position without replaying what came before.
+
+Batches are made by threads, not processes: simplejpeg and OpenCV decode outside Python's lock, and a batch that stays
+in its process is not copied. Sending one to another process costs about as much as decoding it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handdata.pipeline.shards import list_shards, read_manifest
+from handdata.pipeline.storage import Storage
+from handdata.schemas import Split, UsageError
+from handdata.schemas.arrays import ByteArray
+from handdata.trainer.conditioning import Task
+from handdata.trainer.data.augment import Frame, augment_pair, resize
+from handdata.trainer.data.batch import FramePair, PairStack
+from handdata.trainer.data.candidates import KINDS, VIEW, PairCandidates
+from handdata.trainer.data.latents import LatentReader, LatentStore
+from handdata.trainer.data.order import TargetOrder
+from handdata.trainer.data.reading import EncodedFrame, FrameReader, WantedFrame, largest_reduction
+from handdata.trainer.data.sample_index import read_rows, source_ranges
+from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
+
+
+class PairDataset:
+    """The pairs of some shards, by position. Pictures are read on demand; threads may ask at once.
+
+    Raises ``UsageError`` where no row is usable.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        image_size: int,
+        split: Split,
+        pairs: PairConfig | None = None,
+        augmentation: AugmentationConfig | None = None,
+        data: DataConfig | None = None,
+        latents: LatentStore | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Read the index of a split.
+
+        ``augmentation`` None: pictures are resized and nothing else. ``latents``: pairs hold these instead of
+        pictures, a random variant each where there is augmentation, else the unchanged one.
+        """
+        self.storage = storage
+        self.image_size = image_size
+        self.augmentation = augmentation
+        self.seed = seed
+        pairs, data = pairs or PairConfig(), data or DataConfig()
+        manifest = read_manifest(storage, data.dataset)
+        unknown = sorted(pairs.sources.keys() - manifest.sources.keys())
+        if unknown:
+            raise UsageError(
+                f"pairs.sources names {unknown[0]}, which {storage.describe()} does not hold",
+                f"there are {', '.join(manifest.sources)}",
+            )
+        self.shards = sorted(list_shards(storage, data.dataset, splits=[split]), key=lambda shard: shard.source)
+        if not self.shards:
+            raise UsageError(f"{storage.describe()} has no samples in split {split}", "annotate more samples")
+        rows = read_rows(storage, self.shards, split, data)
+        counts = np.bincount(rows["shard"].to_numpy(), minlength=len(self.shards))
+        self._shard_starts = np.concatenate([[0], np.cumsum(counts)])
+        sources = list(source_ranges(self.shards, counts))
+        self._candidates = PairCandidates(rows, sources, pairs)
+        places = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$").fill_null(0)).to_numpy(order="c")
+        self._rows = {"row": rows["row"].to_numpy(), "places": places, "sample": rows["sample"].to_numpy()}
+        targets = self._candidates.source_targets(self._shard_starts)
+        if not targets:
+            raise UsageError(
+                f"{storage.describe()} has no usable pairs in split {split}",
+                "annotate more samples, or loosen --where, --licence and the weights of pairs",
+            )
+        self._order = TargetOrder(targets, seed)
+        self._reader = FrameReader(storage, self.shards, self._rows_of_shard)
+        self._latents = None if latents is None else latents.reader(self.shards, self._rows_of_shard)
+        smallest_crop = 1.0 if augmentation is None else augmentation.smallest_crop
+        self._reduction = largest_reduction(manifest.image_size, image_size, smallest_crop)
+
+    def __len__(self) -> int:
+        """Return the pairs of one epoch."""
+        return len(self._order)
+
+    def __getitem__(self, position: int) -> FramePair:
+        """Return the pair at a position of the endless order."""
+        return FramePair(*(field[0] for field in self.batch([position])))
+
+    def batch(self, positions: Sequence[int]) -> FramePair:
+        """Return the pairs at some positions, stacked; what they need of files is read at once.
+
+        Pictures lie in memory as they were decoded, channels last, behind (N, 3, S, S).
+        """
+        drawn = [self.rows_at(position) for position in positions]
+        tasks = [Task.VIEW_CHANGE if kind == VIEW else Task.POSE_CHANGE for _, _, kind in drawn]
+        if self._latents is not None:
+            return self._stored_batch(self._latents, positions, drawn, tasks)
+        encoded = iter(
+            self._reader.read(
+                [
+                    self._wanted(row, with_mask)
+                    for target, reference, _ in drawn
+                    # Nobody looks at a target's mask: it is what the network shall draw.
+                    for row, with_mask in ((target, False), (reference, True))
+                    if row is not None
+                ]
+            )
+        )
+        stack = PairStack(len(positions), self.image_size)
+        for number, (position, (_, reference, kind)) in enumerate(zip(positions, drawn, strict=True)):
+            frames = next(encoded), None if reference is None else next(encoded)
+            stack.put(number, *self._decoded(position, kind, *frames, stack.places(number)))
+        return stack.pairs(tasks)
+
+    def rows_at(self, position: int) -> tuple[int, int | None, int]:
+        """Return the row of the target, the row of the reference (None for a still) and the kind of the pair."""
+        target = self._candidates.target(self._order[position])
+        kind, reference = self._candidates.draw(target, np.random.default_rng([self.seed, position, 0]))
+        return target, reference, kind
+
+    def effective_epochs(self, position: int) -> dict[str, float]:
+        """Return how often each source's targets have been shown, on average, before ``position``."""
+        return self._order.effective_epochs(position)
+
+    def mixture(self) -> dict[str, dict[str, float]]:
+        """Return the expected share of each kind of pair of each source in what is trained on; all together 1."""
+        kinds = self._candidates.kind_shares()
+        return {
+            source: {kind: share * kinds[source][number] for number, kind in enumerate(KINDS)}
+            for source, share in self._order.shares().items()
+        }
+
+    def find(self, sample_id: str) -> int:
+        """Return the row of a sample. Raises ``UsageError`` where it is not in this split, or left out."""
+        found = np.flatnonzero(self._rows["sample"] == pl.Series([sample_id]).hash()[0])
+        if not len(found):
+            raise UsageError(f"no sample {sample_id} in {self.storage.describe()}")
+        return int(found[0])
+
+    def video_rows(self, row: int) -> list[int]:
+        """Return the rows of the video that a row belongs to, in order of time."""
+        return self._candidates.video_rows(row)
+
+    def sequence_id(self, row: int) -> str:
+        """Return the sequence that a row belongs to."""
+        shard, place = self._place(row)
+        return str(self.storage.read_parquet(self.shards[shard].name, ["sequence_id"])["sequence_id"][place])
+
+    def frame(self, row: int) -> Frame:
+        """Return a row's picture and labels at the training size."""
+        (encoded,) = self._reader.read([self._wanted(row, with_mask=True)])
+        return resize(encoded.decode(), self.image_size)
+
+    def _decoded(
+        self,
+        position: int,
+        kind: int,
+        target: EncodedFrame,
+        reference: EncodedFrame | None,
+        places: tuple[ByteArray, ByteArray],
+    ) -> tuple[Frame, Frame | None]:
+        """Return both frames of a pair at the training size, their pictures in ``places`` where they may lie there."""
+        frame = target.decode(self._reduction, places[0])
+        other = None if reference is None else reference.decode(self._reduction, places[1])
+        if self.augmentation is None:
+            return resize(frame, self.image_size), None if other is None else resize(other, self.image_size)
+        rng = np.random.default_rng([self.seed, position, 1])
+        return augment_pair(frame, other, kind == VIEW, self.image_size, self.augmentation, rng)
+
+    def _stored_batch(
+        self,
+        latents: LatentReader,
+        positions: Sequence[int],
+        drawn: Sequence[tuple[int, int | None, int]],
+        tasks: Sequence[Task],
+    ) -> FramePair:
+        variants = [0] * len(positions)
+        if self.augmentation is not None:
+            rngs = (np.random.default_rng([self.seed, position, 1]) for position in positions)
+            variants = [int(rng.integers(latents.variants)) for rng in rngs]
+        present = np.array([reference is not None for _, reference, _ in drawn])
+        rows = [(target, variant) for (target, _, _), variant in zip(drawn, variants, strict=True)]
+        rows += [(row, variant) for (_, row, _), variant in zip(drawn, variants, strict=True) if row is not None]
+        frames = latents.read([(*self._place(row), variant) for row, variant in rows])
+        count = len(positions)
+
+        def targets(field: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(field[:count])
+
+        def references(field: NDArray[np.generic]) -> Tensor:
+            if present.all():
+                return torch.from_numpy(field[count:])
+            spread = np.zeros((count, *field.shape[1:]), field.dtype)
+            spread[present] = field[count:]
+            return torch.from_numpy(spread)
+
+        return FramePair(
+            target_image=targets(frames.moments),
+            target_weight=targets(_levels(frames.weight)),
+            target_keypoints=targets(frames.keypoints),
+            target_valid=targets(frames.valid),
+            reference_image=references(frames.moments),
+            reference_mask=references(_levels(frames.mask)),
+            reference_keypoints=references(frames.keypoints),
+            reference_valid=references(frames.valid),
+            reference_dropped=torch.from_numpy(~present),
+            task=torch.tensor(tasks),
+        )
+
+    def _rows_of_shard(self, shard: int) -> tuple[NDArray[np.integer], NDArray[np.uint64]]:
+        first, stop = self._shard_starts[shard : shard + 2]
+        return self._rows["row"][first:stop], self._rows["sample"][first:stop]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Return a row's shard, and where it stands in it."""
+        shard = int(np.searchsorted(self._shard_starts, row, side="right")) - 1
+        return shard, int(self._rows["row"][row])
+
+    def _wanted(self, row: int, with_mask: bool) -> WantedFrame:
+        shard, place = self._place(row)
+        image_start, image_bytes, mask_start, mask_bytes = self._rows["places"][row].tolist()
+        places = (image_start, image_bytes), (mask_start, mask_bytes if with_mask else 0)
+        return WantedFrame(shard, place, places if image_bytes else None, with_mask)
+
+
+def _levels(shares: NDArray[np.float16]) -> ByteArray:
+    """Return planes (N, h, w) of shares, 0 to 1, as (N, 1, h, w) of 0 to 255."""
+    return np.rint(shares[:, None].astype(np.float32) * 255).astype(np.uint8)

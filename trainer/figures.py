@@ -1,0 +1,66 @@
+"""Figures of generated hands: rows of pictures, grids, filmstrips and skeletons."""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from handdata.schemas import KEYPOINT_COUNT, SIDES, SKELETON_EDGES, hand_rows
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.trainer.data.augment import Frame, resize
+
+_HAND_COLOURS = {"right": (255, 140, 0), "left": (0, 170, 255)}
+_BORDER = ((2, 2), (2, 2), (0, 0))
+
+
+def filmstrip(frames: Sequence[ByteArray], targets: Sequence[Frame], tile_px: int = 128) -> ByteArray:
+    """Lay out a video: a column each, pose above picture."""
+    columns = []
+    for picture, target in zip(frames, targets, strict=True):
+        pose = resize(target, tile_px)
+        tiles = draw_skeleton(tile_px, pose.keypoints, pose.valid), _enlarged(picture, tile_px)
+        columns.append(np.vstack([np.pad(tile, _BORDER, constant_values=255) for tile in tiles]))
+    return np.asarray(np.hstack(columns), dtype=np.uint8)
+
+
+def grid(pictures: Sequence[ByteArray], tile_px: int = 128) -> ByteArray:
+    """Lay out pictures in a square, row by row."""
+    side = math.ceil(math.sqrt(len(pictures)))
+    tiles = [np.pad(_enlarged(picture, tile_px), _BORDER, constant_values=255) for picture in pictures]
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % side)
+    return np.asarray(np.vstack([np.hstack(tiles[row : row + side]) for row in range(0, len(tiles), side)]), np.uint8)
+
+
+def draw_skeleton(size: int, keypoints: FloatArray, valid: BoolArray) -> ByteArray:
+    """Draw keypoints (42, 2), pixels of a picture of ``size``, as bones on black: right hand orange, left hand blue."""
+    picture = np.zeros((size, size, 3), np.uint8)
+    sub_pixel = 16
+    fixed = np.round(keypoints * sub_pixel).astype(int)
+    thickness = max(1, size // 96)
+    for side in SIDES:
+        rows = range(KEYPOINT_COUNT)[hand_rows(side)]
+        for start, end in SKELETON_EDGES:
+            if start in rows and valid[start] and valid[end]:
+                ends = tuple(map(int, fixed[start])), tuple(map(int, fixed[end]))
+                cv2.line(picture, *ends, _HAND_COLOURS[side], thickness, cv2.LINE_AA, shift=4)
+    return picture
+
+
+def figure(
+    references: Sequence[Frame], targets: Sequence[Frame], generated: Sequence[ByteArray], tile_px: int = 128
+) -> ByteArray:
+    """Lay out results, a row each: reference, target pose, target picture (grey where unknown), generated picture."""
+    rows = []
+    for reference, target, picture in zip(references, targets, generated, strict=True):
+        pose = resize(target, tile_px)
+        truth = pose.image if target.known.any() else np.full_like(pose.image, 128)
+        tiles = [_enlarged(reference.image, tile_px), draw_skeleton(tile_px, pose.keypoints, pose.valid)]
+        tiles += [truth, _enlarged(np.asarray(picture), tile_px)]
+        rows.append(np.hstack([np.pad(tile, _BORDER, constant_values=255) for tile in tiles]))
+    return np.asarray(np.vstack(rows), dtype=np.uint8)
+
+
+def _enlarged(picture: ByteArray, size: int) -> ByteArray:
+    interpolation = cv2.INTER_AREA if picture.shape[0] > size else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, (size, size), interpolation=interpolation), dtype=np.uint8)

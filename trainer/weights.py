@@ -1,0 +1,156 @@
+"""Weights from other places: the published FoundHand, an ImageNet DiT, and files for others."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
+from typing import Any, Final
+
+import fsspec
+import safetensors.torch
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from handdata.schemas.errors import WeightsError
+from handdata.trainer.model import DiT
+
+# (published name, our name): the first part that matches from the left is replaced.
+_FOUNDHAND_NAMES: Final = (
+    ("pos_embed", "positions"),
+    ("feature_aligned_embedder", "patch_embedding"),
+    ("t_embedder.mlp.0", "timestep_embedding.mlp.fc1"),
+    ("t_embedder.mlp.2", "timestep_embedding.mlp.fc2"),
+    ("nvs_label_embedder.embedding_table", "task_embedding"),
+    ("y_embedder.embedding_table", "class_embedding"),
+    ("final_layer.adaLN_modulation.1", "final_layer.modulation"),
+)
+_BLOCK_NAMES: Final = (
+    ("attn.qkv", "attention.qkv"),
+    ("attn.proj", "attention.projection"),
+    ("adaLN_modulation.1", "modulation"),
+)
+
+
+def import_foundhand(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a published FoundHand state dict to ours; tensors are passed through as they are."""
+    return {_renamed(name, _FOUNDHAND_NAMES, _BLOCK_NAMES): tensor for name, tensor in state.items()}
+
+
+def export_foundhand(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a state dict of ours to the published names: the inverse of ``import_foundhand``."""
+    names = tuple((ours, published) for published, ours in _FOUNDHAND_NAMES)
+    block_names = tuple((ours, published) for published, ours in _BLOCK_NAMES)
+    return {_renamed(name, names, block_names): tensor for name, tensor in state.items()}
+
+
+def write_foundhand(model: DiT, path: Path) -> None:
+    """Write a network's weights as the public FoundHand code reads them.
+
+    A ``.pt`` or ``.pth`` file holds them under ``ema_state_dict``, like the released one; a ``.safetensors`` file holds
+    nothing else. Raises ``WeightsError`` for a network that the published code cannot build (``qk_norm``), other file
+    names, and a folder that cannot be written.
+    """
+    state = export_foundhand(state_tensors(model))
+    if any("_norm." in name for name in state):
+        raise WeightsError("a network with qk_norm has no published format", "train without model.qk_norm")
+    try:
+        if path.suffix == ".safetensors":
+            path.write_bytes(safetensors.torch.save(state, {"format": "pt"}))
+        elif path.suffix in (".pt", ".pth"):
+            path.write_bytes(torch_bytes({"ema_state_dict": state}))
+        else:
+            raise WeightsError(f"{path} is no name for weights", "end it with .pt, .pth or .safetensors")
+    except OSError as error:
+        raise WeightsError(f"cannot write {path}: {error.strerror}") from error
+
+
+def import_imagenet_dit(state: dict[str, Tensor], model: DiT) -> dict[str, Tensor]:
+    """Return a state dict for ``model``, started from the weights of an ImageNet DiT of the same sizes.
+
+    The patch embedder's latent channels are copied and the others set to zero, so that the conditions say nothing at
+    first; its positions become the target's. The class table stays. What ImageNet's DiT lacks (the reference's
+    positions, the task table) is as in ``model``. Raises ``WeightsError`` where sizes differ.
+    """
+    known = import_foundhand({name.replace("x_embedder.", "feature_aligned_embedder."): t for name, t in state.items()})
+    merged = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    missing = sorted(merged.keys() - known.keys() - {"task_embedding.weight"})
+    unknown = sorted(known.keys() - merged.keys())
+    if missing or unknown:
+        raise WeightsError(
+            f"not a DiT of {len(model.blocks)} blocks: missing {missing[:3]}, unexpected {unknown[:3]}",
+            "choose the preset of the same size, such as foundhand-xl for DiT-XL/2",
+        )
+    for name, tensor in known.items():
+        place = merged[name]
+        if name == "patch_embedding.proj.weight":
+            place.zero_()
+            place = place[:, : model.latent_channels]
+        elif name == "positions":
+            place = place[:, : model.patches]
+        if place.shape != tensor.shape:
+            raise WeightsError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(place.shape)}")
+        place.copy_(tensor)
+    return merged
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Read a state dict from a .safetensors file or a PyTorch file, local or URL, on the CPU.
+
+    Of a training checkpoint the moving average is taken (``ema_state_dict`` in FoundHand's, ``ema`` in DiT's). Raises
+    ``WeightsError`` for a file that is missing, damaged or holds anything but tensors and plain values.
+    """
+    try:
+        with local_copy(path) as file:
+            if file.suffix == ".safetensors":
+                return safetensors.torch.load_file(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no weights at {path}") from error
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{path} is not a readable file of weights: {error}") from error
+    for key in ("ema_state_dict", "ema", "model_state_dict", "model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no state dict", "expected a dictionary of tensors by parameter name")
+    return content
+
+
+def _renamed(name: str, names: tuple[tuple[str, str], ...], block_names: tuple[tuple[str, str], ...]) -> str:
+    if block := re.match(r"blocks\.\d+\.", name):
+        return block[0] + _renamed(name[block.end() :], block_names, ())
+    for old, new in names:
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
+
+
+def state_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a network's state, on the CPU, each tensor in one piece of memory."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def torch_bytes(state: dict[str, Any]) -> bytes:
+    """Return a state as the content of a file of ``torch.save``."""
+    buffer = BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+@contextmanager
+def local_copy(url: str) -> Iterator[Path]:
+    """Yield a local path of the file at a path or URL, downloaded to a temporary folder where it is remote."""
+    fs, path = fsspec.core.url_to_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / PurePosixPath(path).name
+        fs.get_file(path, str(copy))
+        yield copy
