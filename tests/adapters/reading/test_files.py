@@ -287,7 +287,7 @@ def test_each_bad_npz_has_its_reason_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: RejectReason
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files, "MAX_ARRAY_BYTES", 2**16)
+    monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 2**16)
     path = tmp_path / "label.npz"
     _write_npz(path, kind)
     with pytest.raises(RecordError, match=r"label\.npz") as error:
