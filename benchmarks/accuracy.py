@@ -426,7 +426,7 @@ def ours(
             detector=detector,
             mask_model=GrabCutModel() if masks == "grabcut" else None,
         )
-        samples, _ = annotator.annotate("accuracy", records)
+        samples, _ = annotator.process("accuracy", records)
     return samples
 
 

@@ -20,7 +20,7 @@ from handdata.pipeline.annotation.keypoints import FrameKeypoints, join_keypoint
 from handdata.pipeline.annotation.masks import grabcut_mask, mask_score, mask_spill
 from handdata.pipeline.annotation.measures import perceptual_hash, sharpness
 from handdata.pipeline.annotation.meter import StageMeter, StageTally, as_stage, metered, metered_each
-from handdata.pipeline.annotation.sides import Located, settle_sides
+from handdata.pipeline.annotation.sides import Located, agree_on_sides
 from handdata.pipeline.annotation.tracking import HandTracker, runs_of
 from handdata.pipeline.quality import judge
 from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy
@@ -100,12 +100,12 @@ class Annotator:
     mask_model: MaskModel | None
     meter: StageMeter = field(default_factory=StageTally)
 
-    def annotate(self, unit_id: str, records: Sequence[HandRecord]) -> tuple[list[AnnotatedSample], list[Rejection]]:
+    def process(self, unit_id: str, records: Sequence[HandRecord]) -> tuple[list[AnnotatedSample], list[Rejection]]:
         """Return the samples and the rejections of a unit's records, each in their order.
 
         The work goes run by run (``tracking.runs_of``), so that hands are followed and each video is decoded forward.
         """
-        unit = _Unit(
+        unit = UnitHands(
             [records[position] for run in runs_of(records) for position in run], self.detector, self.settings.keypoints
         )
         samples: list[AnnotatedSample] = []
@@ -126,10 +126,10 @@ class Annotator:
         accepted, gated = judge(samples, self.settings.image_size, self.settings.quality)
         self.meter.passed("judge", len(accepted), time.perf_counter() - started)
         for rejection in gated:
-            self.meter.refused("judge", rejection.reason)
+            self.meter.rejected("judge", rejection.reason)
         return accepted, rejections + gated
 
-    def _prepared(self, unit: "_Unit", rejections: list[Rejection]) -> Iterator[PreparedCrop]:
+    def _prepared(self, unit: "UnitHands", rejections: list[Rejection]) -> Iterator[PreparedCrop]:
         """Yield the crops of all usable records and add the others to ``rejections``.
 
         Stable crops need the hands of a whole run before the first is cut: the frames are then decoded twice, since a
@@ -156,7 +156,7 @@ class Annotator:
 
         yield from self._each(usable, cut, rejections)
 
-    def _with_settled_sides(self, unit: "_Unit", samples: Sequence[AnnotatedSample]) -> Iterator[AnnotatedSample]:
+    def _with_settled_sides(self, unit: "UnitHands", samples: Sequence[AnnotatedSample]) -> Iterator[AnnotatedSample]:
         """Give each hand the side on which its run and the other views agree, known only now.
 
         Neither the square nor the mask depends on sides, so that only the columns about the hands change.
@@ -192,7 +192,7 @@ class Annotator:
                 )
 
     @as_stage("keypoints")
-    def locate(self, unit: "_Unit", record: HandRecord, image: ByteArray) -> FrameKeypoints:
+    def locate(self, unit: "UnitHands", record: HandRecord, image: ByteArray) -> FrameKeypoints:
         """Return the keypoints of a unit's next frame; sides may still change.
 
         Raises:
@@ -317,7 +317,7 @@ class Annotator:
         )
 
 
-class _Unit:
+class UnitHands:
     """The hands of a unit's frames: located one after another, their sides settled when all are known.
 
     Args:
@@ -366,7 +366,7 @@ class _Unit:
 
     def changed(self) -> dict[str, FrameKeypoints]:
         """Return the keypoints of those frames of which a hand has got another side since it was located."""
-        settled = settle_sides(self._located, self._policy)
+        settled = agree_on_sides(self._located, self._policy)
         return {
             after.record.record_id: join_keypoints(after.record, after.detections, self._policy)
             for before, after in zip(self._located, settled, strict=True)

@@ -1,7 +1,7 @@
-"""Rows, refused rows and seconds of each annotation stage: for Ray's metrics, and for the estimate of a run.
+"""Rows, rejected rows and seconds of each annotation stage.
 
-A ``StageMeter`` only looks on: what a stage returns never depends on it. In Ray's metrics, which every node offers to
-Prometheus, the names begin with ``ray_handdata_``; docs/cluster.md lists them.
+A ``StageMeter`` only observes: what a stage returns never depends on it. ``StageTally`` sums in this process, for the
+estimate of a run; ``run.ray_meter`` exports to Ray's metrics.
 """
 
 import time
@@ -21,19 +21,16 @@ Owner = TypeVar("Owner", bound="_HasMeter")
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
-_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0]
-"""Upper bounds of the histogram's bins."""
-
 
 class StageMeter(Protocol):
-    """Is told what the stages do."""
+    """Receives what the stages do."""
 
     def passed(self, stage: Stage, rows: int, seconds: float) -> None:
         """Note that a stage took some rows through in this time."""
         ...
 
-    def refused(self, stage: Stage, reason: RejectReason) -> None:
-        """Note that a stage refused a row."""
+    def rejected(self, stage: Stage, reason: RejectReason) -> None:
+        """Note that a stage rejected a row."""
         ...
 
 
@@ -55,40 +52,19 @@ class StageTally:
         self.rows[stage] += rows
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
-    def refused(self, stage: Stage, reason: RejectReason) -> None:
+    def rejected(self, stage: Stage, reason: RejectReason) -> None:
         """Add to the sums."""
         self.reasons[stage, reason] += 1
 
 
-class RayMeter:
-    """Ray's metrics of this worker process."""
-
-    def __init__(self) -> None:
-        from ray.util.metrics import Counter, Histogram
-
-        self._rows = Counter("handdata_rows", "Rows that a stage took through.", ("Stage",))
-        self._refused = Counter("handdata_rejected", "Rows that a stage refused.", ("Stage", "Reason"))
-        self._seconds = Histogram("handdata_stage_seconds", "Seconds of a call of a stage.", _SECONDS, ("Stage",))
-
-    def passed(self, stage: Stage, rows: int, seconds: float) -> None:
-        """Export the rows and the time."""
-        self._seconds.observe(seconds, {"Stage": stage})
-        if rows:
-            self._rows.inc(rows, {"Stage": stage})
-
-    def refused(self, stage: Stage, reason: RejectReason) -> None:
-        """Export the refusal."""
-        self._refused.inc(1, {"Stage": stage, "Reason": reason.value})
-
-
 @contextmanager
 def metered(meter: StageMeter, stage: Stage, rows: int = 1) -> Iterator[None]:
-    """Time a block that takes some rows through a stage. A ``RecordError`` counts as one refused row and goes on."""
+    """Time a block that takes some rows through a stage; a ``RecordError`` counts as one rejected row."""
     started = time.perf_counter()
     try:
         yield
     except RecordError as error:
-        meter.refused(stage, error.reason)
+        meter.rejected(stage, error.reason)
         rows -= 1
         raise
     except BaseException:
@@ -125,6 +101,6 @@ def metered_each(
             return
         error = pair[1] if isinstance(pair[1], RecordError) else None
         if error is not None:
-            meter.refused(stage, error.reason)
+            meter.rejected(stage, error.reason)
         meter.passed(stage, error is None, time.perf_counter() - started)
         yield pair

@@ -49,7 +49,7 @@ def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None 
             detector=detector,
             mask_model=GrabCutModel(),
         )
-        samples, rejections = annotator.annotate("photo", [record])
+        samples, rejections = annotator.process("photo", [record])
     if not samples:
         raise UsageError(f"{path} cannot be used: {rejections[0].detail}", "take a picture that shows the whole hand")
     return samples[0]

@@ -37,7 +37,7 @@ class Located:
     detections: Sequence[Detection]
 
 
-def settle_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[Located]:
+def agree_on_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[Located]:
     """Return the frames of a unit with the sides on which runs and views agree."""
     hands, doubted = _hands(frames)
     votes: dict[Hand, float] = defaultdict(float)

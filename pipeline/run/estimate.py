@@ -202,7 +202,7 @@ class _ProbeWorker:
             self._detector = HandDetector(models.hand_landmarker, settings.detection_confidence)
         self._mask_model: MaskModel | None = GrabCutModel() if models.grabcut else None
         if models.sam is not None and models.sam_origin is not None:
-            self._mask_model = SamHere(models.sam, models.sam_origin, device)
+            self._mask_model = LocalSam(models.sam, models.sam_origin, device)
         self._warm = False
 
     def probe(self, source: str, records: Sequence[HandRecord]) -> Probe:
@@ -224,7 +224,7 @@ class _ProbeWorker:
             mask_model=self._mask_model,
             meter=tally,
         )
-        samples, _ = annotator.annotate("probe", records)
+        samples, _ = annotator.process("probe", records)
         stored = b""
         if samples:
             with metered(tally, "write", len(samples)):
@@ -238,7 +238,7 @@ class _ProbeWorker:
             self._detector.close()
 
 
-class SamHere:
+class LocalSam:
     """A ``MaskModel`` in this process: its time is SAM's alone."""
 
     def __init__(self, checkpoint: Path, origin: MaskOrigin, device: str) -> None:

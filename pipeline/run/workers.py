@@ -19,8 +19,9 @@ from handdata.adapters.registry import find_adapter
 from handdata.pipeline.annotation import watchdog
 from handdata.pipeline.annotation.annotator import Annotator, GrabCutModel, MaskModel, PreparedCrop
 from handdata.pipeline.annotation.detector import HandDetector
-from handdata.pipeline.annotation.meter import RayMeter, metered
+from handdata.pipeline.annotation.meter import metered
 from handdata.pipeline.run.model_files import Models
+from handdata.pipeline.run.ray_meter import RayMeter
 from handdata.pipeline.run.supervisor import Whereabouts
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.commit import write_unit
@@ -96,7 +97,7 @@ class SamWorker:
             return [np.packbits(masks, axis=-1) for masks in segmenter.propose(images, keypoints, valid)]
 
 
-class SamClient:
+class RemoteSam:
     """A ``MaskModel`` that hands batches to SAM actors in turn."""
 
     def __init__(self, origin: MaskOrigin, actors: Sequence[Any]) -> None:
@@ -104,7 +105,7 @@ class SamClient:
         self._turns = itertools.cycle(actors)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError("a SamClient belongs to one worker: send its actors instead")
+        raise TypeError("a RemoteSam belongs to one worker: send its actors instead")
 
     def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
         """Send a batch to the next actor. The choice among its candidates is made here: it would keep a GPU waiting."""
@@ -157,7 +158,7 @@ class AnnotateWorker:
         if models.hand_landmarker is not None:
             self._detector = HandDetector(models.hand_landmarker, self._settings.detection_confidence)
         if models.sam_origin is not None:
-            self._mask_model = SamClient(models.sam_origin, self._sam_actors)
+            self._mask_model = RemoteSam(models.sam_origin, self._sam_actors)
         elif models.grabcut:
             self._mask_model = GrabCutModel()
         return Whereabouts.of_this_process()
@@ -208,7 +209,7 @@ class AnnotateWorker:
             meter=self._meter,
         )
         with watchdog.watched():
-            return annotator.annotate(unit.unit_id, records)
+            return annotator.process(unit.unit_id, records)
 
     def close(self) -> None:
         """Release MediaPipe before the process ends."""

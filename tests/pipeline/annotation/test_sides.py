@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from handdata.pipeline.annotation.detector import Detection
-from handdata.pipeline.annotation.sides import Located, settle_sides
+from handdata.pipeline.annotation.sides import Located, agree_on_sides
 from handdata.schemas import HandRecord, HandState, Side
 
 
@@ -32,7 +32,7 @@ def seen(side: Side, track: int, score: float = 0.9) -> Detection:
 
 
 def sides(frames: list[Located]) -> list[list[Side]]:
-    settled = settle_sides(frames, "prefer-dataset")
+    settled = agree_on_sides(frames, "prefer-dataset")
     return [[d.side for d in sorted(frame.detections, key=lambda d: d.track)] for frame in settled]
 
 
@@ -68,7 +68,7 @@ def test_what_a_dataset_says_of_one_frame_names_the_hand_in_all() -> None:
 
 
 def test_two_hands_of_a_frame_differ_and_the_weaker_claim_is_contested() -> None:
-    (settled,) = settle_sides([Located(record(0), [seen("right", 0, 0.99), seen("right", 1, 0.7)])], "mediapipe")
+    (settled,) = agree_on_sides([Located(record(0), [seen("right", 0, 0.99), seen("right", 1, 0.7)])], "mediapipe")
     by_track = {detection.track: detection for detection in settled.detections}
     assert (by_track[0].side, by_track[0].contested) == ("right", False)
     assert (by_track[1].side, by_track[1].contested) == ("left", True)
@@ -77,7 +77,7 @@ def test_two_hands_of_a_frame_differ_and_the_weaker_claim_is_contested() -> None
 def test_a_second_hand_that_one_of_many_views_sees_is_contested() -> None:
     frames = [Located(record(0, str(camera)), [seen("right", camera)]) for camera in range(12)]
     frames.append(Located(record(0, "12"), [seen("right", 12), seen("left", 13, 0.85)]))
-    *others, last = settle_sides(frames, "mediapipe")
+    *others, last = agree_on_sides(frames, "mediapipe")
     assert not any(detection.contested for frame in others for detection in frame.detections)
     assert {d.track: (d.side, d.contested) for d in last.detections} == {12: ("right", False), 13: ("left", True)}
 
@@ -86,7 +86,7 @@ def test_one_frame_of_two_right_hands_does_not_rename_a_run() -> None:
     frames = [Located(record(frame), [seen("right", 0)]) for frame in range(9)]
     frames.append(Located(record(9), [seen("right", 0), seen("right", 1)]))
     frames += [Located(record(frame), [seen("right", 1)]) for frame in range(10, 30)]
-    settled = settle_sides(frames, "mediapipe")
+    settled = agree_on_sides(frames, "mediapipe")
     assert {d.side for frame in settled[:9] + settled[10:] for d in frame.detections} == {"right"}
     # Both are well known, and the first was there before.
     assert {d.track: (d.side, d.contested) for d in settled[9].detections} == {0: ("right", False), 1: ("left", True)}
@@ -95,11 +95,11 @@ def test_one_frame_of_two_right_hands_does_not_rename_a_run() -> None:
 def test_a_passing_error_has_no_claim_against_a_hand_that_stays() -> None:
     frames = [Located(record(0), [seen("right", 0)]), Located(record(1), [seen("right", 0), seen("right", 1, 0.8)])]
     frames += [Located(record(frame), [seen("right", 1, 0.8)]) for frame in range(2, 20)]
-    settled = settle_sides(frames, "mediapipe")
+    settled = agree_on_sides(frames, "mediapipe")
     assert {d.track: (d.side, d.contested) for d in settled[1].detections} == {0: ("left", True), 1: ("right", False)}
 
 
 def test_the_order_of_frames_changes_nothing() -> None:
     frames = [Located(record(frame), [seen("right", 0, 0.6 + frame / 20), seen("left", 1)]) for frame in range(6)]
-    backwards = settle_sides([replace(frame) for frame in frames[::-1]], "mediapipe")[::-1]
-    assert [f.detections for f in settle_sides(frames, "mediapipe")] == [f.detections for f in backwards]
+    backwards = agree_on_sides([replace(frame) for frame in frames[::-1]], "mediapipe")[::-1]
+    assert [f.detections for f in agree_on_sides(frames, "mediapipe")] == [f.detections for f in backwards]

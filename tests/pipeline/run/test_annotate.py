@@ -28,7 +28,7 @@ from handdata.pipeline.annotation.sam import SamSegmenter
 from handdata.pipeline.annotation.search import DOUBTFUL_SCORE
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate
-from handdata.pipeline.run.workers import SAM_OPTIONS, SamClient, SamWorker
+from handdata.pipeline.run.workers import SAM_OPTIONS, RemoteSam, SamWorker
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest
 from handdata.pipeline.shards.plan import read_unit, stored_units
@@ -166,9 +166,9 @@ def test_sam_masks_come_from_an_actor_that_serves_the_workers(annotated: Path) -
         settings=AnnotateSettings(masks="sam", image_size=64),
         annotator_hash="",
         detector=None,
-        mask_model=SamClient("sam_vit_b", [actor]),
+        mask_model=RemoteSam("sam_vit_b", [actor]),
     )
-    samples, rejections = annotator.annotate(unit.unit_id, read_unit(storage, unit)[:20])
+    samples, rejections = annotator.process(unit.unit_id, read_unit(storage, unit)[:20])
     assert len(samples) == 20
     assert not rejections
     assert all(sample.mask_origin == "sam_vit_b" and sample.hand_mask is not None for sample in samples)
@@ -186,14 +186,14 @@ def test_a_sam_actor_that_dies_during_a_call_is_started_again(annotated: Path) -
         settings=AnnotateSettings(masks="sam", image_size=64),
         annotator_hash="",
         detector=None,
-        mask_model=SamClient("sam_vit_b", [actor]),
+        mask_model=RemoteSam("sam_vit_b", [actor]),
     )
     records = read_unit(storage, unit)[:32]
-    undisturbed, _ = annotator.annotate(unit.unit_id, records)
+    undisturbed, _ = annotator.process(unit.unit_id, records)
     victim = ray.get(actor.process_id.remote())
     kill_soon = threading.Timer(0.1, os.kill, (victim, signal.SIGKILL))
     kill_soon.start()
-    samples, _ = annotator.annotate(unit.unit_id, records)
+    samples, _ = annotator.process(unit.unit_id, records)
     kill_soon.join()
     assert samples_to_table(samples) == samples_to_table(undisturbed)
     assert ray.get(actor.process_id.remote()) != victim

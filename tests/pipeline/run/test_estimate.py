@@ -11,7 +11,7 @@ from handdata.pipeline.annotation.meter import StageTally
 from handdata.pipeline.annotation.sam import SamSegmenter
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate
-from handdata.pipeline.run.estimate import Probe, RunEstimate, SamHere, SourceEstimate
+from handdata.pipeline.run.estimate import LocalSam, Probe, RunEstimate, SourceEstimate
 from handdata.pipeline.run.model_files import Models
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.plan import preview_source, read_previewed
@@ -96,7 +96,7 @@ def test_the_slower_of_cpu_and_gpu_decides(gpus: int, seconds: float) -> None:
     assert estimate.bytes == 40_000
 
 
-class RandomSam(SamHere):
+class RandomSam(LocalSam):
     """SAM with a small model of random weights."""
 
     def __init__(self) -> None:
@@ -118,6 +118,6 @@ def test_the_probes_sam_makes_a_mask_for_each_crop(workspace: Path) -> None:
         mask_model=RandomSam(),
         meter=tally,
     )
-    samples, _ = annotator.annotate("probe", records)
+    samples, _ = annotator.process("probe", records)
     assert [sample.mask_origin for sample in samples] == ["sam_vit_b"] * 5
     assert tally.rows["mask"] == 5
