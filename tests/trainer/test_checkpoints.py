@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,6 @@ import torch
 
 from handdata.schemas.errors import StorageError, WeightsError
 from handdata.trainer.checkpoints import latest_checkpoint, load_checkpoint, load_for_sampling, save_checkpoint
-from handdata.trainer.diffusion import Diffusion
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import ModelConfig
 from handdata.trainer.weights import (
@@ -30,59 +28,7 @@ from handdata.trainer.weights import (
     read_weights,
     write_foundhand,
 )
-
-SIZES = ModelConfig(input_size=8, patch_size=2, latent_channels=3, hidden_size=32, depth=2, num_heads=4)
-CONFIG: dict[str, Any] = {"model": SIZES.model_dump(), "image_size": 8}
-
-
-class Run:
-    """A training run in small, with everything that a checkpoint has to bring back."""
-
-    def __init__(self, seed: int) -> None:
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        self.model, self.ema = DiT(**SIZES.model_dump()), DiT(**SIZES.model_dump())
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
-        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 0.1, 1.0, total_iters=20)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.step = 0
-
-    def train(self, steps: int) -> list[float]:
-        losses = []
-        for _ in range(steps):
-            scale = 1 + random.random() + np.random.rand()
-            x0 = torch.randn(2, 3, 8, 8) * scale
-            noise = torch.randn(2, 3, 8, 8, generator=self.generator)
-            t = torch.randint(1000, (2,), generator=self.generator)
-            x_t = Diffusion().add_noise(x0, noise, t)
-            output = self.model(x_t, t, torch.ones(2, 43, 8, 8), torch.ones(2, 46, 8, 8), torch.zeros(2).long())
-            loss = Diffusion().training_loss(output, x0, noise, t).total.mean()
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step()
-            with torch.no_grad():
-                for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                    average.lerp_(parameter, 0.1)
-            self.step += 1
-            losses.append(loss.item())
-        return losses
-
-    def save(self, url: str, keep_last: int | None = 3) -> str:
-        return save_checkpoint(
-            url, self.step, self.model, self.ema, self.optimizer, CONFIG,
-            data_state={"epoch": 1, "rows": [self.step, 5]}, schedule=self.schedule,
-            generators={"noise": self.generator}, keep_last=keep_last,
-        )  # fmt: skip
-
-    def resume(self, url: str) -> dict[str, Any]:
-        resumed = load_checkpoint(
-            url, self.model, self.ema, self.optimizer, schedule=self.schedule, generators={"noise": self.generator}
-        )
-        self.step = resumed.step
-        assert resumed.config == CONFIG
-        return resumed.data_state
+from tests.fixtures.training import CONFIG, SIZES, Run
 
 
 def equal_states(first: Any, second: Any) -> bool:
@@ -165,7 +111,7 @@ def test_every_prefix_of_a_save_leaves_the_checkpoint_before_it(tmp_path: Path) 
 def test_a_run_killed_while_saving_can_be_resumed(tmp_path: Path) -> None:
     program = (
         "import sys, torch\n"
-        "from tests.trainer.test_checkpoints import Run\n"
+        "from tests.fixtures.training import Run\n"
         "torch.set_num_threads(1)\n"
         "run = Run(seed=0)\n"
         "while True:\n"

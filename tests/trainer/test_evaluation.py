@@ -30,7 +30,7 @@ from handdata.trainer.loop import train
 from handdata.trainer.presets import PairConfig
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
-from tests.trainer.test_loop import SMALL
+from tests.fixtures.training import SMALL
 
 OPEN_HAND = np.array(
     [(0, 0)] + [(x * reach, -reach) for x in (-0.6, -0.2, 0.0, 0.2, 0.4) for reach in (0.4, 0.6, 0.8, 1.0)]

@@ -21,9 +21,7 @@ from handdata.trainer.history import LossWatch
 from handdata.trainer.loop import train
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import (
-    PRESETS,
     DiffusionConfig,
-    ModelConfig,
     MonitoringConfig,
     PairConfig,
     Preset,
@@ -33,31 +31,14 @@ from handdata.trainer.schedule import MicroBatches, Process, micro_batches, spre
 from handdata.trainer.trainer import Trainer
 from handdata.trainer.weights import export_foundhand, read_weights
 from tests.fixtures.commands import CommandResult
-from tests.fixtures.samples import sample, write_dataset
-
-SMALL = PRESETS["tiny"].model_copy(
-    update={
-        "model": ModelConfig(input_size=32, patch_size=8, latent_channels=3, hidden_size=32, depth=2, num_heads=2),
-        "optimisation": PRESETS["tiny"].optimisation.model_copy(update={"batch_size": 4}),
-    }
-)
+from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    samples = [sample("wave", frame, camera, timestamp_s=frame / 10) for frame in range(6) for camera in "ab"]
-    samples += [sample("held-out", frame, split="val", timestamp_s=frame / 10) for frame in range(6)]
     storage = Storage(tmp_path / "workspace")
-    write_dataset(storage, samples)
+    write_two_sequences(storage)
     return storage
-
-
-def weights(checkpoint_url: str) -> dict[str, Tensor]:
-    networks = {
-        name: safetensors.torch.load_file(Path(checkpoint_url.removeprefix("file://")) / f"{name}.safetensors")
-        for name in ("model", "ema")
-    }
-    return {f"{network}.{name}": tensor for network, state in networks.items() for name, tensor in state.items()}
 
 
 def test_training_leaves_checkpoint_settings_and_metrics(storage: Storage) -> None:
@@ -97,11 +78,6 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_settings(storage: Storage)
     after = weights(train(slower, storage, "halted", steps=3, resume=True, device="cpu").checkpoint_url)
     assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in before if name.startswith("model."))
     assert any(not torch.equal(before[name], after[name]) for name in before)
-
-
-def changed(preset: Preset, **optimisation: object) -> Preset:
-    settings = preset.optimisation.model_copy(update=optimisation)
-    return preset.model_copy(update={"optimisation": settings})
 
 
 def test_micro_batches_add_up_to_the_step_of_the_whole_batch(storage: Storage) -> None:

@@ -13,8 +13,7 @@ from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError
 from handdata.trainer.loop import train
 from handdata.trainer.presets import MonitoringConfig
-from tests.fixtures.samples import sample, write_dataset
-from tests.trainer.test_loop import SMALL, changed, weights
+from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -23,10 +22,8 @@ PRESET = changed(SMALL, batch_size=8).model_copy(update={"monitoring": Monitorin
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    samples = [sample("wave", frame, camera, timestamp_s=frame / 10) for frame in range(6) for camera in "ab"]
-    samples += [sample("held-out", frame, split="val", timestamp_s=frame / 10) for frame in range(6)]
     storage = Storage(tmp_path_factory.mktemp("training") / "workspace")
-    write_dataset(storage, samples)
+    write_two_sequences(storage)
     return storage
 
 
