@@ -52,7 +52,7 @@ def flags_of(rows: pa.Table, image_size: int, settings: QualitySettings) -> list
         "mask_spill": _numbers(rows, "mask_spill") > settings.max_mask_spill,
         "small_hand": _is_small(rows, settings.min_hand_px),
         "blurry": _numbers(rows, "sharpness") < settings.min_sharpness,
-        "truncated": _share_outside_picture(rows, image_size) > settings.max_truncation,
+        "truncated": _share_outside_image(rows, image_size) > settings.max_truncation,
         "labels_disagree": _disagreement(rows, image_size) > settings.max_disagreement,
     }
     kept = np.ones(len(rows), dtype=bool)
@@ -116,7 +116,7 @@ def _full_px_per_crop_px(rows: pa.Table, image_size: int) -> NDArray[np.float64]
     return np.asarray((x1 - x0) / image_size)
 
 
-def _share_outside_picture(rows: pa.Table, image_size: int) -> NDArray[np.float64]:
+def _share_outside_image(rows: pa.Table, image_size: int) -> NDArray[np.float64]:
     """Return the share of a hand's annotated joints that lie outside the picture, of the worse hand of each row."""
     points = _numbers(rows, "keypoints_2d").reshape(-1, 2, KEYPOINTS_PER_HAND, 2)
     valid = _numbers(rows, "keypoints_valid").reshape(-1, 2, KEYPOINTS_PER_HAND) > 0

@@ -13,18 +13,18 @@ from typing import Any, Protocol, TypeVar
 import cv2
 import numpy as np
 
-from handdata.pipeline.annotation.crop import CropSquare, inside, require_in_picture, square_around
-from handdata.pipeline.annotation.detector import Detection, HandDetector
+from handdata.pipeline.annotation.crop import CropSquare, inside, require_in_image, square_around
+from handdata.pipeline.annotation.detector import HandDetector
 from handdata.pipeline.annotation.frames import open_frames
-from handdata.pipeline.annotation.keypoints import FrameKeypoints, join_keypoints, needs_detector
+from handdata.pipeline.annotation.keypoints import FrameKeypoints
 from handdata.pipeline.annotation.masks import grabcut_mask, mask_score, mask_spill
 from handdata.pipeline.annotation.measures import perceptual_hash, sharpness
 from handdata.pipeline.annotation.meter import StageMeter, StageTally, as_stage, metered, metered_each
-from handdata.pipeline.annotation.sides import Located, agree_on_sides
-from handdata.pipeline.annotation.tracking import HandTracker, runs_of
+from handdata.pipeline.annotation.tracking import runs_of
+from handdata.pipeline.annotation.unit_hands import UnitHands
 from handdata.pipeline.quality import judge
-from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy
-from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason, Side
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.schemas.record import MaskExtent
 from handdata.schemas.sample import MaskOrigin
@@ -47,7 +47,7 @@ class PreparedCrop:
     valid: BoolArray
     dataset_mask: BoolArray | None
 
-    def outside_picture(self) -> BoolArray:
+    def outside_image(self) -> BoolArray:
         """Return the (S, S) pixels of the crop that lie outside the picture."""
         size = self.square.size
         left, top, right, bottom = self.square.padding(self.record.width, self.record.height)
@@ -73,7 +73,7 @@ class GrabCutModel:
 
     def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
         """Compute the masks of a batch at once."""
-        masks = [grabcut_mask(crop.image, crop.keypoints, crop.valid, crop.outside_picture()) for crop in crops]
+        masks = [grabcut_mask(crop.image, crop.keypoints, crop.valid, crop.outside_image()) for crop in crops]
         return lambda: masks
 
 
@@ -119,17 +119,17 @@ class Annotator:
             under_way = crops, submitted
         if under_way:
             samples += self._finished(unit_id, *under_way)
-        place = {record.record_id: position for position, record in enumerate(records)}
-        samples = sorted(self._with_settled_sides(unit, samples), key=lambda sample: place[sample.record_id])
-        rejections.sort(key=lambda rejection: place[rejection.record_id])
+        position = {record.record_id: number for number, record in enumerate(records)}
+        samples = sorted(self._with_agreed_sides(unit, samples), key=lambda sample: position[sample.record_id])
+        rejections.sort(key=lambda rejection: position[rejection.record_id])
         started = time.perf_counter()
-        accepted, gated = judge(samples, self.settings.image_size, self.settings.quality)
+        accepted, judged_out = judge(samples, self.settings.image_size, self.settings.quality)
         self.meter.passed("judge", len(accepted), time.perf_counter() - started)
-        for rejection in gated:
+        for rejection in judged_out:
             self.meter.rejected("judge", rejection.reason)
-        return accepted, rejections + gated
+        return accepted, rejections + judged_out
 
-    def _prepared(self, unit: "UnitHands", rejections: list[Rejection]) -> Iterator[PreparedCrop]:
+    def _prepared(self, unit: UnitHands, rejections: list[Rejection]) -> Iterator[PreparedCrop]:
         """Yield the crops of all usable records and add the others to ``rejections``.
 
         Stable crops need the hands of a whole run before the first is cut: the frames are then decoded twice, since a
@@ -145,7 +145,7 @@ class Annotator:
         usable = list(
             self._each(unit.records, lambda record, image: (self.locate(unit, record, image), record)[1], rejections)
         )
-        located = unit.settled()
+        located = unit.agreed()
         runs: dict[tuple[str, str], list[FrameKeypoints]] = {}
         for record in usable:
             runs.setdefault((record.sequence_id, record.camera_id), []).append(located[record.record_id])
@@ -156,7 +156,7 @@ class Annotator:
 
         yield from self._each(usable, cut, rejections)
 
-    def _with_settled_sides(self, unit: "UnitHands", samples: Sequence[AnnotatedSample]) -> Iterator[AnnotatedSample]:
+    def _with_agreed_sides(self, unit: UnitHands, samples: Sequence[AnnotatedSample]) -> Iterator[AnnotatedSample]:
         """Give each hand the side on which its run and the other views agree, known only now.
 
         Neither the square nor the mask depends on sides, so that only the columns about the hands change.
@@ -192,7 +192,7 @@ class Annotator:
                 )
 
     @as_stage("keypoints")
-    def locate(self, unit: "UnitHands", record: HandRecord, image: ByteArray) -> FrameKeypoints:
+    def locate(self, unit: UnitHands, record: HandRecord, image: ByteArray) -> FrameKeypoints:
         """Return the keypoints of a unit's next frame; sides may still change.
 
         Raises:
@@ -212,7 +212,7 @@ class Annotator:
 
         """
         settings = self.settings
-        require_in_picture(frame.keypoints[frame.valid], record.width, record.height)
+        require_in_image(frame.keypoints[frame.valid], record.width, record.height)
         joints = np.concatenate([other.keypoints[other.valid] for other in run or (frame,)])
         square = square_around(joints, record.width, record.height, settings.crop_scale, settings.image_size)
         keypoints, valid = _in_crop(frame, square)
@@ -315,67 +315,6 @@ class Annotator:
             annotator_hash=self.annotator_hash,
             **_hand_columns(crop.frame, square),
         )
-
-
-class UnitHands:
-    """The hands of a unit's frames: located one after another, their sides settled when all are known.
-
-    Args:
-        records: run after run, each in the order of its frames.
-        detector: MediaPipe, where the policy asks it.
-        policy: labels, detections or both.
-
-    """
-
-    def __init__(self, records: Sequence[HandRecord], detector: HandDetector | None, policy: KeypointsPolicy) -> None:
-        self.records = records
-        self._policy = policy
-        self._tracker = None if detector is None else HandTracker(detector)
-        searched = [record for record in records if needs_detector(record, policy)]
-        self._run_of = {
-            searched[position].record_id: (number, len(run))
-            for number, run in enumerate(runs_of(searched))
-            for position in run
-        }
-        self._run = -1
-        self._located: list[Located] = []
-        self._frames: dict[str, FrameKeypoints] = {}
-
-    def locate(self, record: HandRecord, image: ByteArray) -> FrameKeypoints:
-        """Return the keypoints of the next frame: labels, detections or both, by the policy. Sides may still change.
-
-        Raises:
-            RecordError: no hand is found.
-
-        """
-        detections: list[Detection] = []
-        if self._tracker is not None and record.record_id in self._run_of:
-            run, frames = self._run_of[record.record_id]
-            if run != self._run:
-                self._run = run
-                self._tracker.start_run(frames)
-            detections = self._tracker.locate(record, image)
-        frame = join_keypoints(record, detections, self._policy)
-        self._located.append(Located(record, detections))
-        self._frames[record.record_id] = frame
-        return frame
-
-    def settled(self) -> dict[str, FrameKeypoints]:
-        """Return the keypoints of all frames with hands, by ``record_id``."""
-        return self._frames | self.changed()
-
-    def changed(self) -> dict[str, FrameKeypoints]:
-        """Return the keypoints of those frames of which a hand has got another side since it was located."""
-        settled = agree_on_sides(self._located, self._policy)
-        return {
-            after.record.record_id: join_keypoints(after.record, after.detections, self._policy)
-            for before, after in zip(self._located, settled, strict=True)
-            if _sides(before) != _sides(after)
-        }
-
-
-def _sides(frame: Located) -> dict[int, tuple[Side, bool]]:
-    return {detection.track: (detection.side, detection.contested) for detection in frame.detections}
 
 
 def _in_crop(frame: FrameKeypoints, square: CropSquare) -> tuple[FloatArray, BoolArray]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from handdata.schemas import RecordError, RejectReason
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 
-MAX_SIDE_IN_PICTURES = 4.0
+MAX_SIDE_IN_IMAGES = 4.0
 """A square wider than this many times the picture's longer side comes from a broken label."""
 
 MIN_SIDE_PX = 8
@@ -129,7 +129,7 @@ def inside(points: FloatArray, width: int, height: int) -> BoolArray:
     return np.asarray(((points > -0.5) & (points < [width - 0.5, height - 0.5])).all(axis=1))
 
 
-def require_in_picture(joints: FloatArray, width: int, height: int) -> None:
+def require_in_image(joints: FloatArray, width: int, height: int) -> None:
     """Check that at least one of (N, 2) joints lies in a picture of this size.
 
     Raises:
@@ -156,7 +156,7 @@ def square_around(joints: FloatArray, width: int, height: int, scale: float, siz
     """
     low, high = joints.min(axis=0).astype(np.float64), joints.max(axis=0).astype(np.float64)
     side = max(round(scale * float((high - low).max())), MIN_SIDE_PX)
-    if side > MAX_SIDE_IN_PICTURES * max(width, height):
+    if side > MAX_SIDE_IN_IMAGES * max(width, height):
         raise RecordError(
             RejectReason.LABEL_IMPLAUSIBLE, f"the joints span {side / scale:.0f} px in a picture of {width} x {height}"
         )

@@ -130,14 +130,14 @@ def person_window(record: HandRecord) -> Window | None:
     return Window(left, top, right - left, bottom - top).clipped(record.width, record.height)
 
 
-def look(detector: HandDetector, image: ByteArray, window: Window | None = None) -> list[Detection]:
+def search(detector: HandDetector, image: ByteArray, window: Window | None = None) -> list[Detection]:
     """Return the hands that the detector sees in the whole picture or in a window of it, in pixels of the picture."""
     if window is None:
         return merge(detector.detect(image))
     return window.moved_to_full(detector.detect(window.cut(image)))
 
 
-def look_around(detector: HandDetector, image: ByteArray, hand: Detection) -> list[Detection]:
+def search_around(detector: HandDetector, image: ByteArray, hand: Detection) -> list[Detection]:
     """Return what a window shows in which a known hand takes its best share.
 
     The window of a large hand reaches over the picture's border.
@@ -145,7 +145,7 @@ def look_around(detector: HandDetector, image: ByteArray, hand: Detection) -> li
     height, width = image.shape[:2]
     side = hand.size / BEST_SHARE
     window = square_window(hand.centre, min(side, _ZOOM_OUT * max(width, height)))
-    return look(detector, image, window.clipped(width, height) if side <= max(width, height) else window)
+    return search(detector, image, window.clipped(width, height) if side <= max(width, height) else window)
 
 
 def find_hands(
@@ -172,22 +172,22 @@ def find_hands(
         closer: whether to look closer at all.
 
     """
-    seen = look(detector, image)
+    seen = search(detector, image)
     missed = [hint for hint in hints if not any(map(hint.meets, seen))]
     small = any(hand.share < SMALL_SHARE for hand in seen)
     lacking = len(seen) < max(expected, 1)
     if not closer or not (lacking or small or missed or any(map(_doubtful, seen))):
         return _named(seen, hints)
     windows = [hint.window for hint in missed]
-    found = [hand for window in windows for hand in look(detector, image, window)]
+    found = [hand for window in windows for hand in search(detector, image, window)]
     if len(merge(seen + found)) < max(expected, 1) or (small and not hints):
-        found += [hand for window in _tiles(image, person) for hand in look(detector, image, window)]
+        found += [hand for window in _tiles(image, person) for hand in search(detector, image, window)]
         if not seen and not found:
-            found += look(detector, image, _with_border(image))
+            found += search(detector, image, _with_border(image))
     candidates = merge(seen + found)
     for hand in candidates[:_MOST_REFINED]:
         if hand.share < SMALL_SHARE or hand.share > 2 * BEST_SHARE or _doubtful(hand):
-            found += look_around(detector, image, hand)
+            found += search_around(detector, image, hand)
     return _named(merge(seen + found), hints)
 
 

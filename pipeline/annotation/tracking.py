@@ -21,11 +21,11 @@ from handdata.pipeline.annotation.search import (
     Window,
     box_hint,
     find_hands,
-    look,
-    look_around,
     merge,
     person_window,
     record_hints,
+    search,
+    search_around,
     square_window,
 )
 from handdata.schemas import HandRecord
@@ -165,7 +165,7 @@ class HandTracker:
             self._lost_for += 1
             if self._lost_for > _PATIENCE_FRAMES or not hands:
                 return None
-            around = [other for hand in lost for other in look_around(self._detector, image, hand)]
+            around = [other for hand in lost for other in search_around(self._detector, image, hand)]
             hands = self._numbered(merge([*hands, *around]))[:_MOST_HANDS]
             still_lost = [hand for hand in lost if hand.track not in {hand.track for hand in hands}]
             self._hands = [*hands, *still_lost][:_MOST_HANDS]
@@ -185,7 +185,7 @@ class HandTracker:
         Soon after a hand was lost, others may still be half covered: then only new hands count.
         """
         soon, self._soon_checks, self._since_check = self._soon_checks > 0, max(self._soon_checks - 1, 0), 0
-        seen = look(self._detector, image, self._window)
+        seen = search(self._detector, image, self._window)
         confirmed = []
         for hand in hands:
             near = [other for other in seen if distance_in_sizes(hand, other) < _DRIFT]
@@ -197,7 +197,7 @@ class HandTracker:
         return self._follow_anew(image, self._numbered([*confirmed, *new]))
 
     def _sees(self, image: ByteArray, hand: Detection) -> bool:
-        return any(distance_in_sizes(hand, other) < _DRIFT for other in look_around(self._detector, image, hand))
+        return any(distance_in_sizes(hand, other) < _DRIFT for other in search_around(self._detector, image, hand))
 
     def _follow_anew(self, image: ByteArray, hands: list[Detection]) -> list[Detection]:
         self._hands = sorted(hands[:_MOST_HANDS], key=lambda hand: -hand.score)

@@ -9,7 +9,7 @@ from handdata.adapters import Adapter, AdapterOptions
 from handdata.adapters.reading.paths import Fence, fenced
 from handdata.adapters.roots import find_root
 from handdata.pipeline.annotation.frames import open_frames
-from handdata.pipeline.report.sheets import inspect_sheet
+from handdata.pipeline.report.sheets import inspection_sheet
 from handdata.schemas import HandRecord, RecordError, RunError
 from handdata.schemas.arrays import BoolArray, ByteArray
 
@@ -37,7 +37,7 @@ def inspect_source(
             f"none of {len(records)} frames of {adapter.card.name} can be opened",
             "`handdata ingest` lists what is wrong with each",
         )
-    return inspect_sheet(frames, columns)
+    return inspection_sheet(frames, columns)
 
 
 def _spread_records(adapter: Adapter, root: Path, count: int) -> list[HandRecord]:

@@ -22,6 +22,7 @@ from handdata.pipeline.records.stored import ingested_sources, read_ingest_summa
 from handdata.pipeline.report.sheets import choose_samples, draw_sample, sample_contact_sheet, tail
 from handdata.pipeline.shards import DATASET, list_shards, read_index, read_manifest
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import metrics_file
 from handdata.schemas import SIDES, SOURCE_CARDS, SPLITS, DatasetManifest, UsageError
 from handdata.schemas.arrays import ByteArray
 
@@ -52,7 +53,7 @@ def read_metrics(storage: Storage, run: str) -> list[dict[str, Any]]:
         UsageError: the workspace has no such run.
 
     """
-    name = f"runs/{run}/metrics.jsonl"
+    name = metrics_file(run)
     if not storage.exists(name):
         raise UsageError(f"{storage.describe()} has no training run {run!r}", "run `handdata train` first")
     return [json.loads(line) for line in storage.read_bytes(name).splitlines()]

@@ -106,7 +106,7 @@ def sample_contact_sheet(samples: Iterable[Mapping[str, Any]], columns: int = 6,
     return tile(pictures, columns, 10, [f"{row['source']}\n{tail(row['sample_id'])}" for row in rows])
 
 
-def inspect_sheet(
+def inspection_sheet(
     frames: Iterable[tuple[HandRecord, ByteArray, BoolArray | None]], columns: int = 4, tile_px: int = 320
 ) -> ByteArray:
     """Return one RGB picture of a source's frames with the labels drawn, to see at a look whether they sit right.

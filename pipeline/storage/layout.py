@@ -71,6 +71,11 @@ def run_folder(run: str) -> str:
     return f"runs/{run}"
 
 
+def metrics_file(run: str) -> str:
+    """Return the name of a run's metrics, one row a line."""
+    return f"{run_folder(run)}/metrics.jsonl"
+
+
 def list_datasets(storage: Storage) -> list[str]:
     """Return the names of all datasets of a workspace, sorted."""
     return [name for name in storage.list_folders("") if storage.exists(f"{name}/plan")]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handdata.pipeline.annotation.crop import CropSquare, require_in_picture, square_around
+from handdata.pipeline.annotation.crop import CropSquare, require_in_image, square_around
 from handdata.schemas import RecordError, RejectReason
 
 squares = st.builds(
@@ -80,7 +80,7 @@ def test_a_label_many_times_larger_than_the_picture_is_implausible() -> None:
 
 def test_a_hand_without_a_joint_in_the_picture_is_refused() -> None:
     with pytest.raises(RecordError) as caught:
-        require_in_picture(np.array([[-5.0, 3], [700, 20]], np.float32), 640, 480)
+        require_in_image(np.array([[-5.0, 3], [700, 20]], np.float32), 640, 480)
     assert caught.value.reason is RejectReason.HAND_OUTSIDE_IMAGE
 
 

@@ -20,7 +20,7 @@ from handdata.pictures.charts import chart_picture, chart_svg, histogram, loss_c
 from handdata.pictures.drawing import MASK_COLOUR, SIDE_COLOURS
 from handdata.pipeline.report import sheets
 from handdata.pipeline.report.page import _STYLE, ReportFiles, write_report
-from handdata.pipeline.report.sheets import choose_samples, inspect_sheet, sample_contact_sheet
+from handdata.pipeline.report.sheets import choose_samples, inspection_sheet, sample_contact_sheet
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_row_group
 from handdata.pipeline.shards.commit import write_unit
@@ -380,7 +380,7 @@ def test_inspected_frame_is_cut_to_its_hands_with_labels_in_place() -> None:
     mask = np.zeros((480, 640), dtype=bool)
     mask[230:280, 420:480] = True
 
-    sheet = inspect_sheet([(make_record(np.arange(42) >= 21, keypoints), image, mask)], columns=1, tile_px=320)
+    sheet = inspection_sheet([(make_record(np.arange(42) >= 21, keypoints), image, mask)], columns=1, tile_px=320)
 
     tile = sheet[10:330, 10:330].astype(int)
     magenta = (tile[..., 0] > 200) & (tile[..., 1] < 60) & (tile[..., 2] > 200)
@@ -397,7 +397,7 @@ def test_inspected_frame_whose_labels_are_off_is_shown_whole(far: float) -> None
     image[:8] = image[-8:] = 255
     keypoints = np.full((42, 2), far, dtype=np.float32)
 
-    sheet = inspect_sheet([(make_record(np.arange(42) < 21, keypoints), image, None)], columns=1, tile_px=320)
+    sheet = inspection_sheet([(make_record(np.arange(42) < 21, keypoints), image, None)], columns=1, tile_px=320)
 
     assert (sheet[10:330, 10:330] == 255).all(axis=2).sum() > 2 * 320 * 3
 
@@ -406,7 +406,7 @@ def test_inspected_frame_without_labels_is_shown_whole() -> None:
     image = np.full((480, 640, 3), 90, dtype=np.uint8)
     nothing = make_record(np.zeros(42, dtype=bool), np.zeros((42, 2), dtype=np.float32))
 
-    sheet = inspect_sheet([(nothing, image, None)] * 3, columns=2, tile_px=160)
+    sheet = inspection_sheet([(nothing, image, None)] * 3, columns=2, tile_px=160)
 
     assert sheet.shape[1] == 2 * 160 + 30
     assert (sheet == 90).all(axis=2).sum() == 3 * 160 * 120
