@@ -1,4 +1,4 @@
-"""handdata: public hand datasets to annotated shards, and the FoundHand diffusion transformer trained on them."""
+"""Turn public hand datasets into annotated shards, and train the FoundHand diffusion transformer on them."""
 
 from handdata._version import __version__
 

@@ -1,4 +1,4 @@
-"""``python -m handdata``."""
+"""Run the command line as ``python -m handdata``."""
 
 from handdata.cli import main
 

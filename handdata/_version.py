@@ -1,3 +1,3 @@
-"""The one place that holds the version."""
+"""The version of handdata; the package metadata reads it here."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command line: joins the commands of ``handdata.commands``."""
+"""The command line, which joins the commands of ``handdata.commands``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Turn hand datasets into annotated shards, and train the FoundHand diffusion transformer on them.",
-    epilog="A first look: `handdata demo`. With your own data: `handdata ingest --source hagrid --root DIR`, "
+    epilog="First look: `handdata demo`. With your own data: `handdata ingest --source hagrid --root DIR`, "
     "`handdata annotate`, `handdata train`.",
 )
 app.add_typer(sources_app)
@@ -31,7 +31,7 @@ app.add_typer(cluster_app)
 app.add_typer(weights_app, name="weights")
 
 
-def _version(show: bool) -> None:
+def _print_version(show: bool) -> None:
     if show:
         out.print(__version__)
         raise typer.Exit
@@ -39,16 +39,18 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    """Hold the options of all commands."""
+    """Take the options that stand before a command."""
 
 
 @app.command(epilog="Example: handdata demo --out demo-output")
 def demo(
-    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("demo-output"),
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of all outputs.")] = Path("demo-output"),
 ) -> None:
-    """Run the whole road on synthetic hands, from rendering to generated pictures, and write a page about it."""
+    """Run the whole pipeline on synthetic hands, from rendering to generated images, and write a page about it."""
     from handdata.jobs.demo import run_demo
 
     run_demo(out_dir, lambda command: app(list(command), standalone_mode=False), lambda line: out.print(line))

@@ -1,5 +1,6 @@
-"""What commands share: one-line errors, progress on a terminal or as plain lines, short tables."""
+"""Output of commands: errors in one line, progress on a terminal or as plain lines, short tables, JSON."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,19 +23,19 @@ from rich.table import Table
 from handdata.schemas import HandDataError
 
 _PLAIN_WIDTH = 140
-"""Columns where the output is no terminal; a terminal knows its own."""
+"""Columns of output that is not a terminal; a terminal knows its own."""
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-"""Results; standard output."""
+"""Standard output, for results."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Progress and errors; standard error, so that ``--json`` output stays clean."""
+"""Standard error, for progress and errors, so that ``--json`` output stays clean."""
 
 _PLAIN_INTERVAL_S = 10.0
 
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Print an error of ours as one line with a hint and leave with its exit code; a bug keeps its traceback."""
+    """Print a handdata error as one line with a hint and exit with its code; a bug keeps its traceback."""
     try:
         yield
     except HandDataError as error:
@@ -52,7 +53,14 @@ def _escape(text: str) -> str:
 
 
 class ProgressLine:
-    """A progress bar on a terminal, a line every ten seconds elsewhere."""
+    """Show progress: a bar on a terminal, a line every ten seconds elsewhere.
+
+    Args:
+        label: What is done.
+        total: Number of units to do; None while it is not known.
+        unit: Name of the units.
+
+    """
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self._label, self._total, self._unit = label, total, unit
@@ -87,7 +95,14 @@ class ProgressLine:
             self._bar.stop()
 
     def set(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Show that ``done`` units are finished; ``note`` says more, ``total`` corrects the number to do."""
+        """Show how many units are done.
+
+        Args:
+            done: Number of finished units.
+            note: Text behind the numbers.
+            total: Number of units to do, where it has changed.
+
+        """
         self._done = done
         if total is not None:
             self._total = total
@@ -101,12 +116,19 @@ class ProgressLine:
             err.print(f"{self._label}: {done:,}{share} {self._unit}, {rate:.1f}/s {note}".rstrip())
 
     def advance(self, units: int, note: str = "") -> None:
-        """Show that some more units are finished."""
+        """Show that more units are done."""
         self.set(self._done + units, note)
 
 
 def print_table(title: str, rows: Mapping[str, object] | Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
-    """Print a short table on standard output."""
+    """Print a short table on standard output.
+
+    Args:
+        title: Title above the table.
+        rows: Names and values, or rows of cells.
+        header: Names of the columns; none for a table of names and values.
+
+    """
     table = Table(title=title, title_justify="left", title_style="bold", show_header=bool(header))
     for position, name in enumerate(header or ("", "")):
         table.add_column(name, no_wrap=position == 0, overflow="fold")
@@ -116,19 +138,24 @@ def print_table(title: str, rows: Mapping[str, object] | Sequence[Sequence[str]]
     out.print(table)
 
 
+def print_json(document: Mapping[str, object]) -> None:
+    """Print a document as one line of JSON on standard output."""
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
 def _text(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """Return counts as text: ``12 (image_missing 10, label_corrupt 2)``."""
+    """Format counts by name: ``12 (image_missing 10, label_corrupt 2)``."""
     total = sum(counts.values())
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     return f"{total:,} ({parts})" if parts else "0"
 
 
 def duration(seconds: float) -> str:
-    """Return a time as text: ``42 s``, ``13 min``, ``5 h 20 min``, ``3 d 4 h``."""
+    """Format a time: ``42 s``, ``13 min``, ``5 h 20 min``, ``3 d 4 h``."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -1,5 +1,5 @@
-"""The commands of ``handdata``, a module for each part of the road; ``handdata.cli`` joins them.
+"""Commands of ``handdata``, one module for each part of the pipeline; ``handdata.cli`` joins them.
 
-A command parses, calls one library function and prints. Libraries are imported inside the commands, so that
+A command parses, calls one library function and prints. It imports that library when it runs, so that
 ``handdata --help`` answers at once.
 """

@@ -1,49 +1,51 @@
-"""On a cluster: ``submit`` a command as a job, and ``status`` of a dataset from any machine."""
+"""Commands for a cluster: ``submit`` runs a command as a job, ``status`` shows a dataset from any machine."""
 
-import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from handdata.commands.options import AsJson, Workspace, load_settings
-from handdata.console import counted, duration, err, out, print_table
+from handdata.console import counted, duration, err, out, print_json, print_table
 from handdata.schemas import UsageError
+
+if TYPE_CHECKING:
+    from handdata.pipeline.shards.progress import DatasetProgress
 
 cluster_app = typer.Typer()
 
 
-class JobCommand(StrEnum):
-    """Commands that run as jobs."""
-
-    ingest = "ingest"
-    annotate = "annotate"
-    train = "train"
+JobCommand = Literal["ingest", "annotate", "train"]
+"""Commands that run as jobs."""
 
 
 @cluster_app.command(
     epilog="Example: handdata submit annotate --address http://HEAD:8265 -- --workspace s3://bucket/hands --gpus 8"
 )
 def submit(
-    command: Annotated[JobCommand, typer.Argument(help="What to run on the cluster.")],
+    context: typer.Context,
+    command: Annotated[JobCommand, typer.Argument(help="Command to run on the cluster.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="-- OPTIONS", help="Its options, after a double dash.")
+        list[str] | None, typer.Argument(metavar="-- OPTIONS", help="Options of that command, after a double dash.")
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="The head's dashboard.", show_default="RAY_ADDRESS, or this machine's cluster"
+            metavar="URL",
+            help="Address of the Ray dashboard.",
+            show_default="RAY_ADDRESS, or this machine's cluster",
         ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the log until the job ends.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Show the log until the job ends, or print the job's id and exit.")
+    ] = True,
 ) -> None:
-    """Run a command as a job of a Ray cluster, with this installation's code; exit as it exits.
+    """Run a command as a job of a Ray cluster, with this installation's code; exit with the command's exit code.
 
-    A token is taken from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. --no-wait prints the job's id.
+    The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
     """
-    line, gpus = _on_the_cluster(command.value, arguments or [])
+    line, gpus = _job_line(context.find_root().command, command, arguments or [])
     from handdata.jobs.submit import Cluster
 
     cluster = Cluster(address)
@@ -65,18 +67,20 @@ def _write(piece: str) -> None:
     sys.stdout.flush()
 
 
-def _on_the_cluster(command: str, arguments: list[str]) -> tuple[list[str], int]:
+def _job_line(handdata: Any, command: JobCommand, arguments: list[str]) -> tuple[list[str], int]:
     """Return a command line as the cluster should run it, and the GPUs that the command itself needs.
 
+    Args:
+        handdata: Group of all commands, which parses the arguments.
+        command: Command that runs as a job.
+        arguments: Options of the command.
+
     Raises:
-        UsageError: a path leads to this machine only.
+        UsageError: A path leads to this machine only.
 
     """
-    from handdata.cli import app
-
-    group: Any = typer.main.get_command(app)
-    with group.commands[command].make_context(command, list(arguments)) as context:  # wrong options end here
-        given: dict[str, Any] = context.params
+    with handdata.commands[command].make_context(command, list(arguments)) as parsed:  # exits on a wrong option
+        given: dict[str, Any] = parsed.params
     for name, value in given.items():
         if isinstance(value, Path) and not value.is_absolute():
             raise UsageError(
@@ -100,45 +104,52 @@ def _on_the_cluster(command: str, arguments: list[str]) -> tuple[list[str], int]
 @cluster_app.command(epilog="Example: handdata status --workspace s3://bucket/hands")
 def status(
     workspace: Workspace = None,
-    dataset: Annotated[str, typer.Option(metavar="NAME", help="Folder of the dataset in the workspace.")] = "dataset",
+    dataset: Annotated[str, typer.Option(metavar="NAME", help="Dataset folder in the workspace.")] = "dataset",
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a dataset is: rows, refusals, flags, rate, time left. Works from any machine, without Ray."""
+    """Show how far a dataset is: rows, rejections, flags, rate, time left. Works from any machine, without Ray."""
     from handdata.pipeline.shards.progress import dataset_progress
     from handdata.pipeline.storage import Storage
 
     storage = Storage(load_settings(workspace=workspace).workspace)
     progress = dataset_progress(storage, dataset)
-    total = progress.total
-    planned = total.records + progress.records_to_do
+    where = storage.describe(dataset)
     if as_json:
-        document = {
-            "records": planned,
-            "done": total.records,
-            "samples": total.samples,
-            "rejected": total.rejected,
-            "flags": total.flags,
-            "bytes": total.bytes,
-            "complete": not progress.records_to_do,
-            "records_per_s": progress.records_per_s,
-            "seconds_left": progress.seconds_left,
-            "last_unit_age_s": progress.last_unit_age_s,
-            "sources": [
-                {
-                    "source": source,
-                    "split": split,
-                    "records": split_progress.planned_records,
-                    "units": split_progress.planned_units,
-                    "done": split_progress.done.model_dump(),
-                }
-                for (source, split), split_progress in progress.splits.items()
-            ],
-            "where": storage.describe(dataset),
-        }
-        sys.stdout.write(json.dumps(document) + "\n")
-        return
+        print_json(_status_document(progress, where))
+    else:
+        _print_status(progress, where)
+
+
+def _status_document(progress: "DatasetProgress", where: str) -> dict[str, object]:
+    total = progress.total
+    return {
+        "records": total.records + progress.records_to_do,
+        "done": total.records,
+        "samples": total.samples,
+        "rejected": total.rejected,
+        "flags": total.flags,
+        "bytes": total.bytes,
+        "complete": not progress.records_to_do,
+        "records_per_s": progress.records_per_s,
+        "seconds_left": progress.seconds_left,
+        "last_unit_age_s": progress.last_unit_age_s,
+        "sources": [
+            {
+                "source": source,
+                "split": split,
+                "records": part.planned_records,
+                "units": part.planned_units,
+                "done": part.done.model_dump(),
+            }
+            for (source, split), part in progress.splits.items()
+        ],
+        "where": where,
+    }
+
+
+def _print_status(progress: "DatasetProgress", where: str) -> None:
     print_table(
-        f"Dataset {storage.describe(dataset)}",
+        f"Dataset {where}",
         [
             (
                 source,
@@ -152,6 +163,8 @@ def status(
         ],
         ("source", "split", "records done", "samples", "rejected", "MB"),
     )
+    total = progress.total
+    planned = total.records + progress.records_to_do
     summary = {
         "records": f"{total.records:,} of {planned:,} ({total.records / max(planned, 1):.1%})",
         "rejected": counted(total.rejected),
@@ -164,4 +177,4 @@ def status(
         if progress.records_per_s and progress.seconds_left is not None:
             summary["rate"] = f"{progress.records_per_s:,.1f} records/s while it ran"
             summary["time left"] = duration(progress.seconds_left)
-    print_table("In all" if progress.records_to_do else "Complete", summary)
+    print_table("Total" if progress.records_to_do else "Complete", summary)

@@ -1,18 +1,14 @@
-"""From records to annotated shards, and changing these: ``annotate``, ``flag``, ``drop``, ``report``."""
+"""Commands that write, change and show an annotated dataset: ``annotate``, ``flag``, ``drop``, ``report``."""
 
-import json
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from handdata.commands.options import (
+    QUALITY_PANEL,
     AsJson,
-    CropName,
     DatasetName,
-    KeypointsName,
-    MasksName,
     MaxBlur,
     MaxDisagreement,
     MaxMaskSpill,
@@ -21,12 +17,21 @@ from handdata.commands.options import (
     MinMaskScore,
     MinPhashDistance,
     MinSharpness,
+    Strict,
     Workspace,
     given_thresholds,
     load_settings,
+    setting_option,
 )
-from handdata.console import ProgressLine, counted, out, print_table
+from handdata.console import ProgressLine, counted, out, print_json, print_table
+from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy, MasksPolicy, QualitySettings, Settings
 from handdata.schemas import UsageError
+from handdata.schemas.sample import CropMode
+
+if TYPE_CHECKING:
+    from handdata.pipeline.records.tombstones import DropKind
+    from handdata.pipeline.run.annotate import AnnotateSummary
+    from handdata.pipeline.shards.settle import DropSummary, FlagSummary
 
 dataset_app = typer.Typer()
 
@@ -35,25 +40,41 @@ dataset_app = typer.Typer()
 def annotate(
     source: Annotated[
         list[str] | None,
-        typer.Option("--source", "-s", metavar="NAME", help="Repeatable.", show_default="all ingested"),
+        typer.Option("--source", "-s", metavar="NAME", help="Repeatable source name.", show_default="all ingested"),
     ] = None,
     workspace: Workspace = None,
-    gpus: Annotated[int, typer.Option(min=0, metavar="N", help="SAM actors, each on one GPU.")] = 0,
-    cpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU actors.", show_default="all cores")] = None,
-    masks: Annotated[MasksName | None, typer.Option(help="Where masks come from.", show_default="auto")] = None,
-    keypoints: Annotated[KeypointsName | None, typer.Option(show_default="prefer-dataset")] = None,
+    gpus: Annotated[int, typer.Option(min=0, metavar="N", help="Number of SAM actors, each on one GPU.")] = 0,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of CPU actors.", show_default="all cores")
+    ] = None,
+    masks: Annotated[
+        MasksPolicy | None, setting_option(AnnotateSettings, "masks", help="Where masks come from.")
+    ] = None,
+    keypoints: Annotated[
+        KeypointsPolicy | None, setting_option(AnnotateSettings, "keypoints", help="Where keypoints come from.")
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option(metavar="S", help="Side of the crops, pixels.", show_default="512")
+        int | None,
+        setting_option(AnnotateSettings, "image_size", metavar="PIXELS", help="Side of the square crops."),
     ] = None,
-    sam_checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="A SAM vit_h, vit_l or vit_b.")] = None,
+    sam_checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="SAM weights: vit_h, vit_l or vit_b.")
+    ] = None,
     crop: Annotated[
-        CropName | None, typer.Option(help="A square for each frame, or one a run.", show_default="frame")
+        CropMode | None,
+        setting_option(
+            AnnotateSettings, "crop", help="One square for each frame, or a stable one for a run of frames."
+        ),
     ] = None,
-    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N records a source.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster address.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of records of each source, the first ones.")
+    ] = None,
     sample: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="N records a source, spread over its sequences: a first look."),
+        typer.Option(
+            min=1, metavar="N", help="Number of records of each source, spread over its sequences: a first look."
+        ),
     ] = None,
     min_hand_px: MinHandPx = None,
     max_truncation: MaxTruncation = None,
@@ -65,24 +86,24 @@ def annotate(
     min_phash_distance: MinPhashDistance = None,
     reject: Annotated[
         list[str] | None,
-        typer.Option(
+        setting_option(
+            QualitySettings,
+            "reject",
             metavar="FLAG",
-            rich_help_panel="Quality flags",
-            help="Reject records with this flag instead of marking them; repeatable.",
-            show_default="none",
+            rich_help_panel=QUALITY_PANEL,
+            help="Repeatable flag; records that get it are rejected instead of marked.",
         ),
     ] = None,
     dataset: DatasetName = "dataset",
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite",
-            help="Remove and annotate again what has other settings, models or ingested records.",
+            "--overwrite", help="Remove and annotate again what has other settings, models or ingested records."
         ),
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")] = False,
+    strict: Strict = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what would be done, in which time and size, from a small probe.")
+        bool, typer.Option("--plan", help="Only print what would be done, with time and size from a small probe.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -97,12 +118,6 @@ def annotate(
     from handdata.pipeline.storage import Storage
 
     settings = load_settings(workspace=workspace)
-    chosen = {
-        "masks": masks.value if masks else None,
-        "keypoints": keypoints.value if keypoints else None,
-        "image_size": image_size,
-        "crop": crop.value if crop else None,
-    }
     quality: dict[str, object] = dict(
         given_thresholds(
             min_hand_px=min_hand_px,
@@ -117,9 +132,11 @@ def annotate(
     )
     if reject is not None:
         quality["reject"] = reject
-    overrides: dict[str, object] = {name: value for name, value in chosen.items() if value is not None}
-    overrides["quality"] = {**settings.annotate.quality.model_dump(exclude_unset=True), **quality}
-    annotation = load_settings(annotate={**settings.annotate.model_dump(exclude_unset=True), **overrides}).annotate
+    annotation = _replaced(
+        settings,
+        {"masks": masks, "keypoints": keypoints, "image_size": image_size, "crop": crop},
+        quality,
+    )
     storage = Storage(settings.workspace)
     if plan:
         from handdata.commands.estimate import show_estimate
@@ -158,38 +175,56 @@ def annotate(
             on_plan=lambda to_do, done: progress.set(0, f"({done:,} done before)" if done else "", to_do),
             on_unit=lambda marker: progress.advance(marker.records),
         )
-    where = storage.describe(f"{dataset}/data")
-    held = [counts for splits in summary.manifest.sources.values() for counts in splits.values()]
-    document = {
-        "records": summary.records,
-        "samples": summary.samples,
-        "rejected": summary.rejected,
-        "flags": summary.flags,
-        "dataset": {
-            "samples": sum(counts.samples for counts in held),
-            "rejected": sum(counts.rejected.total() for counts in held),
-            "bytes": sum(counts.bytes for counts in held),
-            "image_size": summary.manifest.image_size,
-            "complete": summary.manifest.complete,
-        },
-        "where": where,
-    }
-    if as_json:
-        sys.stdout.write(json.dumps(document) + "\n")
-    else:
-        print_table(
-            "Annotated" if summary.records else "Nothing to do: every record is annotated",
-            {
-                "samples": f"{summary.samples:,} of {summary.records:,} records",
-                "rejected": counted(summary.rejected),
-                "flags": counted(summary.flags),
-                "dataset": f"{document['dataset']['samples']:,} samples, {document['dataset']['bytes'] / 1e6:,.1f} MB",  # type: ignore[index]
-                "where": where,
-            },
-        )
-        out.print("Next: handdata report, handdata train")
+    _show_annotated(summary, storage.describe(f"{dataset}/data"), as_json=as_json)
     if strict and summary.rejected:
         raise typer.Exit(1)
+
+
+def _replaced(settings: Settings, annotate: dict[str, object], quality: dict[str, object]) -> AnnotateSettings:
+    """Return the annotation settings with those replaced that were given as flags.
+
+    Args:
+        settings: Settings from variables and handdata.toml.
+        annotate: Annotation settings by name; None for a flag that was not given.
+        quality: Quality settings that were given, by name.
+
+    """
+    given = {name: value for name, value in annotate.items() if value is not None}
+    given["quality"] = {**settings.annotate.quality.model_dump(exclude_unset=True), **quality}
+    return load_settings(annotate={**settings.annotate.model_dump(exclude_unset=True), **given}).annotate
+
+
+def _show_annotated(summary: "AnnotateSummary", where: str, *, as_json: bool) -> None:
+    held = [counts for splits in summary.manifest.sources.values() for counts in splits.values()]
+    samples, size = sum(counts.samples for counts in held), sum(counts.bytes for counts in held)
+    if as_json:
+        document = {
+            "records": summary.records,
+            "samples": summary.samples,
+            "rejected": summary.rejected,
+            "flags": summary.flags,
+            "dataset": {
+                "samples": samples,
+                "rejected": sum(counts.rejected.total() for counts in held),
+                "bytes": size,
+                "image_size": summary.manifest.image_size,
+                "complete": summary.manifest.complete,
+            },
+            "where": where,
+        }
+        print_json(document)
+        return
+    print_table(
+        "Annotated" if summary.records else "Nothing to do: every record is annotated",
+        {
+            "samples": f"{summary.samples:,} of {summary.records:,} records",
+            "rejected": counted(summary.rejected),
+            "flags": counted(summary.flags),
+            "dataset": f"{samples:,} samples, {size / 1e6:,.1f} MB",
+            "where": where,
+        },
+    )
+    out.print("Next: handdata report, handdata train")
 
 
 @dataset_app.command(epilog="Example: handdata flag --min-hand-px 64 --max-mask-spill 0.1")
@@ -208,8 +243,8 @@ def flag(
 ) -> None:
     """Recompute the flags of all samples for other thresholds, from stored numbers; no model runs.
 
-    Thresholds that are not given stay as the dataset has them. Flags only: samples stay, and records that a gate
-    (`annotate --reject`) refused do not come back. Interrupted, the same command continues.
+    Thresholds that are not given stay as the dataset has them. Only flags change: samples stay, and records that
+    `annotate --reject` rejected do not come back. Interrupted, the same command continues.
     """
     from handdata.pipeline.shards.settle import flag as run_flag
     from handdata.pipeline.storage import Storage
@@ -227,6 +262,10 @@ def flag(
     storage = Storage(load_settings(workspace=workspace).workspace)
     with ProgressLine("Flagging", None, "units") as progress:
         summary = run_flag(storage, dataset, thresholds, on_unit=lambda done, total: progress.set(done, total=total))
+    _show_flagged(summary, storage.describe(dataset), as_json=as_json)
+
+
+def _show_flagged(summary: "FlagSummary", where: str, *, as_json: bool) -> None:
     settled = summary.settled
     if as_json:
         document = {
@@ -236,9 +275,9 @@ def flag(
             "rewritten": settled.rewritten,
             "flags_before": settled.flags_before,
             "flags": settled.flags_after,
-            "where": storage.describe(dataset),
+            "where": where,
         }
-        sys.stdout.write(json.dumps(document) + "\n")
+        print_json(document)
         return
     names = sorted(settled.flags_before.keys() | settled.flags_after.keys())
     rows: dict[str, object] = {
@@ -255,42 +294,56 @@ def drop(
     workspace: Workspace = None,
     source: Annotated[
         str | None,
-        typer.Option("--source", "-s", metavar="NAME", help="The whole source; with ids: the source they belong to."),
+        typer.Option("--source", "-s", metavar="NAME", help="Source to drop whole, or the source of the given ids."),
     ] = None,
-    subject: Annotated[list[str] | None, typer.Option(metavar="ID", help="A person; repeatable.")] = None,
-    sequence: Annotated[list[str] | None, typer.Option(metavar="ID", help="A sequence_id; repeatable.")] = None,
-    record: Annotated[list[str] | None, typer.Option(metavar="ID", help="A record_id; repeatable.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    subject: Annotated[list[str] | None, typer.Option(metavar="ID", help="Repeatable id of a person.")] = None,
+    sequence: Annotated[list[str] | None, typer.Option(metavar="ID", help="Repeatable sequence_id.")] = None,
+    record: Annotated[list[str] | None, typer.Option(metavar="ID", help="Repeatable record_id.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove records for good: consent was withdrawn, a licence ended.
 
     They go from the ingested records, from the plans and samples of every dataset of the workspace, and from the tables
-    of refused records. A tombstone in <workspace>/dropped keeps later ingest and annotate runs from bringing them back.
-    The downloaded files, trained models, reports and figures are not touched. Interrupted, the same command continues.
+    of rejected records. A tombstone in <workspace>/dropped keeps later ingest and annotate runs from bringing them
+    back. Downloaded files, trained models, reports and figures are not touched. Interrupted, the same command
+    continues.
     """
-    from handdata.pipeline.records.tombstones import DropKind
     from handdata.pipeline.shards.settle import drop as run_drop
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.storage.layout import tombstones_folder
 
-    ids: dict[DropKind, list[str]] = {"subject": subject or [], "sequence": sequence or [], "record": record or []}
-    given = [kind for kind, values in ids.items() if values]
-    if len(given) > 1 or not (given or source):
-        raise UsageError(
-            "drop takes one of --subject, --sequence, --record, or --source alone", "see handdata drop --help"
-        )
-    kind: DropKind = given[0] if given else "source"
+    kind, ids = _what_to_drop({"subject": subject or [], "sequence": sequence or [], "record": record or []}, source)
     storage = Storage(load_settings(workspace=workspace).workspace)
     with ProgressLine("Dropping", None, "units") as progress:
         summary = run_drop(
             storage,
             kind,
-            ids.get(kind, []),
+            ids,
             source,
             dry_run=dry_run,
             on_unit=lambda done, total: progress.set(done, total=total),
         )
+    where = storage.describe(tombstones_folder(summary.source))
+    _show_dropped(summary, where, dry_run=dry_run, as_json=as_json)
+
+
+def _what_to_drop(ids: "dict[DropKind, list[str]]", source: str | None) -> "tuple[DropKind, list[str]]":
+    """Return the one kind of ids that was given, and the ids; the kind "source" has none.
+
+    Raises:
+        UsageError: Nothing was given, or several kinds of ids.
+
+    """
+    given = [kind for kind, values in ids.items() if values]
+    if len(given) > 1 or not (given or source):
+        raise UsageError(
+            "drop takes one of --subject, --sequence, --record, or --source alone", "see handdata drop --help"
+        )
+    return (given[0], ids[given[0]]) if given else ("source", [])
+
+
+def _show_dropped(summary: "DropSummary", where: str, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         document = {
             "source": summary.source,
@@ -299,33 +352,41 @@ def drop(
             "ingest_rejected": summary.rejected,
             "left": summary.left,
             "datasets": {
-                name: {"samples": of.samples, "rejected": of.rejected, "rewritten": of.rewritten}
-                for name, of in summary.datasets.items()
+                name: {
+                    "samples": dropped.samples,
+                    "rejected": dropped.rejected,
+                    "rewritten": dropped.rewritten,
+                }
+                for name, dropped in summary.datasets.items()
             },
-            "where": storage.describe(tombstones_folder(summary.source)),
+            "where": where,
         }
-        sys.stdout.write(json.dumps(document) + "\n")
+        print_json(document)
         return
-    rows: dict[str, object] = {"records": f"{summary.records:,} and {summary.rejected:,} that the ingest had refused"}
-    for name, of in summary.datasets.items():
-        rows[name] = f"{of.samples:,} samples and {of.rejected:,} refused records, in {of.rewritten:,} units"
+    rows: dict[str, object] = {"records": f"{summary.records:,} and {summary.rejected:,} that ingest had rejected"}
+    for name, dropped in summary.datasets.items():
+        rows[name] = (
+            f"{dropped.samples:,} samples and {dropped.rejected:,} rejected records, in {dropped.rewritten:,} units"
+        )
     rows["left"] = f"{summary.left:,} records of {summary.source}"
     if not dry_run:
-        rows["tombstone in"] = storage.describe(tombstones_folder(summary.source))
+        rows["tombstone in"] = where
     print_table("Would drop" if dry_run else "Dropped", rows)
 
 
 @dataset_app.command(epilog="Example: handdata report --out report")
 def report(
     workspace: Workspace = None,
-    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page and the picture go.")] = Path(
-        "report"
-    ),
-    run: Annotated[str | None, typer.Option(metavar="NAME", help="Show this training run's losses.")] = None,
-    generated: Annotated[Path | None, typer.Option(metavar="PNG", help="Show this grid of generated hands.")] = None,
+    out_dir: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the page and the contact sheet.")
+    ] = Path("report"),
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Training run whose losses are shown.")] = None,
+    generated: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Figure of generated hands to show on the page.")
+    ] = None,
     dataset: DatasetName = "dataset",
 ) -> None:
-    """Write one page and one contact sheet about the annotated dataset: pictures, numbers, rejections, losses."""
+    """Write one page and one contact sheet about the annotated dataset: images, numbers, rejections, losses."""
     from handdata.pipeline.report.page import read_metrics, write_report
     from handdata.pipeline.storage import Storage
 

@@ -1,10 +1,8 @@
-"""Shows what ``annotate --plan`` found."""
+"""Output of ``annotate --plan``."""
 
-import json
-import sys
 from typing import TYPE_CHECKING
 
-from handdata.console import duration, out, print_table
+from handdata.console import duration, out, print_json, print_table
 
 if TYPE_CHECKING:
     from handdata.pipeline.run.estimate import RunEstimate
@@ -12,35 +10,8 @@ if TYPE_CHECKING:
 
 def show_estimate(estimate: "RunEstimate", *, as_json: bool) -> None:
     """Print an estimate as tables, or as one JSON object."""
-    files = {"hand_landmarker": estimate.models.hand_landmarker, estimate.models.sam_origin: estimate.models.sam}
-    models = {name: str(path) for name, path in files.items() if name and path}
-    to_do = estimate.records_to_do
-    stages = {stage: 1000 * seconds / max(to_do, 1) for stage, seconds in estimate.stage_seconds.items()}
     if as_json:
-        document = {
-            "records_to_do": to_do,
-            "records_done": sum(source.records_done for source in estimate.sources.values()),
-            "units_to_do": sum(source.units_to_do for source in estimate.sources.values()),
-            "sources": {
-                name: {
-                    "records_to_do": source.records_to_do,
-                    "records_done": source.records_done,
-                    "units_to_do": source.units_to_do,
-                    "probed": source.probe.records if source.probe else 0,
-                    "probe_samples": source.probe.samples if source.probe else 0,
-                }
-                for name, source in estimate.sources.items()
-            },
-            "cpu_actors": estimate.cpu_actors,
-            "sam_actors": estimate.sam_actors,
-            "gpus": estimate.gpus,
-            "stage_ms_per_record": stages,
-            "seconds": estimate.seconds,
-            "bytes": estimate.bytes,
-            "models": models,
-            "settings": estimate.settings.model_dump(mode="json"),
-        }
-        sys.stdout.write(json.dumps(document) + "\n")
+        print_json(_document(estimate))
         return
     print_table(
         "Plan (nothing was done)",
@@ -50,24 +21,66 @@ def show_estimate(estimate: "RunEstimate", *, as_json: bool) -> None:
         ],
         ("source", "records to do", "done", "units"),
     )
+    print_table("Estimate", _rows(estimate))
+    to_do = estimate.records_to_do
+    out.print("Next: the same command without --plan" if to_do else "Nothing to do: every record is annotated")
+
+
+def _document(estimate: "RunEstimate") -> dict[str, object]:
+    return {
+        "records_to_do": estimate.records_to_do,
+        "records_done": sum(source.records_done for source in estimate.sources.values()),
+        "units_to_do": sum(source.units_to_do for source in estimate.sources.values()),
+        "sources": {
+            name: {
+                "records_to_do": source.records_to_do,
+                "records_done": source.records_done,
+                "units_to_do": source.units_to_do,
+                "probed": source.probe.records if source.probe else 0,
+                "probe_samples": source.probe.samples if source.probe else 0,
+            }
+            for name, source in estimate.sources.items()
+        },
+        "cpu_actors": estimate.cpu_actors,
+        "sam_actors": estimate.sam_actors,
+        "gpus": estimate.gpus,
+        "stage_ms_per_record": _stage_ms(estimate),
+        "seconds": estimate.seconds,
+        "bytes": estimate.bytes,
+        "models": _model_files(estimate),
+        "settings": estimate.settings.model_dump(mode="json"),
+    }
+
+
+def _rows(estimate: "RunEstimate") -> dict[str, object]:
+    to_do = estimate.records_to_do
     sam = "none"
     if estimate.sam_actors:
         sam = f"{estimate.sam_actors} on {'a GPU each' if estimate.gpus else 'the CPU'}"
     probed = sum(source.probe.records for source in estimate.sources.values() if source.probe)
     settings = estimate.settings
-    table: dict[str, object] = {
+    rows: dict[str, object] = {
         "CPU actors": estimate.cpu_actors,
         "SAM actors": sam,
-        "models": ", ".join(f"{name} ({path})" for name, path in models.items()) or "none needed",
+        "models": ", ".join(f"{name} ({path})" for name, path in _model_files(estimate).items()) or "none needed",
         "settings": f"keypoints {settings.keypoints}, masks {settings.masks}, crop {settings.crop}, "
         f"{settings.image_size} px",
     }
     if to_do:
-        table |= {
-            "ms a record": ", ".join(f"{stage} {ms:.1f}" for stage, ms in stages.items())
+        rows |= {
+            "ms per record": ", ".join(f"{stage} {ms:.1f}" for stage, ms in _stage_ms(estimate).items())
             + f" (measured on {probed} records)",
             "time": f"{duration(estimate.seconds)} ({to_do / max(estimate.seconds, 1e-9):,.0f} records/s)",
-            "storage": f"{estimate.bytes / 1e6:,.1f} MB ({estimate.bytes / to_do / 1000:,.1f} kB a record)",
+            "storage": f"{estimate.bytes / 1e6:,.1f} MB ({estimate.bytes / to_do / 1000:,.1f} kB per record)",
         }
-    print_table("Estimate", table)
-    out.print("Next: the same command without --plan" if to_do else "Nothing to do: every record is annotated")
+    return rows
+
+
+def _stage_ms(estimate: "RunEstimate") -> dict[str, float]:
+    to_do = max(estimate.records_to_do, 1)
+    return {stage: 1000 * seconds / to_do for stage, seconds in estimate.stage_seconds.items()}
+
+
+def _model_files(estimate: "RunEstimate") -> dict[str, str]:
+    files = {"hand_landmarker": estimate.models.hand_landmarker, estimate.models.sam_origin: estimate.models.sam}
+    return {name: str(path) for name, path in files.items() if name and path}

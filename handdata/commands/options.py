@@ -1,49 +1,48 @@
-"""Options that several commands share, and the settings behind them."""
+"""Options that several commands share, and the settings behind them.
+
+What help shows of a setting (its default and bounds) is read from the settings model, so that it cannot differ.
+"""
 
 import re
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from handdata.pipeline.settings import SETTINGS_FILE, QualitySettings, Settings
 from handdata.schemas import UsageError
 
 if TYPE_CHECKING:
-    from handdata.pipeline.settings import Settings
+    from typer.models import OptionInfo
 
 
-class SplitName(StrEnum):
-    """Splits, as a choice."""
-
-    train = "train"
-    val = "val"
-    test = "test"
-
-
-class MasksName(StrEnum):
-    """Mask policies, as a choice."""
-
-    auto = "auto"
-    sam = "sam"
-    grabcut = "grabcut"
-    dataset = "dataset"
-    none = "none"
+def shown_default(model: type[BaseModel], setting: str) -> str | bool:
+    """Return a setting's default as help shows it; False, which shows nothing, for None."""
+    value = model.model_fields[setting].default
+    if value is None:
+        return False
+    if isinstance(value, frozenset):
+        return ", ".join(sorted(value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-class KeypointsName(StrEnum):
-    """Keypoint policies, as a choice."""
+def setting_option(model: type[BaseModel], setting: str, **shown: Any) -> "OptionInfo":
+    """Return an option that replaces a setting; help shows the setting's default and inclusive bounds.
 
-    prefer_dataset = "prefer-dataset"
-    dataset = "dataset"
-    mediapipe = "mediapipe"
+    Args:
+        model: Settings model.
+        setting: Name of the setting in the model, and of the command's argument.
+        shown: Help text, metavar and panel, as ``typer.Option`` takes them.
 
-
-class CropName(StrEnum):
-    """Crop modes, as a choice."""
-
-    frame = "frame"
-    stable = "stable"
+    """
+    bounds = {
+        name: getattr(constraint, attribute)
+        for constraint in model.model_fields[setting].metadata
+        for name, attribute in (("min", "ge"), ("max", "le"))
+        if hasattr(constraint, attribute)
+    }
+    option: OptionInfo = typer.Option(show_default=shown_default(model, setting), **bounds, **shown)
+    return option
 
 
 Workspace = Annotated[
@@ -52,106 +51,74 @@ Workspace = Annotated[
         "--workspace",
         "-w",
         metavar="PATH_OR_URL",
-        help="Where records, dataset and runs go.",
-        show_default="./workspace",
+        help="Folder or URL of records, datasets and runs.",
+        show_default=shown_default(Settings, "workspace"),
     ),
 ]
 
-_QUALITY = "Quality flags"
+QUALITY_PANEL = "Quality flags"
+
+
+def _threshold(field: str, metavar: str, text: str) -> "OptionInfo":
+    return setting_option(QualitySettings, field, metavar=metavar, help=text, rich_help_panel=QUALITY_PANEL)
+
+
 MinHandPx = Annotated[
     float | None,
-    typer.Option(
-        "--min-hand-px",
-        min=0,
-        metavar="PIXELS",
-        rich_help_panel=_QUALITY,
-        help="small_hand: smaller in the full image.",
-        show_default="48",
-    ),
+    _threshold("min_hand_px", "PIXELS", "Smallest hand size in the full image, else flag small_hand."),
 ]
 MaxTruncation = Annotated[
     float | None,
-    typer.Option(
-        "--max-truncation",
-        min=0,
-        max=1,
-        metavar="SHARE",
-        rich_help_panel=_QUALITY,
-        help="truncated: more of a hand's joints outside the picture.",
-        show_default="0",
-    ),
+    _threshold("max_truncation", "SHARE", "Largest share of a hand's joints outside the image, else flag truncated."),
 ]
 MinSharpness = Annotated[
     float | None,
-    typer.Option(
-        "--min-sharpness",
-        min=0,
-        metavar="VARIANCE",
-        rich_help_panel=_QUALITY,
-        help="blurry: variance of the Laplacian below this.",
-        show_default="2",
-    ),
+    _threshold("min_sharpness", "VARIANCE", "Smallest variance of the Laplacian, else flag blurry."),
 ]
 MaxBlur = Annotated[
     float | None,
     typer.Option(
-        "--max-blur",
         metavar="SHARE",
-        rich_help_panel=_QUALITY,
-        help="The same from the other end: blur = 1 / (1 + sharpness), from 0 (sharp) to 1 (no edge).",
-        show_default="0.333",
+        rich_help_panel=QUALITY_PANEL,
+        help="Largest blur, from 0 (sharp) to 1 (no edge), else flag blurry: --min-sharpness as 1 / (1 + variance).",
+        show_default=f"{1 / (1 + QualitySettings().min_sharpness):.3g}",
     ),
 ]
 MinMaskScore = Annotated[
     float | None,
-    typer.Option(
-        "--min-mask-score",
-        min=0,
-        max=1,
-        metavar="SHARE",
-        rich_help_panel=_QUALITY,
-        help="low_mask_coverage: fewer keypoints in the mask.",
-        show_default="0.6",
-    ),
+    _threshold("min_mask_score", "SHARE", "Smallest share of keypoints inside the mask, else flag low_mask_coverage."),
 ]
 MaxMaskSpill = Annotated[
     float | None,
-    typer.Option(
-        "--max-mask-spill",
-        min=0,
-        max=1,
-        metavar="SHARE",
-        rich_help_panel=_QUALITY,
-        help="mask_spill: more of the mask away from the hand.",
-        show_default="0.05",
-    ),
+    _threshold("max_mask_spill", "SHARE", "Largest share of the mask away from the hands, else flag mask_spill."),
 ]
 MaxDisagreement = Annotated[
     float | None,
-    typer.Option(
-        "--max-disagreement",
-        min=0,
-        metavar="HANDS",
-        rich_help_panel=_QUALITY,
-        help="labels_disagree: labels and MediaPipe further apart, in hand sizes.",
-        show_default="0.1",
+    _threshold(
+        "max_disagreement",
+        "HANDS",
+        "Largest distance between labels and MediaPipe in hand sizes, else flag labels_disagree.",
     ),
 ]
 MinPhashDistance = Annotated[
     int | None,
-    typer.Option(
-        "--min-phash-distance",
-        min=0,
-        max=65,
-        metavar="BITS",
-        rich_help_panel=_QUALITY,
-        help="near_duplicate: hash closer to the last kept frame of its video; 0: never.",
-        show_default="3",
+    _threshold(
+        "min_phash_distance",
+        "BITS",
+        "Smallest hash distance to the last kept frame of the video, else flag near_duplicate; 0 flags none.",
     ),
 ]
 
 
-def _dataset_name(name: str) -> str:
+def _dataset_name(name: str | None) -> str | None:
+    """Return a dataset's name as it was given.
+
+    Raises:
+        UsageError: The name cannot be a folder of the workspace, or the workspace uses it for something else.
+
+    """
+    if name is None:
+        return None
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in ("records", "rejected", "dropped", "runs"):
         raise UsageError(
             f"--dataset {name}: not a name for a folder of the workspace", "use letters, digits, dots, - and _"
@@ -159,27 +126,55 @@ def _dataset_name(name: str) -> str:
     return name
 
 
-DatasetName = Annotated[
-    str,
-    typer.Option("--dataset", metavar="NAME", callback=_dataset_name, help="A further dataset of the same workspace."),
-]
-OtherDataset = Annotated[
+def _dataset_option(**shown: Any) -> "OptionInfo":
+    option: OptionInfo = typer.Option(
+        "--dataset", metavar="NAME", callback=_dataset_name, help="Dataset folder in the workspace.", **shown
+    )
+    return option
+
+
+DatasetName = Annotated[str, _dataset_option()]
+TrainingDataset = Annotated[str | None, _dataset_option(show_default="the preset's")]
+TrainedDataset = Annotated[str | None, _dataset_option(show_default="the one of the training run")]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")]
+
+RunName = Annotated[str, typer.Option("--run", metavar="NAME", help="Training run of the workspace.")]
+Checkpoint = Annotated[
     str | None,
     typer.Option(
-        "--dataset",
-        metavar="NAME",
-        callback=lambda name: None if name is None else _dataset_name(name),
-        help="One of several datasets of the workspace.",
-        show_default="the training run's, else dataset",
+        "--checkpoint", metavar="PATH_OR_URL", help="Checkpoint file or folder.", show_default="the run's latest"
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
+DenoisingSteps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, metavar="N", help="Number of denoising steps.", show_default="the preset's"),
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-scale",
+        min=0,
+        metavar="SCALE",
+        help="Scale of classifier-free guidance; 1 is none.",
+        show_default="the preset's",
+    ),
+]
+SamplingSeed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="Random seed; the same seed gives the same images.")
+]
 
 
 def given_thresholds(
     *, min_sharpness: float | None, max_blur: float | None, **others: float | None
 ) -> dict[str, float]:
-    """Return the quality thresholds that were given as flags, by the names of their settings."""
+    """Return the quality thresholds that were given as flags, by the names of their settings.
+
+    Raises:
+        UsageError: ``max_blur`` is not a blur, or ``min_sharpness`` is given too.
+
+    """
     if max_blur is not None:
         if min_sharpness is not None:
             raise UsageError("--max-blur and --min-sharpness set the same threshold", "give one of them")
@@ -193,10 +188,16 @@ def given_thresholds(
     return {name: value for name, value in thresholds.items() if value is not None}
 
 
-def load_settings(**flags: Any) -> "Settings":
-    """Return the settings: flag > variable > handdata.toml > default."""
-    from handdata.pipeline.settings import SETTINGS_FILE, Settings
+def load_settings(**flags: Any) -> Settings:
+    """Return the settings: flag > variable > handdata.toml > default.
 
+    Args:
+        flags: Settings by name; None for a flag that was not given.
+
+    Raises:
+        UsageError: A setting has a wrong value, or handdata.toml does not parse.
+
+    """
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return Settings(**given)

@@ -1,11 +1,20 @@
-"""``handdata sample TASK``: pictures from a trained checkpoint."""
+"""Commands that generate images with a trained checkpoint: ``sample TASK``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handdata.commands.options import OtherDataset, Workspace, load_settings
+from handdata.commands.options import (
+    Checkpoint,
+    DenoisingSteps,
+    GuidanceScale,
+    RunName,
+    SamplingSeed,
+    TrainedDataset,
+    Workspace,
+    load_settings,
+)
 from handdata.console import ProgressLine, out
 from handdata.schemas import UsageError
 
@@ -13,32 +22,31 @@ if TYPE_CHECKING:
     from handdata.jobs.sample import Sampling
     from handdata.schemas.arrays import ByteArray
 
-sample_app = typer.Typer(no_args_is_help=True, help="Make pictures with a trained checkpoint.")
+sample_app = typer.Typer(no_args_is_help=True, help="Generate images with a trained checkpoint.")
 
-RunName = Annotated[str, typer.Option("--run", metavar="NAME", help="A training run of the workspace.")]
-Checkpoint = Annotated[
-    str | None,
-    typer.Option("--checkpoint", metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest"),
-]
 Reference = Annotated[
-    str | None, typer.Option("--reference", metavar="PHOTO_OR_SAMPLE", help="Whose hand.", show_default="drawn")
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="PHOTO_OR_SAMPLE",
+        help="Photograph or sample_id of the hand.",
+        show_default="drawn from the dataset",
+    ),
 ]
 Target = Annotated[
     str | None,
-    typer.Option("--target", metavar="PHOTO_OR_KEYPOINTS_OR_SAMPLE", help="Which pose.", show_default="drawn"),
+    typer.Option(
+        "--target",
+        metavar="PHOTO_OR_KEYPOINTS_OR_SAMPLE",
+        help="Photograph, keypoint file or sample_id of the pose.",
+        show_default="drawn from the dataset",
+    ),
 ]
-Steps = Annotated[
-    int | None, typer.Option("--steps", min=1, metavar="N", help="Denoising.", show_default="the preset's")
-]
-GuidanceScale = Annotated[
-    float | None, typer.Option("--guidance-scale", min=0, metavar="SCALE", show_default="the preset's")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Same seed, same pictures.")]
-Count = Annotated[int, typer.Option("--n", min=1, metavar="N", help="How many.")]
-Figure = Annotated[Path, typer.Option("--out", metavar="PNG", help="The figure.")]
+Count = Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of generated images.")]
+Figure = Annotated[Path, typer.Option("--out", metavar="PNG", help="File of the figure.")]
 
 REPAIR_GUIDANCE = 3.0
-"""As published: more than for other tasks, since keypoints are all that is told of the hands."""
+"""As published: more than for other tasks, since the network is given nothing of the hands but keypoints."""
 
 
 @sample_app.command(
@@ -49,16 +57,16 @@ def gesture_transfer(
     workspace: Workspace = None,
     run: RunName = "default",
     checkpoint: Checkpoint = None,
-    dataset: OtherDataset = None,
+    dataset: TrainedDataset = None,
     reference: Reference = None,
     target: Target = None,
     count: Count = 6,
-    steps: Steps = None,
+    steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
-    seed: Seed = 0,
+    seed: SamplingSeed = 0,
     out_file: Figure = Path("gesture-transfer.png"),
 ) -> None:
-    """Draw a reference's hand in the pose of a target: a figure of reference, pose, truth and result."""
+    """Generate a reference's hand in the pose of a target: a figure of reference, pose, truth and result."""
     sampling = _sampling(
         workspace,
         run,
@@ -84,18 +92,18 @@ def domain_transfer(
     workspace: Workspace = None,
     run: RunName = "default",
     checkpoint: Checkpoint = None,
-    dataset: OtherDataset = None,
+    dataset: TrainedDataset = None,
     reference: Reference = None,
     target: Target = None,
-    reference_source: Annotated[str | None, typer.Option(metavar="NAME", help="Whose looks.")] = None,
-    target_source: Annotated[str | None, typer.Option(metavar="NAME", help="Whose poses.")] = None,
+    reference_source: Annotated[str | None, typer.Option(metavar="NAME", help="Source of the references.")] = None,
+    target_source: Annotated[str | None, typer.Option(metavar="NAME", help="Source of the targets.")] = None,
     count: Count = 6,
-    steps: Steps = None,
+    steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
-    seed: Seed = 0,
+    seed: SamplingSeed = 0,
     out_file: Figure = Path("domain-transfer.png"),
 ) -> None:
-    """Draw the poses of one source in the looks of another, as synthetic hands in the looks of photographs."""
+    """Generate the poses of one source with the appearance of another, such as synthetic hands as photographs."""
     sampling = _sampling(
         workspace,
         run,
@@ -122,16 +130,16 @@ def novel_view(
     workspace: Workspace = None,
     run: RunName = "default",
     checkpoint: Checkpoint = None,
-    dataset: OtherDataset = None,
+    dataset: TrainedDataset = None,
     reference: Reference = None,
     target: Target = None,
     count: Count = 6,
-    steps: Steps = None,
+    steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
-    seed: Seed = 0,
+    seed: SamplingSeed = 0,
     out_file: Figure = Path("novel-view.png"),
 ) -> None:
-    """Draw the moment of a reference as another camera sees it, given the keypoints there."""
+    """Generate the moment of a reference as another camera sees it, from the keypoints in that camera."""
     sampling = _sampling(
         workspace,
         run,
@@ -154,26 +162,38 @@ def video(
     workspace: Workspace = None,
     run: RunName = "default",
     checkpoint: Checkpoint = None,
-    dataset: OtherDataset = None,
+    dataset: TrainedDataset = None,
     reference: Annotated[
         str | None,
-        typer.Option(metavar="PHOTO_OR_SAMPLE", help="Whose hand.", show_default="the video's first frame"),
+        typer.Option(
+            metavar="PHOTO_OR_SAMPLE",
+            help="Photograph or sample_id of the hand.",
+            show_default="the video's first frame",
+        ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="SAMPLE", help="A frame of the video whose poses are taken.")
+        str | None,
+        typer.Option(
+            metavar="SAMPLE",
+            help="sample_id of a frame of the video that gives the poses.",
+            show_default="drawn from the dataset",
+        ),
     ] = None,
-    count: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Frames.")] = 12,
-    fps: Annotated[float, typer.Option(min=1, max=60, help="Of the written video.")] = 10,
-    steps: Steps = None,
+    count: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of frames.")] = 12,
+    fps: Annotated[
+        float, typer.Option(min=1, max=60, metavar="HZ", help="Frames per second of the written video.")
+    ] = 10,
+    steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
-    seed: Seed = 0,
+    seed: SamplingSeed = 0,
     out_file: Annotated[
-        Path, typer.Option("--out", metavar="WEBP_OR_GIF", help="The video; a strip of its frames goes beside it.")
+        Path,
+        typer.Option("--out", metavar="WEBP_OR_GIF", help="File of the video; a strip of its frames lies beside it."),
     ] = Path("video.webp"),
 ) -> None:
-    """Draw a hand in the poses of a video of the dataset, frame after frame from the same noise."""
+    """Generate a hand in the poses of a video of the dataset, every frame from the same noise."""
     if out_file.suffix.lower() not in (".webp", ".gif"):
-        raise UsageError(f"--out {out_file}: neither .webp nor .gif", "other programs make films of either")
+        raise UsageError(f"--out {out_file}: neither .webp nor .gif", "other programs convert either")
     sampling = _sampling(
         workspace,
         run,
@@ -198,16 +218,20 @@ def video(
 
 @sample_app.command("fix", epilog="Example: handdata sample fix malformed.png --out repaired.png")
 def fix(
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture with malformed hands.")],
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Image with malformed hands.")],
     workspace: Workspace = None,
     run: RunName = "default",
     checkpoint: Checkpoint = None,
-    steps: Steps = None,
-    guidance_scale: Annotated[float, typer.Option(min=0, metavar="SCALE")] = REPAIR_GUIDANCE,
-    seed: Seed = 0,
-    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="The repaired picture.")] = Path("fixed.png"),
+    steps: DenoisingSteps = None,
+    guidance_scale: Annotated[
+        float, typer.Option(min=0, metavar="SCALE", help="Scale of classifier-free guidance; 1 is none.")
+    ] = REPAIR_GUIDANCE,
+    seed: SamplingSeed = 0,
+    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="File of the repaired image.")] = Path(
+        "fixed.png"
+    ),
 ) -> None:
-    """Draw the hands of a picture anew where MediaPipe finds their keypoints; the rest stays as it is."""
+    """Generate the hands of an image anew where MediaPipe finds their keypoints; the rest stays as it is."""
     sampling = _sampling(workspace, run, checkpoint, steps=steps, guidance_scale=guidance_scale, seed=seed)
     with ProgressLine("Repairing", None, "steps") as progress:
         picture = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
@@ -220,11 +244,11 @@ def unconditional(
     run: RunName = "default",
     checkpoint: Checkpoint = None,
     count: Count = 16,
-    steps: Steps = None,
-    seed: Seed = 0,
+    steps: DenoisingSteps = None,
+    seed: SamplingSeed = 0,
     out_file: Figure = Path("unconditional.png"),
 ) -> None:
-    """Draw hands of which nothing is said: what the network takes hands to be."""
+    """Sample unconditionally: a grid of hands, without reference or pose."""
     sampling = _sampling(workspace, run, checkpoint, count=count, steps=steps, seed=seed)
     with ProgressLine("Sampling", None, "steps") as progress:
         picture = sampling.unconditional(lambda step, total: progress.set(step, total=total))

@@ -1,25 +1,46 @@
-"""From a dataset to records: ``sources``, ``synth``, ``ingest``, ``inspect``."""
+"""Commands from a dataset to records: ``sources``, ``synth``, ``ingest``, ``inspect``."""
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handdata.commands.options import AsJson, SplitName, Workspace, load_settings
-from handdata.console import ProgressLine, counted, out, print_table
+from handdata.commands.options import AsJson, Strict, Workspace, load_settings, shown_default
+from handdata.console import ProgressLine, counted, out, print_json, print_table
+from handdata.pipeline.settings import Settings
+from handdata.schemas import Split
 
 if TYPE_CHECKING:
     from handdata.schemas import SourceCard
 
 sources_app = typer.Typer()
 
+SourceName = Annotated[
+    str, typer.Option("--source", "-s", metavar="NAME", help="Source name, as listed by `handdata sources`.")
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        help="Folder of the dataset, as downloaded.",
+        show_default=f"{shown_default(Settings, 'sources_root')}/NAME",
+    ),
+]
+ManoFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--mano",
+        metavar="DIR",
+        help="Folder of your MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that need them.",
+    ),
+]
+
 
 @sources_app.command(epilog="Example: handdata sources hagrid")
 def sources(
-    name: Annotated[str | None, typer.Argument(help="Show this source's card.")] = None, as_json: AsJson = False
+    name: Annotated[str | None, typer.Argument(help="Source whose card is shown.")] = None, as_json: AsJson = False
 ) -> None:
     """List the datasets that handdata knows, their licences and what they label."""
     from handdata.adapters.registry import registered_adapters
@@ -33,8 +54,7 @@ def sources(
         _print_card(cards[name], as_json)
         return
     if as_json:
-        documents = [card.model_dump() for card in cards.values()]
-        sys.stdout.write(json.dumps({"sources": documents}) + "\n")
+        print_json({"sources": [card.model_dump() for card in cards.values()]})
         return
     rows = []
     for source, card in cards.items():
@@ -46,7 +66,7 @@ def sources(
 
 def _print_card(card: "SourceCard", as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(card.model_dump_json() + "\n")
+        print_json(card.model_dump())
         return
     facts = card.model_dump(exclude={"layout", "download", "pitfalls"})
     print_table(card.title, {name.replace("_", " "): value for name, value in facts.items()})
@@ -59,14 +79,20 @@ def _print_card(card: "SourceCard", as_json: bool) -> None:
 @sources_app.command(epilog="Example: handdata synth --out sources/synthetic --identities 8 --sequences 24 --frames 12")
 def synth(
     out_dir: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", show_default="<sources root>/synthetic")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder of the rendered dataset.",
+            show_default=f"{shown_default(Settings, 'sources_root')}/synthetic",
+        ),
     ] = None,
-    identities: Annotated[int, typer.Option(min=1, help="Different hands.")] = 8,
-    sequences: Annotated[int, typer.Option(min=1, help="Videos in all.")] = 24,
-    frames: Annotated[int, typer.Option(min=1, help="Frames a video.")] = 12,
-    cameras: Annotated[int, typer.Option(min=1, help="Synchronised views.")] = 2,
+    identities: Annotated[int, typer.Option(min=1, metavar="N", help="Number of people.")] = 8,
+    sequences: Annotated[int, typer.Option(min=1, metavar="N", help="Number of videos.")] = 24,
+    frames: Annotated[int, typer.Option(min=1, metavar="N", help="Number of frames of each video.")] = 12,
+    cameras: Annotated[int, typer.Option(min=1, metavar="N", help="Number of synchronised cameras.")] = 2,
     size: Annotated[int, typer.Option(min=32, max=2048, metavar="PIXELS", help="Side of the square frames.")] = 256,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed; the same seed gives the same bytes.")] = 0,
 ) -> None:
     """Render the built-in synthetic dataset: hands with exact keypoints, masks and cameras."""
     from handdata.adapters.synthesis.dataset import write_dataset
@@ -81,23 +107,19 @@ def synth(
 
 @sources_app.command(epilog="Example: handdata ingest --source hagrid --root /data/hagrid")
 def ingest(
-    source: Annotated[str, typer.Option("--source", "-s", metavar="NAME", help="See `handdata sources`.")],
-    root: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The dataset as downloaded.", show_default="<sources root>/<source>"),
-    ] = None,
+    source: SourceName,
+    root: Root = None,
     workspace: Workspace = None,
-    split: Annotated[SplitName | None, typer.Option(help="Only this split.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N records.")] = None,
-    stride: Annotated[int, typer.Option(min=1, metavar="K", help="Keep frames whose number is a multiple of K.")] = 1,
-    mano: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Your MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that need them."),
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")] = False,
+    split: Annotated[Split | None, typer.Option(help="Split to ingest.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Largest number of records.")] = None,
+    stride: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Divisor of the frame numbers that are kept; 1 keeps all frames.")
+    ] = 1,
+    mano: ManoFolder = None,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a downloaded dataset into normalized records. A second run replaces the source's records."""
+    """Turn a downloaded dataset into normalized records; a second run replaces the source's records."""
     from handdata.adapters import AdapterOptions
     from handdata.adapters.registry import find_adapter
     from handdata.pipeline.records.ingest import ingest as run_ingest
@@ -112,7 +134,7 @@ def ingest(
             adapter,
             root or settings.sources_root / source,
             storage,
-            split=split.value if split else None,
+            split=split,
             limit=limit,
             stride=stride,
             options=AdapterOptions(mano_dir=settings.mano_dir),
@@ -121,11 +143,11 @@ def ingest(
     where = storage.describe(records_folder(source))
     if as_json:
         document = {name: value for name, value in asdict(summary).items() if name not in ("files", "rejected_files")}
-        sys.stdout.write(json.dumps({**document, "where": where}) + "\n")
+        print_json({**document, "where": where})
     else:
         table = {"records": counted(summary.splits), "rejected": counted(summary.rejected), "where": where}
         if summary.dropped:
-            table["left out"] = f"{summary.dropped:,} that were dropped (`handdata drop`)"
+            table["dropped before"] = f"{summary.dropped:,} (`handdata drop`)"
         if summary.rejected:
             table["reasons in"] = storage.describe(rejected_folder("ingest", source))
         print_table(f"Ingested {source}", table)
@@ -136,16 +158,17 @@ def ingest(
 
 @sources_app.command(epilog="Example: handdata inspect --source hagrid --root /data/hagrid --n 12 --out sheet.png")
 def inspect(
-    source: Annotated[str, typer.Option("--source", "-s", metavar="NAME", help="See `handdata sources`.")],
-    root: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The dataset as downloaded.", show_default="<sources root>/<source>"),
-    ] = None,
-    count: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Frames, spread over the dataset.")] = 12,
-    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="The sheet.")] = Path("sheet.png"),
-    mano: Annotated[Path | None, typer.Option(metavar="DIR", help="Your MANO files, where labels need them.")] = None,
+    source: SourceName,
+    root: Root = None,
+    count: Annotated[
+        int, typer.Option("--n", min=1, metavar="N", help="Number of frames, spread over the dataset.")
+    ] = 12,
+    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="File of the contact sheet.")] = Path(
+        "sheet.png"
+    ),
+    mano: ManoFolder = None,
 ) -> None:
-    """Draw the labels of some frames, to see at one look whether they sit right; nothing is ingested."""
+    """Draw the labels of some frames on a contact sheet, which shows whether they fit; nothing is ingested."""
     from handdata.adapters import AdapterOptions
     from handdata.adapters.registry import find_adapter
     from handdata.pictures.png import encode_png

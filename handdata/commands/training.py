@@ -1,53 +1,84 @@
-"""From shards to a model and its pictures: ``train`` and ``sample``."""
+"""Commands from shards to a scored model: ``train``, ``encode``, ``export``, ``evaluate``."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handdata.commands.options import AsJson, OtherDataset, SplitName, Workspace, load_settings
-from handdata.console import ProgressLine, out, print_table
-from handdata.schemas import UsageError
+from handdata.commands.options import (
+    AsJson,
+    Checkpoint,
+    DenoisingSteps,
+    GuidanceScale,
+    RunName,
+    SamplingSeed,
+    TrainedDataset,
+    TrainingDataset,
+    Workspace,
+    load_settings,
+)
+from handdata.console import ProgressLine, out, print_json, print_table
+from handdata.schemas import Split, UsageError
+from handdata.trainer.presets import PRESETS
 
 if TYPE_CHECKING:
+    from handdata.jobs.evaluate import Evaluation
     from handdata.trainer.evaluation import Interval
+    from handdata.trainer.loop import TrainSummary
 
 training_app = typer.Typer()
 
 _CHART_PX = 960
 
+PresetName = Annotated[
+    str, typer.Option("--preset", metavar="NAME", help=f"Name of the training preset: {', '.join(PRESETS)}.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="TOML", help="File of settings that replace the preset's, nested as in the preset."
+    ),
+]
+
 
 @training_app.command(epilog="Example: handdata train --preset tiny --steps 300")
 def train(
-    preset: Annotated[str, typer.Option(metavar="NAME", help="A row of the table in trainer/presets.py.")] = "tiny",
-    config: Annotated[
-        Path | None, typer.Option(metavar="TOML", help="Settings that replace the preset's, in the same nesting.")
-    ] = None,
+    preset: PresetName = "tiny",
+    config: Config = None,
     workspace: Workspace = None,
     gpus: Annotated[
         int | None,
         typer.Option(
             min=0,
             metavar="N",
-            help="0: on the CPU; more than 1: processes that Ray Train starts, and restarts where one is lost.",
-            show_default="1 where there is one",
+            help="Number of GPUs; with 0 the CPU trains, with more than 1 Ray Train starts a process for each.",
+            show_default="a GPU if there is one",
         ),
     ] = None,
-    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster, for N > 1.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, metavar="N", show_default="the preset's")] = None,
-    run: Annotated[str, typer.Option(metavar="NAME", help="Folder under <workspace>/runs.")] = "default",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's latest checkpoint.")] = False,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Ray cluster address, for more than one GPU.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Number of optimiser steps.", show_default="the preset's"),
+    ] = None,
+    run: Annotated[str, typer.Option(metavar="NAME", help="Folder of the run below <workspace>/runs.")] = "default",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's latest checkpoint.")] = False,
     init: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Start from published FoundHand or ImageNet DiT weights.")
+        str | None, typer.Option(metavar="FILE", help="Published FoundHand or ImageNet DiT weights to start from.")
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option(metavar="EXPR", help="Only rows for which this SQL expression over the sample columns is true."),
+        typer.Option(metavar="EXPR", help="SQL condition over the sample columns; only rows that fulfil it are used."),
     ] = None,
-    licence: Annotated[str | None, typer.Option(metavar="A,B", help="Only rows under these licences.")] = None,
-    dataset: OtherDataset = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence", "--license", metavar="A,B", help="Licences, separated by commas; only their rows are used."
+        ),
+    ] = None,
+    dataset: TrainingDataset = None,
 ) -> None:
     """Train the two-frame diffusion transformer on the annotated dataset."""
     from handdata.pipeline.storage import Storage
@@ -82,6 +113,10 @@ def train(
             summary = run_train(
                 chosen, storage, run, steps=steps, resume=resume, init=init, device=device, on_step=show
             )
+    _show_trained(summary)
+
+
+def _show_trained(summary: "TrainSummary") -> None:
     table = {"steps": f"{summary.steps:,}", "checkpoint": summary.checkpoint_url}
     if summary.loss is not None:
         table["loss"] = f"{summary.loss:.4f}"
@@ -95,27 +130,38 @@ def train(
 
 @training_app.command(epilog="Example: handdata encode --preset foundhand-xl --variants 4")
 def encode(
-    preset: Annotated[str, typer.Option(metavar="NAME", help="The preset that will be trained.")] = "foundhand-xl",
-    config: Annotated[Path | None, typer.Option(metavar="TOML", help="Settings that replace the preset's.")] = None,
+    preset: PresetName = "foundhand-xl",
+    config: Config = None,
     workspace: Workspace = None,
-    dataset: OtherDataset = None,
+    dataset: TrainingDataset = None,
     autoencoder: Annotated[
-        str | None, typer.Option(metavar="KIND", help="sd-vae, taef2 or pixel.", show_default="the preset's")
+        str | None,
+        typer.Option(metavar="KIND", help="Kind of autoencoder: sd-vae, taef2 or pixel.", show_default="the preset's"),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_NAME", help="The autoencoder's.", show_default="the preset's")
+        str | None,
+        typer.Option(metavar="PATH_OR_NAME", help="Weights of the autoencoder.", show_default="the preset's"),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=8, metavar="S", help="Pixels.", show_default="the preset's")
+        int | None,
+        typer.Option(min=8, metavar="PIXELS", help="Side of the encoded images.", show_default="the preset's"),
     ] = None,
     variants: Annotated[
-        int, typer.Option(min=1, metavar="N", help="1: unchanged pictures; more: changed ones too.")
+        int,
+        typer.Option(min=1, metavar="N", help="Number of latents of each image; all but the first are augmented."),
     ] = 1,
     gpus: Annotated[
-        int | None, typer.Option(min=0, max=1, metavar="N", help="0: on the CPU.", show_default="1 where there is one")
+        int | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="N",
+            help="Number of GPUs; with 0 the CPU encodes.",
+            show_default="a GPU if there is one",
+        ),
     ] = None,
 ) -> None:
-    """Compute every picture's latents once, and store them beside the shards for training (`data.latents = true`).
+    """Compute every image's latents once, and store them beside the shards for training (`data.latents = true`).
 
     Interrupted, the same command continues; finished, it does nothing.
     """
@@ -127,7 +173,7 @@ def encode(
 
     storage = Storage(load_settings(workspace=workspace).workspace)
     chosen = load_preset(preset, config).choosing_rows(dataset=dataset)
-    read_manifest(storage, chosen.data.dataset)  # a missing dataset is told before weights are downloaded
+    read_manifest(storage, chosen.data.dataset)  # a missing dataset ends here, before weights are downloaded
     settings = chosen.autoencoder.changed(autoencoder, weights)
     device = _training_device(gpus) or _training_device(int(_has_cuda())) or "cpu"
     with ProgressLine("Encoding", None, "shards") as progress:
@@ -156,15 +202,13 @@ def encode(
 @training_app.command(epilog="Example: handdata export --run default --out foundhand-mine.pt")
 def export(
     workspace: Workspace = None,
-    run: Annotated[str, typer.Option(metavar="NAME", help="A training run of the workspace.")] = "default",
-    checkpoint: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest")
-    ] = None,
-    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .pt, .pth or .safetensors file.")] = Path(
-        "foundhand.pt"
-    ),
+    run: RunName = "default",
+    checkpoint: Checkpoint = None,
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="File of the weights: .pt, .pth or .safetensors.")
+    ] = Path("foundhand.pt"),
 ) -> None:
-    """Write a run's averaged weights as a file that the public FoundHand code, and --init, read."""
+    """Write a run's averaged weights as a file that the public FoundHand code and `train --init` read."""
     from handdata.pipeline.storage import Storage
     from handdata.trainer.checkpoints import load_for_sampling
     from handdata.trainer.weights import write_foundhand
@@ -182,7 +226,12 @@ def _has_cuda() -> bool:
 
 
 def _training_device(gpus: int | None) -> str | None:
-    """Return the device for a number of GPUs; without a number the trainer chooses."""
+    """Return the device for a number of GPUs; None, which lets the trainer choose, without a number.
+
+    Raises:
+        UsageError: A GPU was asked for and there is none.
+
+    """
     import torch
 
     if gpus is None:
@@ -195,29 +244,26 @@ def _training_device(gpus: int | None) -> str | None:
 @training_app.command(epilog="Example: handdata evaluate --run default --split test --out results")
 def evaluate(
     workspace: Workspace = None,
-    run: Annotated[str, typer.Option(metavar="NAME", help="A training run of the workspace.")] = "default",
-    checkpoint: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_URL", help="A checkpoint.", show_default="the run's latest")
-    ] = None,
-    dataset: OtherDataset = None,
-    split: Annotated[SplitName, typer.Option(help="Whose pairs are drawn.")] = SplitName.val,
-    count: Annotated[int, typer.Option("--pairs", min=2, metavar="N", help="Pairs at most.")] = 200,
+    run: RunName = "default",
+    checkpoint: Checkpoint = None,
+    dataset: TrainedDataset = None,
+    split: Annotated[Split, typer.Option(help="Split of the scored pairs.")] = "val",
+    count: Annotated[int, typer.Option("--pairs", min=2, metavar="N", help="Largest number of pairs.")] = 200,
     min_motion: Annotated[
-        float, typer.Option(min=0, metavar="HAND_LENGTHS", help="Mean motion of a pair's joints, at least.")
+        float, typer.Option(min=0, metavar="HAND_LENGTHS", help="Smallest mean motion of a pair's joints.")
     ] = 0.3,
-    steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Denoising.", show_default="the preset's")
-    ] = None,
-    guidance_scale: Annotated[float | None, typer.Option(min=0, metavar="SCALE", show_default="the preset's")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same pairs and pictures.")] = 0,
+    steps: DenoisingSteps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: SamplingSeed = 0,
     out_dir: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write figures as JSON and PNG there.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the scores as JSON and the figures as PNG.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score generated hands beside the truth, a copied reference and the mean picture, on pairs that move.
+    """Score generated hands beside the truth, a copied reference and the mean image, on pairs that move.
 
-    PSNR and SSIM inside the target's hand box; PCK: joints that MediaPipe finds near the target's in the drawn hand.
+    PSNR and SSIM are those inside the target's hand box. PCK is the share of joints that MediaPipe finds in the
+    generated hand near the target's.
     """
     from handdata.jobs.evaluate import EvaluationRequest
     from handdata.jobs.evaluate import evaluate as run_evaluate
@@ -231,7 +277,7 @@ def evaluate(
     request = EvaluationRequest(
         checkpoint=checkpoint or storage.describe(f"runs/{run}"),
         dataset=dataset,
-        split=split.value,
+        split=split,
         count=count,
         least_motion=min_motion,
         steps=steps,
@@ -240,24 +286,30 @@ def evaluate(
     )
     with ProgressLine("Evaluating", None, "pairs") as progress:
         found = run_evaluate(request, storage, settings.weights, lambda done, total: progress.set(done, total=total))
-    document = found.document()
     if out_dir is not None:
         folder = Storage(out_dir.absolute())
-        folder.write_bytes("evaluation.json", json.dumps(document, indent=2).encode())
+        folder.write_bytes("evaluation.json", json.dumps(found.document(), indent=2).encode())
         folder.write_bytes("evaluation.png", encode_png(found.figure))
         if checkpoint is None:
             losses = loss_chart(read_losses(read_metrics(storage, run)))
             folder.write_bytes("losses.png", encode_png(chart_picture(losses, _CHART_PX)))
     if as_json:
-        sys.stdout.write(json.dumps(document) + "\n")
+        print_json(found.document())
         return
-    ways = {**found.scores, "truth": found.truth, **{f"above {way}": of_way for way, of_way in found.above.items()}}
-    names = list(next(iter(found.scores.values())))
-    rows = [(way, *(_spread(of_way[name]) if name in of_way else "" for name in names)) for way, of_way in ways.items()]
-    title = f"{found.pairs} pairs of {found.sequences} videos that move {found.motion:.2f} hand lengths; 95% intervals"
-    print_table(title, rows, header=("", *names))
+    _show_scores(found)
     if out_dir is not None:
         out.print(f"Look at {out_dir.absolute() / 'evaluation.png'}")
+
+
+def _show_scores(found: "Evaluation") -> None:
+    above = {f"above {baseline}": scores for baseline, scores in found.above.items()}
+    names = list(next(iter(found.scores.values())))
+    rows = [
+        (way, *(_spread(scores[name]) if name in scores else "" for name in names))
+        for way, scores in {**found.scores, "truth": found.truth, **above}.items()
+    ]
+    title = f"{found.pairs} pairs of {found.sequences} videos that move {found.motion:.2f} hand lengths; 95% intervals"
+    print_table(title, rows, header=("", *names))
 
 
 def _spread(score: "Interval") -> str:

@@ -1,6 +1,6 @@
-"""Model files: ``weights list``, ``fetch`` and ``verify``."""
+"""Commands for model files: ``weights list``, ``fetch`` and ``verify``."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -8,15 +8,12 @@ from handdata.commands.options import load_settings
 from handdata.console import ProgressLine, out, print_table
 from handdata.schemas import UsageError
 
-if TYPE_CHECKING:
-    pass
-
-weights_app = typer.Typer(no_args_is_help=True, help="Model files: list, fetch and verify them.")
+weights_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify model files.")
 
 
-@weights_app.command("list")
+@weights_app.command("list", epilog="Example: handdata weights list")
 def weights_list() -> None:
-    """List the model files that handdata can use, and where they lie."""
+    """List the model files that handdata can use, and where they are on this machine."""
     from handdata.pipeline.weights import WEIGHTS, find_weights
 
     folder = load_settings().weights
@@ -27,18 +24,20 @@ def weights_list() -> None:
     print_table("Model files", rows, header=("name", "for", "size", "found at"))
 
 
-@weights_app.command("fetch")
-def weights_fetch(name: Annotated[str, typer.Argument(help="A name of `handdata weights list`.")]) -> None:
-    """Download a model file and check its SHA-256; nothing happens where it is there."""
+@weights_app.command("fetch", epilog="Example: handdata weights fetch sam_vit_h")
+def weights_fetch(
+    name: Annotated[str, typer.Argument(help="Model file name, as listed by `handdata weights list`.")],
+) -> None:
+    """Download a model file and check its SHA-256; a file that is on this machine stays as it is."""
     from handdata.pipeline.weights import require_weights
 
-    _known_weights(name)
+    _check_name(name)
     with ProgressLine(f"Fetching {name}", None, "bytes") as progress:
         path = require_weights(name, load_settings().weights, lambda done, total: progress.set(done, total=total))
     out.print(f"{name}: {path}")
 
 
-@weights_app.command("verify")
+@weights_app.command("verify", epilog="Example: handdata weights verify")
 def weights_verify() -> None:
     """Check the SHA-256 of every model file that is on this machine."""
     from handdata.pipeline.weights import WEIGHTS, find_weights, sha256_of
@@ -57,7 +56,13 @@ def weights_verify() -> None:
         raise typer.Exit(1)
 
 
-def _known_weights(name: str) -> None:
+def _check_name(name: str) -> None:
+    """Check that there is a model file of this name.
+
+    Raises:
+        UsageError: There is none.
+
+    """
     from handdata.pipeline.weights import WEIGHTS
 
     if name not in WEIGHTS:
