@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 from handdata.schemas.arrays import BoolArray
-from handdata.schemas.record import HandRecord, Rejection, Split
+from handdata.schemas.record import HandRecord, Split
 from handdata.schemas.record_batch import RecordBatch
+from handdata.schemas.rejection import Rejection
 from handdata.schemas.sources import SourceCard
 
 

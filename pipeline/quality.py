@@ -8,9 +8,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from handdata.pipeline.settings import QualitySettings
-from handdata.schemas import KEYPOINTS_PER_HAND, SAMPLE_SCHEMA, AnnotatedSample, Rejection, RejectReason
+from handdata.schemas import KEYPOINTS_PER_HAND, SAMPLE_SCHEMA, AnnotatedSample, RecordError, Rejection, RejectReason
 from handdata.schemas.arrays import BoolArray
-from handdata.schemas.record import models_to_table
+from handdata.schemas.rejection import rejection
+from handdata.schemas.tables import models_to_table
 
 OBSERVED_FLAGS: Final = frozenset({"side_conflict", "extra_hands", "unlabelled_hand"})
 """Flags that annotation saw and no stored number shows; recomputing flags keeps them."""
@@ -79,14 +80,9 @@ def judge(
         if not refused:
             accepted.append(sample.model_copy(update={"flags": flags}))
             continue
-        rejections.append(
-            Rejection(
-                record_id=sample.record_id,
-                image_uri=sample.image_uri,
-                reason=RejectReason(f"quality_{refused[0]}"),
-                detail=f"flagged {', '.join(flags)}: {_numbers_as_text(sample)}",
-            )
-        )
+        reason = RejectReason(f"quality_{refused[0]}")
+        error = RecordError(reason, f"flagged {', '.join(flags)}: {_numbers_as_text(sample)}")
+        rejections.append(rejection(sample.record_id, sample.image_uri, error))
     return accepted, rejections
 
 

@@ -21,21 +21,21 @@ from handdata.schemas.joints import (
     KEYPOINT_COUNT,
     KEYPOINT_NAMES,
     KEYPOINTS_PER_HAND,
+    OTHER_SIDE,
     SIDES,
     SKELETON_EDGES,
     WRIST,
     Side,
     hand_rows,
+    inside,
 )
 from handdata.schemas.manifest import FORMAT_VERSION, DatasetManifest, SplitCounts, UnitMarker
 from handdata.schemas.record import (
     RECORD_SCHEMA,
-    REJECTION_SCHEMA,
     SPLITS,
     HandRecord,
     HandState,
     MaskExtent,
-    Rejection,
     Split,
     Viewpoint,
     hand_states,
@@ -43,8 +43,8 @@ from handdata.schemas.record import (
     record_name,
     records_from_table,
     records_to_table,
-    rejections_to_table,
 )
+from handdata.schemas.rejection import REJECTION_SCHEMA, Rejection, rejections_to_table
 from handdata.schemas.sample import (
     PIXEL_COLUMNS,
     ROW_GROUP_ROWS,
@@ -65,6 +65,7 @@ __all__ = [
     "KEYPOINTS_PER_HAND",
     "KEYPOINT_COUNT",
     "KEYPOINT_NAMES",
+    "OTHER_SIDE",
     "PIXEL_COLUMNS",
     "RECORD_SCHEMA",
     "REJECTION_SCHEMA",
@@ -102,6 +103,7 @@ __all__ = [
     "WeightsError",
     "hand_rows",
     "hand_states",
+    "inside",
     "record_from_row",
     "record_name",
     "records_from_table",

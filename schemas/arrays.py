@@ -1,11 +1,9 @@
-"""Numpy arrays as fields of pydantic models, and as columns of Arrow tables."""
+"""Numpy arrays as fields of pydantic models."""
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, ValidationInfo
 
@@ -19,7 +17,7 @@ def _reader(dtype: type[np.generic], shape: tuple[int, ...], *, zero_where_not_v
     size = math.prod(shape)
 
     def read(value: Any, info: ValidationInfo) -> NDArray[Any]:
-        with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinity, which is refused below
+        with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinity, which is rejected below
             array = np.array(value, dtype=dtype)
         if array.size != size:
             raise ValueError(f"expected shape {shape}, got {np.shape(value)}")
@@ -41,16 +39,3 @@ Labels2D = Annotated[FloatArray, _reader(np.float32, (42, 2), zero_where_not_val
 Labels3D = Annotated[FloatArray, _reader(np.float32, (42, 3), zero_where_not_valid=True)]
 Matrix3 = Annotated[FloatArray, _reader(np.float32, (3, 3))]
 Matrix4 = Annotated[FloatArray, _reader(np.float32, (4, 4))]
-
-
-def fixed_list_column(arrays: Sequence[NDArray[Any] | None], column_type: pa.FixedSizeListType) -> pa.Array:
-    """Stack arrays of one size into a fixed-size-list column; ``None`` becomes a null row."""
-    missing = np.array([array is None for array in arrays], dtype=bool)
-    placeholder = np.zeros(column_type.list_size, dtype=column_type.value_type.to_pandas_dtype())
-    rows = [placeholder if array is None else array.reshape(-1) for array in arrays]
-    values = np.concatenate(rows) if rows else placeholder[:0]
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(values, type=column_type.value_type),
-        type=column_type,
-        mask=pa.array(missing) if missing.any() else None,
-    )

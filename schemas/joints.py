@@ -9,9 +9,12 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from handdata.schemas.arrays import BoolArray
+
 Side = Literal["right", "left"]
 SIDES: Final[tuple[Side, Side]] = get_args(Side)
 """Hand sides in the order of the keypoint rows."""
+OTHER_SIDE: Final[dict[Side, Side]] = {"right": "left", "left": "right"}
 
 KEYPOINTS_PER_HAND: Final = 21
 KEYPOINT_COUNT: Final = 42
@@ -61,3 +64,8 @@ def hand_rows(side: Side) -> slice:
     """Return the rows of the 42 that belong to one hand."""
     start = SIDES.index(side) * KEYPOINTS_PER_HAND
     return slice(start, start + KEYPOINTS_PER_HAND)
+
+
+def inside(keypoints: NDArray[np.floating], width: int, height: int) -> BoolArray:
+    """Return which keypoints (..., 2) lie on the pixels of an image: -0.5 < x < width - 0.5, and y alike."""
+    return np.asarray(((keypoints > -0.5) & (keypoints < (width - 0.5, height - 0.5))).all(axis=-1))

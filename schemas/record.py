@@ -2,22 +2,15 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from handdata.schemas.arrays import (
-    KeypointsValid,
-    Labels2D,
-    Labels3D,
-    Matrix3,
-    Matrix4,
-    fixed_list_column,
-)
-from handdata.schemas.errors import RejectReason
+from handdata.schemas.arrays import KeypointsValid, Labels2D, Labels3D, Matrix3, Matrix4
 from handdata.schemas.joints import KEYPOINTS_PER_HAND, SIDES, Side, hand_rows
+from handdata.schemas.tables import columns_of, models_to_table
 
 Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
@@ -36,49 +29,51 @@ class HandRecord(BaseModel):
     Pixels are those of the full image: x right, y down, (0, 0) the centre of the top-left pixel. Cameras look along z,
     x right, y down; lengths are metres. Keypoint rows 0-20 are the person's right hand, 21-41 the left
     (``handdata.schemas.joints``).
+
+    Each field names the Arrow type of its column; ``RECORD_SCHEMA`` and ``RecordBatch`` follow from them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    source: str = Field(min_length=1)
-    split: Split
+    source: Annotated[str, CATEGORY] = Field(min_length=1)
+    split: Annotated[Split, CATEGORY]
     """The dataset's own split, mapped to these three."""
-    sequence_id: str = Field(min_length=1)
+    sequence_id: Annotated[str, pa.string()] = Field(min_length=1)
     """Frames that share it and a camera are one video, frames that share it and ``frame_index`` synchronised views."""
-    frame_index: int = Field(ge=0, lt=2**31)
+    frame_index: Annotated[int, pa.int32()] = Field(ge=0, lt=2**31)
     """The dataset's own frame number, 0 for stills."""
-    camera_id: str = Field(default="0", min_length=1)
-    timestamp_s: float | None = None
+    camera_id: Annotated[str, pa.string()] = Field(default="0", min_length=1)
+    timestamp_s: Annotated[float | None, pa.float64()] = None
     """Seconds since the sequence began, where the dataset's rate is known."""
-    subject_id: str | None = None
-    origin_id: str | None = None
+    subject_id: Annotated[str | None, pa.string()] = None
+    origin_id: Annotated[str | None, pa.string()] = None
     """The same physical frame's identity upstream, where this source repacks another."""
-    image_uri: str = Field(min_length=1)
+    image_uri: Annotated[str, pa.string()] = Field(min_length=1)
     """Path or URL of the image, or of the video that holds the frame."""
-    video_frame: int | None = Field(default=None, ge=0)
+    video_frame: Annotated[int | None, pa.int32()] = Field(default=None, ge=0)
     """Index of the frame in the video, in presentation order; null for image files."""
-    width: int = Field(gt=0, lt=2**31)
-    height: int = Field(gt=0, lt=2**31)
-    viewpoint: Viewpoint
-    keypoints_valid: KeypointsValid
+    width: Annotated[int, pa.int32()] = Field(gt=0, lt=2**31)
+    height: Annotated[int, pa.int32()] = Field(gt=0, lt=2**31)
+    viewpoint: Annotated[Viewpoint, pa.string()]
+    keypoints_valid: Annotated[KeypointsValid, pa.list_(pa.bool_(), 42)]
     """(42,) whether the dataset annotates the joint; it may lie outside the image."""
-    keypoints_2d: Labels2D
+    keypoints_2d: Annotated[Labels2D, pa.list_(pa.float32(), 84)]
     """(42, 2) pixels; 0, 0 where not valid."""
-    hand_state: tuple[HandState, HandState]
+    hand_state: Annotated[tuple[HandState, HandState], pa.list_(pa.string())]
     """Right and left: labelled, known to be absent, or unknown (the dataset says nothing)."""
-    keypoints_3d: Labels3D | None = None
+    keypoints_3d: Annotated[Labels3D | None, pa.list_(pa.float32(), 126)] = None
     """(42, 3) metres in the camera frame; 0 where not valid."""
-    camera_k: Matrix3 | None = None
+    camera_k: Annotated[Matrix3 | None, pa.list_(pa.float32(), 9)] = None
     """(3, 3) intrinsics."""
-    camera_t_world: Matrix4 | None = None
+    camera_t_world: Annotated[Matrix4 | None, pa.list_(pa.float32(), 16)] = None
     """(4, 4) world to camera, metres."""
-    camera_model: CameraModel = "pinhole"
-    camera_dist: tuple[float, ...] | None = None
+    camera_model: Annotated[CameraModel, pa.string()] = "pinhole"
+    camera_dist: Annotated[tuple[float, ...] | None, pa.list_(pa.float32())] = None
     """Distortion coefficients of ``camera_model``; the keypoints are those of the distorted image."""
-    has_mask: bool = False
+    has_mask: Annotated[bool, pa.bool_()] = False
     """The adapter's ``open_mask`` can open a mask of this frame on a worker."""
-    mask_extent: MaskExtent | None = None
-    extra: dict[str, Any] | None = None
+    mask_extent: Annotated[MaskExtent | None, pa.string()] = None
+    extra: Annotated[dict[str, Any] | None, pa.string()] = None
     """What the adapter needs on a worker to open the image or mask; stored as JSON."""
 
     @model_validator(mode="after")
@@ -106,52 +101,17 @@ def record_name(source: str, split: str, sequence_id: str, frame_index: int = 0,
     return f"{source}/{split}/{sequence_id}/{frame_index:06d}-{camera_id}"
 
 
-RECORD_SCHEMA: Final = pa.schema(
-    [
-        pa.field("record_id", pa.string(), nullable=False),
-        pa.field("source", CATEGORY, nullable=False),
-        pa.field("split", CATEGORY, nullable=False),
-        pa.field("sequence_id", pa.string(), nullable=False),
-        pa.field("frame_index", pa.int32(), nullable=False),
-        pa.field("camera_id", pa.string(), nullable=False),
-        ("timestamp_s", pa.float64()),
-        ("subject_id", pa.string()),
-        ("origin_id", pa.string()),
-        pa.field("image_uri", pa.string(), nullable=False),
-        ("video_frame", pa.int32()),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("viewpoint", pa.string(), nullable=False),
-        pa.field("keypoints_2d", pa.list_(pa.float32(), 84), nullable=False),
-        pa.field("keypoints_valid", pa.list_(pa.bool_(), 42), nullable=False),
-        pa.field("hand_state", pa.list_(pa.string()), nullable=False),
-        ("keypoints_3d", pa.list_(pa.float32(), 126)),
-        ("camera_k", pa.list_(pa.float32(), 9)),
-        ("camera_t_world", pa.list_(pa.float32(), 16)),
-        pa.field("camera_model", pa.string(), nullable=False),
-        ("camera_dist", pa.list_(pa.float32())),
-        pa.field("has_mask", pa.bool_(), nullable=False),
-        ("mask_extent", pa.string()),
-        ("extra", pa.string()),
-    ]
-)
-"""Columns of ``W/records/source=<s>/*.parquet``."""
+def _record_schema() -> pa.Schema:
+    columns = {"record_id": pa.field("record_id", pa.string(), nullable=False), **columns_of(HandRecord)}
+    names = list(columns)
+    # The model reads keypoints_valid first, since it zeroes the keypoints that are not valid. The files hold it second.
+    points, valid = names.index("keypoints_2d"), names.index("keypoints_valid")
+    names[points], names[valid] = names[valid], names[points]
+    return pa.schema([columns[name] for name in names])
 
 
-def models_to_table(models: Sequence[BaseModel], schema: pa.Schema) -> pa.Table:
-    """Return the models as a table; a field that the schema does not name is left out."""
-    columns = []
-    for field in schema:
-        values = [getattr(model, field.name) for model in models]
-        if pa.types.is_fixed_size_list(field.type):
-            columns.append(fixed_list_column(values, field.type))
-        elif field.name == "extra":
-            texts = [None if value is None else json.dumps(value, sort_keys=True) for value in values]
-            columns.append(pa.array(texts, field.type))
-        else:
-            plain = [value.model_dump() if isinstance(value, BaseModel) else value for value in values]
-            columns.append(pa.array(plain, field.type))
-    return pa.Table.from_arrays(columns, schema=schema)
+RECORD_SCHEMA: Final = _record_schema()
+"""Columns of ``W/records/source=<s>/*.parquet``: ``record_id`` and the fields of ``HandRecord``."""
 
 
 def records_to_table(records: Sequence[HandRecord]) -> pa.Table:
@@ -176,33 +136,6 @@ def record_from_row(row: Mapping[str, Any]) -> HandRecord:
     if "extra" in fields:
         fields["extra"] = json.loads(fields["extra"])
     return HandRecord.model_validate(fields)
-
-
-class Rejection(BaseModel):
-    """A record that was refused, with a fixed reason code and the detail for a person."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    record_id: str
-    image_uri: str
-    reason: RejectReason
-    detail: str
-
-
-REJECTION_SCHEMA: Final = pa.schema(
-    [
-        pa.field("record_id", pa.string(), nullable=False),
-        pa.field("image_uri", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-    ]
-)
-"""Columns of ``W/rejected/<stage>/source=<s>/*.parquet``."""
-
-
-def rejections_to_table(rejections: Sequence[Rejection]) -> pa.Table:
-    """Return rejections as a table with ``REJECTION_SCHEMA``."""
-    return models_to_table(rejections, REJECTION_SCHEMA)
 
 
 def hand_states(valid: Any, otherwise: HandState | tuple[HandState, HandState]) -> tuple[HandState, HandState]:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
+from annotated_types import Ge, Gt, MinLen
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -186,12 +187,12 @@ def hand_states_of_rows(valid: BoolArray, otherwise: HandState) -> NDArray[np.st
 # ---------------------------------------------------------------------------------------------------- columns
 
 
-def _read_plain(name: str, least: int | None = None) -> _Read:
-    """Read numbers or texts; ``least`` is the smallest number, or the shortest text."""
-    field = RECORD_SCHEMA.field(name)
+def _read_plain(field: pa.Field) -> _Read:
+    """Make a reader of numbers or texts."""
+    least = _least(field.name)
 
     def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
-        # Given its type, Arrow cuts 1.5 to 1 without a word; a cast refuses.
+        # Given its type, Arrow cuts 1.5 to 1 without a word; a cast raises.
         whole = pa.types.is_integer(field.type)
         values = pa.array(column).cast(field.type) if whole else pa.array(column, field.type)
         fits = np.ones(len(values), dtype=np.bool_)
@@ -206,67 +207,82 @@ def _read_plain(name: str, least: int | None = None) -> _Read:
     return read
 
 
-def _read_numbers(name: str, shape: tuple[int, ...], *, of_joints: bool = False) -> _Read:
-    """Read an array of finite numbers; joints that are not valid become 0."""
-    column_type = RECORD_SCHEMA.field(name).type
+def _least(name: str) -> int | None:
+    """Return the smallest number, or the length of the shortest text, that a field of ``HandRecord`` takes."""
+    for bound in HandRecord.model_fields[name].metadata:
+        match bound:
+            case Ge(ge=int(least)) | MinLen(min_length=least):
+                return least
+            case Gt(gt=int(below)):
+                return below + 1
+    return None
+
+
+def _read_numbers(field: pa.Field) -> _Read:
+    """Make a reader of arrays of finite numbers; joints that are not valid become 0."""
+    size = field.type.list_size
+    of_joints = field.name in ("keypoints_2d", "keypoints_3d")
 
     def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
         with np.errstate(over="ignore"):  # infinity then is what does not fit
-            values = np.array(column, dtype=np.float32)
-        if values.shape[1:] != shape:
-            raise ValueError(f"{name}: expected (N, {shape}), got {values.shape}")
+            values = np.array(column, dtype=np.float32, order="C")
+        if values.size != len(values) * size:
+            raise ValueError(f"{field.name}: expected {size} numbers a row, got shape {values.shape}")
         if of_joints:
-            values[~valid] = 0
-        flat = values.reshape(len(values), -1)
-        column_values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), type=column_type)
-        return column_values, np.asarray(np.isfinite(flat).all(axis=1))
+            values.reshape(len(values), KEYPOINT_COUNT, -1)[~valid] = 0
+        flat = values.reshape(-1)
+        column_values = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=field.type)
+        return column_values, np.asarray(np.isfinite(flat.reshape(-1, size)).all(axis=1))
 
     return read
 
 
-def _read_keypoints_valid(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
-    if valid.shape[1:] != (KEYPOINT_COUNT,):
-        raise ValueError(f"keypoints_valid: expected (N, {KEYPOINT_COUNT}), got {valid.shape}")
-    column_type = RECORD_SCHEMA.field("keypoints_valid").type
-    return pa.FixedSizeListArray.from_arrays(pa.array(valid.reshape(-1)), type=column_type), np.ones(
-        len(valid), np.bool_
-    )
+def _read_keypoints_valid(field: pa.Field) -> _Read:
+    def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
+        if valid.shape[1:] != (KEYPOINT_COUNT,):
+            raise ValueError(f"{field.name}: expected (N, {KEYPOINT_COUNT}), got {valid.shape}")
+        values = pa.FixedSizeListArray.from_arrays(pa.array(valid.reshape(-1)), type=field.type)
+        return values, np.ones(len(valid), np.bool_)
+
+    return read
 
 
-def _read_hand_state(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
-    states = np.asarray(column, dtype=np.str_)
-    if states.shape != (len(valid), 2):
-        raise ValueError(f"hand_state: expected ({len(valid)}, 2), got {states.shape}")
-    labelled = np.logical_or.reduceat(valid, (0, KEYPOINTS_PER_HAND), axis=1)
-    fits = (np.isin(states, _HAND_STATES) & ((states == "labelled") == labelled)).all(axis=1)
-    offsets = pa.array(np.arange(0, 2 * len(states) + 1, 2, dtype=np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(states.reshape(-1).tolist(), pa.string())), fits
+def _read_hand_state(field: pa.Field) -> _Read:
+    def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
+        states = np.asarray(column, dtype=np.str_)
+        if states.shape != (len(valid), 2):
+            raise ValueError(f"{field.name}: expected ({len(valid)}, 2), got {states.shape}")
+        labelled = np.logical_or.reduceat(valid, (0, KEYPOINTS_PER_HAND), axis=1)
+        fits = (np.isin(states, _HAND_STATES) & ((states == "labelled") == labelled)).all(axis=1)
+        offsets = pa.array(np.arange(0, 2 * len(states) + 1, 2, dtype=np.int32))
+        return pa.ListArray.from_arrays(offsets, pa.array(states.reshape(-1).tolist(), field.type.value_type)), fits
+
+    return read
 
 
-def _read_extra(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
-    fits = np.array([value is None or (type(value) is dict and set(map(type, value)) <= {str}) for value in column])
-    return pa.array([None if value is None else _to_json(value) for value in column], pa.string()), fits
+def _read_extra(field: pa.Field) -> _Read:
+    def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
+        fits = np.array([value is None or (type(value) is dict and set(map(type, value)) <= {str}) for value in column])
+        return pa.array([None if value is None else _to_json(value) for value in column], field.type), fits
+
+    return read
 
 
 _HAND_STATES: Final = get_args(HandState)
 _to_json = json.JSONEncoder(sort_keys=True).encode
 
-_READERS: Final[dict[str, _Read]] = {
-    "sequence_id": _read_plain("sequence_id", 1),
-    "frame_index": _read_plain("frame_index", 0),
-    "camera_id": _read_plain("camera_id", 1),
-    "timestamp_s": _read_plain("timestamp_s"),
-    "subject_id": _read_plain("subject_id"),
-    "origin_id": _read_plain("origin_id"),
-    "image_uri": _read_plain("image_uri", 1),
-    "video_frame": _read_plain("video_frame", 0),
-    "width": _read_plain("width", 1),
-    "height": _read_plain("height", 1),
-    "keypoints_valid": _read_keypoints_valid,
-    "keypoints_2d": _read_numbers("keypoints_2d", (KEYPOINT_COUNT, 2), of_joints=True),
-    "hand_state": _read_hand_state,
-    "keypoints_3d": _read_numbers("keypoints_3d", (KEYPOINT_COUNT, 3), of_joints=True),
-    "camera_k": _read_numbers("camera_k", (3, 3)),
-    "camera_t_world": _read_numbers("camera_t_world", (4, 4)),
-    "extra": _read_extra,
-}
+_SHARED_ONLY: Final = {"source", "split", "viewpoint", "camera_model", "camera_dist", "has_mask", "mask_extent"}
+"""Fields that all rows of a batch share: they have few values."""
+
+_SPECIAL: Final = {"keypoints_valid": _read_keypoints_valid, "hand_state": _read_hand_state, "extra": _read_extra}
+
+
+def _reader(name: str) -> _Read:
+    field = RECORD_SCHEMA.field(name)
+    if name in _SPECIAL:
+        return _SPECIAL[name](field)
+    return _read_numbers(field) if pa.types.is_fixed_size_list(field.type) else _read_plain(field)
+
+
+_READERS: Final = {name: _reader(name) for name in HandRecord.model_fields if name not in _SHARED_ONLY}
+"""Readers of the fields that a batch may hold as columns."""

@@ -1,19 +1,37 @@
-"""Rejected rows: the one place that makes them from an error."""
+"""Rejections: records that cannot become rows, and the one place that makes them."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Final
 
-from pydantic import ValidationError
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from handdata.schemas.errors import RecordError, RejectReason
-from handdata.schemas.record import Rejection
+from handdata.schemas.tables import columns_of, models_to_table
 
 _MAX_DETAIL_CHARACTERS = 1000
 """A label of megabytes, quoted in the message about it, helps nobody."""
 
 
-def printable(text: str) -> str:
-    """Return ``text`` with what UTF-8 cannot encode written as escapes, so that tables can hold it."""
-    return text.encode("utf-8", "backslashreplace").decode()
+class Rejection(BaseModel):
+    """A rejected record, with a fixed reason code and the detail for a person."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    record_id: Annotated[str, pa.string()]
+    image_uri: Annotated[str, pa.string()]
+    reason: Annotated[RejectReason, pa.string()]
+    detail: Annotated[str, pa.string()]
+
+
+REJECTION_SCHEMA: Final = pa.schema(list(columns_of(Rejection).values()))
+"""Columns of ``W/rejected/<stage>/source=<s>/*.parquet``."""
+
+
+def rejections_to_table(rejections: Sequence[Rejection]) -> pa.Table:
+    """Return rejections as a table with ``REJECTION_SCHEMA``."""
+    return models_to_table(rejections, REJECTION_SCHEMA)
 
 
 def rejection(
@@ -21,8 +39,13 @@ def rejection(
 ) -> Rejection:
     """Return the row of the rejected table for a record that ``error`` made unusable.
 
-    A ``ValidationError`` of ``HandRecord`` is a label that holds what no record can: ``label_corrupt``. It knows no
-    file, so ``where`` names the label's place.
+    Args:
+        record_id: Id of the record, or of what would have been one.
+        image_uri: Path or URL of its image.
+        error: What is wrong with it. A ``ValidationError`` of ``HandRecord`` is a label that no record can hold, so
+            that the reason is ``label_corrupt``.
+        where: Place of the label, for the detail: a ``ValidationError`` does not know its file.
+
     """
     if isinstance(error, ValidationError):
         error = RecordError(RejectReason.LABEL_CORRUPT, f"{where}: {error.errors()[0]['msg']}")
@@ -32,6 +55,11 @@ def rejection(
         reason=error.reason,
         detail=shortened(printable(error.detail)),
     )
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with what UTF-8 cannot encode written as escapes, so that tables can hold it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shortened(text: str, characters: int = _MAX_DETAIL_CHARACTERS) -> str:

@@ -8,7 +8,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from handdata.schemas.arrays import Keypoints2D, Keypoints3D, KeypointsValid, Matrix3, Matrix4
-from handdata.schemas.record import RECORD_SCHEMA, HandState, MaskExtent, models_to_table
+from handdata.schemas.record import RECORD_SCHEMA, HandState, MaskExtent
+from handdata.schemas.tables import models_to_table
 
 KeypointsOrigin = Literal["dataset", "mediapipe"]
 MaskOrigin = Literal["dataset", "sam_vit_h", "sam_vit_l", "sam_vit_b", "grabcut"]
@@ -119,43 +120,29 @@ def _column(name: str, column_type: pa.DataType) -> pa.Field:
     return pa.field(name, column_type, nullable=False)
 
 
-_FROM_RECORD: Final = (
-    "record_id",
-    "source",
-    "split",
-    "sequence_id",
-    "frame_index",
-    "camera_id",
-    "timestamp_s",
-    "subject_id",
-    "origin_id",
-    "viewpoint",
-    "hand_state",
-    "image_uri",
-    "video_frame",
-    "width",
-    "height",
-    "camera_model",
-    "camera_dist",
-    "camera_t_world",
-)
-
 SAMPLE_SCHEMA: Final = pa.schema(
     [
         _column("sample_id", pa.string()),
-        *(RECORD_SCHEMA.field(name) for name in _FROM_RECORD),
+        *(
+            RECORD_SCHEMA.field(name)
+            for name in (
+                *("record_id", "source", "split", "sequence_id", "frame_index", "camera_id", "timestamp_s"),
+                *("subject_id", "origin_id", "viewpoint", "hand_state", "image_uri", "video_frame", "width", "height"),
+                *("camera_model", "camera_dist", "camera_t_world"),
+            )
+        ),
         _column("license", pa.string()),
         _column("unit_id", pa.string()),
         ("image", _IMAGE),  # never null; Hugging Face `datasets` takes its metadata only for a nullable field
         ("hand_mask", _IMAGE),
-        _column("keypoints_2d", pa.list_(pa.float32(), 84)),
-        _column("keypoints_valid", pa.list_(pa.bool_(), 42)),
+        RECORD_SCHEMA.field("keypoints_2d"),
+        RECORD_SCHEMA.field("keypoints_valid"),
         _column("keypoints_origin", pa.list_(pa.string())),
         _column("keypoints_score", pa.list_(pa.float32())),
         _column("agreement_px", pa.list_(pa.float32())),
         _column("hand_px", pa.list_(pa.float32())),
         ("mask_origin", pa.string()),
-        ("mask_extent", pa.string()),
+        RECORD_SCHEMA.field("mask_extent"),
         ("mask_score", pa.float32()),
         ("mask_spill", pa.float32()),
         _column("sharpness", pa.float32()),
@@ -163,8 +150,8 @@ SAMPLE_SCHEMA: Final = pa.schema(
         _column("crop_xyxy", pa.list_(pa.float32())),
         _column("pad_ltrb", pa.list_(pa.float32())),
         _column("crop_mode", pa.string()),
-        ("keypoints_3d", pa.list_(pa.float32(), 126)),
-        ("camera_k", pa.list_(pa.float32(), 9)),
+        RECORD_SCHEMA.field("keypoints_3d"),
+        RECORD_SCHEMA.field("camera_k"),
         _column("flags", pa.list_(pa.string())),
         _column("annotator_hash", pa.string()),
     ],
@@ -176,6 +163,14 @@ SAMPLE_SCHEMA: Final = pa.schema(
     },
 )
 """Columns of ``W/dataset/data/source=<s>/split=<sp>/*.parquet``."""
+
+MADE_ANEW: Final = ("hand_state", "keypoints_2d", "keypoints_valid", "mask_extent", "camera_k")
+"""Columns that a record has too, and that annotation makes anew for the crop."""
+
+COPIED_COLUMNS: Final = tuple(
+    name for name in RECORD_SCHEMA.names if name in SAMPLE_SCHEMA.names and name not in MADE_ANEW
+)
+"""Columns that a sample takes from its record as they are."""
 
 PIXEL_COLUMNS: Final = ("image", "hand_mask")
 """The columns that hold encoded pictures; all others are small."""

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handdata.schemas import KEYPOINT_COUNT, UsageError
+from handdata.schemas import KEYPOINT_COUNT, UsageError, inside
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.autoencoders import Autoencoder
 from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
-from handdata.trainer.data.augment import Frame, inside, resize
+from handdata.trainer.data.augment import Frame, resize
 from handdata.trainer.data.batch import FramePair, stack_pairs
 from handdata.trainer.diffusion import draw_noise
 from handdata.trainer.inputs import encode_images, pair_conditions

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from handdata.schemas.errors import RecordError, RejectReason
-from handdata.schemas.record import HandRecord, Rejection
-from handdata.schemas.rejection import printable, rejection
+from handdata.schemas.record import HandRecord
+from handdata.schemas.rejection import Rejection, printable, rejection
 
 MAX_TEXT_BYTES = 2**22
 """The text files that are read whole (cameras, trajectories, lists of frames) have less than a tenth of this."""

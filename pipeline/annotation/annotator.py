@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import cv2
 import numpy as np
 
-from handdata.pipeline.annotation.crop import CropSquare, inside, require_in_image, square_around
+from handdata.pipeline.annotation.crop import CropSquare, require_in_image, square_around
 from handdata.pipeline.annotation.detector import HandDetector
 from handdata.pipeline.annotation.frames import open_frames
 from handdata.pipeline.annotation.keypoints import FrameKeypoints
@@ -24,10 +24,11 @@ from handdata.pipeline.annotation.tracking import runs_of
 from handdata.pipeline.annotation.unit_hands import UnitHands
 from handdata.pipeline.quality import judge
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason
+from handdata.schemas import AnnotatedSample, EncodedImage, HandRecord, RecordError, Rejection, RejectReason, inside
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.schemas.record import MaskExtent
-from handdata.schemas.sample import MaskOrigin
+from handdata.schemas.rejection import rejection
+from handdata.schemas.sample import COPIED_COLUMNS, MaskOrigin
 
 BATCH_ROWS = 16
 """Crops that go to the mask model together."""
@@ -121,12 +122,12 @@ class Annotator:
             samples += self._finished(unit_id, *under_way)
         position = {record.record_id: number for number, record in enumerate(records)}
         samples = sorted(self._with_agreed_sides(unit, samples), key=lambda sample: position[sample.record_id])
-        rejections.sort(key=lambda rejection: position[rejection.record_id])
+        rejections.sort(key=lambda row: position[row.record_id])
         started = time.perf_counter()
         accepted, judged_out = judge(samples, self.settings.image_size, self.settings.quality)
         self.meter.passed("judge", len(accepted), time.perf_counter() - started)
-        for rejection in judged_out:
-            self.meter.rejected("judge", rejection.reason)
+        for row in judged_out:
+            self.meter.rejected("judge", row.reason)
         return accepted, rejections + judged_out
 
     def _prepared(self, unit: UnitHands, rejections: list[Rejection]) -> Iterator[PreparedCrop]:
@@ -182,14 +183,7 @@ class Annotator:
                     raise image
                 yield stage(record, image)
             except RecordError as error:
-                rejections.append(
-                    Rejection(
-                        record_id=record.record_id,
-                        image_uri=record.image_uri,
-                        reason=error.reason,
-                        detail=error.detail,
-                    )
-                )
+                rejections.append(rejection(record.record_id, record.image_uri, error))
 
     @as_stage("keypoints")
     def locate(self, unit: UnitHands, record: HandRecord, image: ByteArray) -> FrameKeypoints:
@@ -280,24 +274,7 @@ class Annotator:
             spill = mask_spill(mask, crop.keypoints, crop.valid)
         return AnnotatedSample(
             sample_id=record.record_id,
-            record_id=record.record_id,
             unit_id=unit_id,
-            source=record.source,
-            split=record.split,
-            sequence_id=record.sequence_id,
-            frame_index=record.frame_index,
-            camera_id=record.camera_id,
-            timestamp_s=record.timestamp_s,
-            subject_id=record.subject_id,
-            origin_id=record.origin_id,
-            viewpoint=record.viewpoint,
-            image_uri=record.image_uri,
-            video_frame=record.video_frame,
-            width=record.width,
-            height=record.height,
-            camera_model=record.camera_model,
-            camera_dist=record.camera_dist,
-            camera_t_world=record.camera_t_world,
             license=self.license,
             image=EncodedImage(bytes=_encode_jpeg(crop.image, settings.jpeg_quality)),
             hand_mask=None if mask is None else EncodedImage(bytes=_encode_png(mask)),
@@ -310,9 +287,9 @@ class Annotator:
             crop_xyxy=square.xyxy,
             pad_ltrb=square.padding(record.width, record.height),
             crop_mode=settings.crop,
-            keypoints_3d=record.keypoints_3d,
             camera_k=None if record.camera_k is None else square.intrinsics(record.camera_k),
             annotator_hash=self.annotator_hash,
+            **{name: getattr(record, name) for name in COPIED_COLUMNS},
             **_hand_columns(crop.frame, square),
         )
 

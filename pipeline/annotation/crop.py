@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handdata.schemas import RecordError, RejectReason
+from handdata.schemas import RecordError, RejectReason, inside
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 
 MAX_SIDE_IN_IMAGES = 4.0
@@ -122,11 +122,6 @@ class CropSquare:
             square[row : row + pixels.shape[0], column : column + pixels.shape[1]] = pixels
             pixels = square
         return np.asarray(cv2.resize(pixels, (self.size, self.size), interpolation=interpolation), dtype=np.uint8)
-
-
-def inside(points: FloatArray, width: int, height: int) -> BoolArray:
-    """Return which of (N, 2) points lie on the pixels of a picture of this size."""
-    return np.asarray(((points > -0.5) & (points < [width - 0.5, height - 0.5])).all(axis=1))
 
 
 def require_in_image(joints: FloatArray, width: int, height: int) -> None:

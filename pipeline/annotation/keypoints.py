@@ -7,14 +7,22 @@ import numpy as np
 
 from handdata.pipeline.annotation.detector import Detection
 from handdata.pipeline.settings import KeypointsPolicy
-from handdata.schemas import KEYPOINT_COUNT, SIDES, HandRecord, HandState, RecordError, RejectReason, Side, hand_rows
+from handdata.schemas import (
+    KEYPOINT_COUNT,
+    OTHER_SIDE,
+    SIDES,
+    HandRecord,
+    HandState,
+    RecordError,
+    RejectReason,
+    Side,
+    hand_rows,
+)
 from handdata.schemas.arrays import BoolArray, FloatArray
 from handdata.schemas.sample import KeypointsOrigin, Pair
 
 SAME_HAND_DISTANCE = 0.5
 """Two sets of keypoints closer than this many hand sizes, on average over joints, show the same hand."""
-
-OTHER_SIDE: dict[Side, Side] = {"right": "left", "left": "right"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from handdata.pipeline.annotation.detector import Detection
-from handdata.pipeline.annotation.keypoints import OTHER_SIDE, labelled_sides, open_sides
+from handdata.pipeline.annotation.keypoints import labelled_sides, open_sides
 from handdata.pipeline.settings import KeypointsPolicy
-from handdata.schemas import HandRecord, Side
+from handdata.schemas import OTHER_SIDE, HandRecord, Side
 
 _CERTAIN: Final = 10.0
 """A label's vote; a look's is at most 1."""

@@ -32,12 +32,14 @@ from handdata.schemas import (
     AnnotatedSample,
     HandDataError,
     HandRecord,
+    RecordError,
     Rejection,
     RejectReason,
     RunError,
     UnitMarker,
 )
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.schemas.rejection import rejection
 from handdata.schemas.sample import MaskOrigin
 
 if TYPE_CHECKING:
@@ -179,11 +181,10 @@ class AnnotateWorker:
             unit, [record for position, record in enumerate(records) if position not in crashed]
         )
         rejections += [
-            Rejection(
-                record_id=records[position].record_id,
-                image_uri=records[position].image_uri,
-                reason=RejectReason.WORKER_CRASHED,
-                detail=why,
+            rejection(
+                records[position].record_id,
+                records[position].image_uri,
+                RecordError(RejectReason.WORKER_CRASHED, why),
             )
             for position, why in sorted(crashed.items())
         ]

@@ -137,6 +137,12 @@ def test_a_mask_needs_its_extent_and_may_be_shared() -> None:
     assert same_as_one_by_one(batch_of(shared=shared)) == []
 
 
+def test_the_order_of_numbers_in_memory_does_not_matter() -> None:
+    points = np.asfortranarray(columns()["keypoints_3d"])
+    assert same_as_one_by_one(batch_of(keypoints_3d=points)) == []
+    assert same_as_one_by_one(batch_of(keypoints_3d=points.reshape(ROWS, 126))) == []
+
+
 def test_rejections_alone_are_a_batch() -> None:
     rejection = Rejection(record_id="r", image_uri="", reason=RejectReason.LABEL_CORRUPT, detail="not JSON")
     batch = RecordBatch({}, {}, (), [(0, rejection)])

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
-from handdata.schemas.joints import FLIP_PERMUTATION
+from handdata.schemas.joints import FLIP_PERMUTATION, inside
 from handdata.trainer.presets import AugmentationConfig
 
 
@@ -38,12 +37,6 @@ class Frame:
     known: ByteArray
     keypoints: FloatArray
     valid: BoolArray
-
-
-def inside(keypoints: NDArray[np.floating], height: int, width: int) -> BoolArray:
-    """Tell which keypoints (..., 2) lie on a picture's pixels: -0.5 < x < W - 0.5, and y alike."""
-    x, y = keypoints[..., 0], keypoints[..., 1]
-    return np.asarray((x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5))
 
 
 def mirror(frame: Frame) -> Frame:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handdata.schemas import FLIP_PERMUTATION
-from handdata.trainer.data.augment import Frame, augment_pair, change_gamma, crop, inside, mirror, resize
+from handdata.schemas import FLIP_PERMUTATION, inside
+from handdata.trainer.data.augment import Frame, augment_pair, change_gamma, crop, mirror, resize
 from handdata.trainer.presets import AugmentationConfig
 
 SIZE = 96
