@@ -1,7 +1,8 @@
-"""Annotating the records of one unit: decode, keypoints, crop, mask, quality, encode.
+"""The annotation of one unit: decode, keypoints, crop, mask, encode, judge.
 
-Plain functions on plain objects; ``pipeline.workers`` runs them inside Ray actors. Masks come from a ``MaskModel``, to
-which a batch is handed before the next batch is prepared, so that a model elsewhere works meanwhile.
+Everything here runs in one process and knows nothing of Ray; ``run.workers`` calls it inside Ray actors. A
+``MaskModel`` makes the masks. It receives a batch before the next batch is prepared, so that a model in another process
+works meanwhile.
 """
 
 import time
@@ -31,7 +32,7 @@ from handdata.schemas.rejection import rejection
 from handdata.schemas.sample import COPIED_COLUMNS, MaskOrigin
 
 BATCH_ROWS = 16
-"""Crops that go to the mask model together."""
+"""Number of crops that go to the mask model together."""
 
 Result = TypeVar("Result")
 
@@ -49,7 +50,7 @@ class PreparedCrop:
     dataset_mask: BoolArray | None
 
     def outside_image(self) -> BoolArray:
-        """Return the (S, S) pixels of the crop that lie outside the picture."""
+        """Return the (S, S) pixels of the crop that lie outside the image."""
         size = self.square.size
         left, top, right, bottom = self.square.padding(self.record.width, self.record.height)
         middle = np.arange(size) + 0.5
@@ -61,35 +62,36 @@ class MaskModel(Protocol):
     """Makes hand masks from crops and keypoints."""
 
     origin: MaskOrigin
+    """What the column ``mask_origin`` says of its masks."""
 
     def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
-        """Start on a batch; the returned function waits for its (S, S) masks."""
+        """Start on a batch; the function that it returns waits for the (S, S) masks, one a crop."""
         ...
 
 
 class GrabCutModel:
-    """GrabCut seeded by the skeleton, on the CPU."""
+    """A ``MaskModel`` on the CPU: GrabCut, seeded by the skeleton."""
 
     origin: MaskOrigin = "grabcut"
 
     def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
-        """Compute the masks of a batch at once."""
+        """Compute the masks of a batch, and return a function that gives them."""
         masks = [grabcut_mask(crop.image, crop.keypoints, crop.valid, crop.outside_image()) for crop in crops]
         return lambda: masks
 
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
-    """All that annotating a unit needs.
+    """Makes samples from records, a unit at a time. What a unit becomes depends on its records alone.
 
     Args:
-        open_mask: opens the dataset's own mask of a record, as ``Adapter.open_mask`` does.
-        license: of the data.
-        settings: what to do.
-        annotator_hash: of the settings and model files.
-        detector: MediaPipe; None where the policy never asks it.
-        mask_model: for frames without a usable mask of the dataset; None leaves them without.
-        meter: is told what each stage does.
+        open_mask: Function that opens the dataset's own mask of a record, as ``Adapter.open_mask`` does.
+        license: Licence of the data.
+        settings: Settings that decide what a sample holds.
+        annotator_hash: Hash of the settings and model files.
+        detector: MediaPipe; None where the policy needs no detections.
+        mask_model: Maker of masks for frames without a usable mask of the dataset; None leaves them without a mask.
+        meter: Receiver of the rows, rejections and seconds of each stage.
 
     """
 
@@ -102,9 +104,9 @@ class Annotator:
     meter: StageMeter = field(default_factory=StageTally)
 
     def process(self, unit_id: str, records: Sequence[HandRecord]) -> tuple[list[AnnotatedSample], list[Rejection]]:
-        """Return the samples and the rejections of a unit's records, each in their order.
+        """Return the samples and the rejections of a unit's records, both in the order of the records.
 
-        The work goes run by run (``tracking.runs_of``), so that hands are followed and each video is decoded forward.
+        Frames are taken run by run (``tracking.runs_of``), so that hands are tracked and each video is decoded forward.
         """
         unit = UnitHands(
             [records[position] for run in runs_of(records) for position in run], self.detector, self.settings.keypoints
@@ -131,10 +133,10 @@ class Annotator:
         return accepted, rejections + judged_out
 
     def _prepared(self, unit: UnitHands, rejections: list[Rejection]) -> Iterator[PreparedCrop]:
-        """Yield the crops of all usable records and add the others to ``rejections``.
+        """Yield the crops of all usable records, and add the other records to ``rejections``.
 
-        Stable crops need the hands of a whole run before the first is cut: the frames are then decoded twice, since a
-        unit's frames do not fit into memory at once.
+        A stable crop depends on the hands of its whole run. The frames are then decoded twice, since those of a unit do
+        not fit into memory at once.
         """
         if self.settings.crop == "frame":
             yield from self._each(
@@ -158,7 +160,7 @@ class Annotator:
         yield from self._each(usable, cut, rejections)
 
     def _with_agreed_sides(self, unit: UnitHands, samples: Sequence[AnnotatedSample]) -> Iterator[AnnotatedSample]:
-        """Give each hand the side on which its run and the other views agree, known only now.
+        """Yield the samples with the sides on which runs and views agree, known only when all frames are.
 
         Neither the square nor the mask depends on sides, so that only the columns about the hands change.
         """
@@ -176,7 +178,7 @@ class Annotator:
         stage: Callable[[HandRecord, ByteArray], Result],
         rejections: list[Rejection],
     ) -> Iterator[Result]:
-        """Yield ``stage`` of every record and its pixels; a record that fails becomes a rejection."""
+        """Yield what ``stage`` returns for every record and its pixels; a record that fails becomes a rejection."""
         for record, image in metered_each(self.meter, "decode", open_frames(records)):
             try:
                 if isinstance(image, RecordError):
@@ -190,7 +192,7 @@ class Annotator:
         """Return the keypoints of a unit's next frame; sides may still change.
 
         Raises:
-            RecordError: no hand is found.
+            RecordError: No hand is found.
 
         """
         return unit.locate(record, image)
@@ -201,8 +203,15 @@ class Annotator:
     ) -> PreparedCrop:
         """Cut the square around a frame's hands, or around the hands of the whole run that it belongs to.
 
+        Args:
+            record: Record of the frame.
+            image: (height, width, 3) RGB pixels of the frame.
+            frame: Keypoints of the frame.
+            run: Keypoints of all frames of the run, for a stable crop.
+
         Raises:
-            RecordError: the labels cannot be used: no joint lies in the picture, or they are far too large.
+            RecordError: No joint lies in the image, the joints span far more than the image, or the dataset's mask
+                cannot be used and no other is made.
 
         """
         settings = self.settings
@@ -228,7 +237,7 @@ class Annotator:
             if mask.shape != (record.height, record.width):
                 raise RecordError(
                     RejectReason.MASK_UNREADABLE,
-                    f"the mask of {record.image_uri} has shape {mask.shape}, its picture is "
+                    f"the mask of {record.image_uri} has shape {mask.shape}, its image is "
                     f"{record.width} x {record.height}",
                 )
         except RecordError:
@@ -266,7 +275,7 @@ class Annotator:
         mask_origin: MaskOrigin | None,
         mask_extent: MaskExtent | None,
     ) -> AnnotatedSample:
-        """Measure a crop with its mask, encode both, and return the row with the flags that annotation observed."""
+        """Measure a crop and its mask, encode both, and return the row with the flags that annotation observed."""
         record, square, settings = crop.record, crop.square, self.settings
         score = spill = None
         if mask is not None:
@@ -303,7 +312,7 @@ def _in_crop(frame: FrameKeypoints, square: CropSquare) -> tuple[FloatArray, Boo
 
 
 def _hand_columns(frame: FrameKeypoints, square: CropSquare) -> dict[str, Any]:
-    """Return the columns of a sample that say which hand is where."""
+    """Return the columns of a sample that depend on which hand is which."""
     keypoints, valid = _in_crop(frame, square)
     right, left = (None if distance is None else distance / square.scale for distance in frame.agreement)
     return {

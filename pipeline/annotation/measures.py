@@ -1,4 +1,4 @@
-"""What annotation measures on a crop: sharpness and a perceptual hash."""
+"""Measures of a crop: its sharpness and a perceptual hash."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Rows, rejected rows and seconds of each annotation stage.
+"""Counts of the rows, rejected rows and seconds of each annotation stage.
 
 A ``StageMeter`` only observes: what a stage returns never depends on it. ``StageTally`` sums in this process, for the
 estimate of a run; ``run.ray_meter`` exports to Ray's metrics.
@@ -14,7 +14,8 @@ from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
 from handdata.schemas import RecordError, RejectReason
 
 Stage = Literal["decode", "keypoints", "crop", "mask", "encode", "judge", "write"]
-"""``mask`` includes waiting for SAM, ``encode`` also measures the crop, ``judge`` applies the gates to a unit."""
+"""Name of a stage. ``mask`` includes waiting for SAM, ``encode`` also measures the crop, ``judge`` applies the quality
+gates to a unit."""
 
 Item = TypeVar("Item")
 Owner = TypeVar("Owner", bound="_HasMeter")
@@ -23,7 +24,7 @@ Made = TypeVar("Made")
 
 
 class StageMeter(Protocol):
-    """Receives what the stages do."""
+    """Receives what each stage does."""
 
     def passed(self, stage: Stage, rows: int, seconds: float) -> None:
         """Note that a stage took some rows through in this time."""
@@ -40,7 +41,7 @@ class _HasMeter(Protocol):
 
 
 class StageTally:
-    """Sums in this process."""
+    """A ``StageMeter`` that sums in this process."""
 
     def __init__(self) -> None:
         self.rows: Counter[Stage] = Counter()
@@ -59,7 +60,14 @@ class StageTally:
 
 @contextmanager
 def metered(meter: StageMeter, stage: Stage, rows: int = 1) -> Iterator[None]:
-    """Time a block that takes some rows through a stage; a ``RecordError`` counts as one rejected row."""
+    """Time a block that takes some rows through a stage; a ``RecordError`` counts as one rejected row.
+
+    Args:
+        meter: Receiver of the time and the rows.
+        stage: Stage that the block is.
+        rows: Number of rows that the block takes through; any other error counts none.
+
+    """
     started = time.perf_counter()
     try:
         yield
@@ -77,7 +85,7 @@ def metered(meter: StageMeter, stage: Stage, rows: int = 1) -> Iterator[None]:
 def as_stage(
     stage: Stage,
 ) -> Callable[[Callable[Concatenate[Owner, Given], Made]], Callable[Concatenate[Owner, Given], Made]]:
-    """Meter a method that takes one row through a stage, with the ``meter`` of its object."""
+    """Decorate a method that takes one row through a stage: the ``meter`` of its object times it."""
 
     def decorate(method: Callable[Concatenate[Owner, Given], Made]) -> Callable[Concatenate[Owner, Given], Made]:
         @wraps(method)
@@ -93,7 +101,7 @@ def as_stage(
 def metered_each(
     meter: StageMeter, stage: Stage, items: Iterator[tuple[Item, Made | RecordError]]
 ) -> Iterator[tuple[Item, Made | RecordError]]:
-    """Time what an iterator takes for each of its (record, result or error) pairs."""
+    """Yield the (record, result or error) pairs of an iterator, and time what it takes for each."""
     while True:
         started = time.perf_counter()
         pair = next(items, None)

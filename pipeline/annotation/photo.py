@@ -1,4 +1,4 @@
-"""One photograph of a user's own, annotated like a dataset's frame: what sampling takes as reference or target."""
+"""The annotation of one photograph of the user's own, which sampling takes as reference or target."""
 
 from pathlib import Path
 
@@ -16,9 +16,14 @@ from handdata.schemas.arrays import BoolArray
 def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None = None) -> AnnotatedSample:
     """Find the hands in a photograph with MediaPipe, cut the square around them, and mask them with GrabCut.
 
+    Args:
+        path: Image file.
+        settings: Settings of the sample; those for keypoints, masks and crop are replaced.
+        weights: Folder of model files that is searched first.
+
     Raises:
-        UsageError: the file is no readable image, or shows no hand that MediaPipe finds.
-        WeightsError: MediaPipe's model is nowhere.
+        UsageError: The file is no readable image, or MediaPipe finds no hand in it.
+        WeightsError: MediaPipe's model is missing.
 
     """
     photo_settings = settings.model_copy(update={"keypoints": "mediapipe", "masks": "grabcut", "crop": "frame"})
@@ -51,7 +56,7 @@ def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None 
         )
         samples, rejections = annotator.process("photo", [record])
     if not samples:
-        raise UsageError(f"{path} cannot be used: {rejections[0].detail}", "take a picture that shows the whole hand")
+        raise UsageError(f"{path} cannot be used: {rejections[0].detail}", "use a photograph that shows the whole hand")
     return samples[0]
 
 

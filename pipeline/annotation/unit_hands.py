@@ -12,12 +12,12 @@ from handdata.schemas.arrays import ByteArray
 
 
 class UnitHands:
-    """The hands of a unit's frames: located one after another, their sides settled when all are known.
+    """Locates the hands of a unit's frames one after another, and knows their sides when all frames are located.
 
     Args:
-        records: run after run, each in the order of its frames.
-        detector: MediaPipe, where the policy asks it.
-        policy: labels, detections or both.
+        records: Records of the unit, run after run, each run in the order of its frames.
+        detector: MediaPipe; None where the policy needs no detections.
+        policy: Choice of labels, detections or both.
 
     """
 
@@ -36,10 +36,10 @@ class UnitHands:
         self._frames: dict[str, FrameKeypoints] = {}
 
     def locate(self, record: HandRecord, image: ByteArray) -> FrameKeypoints:
-        """Return the keypoints of the next frame: labels, detections or both, by the policy. Sides may still change.
+        """Return the keypoints of the next frame; sides may still change.
 
         Raises:
-            RecordError: no hand is found.
+            RecordError: No hand is found.
 
         """
         detections: list[Detection] = []
@@ -55,11 +55,11 @@ class UnitHands:
         return frame
 
     def agreed(self) -> dict[str, FrameKeypoints]:
-        """Return the keypoints of all frames with hands, by ``record_id``."""
+        """Return the keypoints of all frames with hands by ``record_id``, with the sides on which the unit agrees."""
         return self._frames | self.changed()
 
     def changed(self) -> dict[str, FrameKeypoints]:
-        """Return the keypoints of those frames of which a hand has got another side since it was located."""
+        """Return the keypoints of the frames in which a hand has another side than when it was located."""
         agreed = agree_on_sides(self._located, self._policy)
         return {
             after.record.record_id: join_keypoints(after.record, after.detections, self._policy)

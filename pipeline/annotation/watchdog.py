@@ -1,7 +1,7 @@
-"""Ends a worker process whose work is stuck, so that it counts as crashed and its supervisor goes on.
+"""A watchdog that ends a worker process whose work is stuck: it counts as crashed, and its supervisor goes on.
 
-A model or decoder that hangs in native code can be stopped from outside only. Python's own ``faulthandler`` does it:
-its thread needs no lock of the interpreter, and leaves the stack in the worker's log.
+A model or decoder that hangs in native code can only be stopped from outside the interpreter. Python's ``faulthandler``
+does so: its thread needs no lock of the interpreter, and it leaves the stack in the worker's log.
 """
 
 import faulthandler
@@ -14,7 +14,7 @@ _STDERR = 2
 _lock = threading.Lock()
 _limit_s: float | None = None
 _deadlines: dict[int, float] = {}
-"""When each thread under watch must have given its next sign, by thread id."""
+"""Time by which each watched thread must give its next sign of progress, by thread id."""
 
 
 def set_limit(seconds: float) -> None:
@@ -25,7 +25,7 @@ def set_limit(seconds: float) -> None:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Watch this thread in the block; nothing happens before ``set_limit``."""
+    """Watch this thread in the block. Without ``set_limit`` before, nothing is watched."""
     _set_deadline(_limit_s)
     try:
         yield
@@ -35,7 +35,7 @@ def watched() -> Iterator[None]:
 
 @contextmanager
 def resting() -> Iterator[None]:
-    """Do not watch this thread in the block, where it waits for another process that is watched itself."""
+    """Stop watching this thread in the block, where it waits for another process that is watched itself."""
     was_watched = threading.get_ident() in _deadlines
     _set_deadline(None)
     try:
