@@ -1,4 +1,4 @@
-"""The square crop around the hands: where it lies, how pixels, keypoints and intrinsics map into it."""
+"""The square crop around the hands: its position, and how pixels, keypoints and intrinsics map into it."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,10 +11,10 @@ from handdata.schemas import RecordError, RejectReason, inside
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 
 MAX_SIDE_IN_IMAGES = 4.0
-"""A square wider than this many times the picture's longer side comes from a broken label."""
+"""A square wider than this many times the image's longer side comes from a broken label."""
 
 MIN_SIDE_PX = 8
-"""A hand of which one joint is known still gets a square of some pixels."""
+"""Least side of a square: a hand with a single known joint gets some pixels, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class CropSquare:
     """A square of whole full-image pixels and the size that it is resized to.
 
     Args:
-        left: column of the square's first pixel; may be negative.
-        top: row of the square's first pixel; may be negative.
-        side: length in full-image pixels.
-        size: length in crop pixels.
+        left: Column of the square's first pixel; may be negative.
+        top: Row of the square's first pixel; may be negative.
+        side: Length of its side in full-image pixels.
+        size: Length of its side in crop pixels.
 
     """
 
@@ -36,7 +36,7 @@ class CropSquare:
 
     @property
     def scale(self) -> float:
-        """Full-image pixels per crop pixel."""
+        """Number of full-image pixels per crop pixel."""
         return self.side / self.size
 
     @property
@@ -76,7 +76,7 @@ class CropSquare:
         return np.asarray(crop_t_full @ camera_k, dtype=np.float32)
 
     def padding(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return the crop pixels at left, top, right and bottom that lie outside a picture of this size."""
+        """Return the crop pixels at left, top, right and bottom that lie outside an image of this size."""
         overhang = (
             -self.left,
             -self.top,
@@ -87,14 +87,14 @@ class CropSquare:
         return left, top, right, bottom
 
     def cut(self, image: ByteArray) -> ByteArray:
-        """Return the (size, size, ...) crop of an image, black outside the picture.
+        """Return the (size, size, ...) crop of an image, black outside the image.
 
-        Shrinks with area averaging and enlarges with cubic interpolation.
+        Shrinking averages over areas, enlarging interpolates with cubics.
         """
         return self._resize(image, cv2.INTER_AREA if self.side >= self.size else cv2.INTER_CUBIC)
 
     def cut_mask(self, mask: BoolArray) -> BoolArray:
-        """Return the (size, size) crop of a mask: a crop pixel is in where at least half of it is."""
+        """Return the (size, size) crop of a mask; a crop pixel is in it where at least half of its area is."""
         interpolation = cv2.INTER_AREA if self.side >= self.size else cv2.INTER_LINEAR
         return self._resize(mask.astype(np.uint8) * np.uint8(255), interpolation) >= 128
 
@@ -125,10 +125,10 @@ class CropSquare:
 
 
 def require_in_image(joints: FloatArray, width: int, height: int) -> None:
-    """Check that at least one of (N, 2) joints lies in a picture of this size.
+    """Check that at least one of (N, 2) joints lies in an image of this size.
 
     Raises:
-        RecordError: ``hand_outside_image``.
+        RecordError: ``hand_outside_image``: none does.
 
     """
     if not inside(joints, width, height).any():
@@ -139,21 +139,21 @@ def square_around(joints: FloatArray, width: int, height: int, scale: float, siz
     """Return the square around (N, 2) joints.
 
     Args:
-        joints: full-image pixels, at least one.
-        width: of the picture, pixels.
-        height: of the picture, pixels.
-        scale: side of the square over the longer side of the joints' box.
-        size: side of the crop, pixels.
+        joints: Full-image pixels, at least one joint.
+        width: Width of the image, pixels.
+        height: Height of the image, pixels.
+        scale: Side of the square over the longer side of the joints' box.
+        size: Side of the crop, pixels.
 
     Raises:
-        RecordError: ``label_implausible`` where the square would be many times larger than the picture.
+        RecordError: ``label_implausible``: the square would be many times larger than the image.
 
     """
     low, high = joints.min(axis=0).astype(np.float64), joints.max(axis=0).astype(np.float64)
     side = max(round(scale * float((high - low).max())), MIN_SIDE_PX)
     if side > MAX_SIDE_IN_IMAGES * max(width, height):
         raise RecordError(
-            RejectReason.LABEL_IMPLAUSIBLE, f"the joints span {side / scale:.0f} px in a picture of {width} x {height}"
+            RejectReason.LABEL_IMPLAUSIBLE, f"the joints span {side / scale:.0f} px in an image of {width} x {height}"
         )
     left, top = np.round((low + high) / 2 - (side - 1) / 2).astype(int)
     return CropSquare(left=int(left), top=int(top), side=side, size=size)

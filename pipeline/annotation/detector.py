@@ -1,4 +1,4 @@
-"""MediaPipe's hand landmarker as a plain object: an RGB image in, hands out. Stills, and frames of a video."""
+"""MediaPipe's hand landmarker as a plain object: RGB images or frames of a video in, hands out."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from handdata.schemas import KEYPOINTS_PER_HAND, Side
 from handdata.schemas.arrays import ByteArray, FloatArray
 
 _NAME_WEIGHT, _SHAPE_WEIGHT = 2.7, 2.1
-"""Of MediaPipe's name and of the hand's shape in the log odds of a hand's side: a logistic regression over 3,300 looks
-at synthetic hands (``benchmarks/accuracy.py --seed 7``, not the set that is reported)."""
+"""Weights of MediaPipe's name and of the hand's shape in the log odds of a hand's side: a logistic regression over
+3,300 detections of synthetic hands (``benchmarks/accuracy.py --seed 7``, not the set that is reported)."""
 _CLEAR_OPPOSITION = 0.1
-"""In palm lengths: a thumb that is so far from the palm's plane tells the side well."""
+"""Distance of the thumb from the palm's plane, in palm lengths, at which the shape tells the side well."""
 _MOST_CERTAIN = 0.999
 _FRAME_MS = 33
-"""Time between two frames as the video mode is told; it wants rising times and does nothing else with them."""
+"""Time between two frames that the video mode receives; it needs rising times and does nothing else with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,14 @@ class Detection:
     """One hand that the detector saw.
 
     Args:
-        side: the person's hand, as MediaPipe's name and the shape of the hand together say. On a picture that is not
-            mirrored the Tasks API's "Right" is the person's right hand; only the older interface needed swapping.
-        score: confidence of the side, 0.5 to 1 (the Tasks API reports no other).
+        side: Side of the person's hand, from MediaPipe's name and the shape of the hand together. In an image that is
+            not mirrored the Tasks API's "Right" is the person's right hand; only the older interface needed swapping.
+        score: Confidence of the side, 0.5 to 1 (the Tasks API reports no other).
         keypoints: (21, 2) pixels of the image, in the order of ``handdata.schemas.joints``.
-        share: longer side of the hand's keypoint box over the longer side of the picture that was looked at.
-        track: number of the hand among those of a unit, -1 before it has one.
-        contested: the side was given against the evidence, since another hand of the frame has the better claim to it.
+        share: Longer side of the hand's keypoint box, over the longer side of the image or window that was searched.
+        track: Number of the hand among those of a unit, -1 before it has one.
+        contested: Whether the side goes against the evidence, since another hand of the frame has the better claim to
+            it.
 
     """
 
@@ -56,13 +57,13 @@ class Detection:
 
     @property
     def side_vote(self) -> float:
-        """How much speaks for the right hand (above 0, at most 1) or for the left (below 0)."""
+        """Evidence for the right hand (above 0, at most 1) or for the left (below 0, at least -1)."""
         weight = 2 * self.score - 1
         return weight if self.side == "right" else -weight
 
     @property
     def side_log_odds(self) -> float:
-        """The same as the logarithm of the odds of the right hand; finite."""
+        """Logarithm of the odds of the right hand, finite."""
         score = min(self.score, _MOST_CERTAIN)
         log_odds = math.log(score / (1 - score))
         return log_odds if self.side == "right" else -log_odds
@@ -78,11 +79,11 @@ def distance_in_sizes(one: Detection, other: Detection) -> float:
 class _Tracker:
     landmarker: Any
     time_ms: int = 0
-    following: bool = field(default=False)
+    tracking: bool = field(default=False)
 
 
 class HandDetector:
-    """Finds up to ``max_hands`` hands in still images, and follows hands through a video.
+    """Finds up to ``max_hands`` hands in still images, and tracks hands through a video.
 
     Close it, or use it as a context manager: MediaPipe's object raises or hangs when it is collected while the
     interpreter exits.
@@ -100,22 +101,22 @@ class HandDetector:
     def track(self, image: ByteArray, hands: int, *, restart: bool) -> list[Detection]:
         """Return the hands in the next (H, W, 3) RGB frame of a video, the most confident first.
 
-        As long as all ``hands`` are followed, the detector proper rests: two to three times as fast as ``detect``. What
-        is found depends on the frames since the last restart only.
+        As long as all ``hands`` are tracked, the palm detector rests: two to three times as fast as ``detect``. The
+        result depends only on the frames since the last restart.
 
         Args:
-            image: all frames since a restart must have one size.
-            hands: how many there are; more than that are not found.
-            restart: forget what was followed: another video, or a cut.
+            image: The frame; all frames since a restart must have one size.
+            hands: Number of hands in the video; no more than these are found.
+            restart: Whether to forget the tracked hands: before another video, or after a cut.
 
         """
         tracker = self._trackers.get(hands)
         if tracker is None:
             tracker = self._trackers[hands] = _Tracker(self._landmarker("VIDEO", hands))
-        if restart and tracker.following:
-            # A frame without hands ends what was followed; a new object would cost as much as several detections.
+        if restart and tracker.tracking:
+            # A frame without hands ends the tracking; a new object would cost as much as several detections.
             self._next(tracker, np.zeros((64, 64, 3), dtype=np.uint8))
-        tracker.following = True
+        tracker.tracking = True
         return _detections(self._next(tracker, image), image)
 
     def close(self) -> None:
@@ -155,7 +156,7 @@ def _frame(image: ByteArray) -> Any:
 
 
 def thumb_opposition(world: NDArray[np.floating]) -> float:
-    """Return on which side of the palm's plane the thumb's tip is: above 0 for right hands, below for left ones.
+    """Return the side of the palm's plane on which the thumb lies: above 0 for right hands, below 0 for left hands.
 
     Args:
         world: (21, 3) joints in space, in MediaPipe's axes and at any scale.
@@ -171,10 +172,16 @@ def thumb_opposition(world: NDArray[np.floating]) -> float:
 
 
 def side_vote(named: Side, score: float, opposition: float) -> float:
-    """Return what MediaPipe's name and the hand's shape say for the right hand (above 0, at most 1) or the left.
+    """Return the evidence of MediaPipe's name and the hand's shape for the right hand (above 0) or the left (below 0).
 
-    It is the chance of the right hand less that of the left. Of the hands of synthetic frames that MediaPipe names
-    wrongly, half have the thumb where it belongs.
+    It is the probability of the right hand minus that of the left. Of the hands in synthetic frames that MediaPipe
+    names wrongly, half have the thumb where it belongs.
+
+    Args:
+        named: Side that MediaPipe names.
+        score: MediaPipe's confidence of that side.
+        opposition: Result of ``thumb_opposition``.
+
     """
     name = (2 * score - 1) * (1 if named == "right" else -1)
     log_odds = _NAME_WEIGHT * name + _SHAPE_WEIGHT * np.tanh(opposition / _CLEAR_OPPOSITION)

@@ -1,4 +1,4 @@
-"""Opening the pixels of records: image files by path or URL, frames of videos decoded forward once."""
+"""The pixels of records: image files opened by path or URL, frames of videos decoded forward once."""
 
 import io
 import warnings
@@ -23,10 +23,13 @@ _START_OF_JPEG = b"\xff\xd8\xff"
 
 
 def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, ByteArray | RecordError]]:
-    """Yield each record with its (height, width, 3) RGB pixels, or with the error that stopped it.
+    """Yield each record with its (height, width, 3) RGB pixels, or with the error that prevents them.
 
-    Records of one video must come in the order of their frames; several videos may alternate. Each video is opened
-    once and decoded forward.
+    Each video is opened once and decoded forward.
+
+    Args:
+        records: Records to open. Those of one video must be in the order of their frames; several videos may alternate.
+
     """
     videos: dict[str, Iterator[tuple[int, ByteArray]]] = {}
     for position, record in enumerate(records):
@@ -55,7 +58,7 @@ def read_image_file(uri: str) -> bytes:
     """Return an image file's bytes from a path or any fsspec URL.
 
     Raises:
-        RecordError: ``image_missing`` or ``frame_missing``.
+        RecordError: ``image_missing``: there is no such file; ``frame_missing``: it cannot be read.
 
     """
     try:
@@ -73,7 +76,8 @@ def decode_image(data: bytes, uri: str) -> ByteArray:
     """Return the (height, width, 3) RGB pixels of an encoded image as stored: EXIF rotation is not applied.
 
     Raises:
-        RecordError: ``frame_missing`` where the file is truncated or corrupt, ``image_too_large`` for a bomb.
+        RecordError: ``frame_missing``: the file is truncated or corrupt; ``image_too_large``: it announces more pixels
+            than any dataset's images have.
 
     """
     pixels = _decode_jpeg(data)
@@ -95,7 +99,7 @@ def decode_image(data: bytes, uri: str) -> ByteArray:
 
 
 def _decode_jpeg(data: bytes) -> ByteArray | None:
-    """Decode a faultless colour JPEG as Pillow does, to the same values, in a third of the time; None for all else."""
+    """Decode a faultless colour JPEG to the same values as Pillow, in a third of the time; None for anything else."""
     if not data.startswith(_START_OF_JPEG):
         return None
     try:
@@ -108,7 +112,7 @@ def _decode_jpeg(data: bytes) -> ByteArray | None:
 
 
 def _video_frames(records: Sequence[HandRecord], uri: str) -> Iterator[tuple[int, ByteArray]]:
-    """Yield the frames of one video that some records name, in their order."""
+    """Yield the frames of one video that the records name, in the order of the records."""
     wanted = [record.video_frame for record in records if record.image_uri == uri and record.video_frame is not None]
     with VideoReader(Path(uri)) as reader:
         yield from reader.frames(wanted)

@@ -1,4 +1,4 @@
-"""Which keypoints a frame gets: the dataset's labels, MediaPipe's detections, or both joined."""
+"""The keypoints of a frame: the dataset's labels, MediaPipe's detections, or both joined."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from handdata.schemas.arrays import BoolArray, FloatArray
 from handdata.schemas.sample import KeypointsOrigin, Pair
 
 SAME_HAND_DISTANCE = 0.5
-"""Two sets of keypoints closer than this many hand sizes, on average over joints, show the same hand."""
+"""Two sets of keypoints show the same hand if their joints are, on average, closer than this many hand sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class FrameKeypoints:
 
     Args:
         keypoints: (42, 2), 0 where not valid.
-        valid: (42,).
-        hand_state: labelled where there are keypoints, else what the dataset says.
-        origin: who located each hand.
+        valid: (42,) which joints have a label or a detection.
+        hand_state: ``labelled`` where there are keypoints, else what the dataset says.
+        origin: What located each hand.
         score: MediaPipe's confidence, 1 for dataset labels, 0 where absent.
-        agreement: mean distance of dataset and MediaPipe keypoints in full-image pixels, where both exist.
-        flags: what was seen that later numbers do not show: ``side_conflict``, ``extra_hands``, ``unlabelled_hand``.
+        agreement: Mean distance of dataset and MediaPipe keypoints in full-image pixels, where both exist.
+        flags: Observations that no later number shows: ``side_conflict``, ``extra_hands``, ``unlabelled_hand``.
 
     """
 
@@ -55,7 +55,7 @@ class FrameKeypoints:
 
 
 def hand_size(keypoints: FloatArray, valid: BoolArray) -> float:
-    """Return the longer side of the box of the valid joints, 0 without any."""
+    """Return the longer side of the box of the valid joints, 0 without a valid joint."""
     if not valid.any():
         return 0.0
     joints = keypoints[valid]
@@ -63,37 +63,37 @@ def hand_size(keypoints: FloatArray, valid: BoolArray) -> float:
 
 
 def needs_detector(record: HandRecord, policy: KeypointsPolicy) -> bool:
-    """Return whether MediaPipe must look at this frame: always, never, or where a hand's state is unknown."""
+    """Return whether MediaPipe must search this frame: always, never, or where a hand's state is unknown."""
     return policy == "mediapipe" or (policy == "prefer-dataset" and "unknown" in record.hand_state)
 
 
 def open_sides(record: HandRecord, policy: KeypointsPolicy) -> tuple[Side, ...]:
-    """Return which hands a detection may be: all that the labels, where they count, leave open."""
+    """Return the sides that a detection may have: those that the labels, where the policy uses them, leave open."""
     if policy == "mediapipe":
         return SIDES
     return tuple(side for side, state in zip(SIDES, record.hand_state, strict=True) if state == "unknown")
 
 
 def labelled_sides(record: HandRecord, detection: Detection) -> tuple[Side, ...]:
-    """Return which labelled hands of a frame a detection shows."""
+    """Return the sides of the labelled hands of a frame that a detection shows."""
     return tuple(side for side in SIDES if _same_hand(detection, record, side))
 
 
 def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: KeypointsPolicy) -> FrameKeypoints:
     """Join a frame's labels and detections under a policy.
 
-    Labels come first unless the policy is ``mediapipe``. A detection of a hand that is labelled already measures the
-    agreement; each other one takes the side that it is given, or, where that side is taken, the other side if it is
-    free. Either that or a side against the evidence (``Detection.contested``) is a ``side_conflict``. What finds no
-    place is counted as ``extra_hands``.
+    Labels come first unless the policy is ``mediapipe``. A detection of a hand that has a label measures the agreement.
+    Any other detection takes its own side, or, where that side is taken, the other side if it is free. That change of
+    side is a ``side_conflict``, and so is a side against the evidence (``Detection.contested``). A detection for which
+    no side is free is an ``extra_hands``.
 
     Args:
-        record: the frame and its labels.
-        detections: each hand once.
-        policy: which of both to use.
+        record: Record of the frame, with its labels.
+        detections: Hands that MediaPipe found, each once.
+        policy: Choice of labels, detections or both.
 
     Raises:
-        RecordError: ``no_hand_found``: no label is used and no detection has a place.
+        RecordError: ``no_hand_found``: no label is used, and no detection takes a side.
 
     """
     keypoints = np.zeros((KEYPOINT_COUNT, 2), dtype=np.float32)
@@ -132,8 +132,8 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
         origin[side], score[side] = "mediapipe", detection.score
 
     if not valid.any():
-        looked = "the detector found none" if needs_detector(record, policy) else "the detector was not asked"
-        raise RecordError(RejectReason.NO_HAND_FOUND, f"{record.image_uri}: no label gives a hand and {looked}")
+        searched = "the detector found none" if needs_detector(record, policy) else "the detector was not asked"
+        raise RecordError(RejectReason.NO_HAND_FOUND, f"{record.image_uri}: no label gives a hand and {searched}")
     if "extra_hands" in flags:
         flags.add("unlabelled_hand")
     states = {
@@ -151,7 +151,7 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
 
 
 def _state(located: bool, before: HandState) -> HandState:
-    """Return a hand's state after detection; a label that the policy ignores says nothing any more."""
+    """Return a hand's state after detection; a label that the policy ignores leaves it unknown."""
     if located:
         return "labelled"
     return "unknown" if before == "labelled" else before

@@ -1,7 +1,7 @@
-"""Looking for hands in one picture: the whole first, then closer where that found nothing, little or small hands.
+"""The search for hands in one image: in the whole image first, then in windows where that found too little.
 
-MediaPipe's palm detector sees a picture at 192 x 192 pixels and knows palms of middling size: it misses small hands of
-wide frames and hands that fill the picture. Both are found in a window in which the hand takes the right share.
+MediaPipe's palm detector works on 192 x 192 pixels and expects palms of medium size: it misses small hands in wide
+frames and hands that fill the image. Both are found in a window of which the hand takes the right share.
 """
 
 import math
@@ -18,27 +18,27 @@ from handdata.schemas import HandRecord, Side
 from handdata.schemas.arrays import ByteArray, FloatArray
 
 BEST_SHARE: Final = 0.22
-"""Hands are located best where they take this share of the picture's longer side (``benchmarks/accuracy.py``)."""
+"""Share of the image's longer side at which hands are located best (``benchmarks/accuracy.py``)."""
 SMALL_SHARE: Final = 0.14
-"""Below this share a hand is looked at again, and others are looked for in tiles."""
+"""A hand below this share is searched for again in a window, and tiles are searched for others."""
 DOUBTFUL_SCORE: Final = 0.8
-"""A hand whose side is less certain than this is looked at again."""
+"""A hand whose side is less certain than this is searched for again in a window."""
 SAME_HAND: Final = 0.35
-"""Two detections whose joints are closer than this many hand sizes, on average, show the same hand."""
+"""Two detections show the same hand if their joints are, on average, closer than this many hand sizes."""
 WIDE: Final = 1.25
-"""A picture whose longer side is this many times the shorter is also looked at in tiles."""
+"""An image whose longer side is at least this many times the shorter is also searched in tiles."""
 
 _HINT_MARGIN = 2.0
-"""Side of the window around a hint's box over the box's longer side."""
+"""Side of the window around a hint's box, over the box's longer side."""
 _CENTRE_WINDOW = 0.4
-"""Side of the window around a hint that is a point, as a share of the picture's longer side."""
+"""Side of the window around a hint that is a point, as a share of the image's longer side."""
 _ZOOM_OUT = 2.0
 _MOST_REFINED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a picture, in whole pixels; may reach over its border."""
+    """A part of an image, in whole pixels; it may reach over the image's border."""
 
     left: int
     top: int
@@ -46,7 +46,7 @@ class Window:
     height: int
 
     def cut(self, image: ByteArray) -> ByteArray:
-        """Return the window's pixels; beyond the border the picture's last row or column goes on."""
+        """Return the window's pixels; beyond the border the image's last row or column is repeated."""
         height, width = image.shape[:2]
         right, bottom = self.left + self.width, self.top + self.height
         part = image[max(self.top, 0) : max(bottom, 0), max(self.left, 0) : max(right, 0)]
@@ -56,12 +56,12 @@ class Window:
         return np.asarray(cv2.copyMakeBorder(part, *outside, cv2.BORDER_REPLICATE), dtype=np.uint8)
 
     def moved_to_full(self, detections: Sequence[Detection]) -> list[Detection]:
-        """Return detections in the window's pixels as detections in the full picture's."""
+        """Return detections in the window's pixels as detections in the full image's."""
         corner = np.array([self.left, self.top], dtype=np.float32)
         return [replace(detection, keypoints=detection.keypoints + corner) for detection in detections]
 
     def clipped(self, width: int, height: int) -> "Window":
-        """Return the part of the window that lies in a picture of this size."""
+        """Return the part of the window that lies in an image of this size."""
         left, top = min(max(self.left, 0), width - 1), min(max(self.top, 0), height - 1)
         right, bottom = min(self.left + self.width, width), min(self.top + self.height, height)
         return Window(left, top, max(right - left, 1), max(bottom - top, 1))
@@ -69,12 +69,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """Where a dataset, or an earlier frame, says that a hand is.
+    """A place where a dataset, or an earlier frame, says that a hand is.
 
     Args:
-        window: where to look.
-        box_xyxy: (4,) pixels of the picture; a hand with its middle in there is the hinted one.
-        side: which hand it is, where the hint says so.
+        window: Window to search.
+        box_xyxy: (4,) pixels of the image; a hand whose middle lies in this box is the hinted one.
+        side: Side of the hand, where the hint names it.
 
     """
 
@@ -96,9 +96,9 @@ def square_window(centre: NDArray[np.floating], side: float) -> Window:
 
 
 def record_hints(record: HandRecord) -> list[Hint]:
-    """Return where a record's ``extra`` says that hands are.
+    """Return the hints in a record's ``extra``.
 
-    All adapters name hints alike: ``boxes_xyxy_px`` with ``box_sides`` (hands, whole), ``centres_xy_px`` with
+    All adapters use the same names: ``boxes_xyxy_px`` with ``box_sides`` (whole hands), ``centres_xy_px`` with
     ``centre_sides`` (middles of hands), ``person_box_xyxy_px`` (the person who signs).
     """
     extra = record.extra or {}
@@ -122,7 +122,7 @@ def box_hint(box_xyxy: FloatArray, side: Side | None = None) -> Hint:
 
 
 def person_window(record: HandRecord) -> Window | None:
-    """Return the part of the picture that shows the person, where the record knows."""
+    """Return the part of the image that shows the person; None where the record does not tell."""
     box = (record.extra or {}).get("person_box_xyxy_px")
     if box is None:
         return None
@@ -131,16 +131,16 @@ def person_window(record: HandRecord) -> Window | None:
 
 
 def search(detector: HandDetector, image: ByteArray, window: Window | None = None) -> list[Detection]:
-    """Return the hands that the detector sees in the whole picture or in a window of it, in pixels of the picture."""
+    """Return the hands that the detector sees in the image or in a window of it, in pixels of the image."""
     if window is None:
         return merge(detector.detect(image))
     return window.moved_to_full(detector.detect(window.cut(image)))
 
 
 def search_around(detector: HandDetector, image: ByteArray, hand: Detection) -> list[Detection]:
-    """Return what a window shows in which a known hand takes its best share.
+    """Return the hands in the window in which a known hand takes its best share.
 
-    The window of a large hand reaches over the picture's border.
+    The window of a large hand reaches over the image's border.
     """
     height, width = image.shape[:2]
     side = hand.size / BEST_SHARE
@@ -157,19 +157,20 @@ def find_hands(
     expected: int = 0,
     closer: bool = True,
 ) -> list[Detection]:
-    """Return the hands in a picture, each once, the most confident first.
+    """Return the hands in an image, each once, the most confident first.
 
-    The picture is looked at as a whole. Only where that finds nothing, fewer hands than expected, a small hand or one
-    of an uncertain side, windows are looked at: around hints that no hand meets, two tiles or more of a wide picture or
-    of the person, the picture with a border around it; last, around each hand not yet seen at its best size.
+    The whole image is searched first. Windows are searched only where that finds nothing, fewer hands than expected, a
+    small hand or a hand of uncertain side: windows around hints that no hand meets; then two tiles or more of a wide
+    image or of the person; then the image with a border around it; last, windows around hands not yet seen at their
+    best size.
 
     Args:
-        detector: finds hands in a picture.
+        detector: Detector of hands.
         image: (H, W, 3) RGB.
-        hints: where hands may be.
-        person: the part of the picture that shows the person.
-        expected: how many hands there should be.
-        closer: whether to look closer at all.
+        hints: Places where hands may be.
+        person: Part of the image that shows the person.
+        expected: Number of hands that there should be.
+        closer: Whether to search windows at all.
 
     """
     seen = search(detector, image)
@@ -194,8 +195,8 @@ def find_hands(
 def merge(detections: Sequence[Detection]) -> list[Detection]:
     """Return each hand once, the most confident first.
 
-    Of several detections of a hand the one that saw it at the best size is kept; all have a say in its side, the
-    more the better they saw it.
+    Of several detections of a hand the one that saw it nearest to the best size is kept. All vote on its side; a
+    detection counts more, the nearer to the best size it saw the hand.
     """
     groups: list[list[Detection]] = []
     for detection in sorted(detections, key=_misfit):
@@ -209,7 +210,7 @@ def merge(detections: Sequence[Detection]) -> list[Detection]:
 
 
 def _same_hand(one: Detection, other: Detection) -> bool:
-    """Return whether two detections show one hand. Hands that cover each other are as near, but of two sides."""
+    """Return whether two detections show one hand; two hands that cover each other are as near, but differ in side."""
     surely_two = one.side != other.side and min(one.score, other.score) > DOUBTFUL_SCORE
     return distance_in_sizes(one, other) < (SAME_HAND / 2 if surely_two else SAME_HAND)
 
@@ -220,13 +221,13 @@ def _agreed(group: Sequence[Detection]) -> Detection:
     weights = [math.exp(-_misfit(detection)) for detection in group]
     log_odds = float(np.average([detection.side_log_odds for detection in group], weights=weights))
     side: Side = "right" if log_odds > 0 else "left"
-    # Of the looks that saw this side: a hand taken for the other has its joints elsewhere.
+    # Joints come from a detection with this side: where a hand is taken for the other, its joints lie elsewhere.
     best = next((detection for detection in group if detection.side == side), group[0])
     return replace(best, side=side, score=1 / (1 + math.exp(-abs(log_odds))))
 
 
 def _misfit(detection: Detection) -> float:
-    """Return how far the size that a hand was seen at is from the best, 0 where it is."""
+    """Return how far the size at which a hand was seen is from the best size, 0 where it is the best."""
     return abs(math.log(max(detection.share, 1e-3) / BEST_SHARE))
 
 
@@ -235,7 +236,7 @@ def _doubtful(hand: Detection) -> bool:
 
 
 def _named(hands: Sequence[Detection], hints: Sequence[Hint]) -> list[Detection]:
-    """Give each hand that alone meets a hint the hint's side: a label is worth more than a look."""
+    """Return the hands; one that alone meets a hint takes the hint's side: a label counts more than a detection."""
     named = list(hands)
     for hint in hints:
         met = [number for number, hand in enumerate(named) if hint.meets(hand)]
@@ -245,7 +246,7 @@ def _named(hands: Sequence[Detection], hints: Sequence[Hint]) -> list[Detection]
 
 
 def _tiles(image: ByteArray, person: Window | None) -> list[Window]:
-    """Return overlapping squares that together cover a wide picture, or the person in it."""
+    """Return overlapping squares that together cover a wide image, or the person in it."""
     height, width = image.shape[:2]
     area = person or Window(0, 0, width, height)
     side, longer = sorted((area.width, area.height))

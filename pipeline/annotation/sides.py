@@ -1,9 +1,9 @@
-"""Which hand is the right one: decided for a unit as a whole, not frame by frame.
+"""The sides of hands, right or left: decided for a unit as a whole, not frame by frame.
 
-Labels come first: hands that a dataset names, or whose other hand it names, vote with certainty. Then a hand has one
-side along its run of frames, and one hand seen alone by synchronised views is the same hand in all; two hands of a
-frame have different sides. What moves against its own evidence is marked as contested, and so is a second hand that
-one view sees and the others do not.
+Labels come first: a hand whose side, or whose other hand, the dataset names votes with certainty. A hand has one side
+along its run of frames, a single hand in synchronised views is the same hand in all of them, and two hands of a frame
+have different sides. A hand whose side goes against its own evidence is marked as contested, and so is a second hand
+that one view sees and the others do not.
 """
 
 from collections import Counter, defaultdict
@@ -17,13 +17,13 @@ from handdata.pipeline.settings import KeypointsPolicy
 from handdata.schemas import OTHER_SIDE, HandRecord, Side
 
 _CERTAIN: Final = 10.0
-"""A label's vote; a look's is at most 1."""
+"""Vote of a label; that of a detection is at most 1."""
 
 _MOST_WITH_TWO: Final = 0.1
-"""A sequence with two hands in no more than this share of its frames is one of a single hand: looks err, too."""
+"""A sequence shows a single hand if no more than this share of its frames show two: detections err, too."""
 
 _WELL_KNOWN: Final = 5.0
-"""A hand with so many votes is one, and no passing error of the detector."""
+"""Votes from which on a hand is real, not a passing error of the detector."""
 
 Hand = int
 """Number of one hand of a unit, along its run and over the views."""
@@ -31,7 +31,7 @@ Hand = int
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A frame and the hands that were found in it."""
+    """A frame with the hands that were found in it."""
 
     record: HandRecord
     detections: Sequence[Detection]
@@ -61,15 +61,15 @@ def agree_on_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[L
             contested.add(hand)
 
     def claim(detection: Detection) -> tuple[float, int, float]:
-        """Return, of two hands of one side, what the better claim to it has more of.
+        """Return a hand's claim to its side: of two hands with one side in a frame, the larger claim keeps it.
 
-        Where both are well known, it is the one that was there earlier: a new follower may begin between two hands that
-        cover each other.
+        Of two well-known hands the earlier one has the larger claim: a new track may begin between two hands that cover
+        each other.
         """
         hand = hands[detection.track]
         return min(abs(votes[hand]), _WELL_KNOWN), -first_frame[hand], abs(votes[hand])
 
-    def settled(frame: Located) -> Located:
+    def with_sides(frame: Located) -> Located:
         detections: list[Detection] = []
         taken: set[Side] = set()
         for detection in sorted(frame.detections, key=claim, reverse=True):
@@ -81,11 +81,11 @@ def agree_on_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[L
             detections.append(replace(detection, side=side, contested=doubtful))
         return Located(frame.record, detections)
 
-    return [settled(frame) for frame in frames]
+    return [with_sides(frame) for frame in frames]
 
 
 def _vote(record: HandRecord, detection: Detection, policy: KeypointsPolicy) -> float:
-    """Return how much speaks for the right hand (above 0) or the left (below 0)."""
+    """Return the evidence for the right hand (above 0) or for the left (below 0)."""
     certain: Sequence[Side] = labelled_sides(record, detection) if policy != "mediapipe" else ()
     if not certain:
         certain = open_sides(record, policy)
@@ -97,8 +97,8 @@ def _vote(record: HandRecord, detection: Detection, policy: KeypointsPolicy) -> 
 def _hands(frames: Sequence[Located]) -> tuple[Mapping[int, Hand], set[int]]:
     """Return the hand that each track shows, and the tracks that the other views do not confirm.
 
-    Tracks of synchronised views show one hand where hardly a frame of the sequence, in any view, shows two at once:
-    nothing else tells which of two hands a view sees. A second hand that a view sees there is doubted.
+    Tracks of synchronised views show the same hand if hardly any frame of the sequence shows two hands, in any view:
+    nothing else tells which of two hands a view sees. A second hand in such a view is doubted.
     """
     parent = {detection.track: detection.track for frame in frames for detection in frame.detections}
 

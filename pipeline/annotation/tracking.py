@@ -1,8 +1,8 @@
-"""Following hands through a run of frames with MediaPipe's video mode.
+"""The tracking of hands through a run of frames with MediaPipe's video mode.
 
-A run is looked at as a still once (``looks.find_hands``); then the video mode follows the hands that were found, told
-how many there are, so that its detector rests. What it says is doubted: a hand that jumps, that two followers share or
-that a look at the still picture now and then does not confirm is looked for again.
+The first frame of a run is searched as a still image (``search.find_hands``). From then on the video mode tracks the
+hands that were found; it receives their number, so that its detector rests. Its results are checked: a hand that jumps,
+that two tracks share, or that a search of the still frame now and then does not confirm is searched for again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,34 +32,36 @@ from handdata.schemas import HandRecord
 from handdata.schemas.arrays import ByteArray, FloatArray
 
 RUN_GAP_S: Final = 0.25
-"""Frames further apart are not one run."""
+"""Largest time between neighbouring frames of a run."""
 RUN_GAP_FRAMES: Final = 3
-"""The same in frame numbers, where no times are known."""
+"""Largest step between neighbouring frame numbers of a run, where no times are known."""
 CHECK_FRAMES: Final = 30
-"""A still look checks what is followed this often: it finds hands that came in and followers that drifted."""
+"""Frames between two still searches, which find hands that came in and tracks that drifted."""
 SOON_FRAMES: Final = 3
-"""After a hand was lost checks follow at this distance, for most come back."""
+"""Frames between two still searches after a hand was lost: most hands come back soon."""
 
 _FARTHEST_STEP = 0.8
-"""In hand sizes: a hand that moves its joints farther between two frames is another hand."""
+"""Largest step of a hand between two frames, in hand sizes; one that moves its joints farther is another hand."""
 _WRONG_SIDE = 0.4
-"""In hand sizes: a step to a hand that looks like the other side counts as so much longer, where both are certain."""
+"""Added length, in hand sizes, of a step to a hand that looks like the other side, where both are certain."""
 _VOTE_MEMORY = 0.9
+"""Weight of a track's earlier votes on its side beside the newest."""
 _MIXED_FRAMES = 5
-"""For so long after hands met or one was lost a follower may have changed hands."""
+"""Frames after hands met, or one was lost, in which a track may have changed hands."""
 _MEETING = 1.0
-"""In hand sizes: hands whose middles are closer than this may be mixed up."""
+"""Distance of two hands' middles, in hand sizes, below which they may be mixed up."""
 _CHANGED_HANDS = 0.5
-"""A follower that turns from one certain side (1) to the other (-1) by this product changed hands."""
+"""A track changed hands where its earlier vote times the newest, each from -1 to 1, is less than minus this."""
 _DRIFT = 0.25
-"""In hand sizes: a followed hand this far from where a still look sees it has drifted."""
+"""Distance, in hand sizes, from where a still search sees a tracked hand, from which on it has drifted."""
 _PATIENCE_FRAMES = 10
-"""A hand that is lost is expected back for this many frames."""
+"""Frames for which a lost hand is expected back."""
 _SOON_CHECKS = 6
+"""Number of still searches that follow soon after a hand was lost."""
 _EMPTY_FRAMES = 5
-"""In a run without hands only every so many frames are looked at closer."""
+"""In a run without hands, windows are searched in one of this many frames only."""
 _CUT_LEVEL = 40.0
-"""Mean difference of two frames, in grey levels, above which they are not one shot."""
+"""Mean difference of two frames, in grey levels, above which a cut lies between them."""
 _MOST_HANDS = 2
 
 
@@ -90,8 +92,8 @@ def _follows(earlier: HandRecord, later: HandRecord) -> bool:
 class HandTracker:
     """Locates the hands of one run after another, frame by frame.
 
-    Each detection says by its ``track`` which hand of the run it shows. The results depend on the frames of the run
-    alone.
+    The ``track`` of each detection numbers the hand of the run that it shows. The results depend on the frames of the
+    run alone.
     """
 
     def __init__(self, detector: HandDetector) -> None:
@@ -100,7 +102,7 @@ class HandTracker:
         self.start_run(1)
 
     def start_run(self, frames: int) -> None:
-        """Forget the run before; the next one has this many frames."""
+        """Forget the previous run; the next one has this many frames."""
         self._alone = frames == 1
         self._thumbnail: FloatArray | None = None
         self._forget()
@@ -122,7 +124,7 @@ class HandTracker:
         if self._is_cut(image):
             self._forget()
         self._mixed_for = _MIXED_FRAMES if self._lost_for or _meet(self._hands) else max(self._mixed_for - 1, 0)
-        hands = self._followed(image) if self._hands and not hints else None
+        hands = self._tracked(image) if self._hands and not hints else None
         if hands is None:
             hands = self._found(image, hints, person)
         if len(hands) < self._seen:
@@ -137,7 +139,7 @@ class HandTracker:
         return before is not None and float(np.abs(thumbnail - before).mean()) > _CUT_LEVEL
 
     def _found(self, image: ByteArray, hints: list[Hint], person: Window | None) -> list[Detection]:
-        """Look at the frame as at a still, with what was known before as hints, and begin to follow what is there."""
+        """Search the frame as a still image, with the hands known before as hints, and begin to track what is found."""
         before = self._hands
         hands = find_hands(
             self._detector,
@@ -148,10 +150,10 @@ class HandTracker:
             closer=self._empty_for % _EMPTY_FRAMES == 0,
         )
         self._empty_for = 0 if hands else self._empty_for + 1
-        return self._follow_anew(image, self._numbered(hands))
+        return self._track_anew(image, self._numbered(hands))
 
-    def _followed(self, image: ByteArray) -> list[Detection] | None:
-        """Return where the hands that are followed went; None where a new search must tell."""
+    def _tracked(self, image: ByteArray) -> list[Detection] | None:
+        """Return the hands where the video mode tracked them; None where the frame must be searched anew."""
         window = self._window
         pixels = image if window is None else window.cut(image)
         seen = self._detector.track(pixels, len(self._hands), restart=self._restart)
@@ -176,11 +178,11 @@ class HandTracker:
             return self._checked(image, hands)
         self._hands = hands
         if window is not None and _leaves(window, hands, image):
-            return self._follow_anew(image, hands)
+            return self._track_anew(image, hands)
         return hands
 
     def _checked(self, image: ByteArray, hands: list[Detection]) -> list[Detection]:
-        """Compare followed hands with what a still look sees.
+        """Compare the tracked hands with what a still search sees.
 
         Soon after a hand was lost, others may still be half covered: then only new hands count.
         """
@@ -194,12 +196,12 @@ class HandTracker:
         if len(confirmed) == len(hands) and not new:
             self._hands = hands
             return hands
-        return self._follow_anew(image, self._numbered([*confirmed, *new]))
+        return self._track_anew(image, self._numbered([*confirmed, *new]))
 
     def _sees(self, image: ByteArray, hand: Detection) -> bool:
         return any(distance_in_sizes(hand, other) < _DRIFT for other in search_around(self._detector, image, hand))
 
-    def _follow_anew(self, image: ByteArray, hands: list[Detection]) -> list[Detection]:
+    def _track_anew(self, image: ByteArray, hands: list[Detection]) -> list[Detection]:
         self._hands = sorted(hands[:_MOST_HANDS], key=lambda hand: -hand.score)
         self._window = _window_for(self._hands, image)
         self._restart = True
@@ -207,7 +209,7 @@ class HandTracker:
         return hands
 
     def _numbered(self, hands: Sequence[Detection]) -> list[Detection]:
-        """Give each hand the number of the hand of the frame before that it continues, or a new one."""
+        """Give each hand the number of the hand in the previous frame that it continues, or a new number."""
         numbered = []
         for hand, number in zip(hands, self._continued(hands), strict=True):
             if number is None or (self._mixed_for > 0 and self._votes[number] * hand.side_vote < -_CHANGED_HANDS):
@@ -218,9 +220,10 @@ class HandTracker:
         return numbered
 
     def _continued(self, hands: Sequence[Detection]) -> list[int | None]:
-        """Return which hand of the frame before each hand is: together they move least, and none moves too far.
+        """Return the number of the hand in the previous frame that each hand continues, None for a new hand.
 
-        Where hands cover each other their places tell little; then that each looks like its side decides.
+        The choice is the one in which the hands together move least and none moves too far. Where hands cover each
+        other, their positions tell little: then the side that each looks like decides.
         """
         before = self._hands
         steps = [[distance_in_sizes(old, new) for old in before] for new in hands]
@@ -255,7 +258,7 @@ def _hint(hand: Detection) -> Hint:
 
 
 def _window_for(hands: Sequence[Detection], image: ByteArray) -> Window | None:
-    """Return a part of the picture in which small hands are large enough to be found again; None: all of it."""
+    """Return the part of the image in which small hands are large enough to be found again; None for all of it."""
     height, width = image.shape[:2]
     if not hands or min(hand.size for hand in hands) >= SMALL_SHARE * max(width, height):
         return None
@@ -267,7 +270,7 @@ def _window_for(hands: Sequence[Detection], image: ByteArray) -> Window | None:
 
 
 def _leaves(window: Window, hands: Sequence[Detection], image: ByteArray) -> bool:
-    """Return whether a hand comes near a border of the window behind which the picture goes on."""
+    """Return whether a hand comes near a border of the window that is not a border of the image."""
     height, width = image.shape[:2]
     margin = 0.06 * max(window.width, window.height)
     joints = np.concatenate([hand.keypoints for hand in hands])
