@@ -119,8 +119,17 @@ def project(points_camera: ArrayLike, k: ArrayLike) -> Array:
 def project_rational(points_camera: ArrayLike, k: ArrayLike, distortion: Sequence[float]) -> Array:
     """Return the (N, 2) pixels of (N, 3) camera points by OpenCV's rational model.
 
-    ``distortion`` is (k1, k2, p1, p2, k3, k4, k5, k6); shorter lists as OpenCV reads them. NaN behind the camera and
-    beyond ``rational_fold_radius``, where the model would fold far points back into the image (ARCTIC, issue 51).
+    A point behind the camera, or beyond ``rational_fold_radius``, where the model would fold far points back into the
+    image (ARCTIC, issue 51), becomes NaN. No built-in source calls this function; adapters of other packages need it.
+
+    Args:
+        points_camera: (N, 3) metres in the camera frame.
+        k: (3, 3) intrinsics.
+        distortion: (k1, k2, p1, p2, k3, k4, k5, k6); shorter lists as OpenCV reads them.
+
+    Raises:
+        ValueError: A list of another length than 4, 5 or 8.
+
     """
     k1, k2, p1, p2, k3, k4, k5, k6 = _rational_coefficients(distortion)
     rays = _rays(points_camera)

@@ -64,18 +64,6 @@ def video_info(path: Path) -> VideoInfo:
         return VideoInfo(len(times), first.shape[1], first.shape[0], reader.rate, seconds)
 
 
-def read_frame(path: Path, index: int) -> ByteArray:
-    """Return one (height, width, 3) RGB frame; for several use ``VideoReader``, which decodes the file once.
-
-    Raises:
-        RecordError: as ``VideoReader.frames``.
-
-    """
-    with VideoReader(path) as reader:
-        (_, image) = next(reader.frames([index]))
-        return image
-
-
 class VideoReader:
     """A video file open for reading.
 

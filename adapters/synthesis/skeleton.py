@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.synthesis.geometry import Floats, normalize
-from handdata.schemas.joints import KEYPOINTS_PER_HAND
 
 FINGER_COUNT: Final = 5
 SEGMENTS_PER_FINGER: Final = 3
@@ -74,13 +73,6 @@ class HandShape:
         along = self.finger_axes[:, None, :, 1]
         reach = np.concatenate([np.zeros((FINGER_COUNT, 1)), np.cumsum(self.segment_mm, axis=1)], axis=1)
         return np.asarray(self.base_mm[:, None] + reach[..., None] * along, dtype=np.float64)
-
-    @property
-    def joint_radius_mm(self) -> NDArray[np.float64]:
-        """Flesh radius ``(21,)`` around each keypoint, the wrist first."""
-        radius = np.full(KEYPOINTS_PER_HAND, 15.0 * self.thickness)
-        radius[1:] = self.radius_mm.reshape(-1)
-        return radius
 
 
 def sample_shape(rng: np.random.Generator) -> HandShape:

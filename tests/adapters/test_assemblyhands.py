@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from handdata.adapters.assemblyhands import AssemblyHandsAdapter
-from handdata.adapters.reading.video import read_frame
+from handdata.adapters.reading.video import VideoReader
 from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason
 from tests.fixtures.assemblyhands import (
@@ -103,7 +103,9 @@ def test_exo_frames_are_those_of_the_video_from_the_first_annotated_one_on(
         assert (record.width, record.height, record.viewpoint) == (*EXO_SIZE, "exo")
         path = Path(record.image_uri)
         assert path == root.resolve() / "videos/exo_videos_rectified" / VAL / "C10379_rgb.mp4"
-        assert abs(int(read_frame(path, index).mean()) - (20 + 40 * index)) < 5
+        with VideoReader(path) as reader:
+            (_, image) = next(reader.frames([index]))
+        assert abs(int(image.mean()) - (20 + 40 * index)) < 5
 
 
 def test_ego_images_are_stills_with_boxes_and_subject(root: Path, rows: list[HandRecord | Rejection]) -> None:

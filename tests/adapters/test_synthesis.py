@@ -73,7 +73,9 @@ def rendered(sequence: HandSequence, frames: tuple[int, ...]) -> Iterator[tuple[
 def is_visible(hand: PosedHand, camera: Camera, picture: Picture) -> NDArray[np.bool_]:
     joints = camera.to_camera(hand.joints)
     x, y = np.rint(camera.to_pixels(joints)).astype(int).T
-    radius = hand.identity.shape.joint_radius_mm * hand.identity.shape.size / 1000
+    shape = hand.identity.shape
+    flesh_mm = np.concatenate([[15.0 * shape.thickness], shape.radius_mm.reshape(-1)])  # the wrist first
+    radius = flesh_mm * shape.size / 1000
     return np.asarray(joints[:, 2] < picture.depth_m[y, x] + radius + VISIBLE_WITHIN_M) & np.isfinite(
         picture.depth_m[y, x]
     )

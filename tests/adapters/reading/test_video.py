@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from handdata.adapters.reading.video import VideoReader, read_frame, video_info
+from handdata.adapters.reading.video import VideoReader, video_info
 from handdata.schemas.errors import RecordError, RejectReason
 
 FRAMES = 40
@@ -41,6 +41,12 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def read_frame(path: Path, index: int) -> np.ndarray:
+    with VideoReader(path) as reader:
+        (_, image) = next(reader.frames([index]))
+        return image
 
 
 def index_shown(image: np.ndarray) -> int:
