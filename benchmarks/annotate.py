@@ -33,8 +33,9 @@ from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.console import err, print_table
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate
+from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.weights import cache_folder, require_weights
 from handdata.schemas import HandRecord, Rejection
 
@@ -137,7 +138,11 @@ def annotate_images_per_s(storage: Storage, size: int) -> float:
     """Annotate all records of a workspace with a fresh Ray; the rate from the first finished unit to the last."""
     settings = AnnotateSettings(keypoints="mediapipe", masks="none", image_size=size)
     finished: list[tuple[float, int]] = []
-    annotate(storage, settings, on_unit=lambda marker: finished.append((time.perf_counter(), marker.records)))
+    annotate(
+        AnnotateRequest(Dataset(storage)),
+        settings,
+        on_unit=lambda marker: finished.append((time.perf_counter(), marker.records)),
+    )
     ray.shutdown()
     return sum(rows for _, rows in finished[1:]) / (finished[-1][0] - finished[0][0])
 

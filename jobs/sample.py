@@ -18,7 +18,7 @@ from handdata.pipeline.annotation.frames import decode_image, read_image_file
 from handdata.pipeline.annotation.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import Split, UsageError, samples_to_table
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.autoencoders import load_autoencoder
@@ -195,7 +195,7 @@ class Sampling:
     def _pairs(self, pairs: PairConfig, where: str | None = None) -> PairDataset:
         """Return pairs of the held-out split."""
         data = DataConfig(dataset=self._preset.data.dataset, where=where)
-        split = _held_out_split(self._storage, data.dataset)
+        split = _held_out_split(Dataset(self._storage, data.dataset))
         size, seed = self._preset.image_size, self._request.seed
         return PairDataset(self._storage, image_size=size, split=split, pairs=pairs, data=data, seed=seed)
 
@@ -225,16 +225,17 @@ class Sampling:
         request = self._request
         sources = request.reference_source, request.target_source
         if None in sources:
+            dataset = Dataset(self._storage, self._preset.data.dataset)
             raise UsageError(
                 "give --reference-source and --target-source, or --reference and --target",
-                f"this dataset has {', '.join(read_manifest(self._storage, self._preset.data.dataset).sources)}",
+                f"this dataset has {', '.join(read_manifest(dataset).sources)}",
             )
         stills = PairConfig(video=0, view=0, still=1)
         frames = []
         for source in sources:
-            dataset = self._pairs(stills, f"source = '{source}'")
-            rows = [dataset.rows_at(position)[0] for position in range(min(request.count, len(dataset)))]
-            frames.append([dataset.frame(row) for row in rows])
+            pairs = self._pairs(stills, f"source = '{source}'")
+            rows = [pairs.rows_at(position)[0] for position in range(min(request.count, len(pairs)))]
+            frames.append([pairs.frame(row) for row in rows])
         return list(zip(*frames, strict=False))
 
     def _first_of_a_video(self) -> tuple[PairDataset, int]:
@@ -265,9 +266,9 @@ class Sampling:
         return dataset.frame(row)
 
 
-def _held_out_split(storage: Storage, dataset: str) -> Split:
+def _held_out_split(dataset: Dataset) -> Split:
     """Return the split to show: validation, else test, else what there is."""
-    present = {split for splits in read_manifest(storage, dataset).sources.values() for split in splits}
+    present = {split for splits in read_manifest(dataset).sources.values() for split in splits}
     order: tuple[Split, ...] = ("val", "test", "train")
     return next((split for split in order if split in present), "train")
 

@@ -66,7 +66,7 @@ def train_in_processes(
     times.
     """
     micro_batches(preset.optimisation, Process(0, processes))
-    if latest_checkpoint(storage.describe(run_folder(run))) and not resume:
+    if latest_checkpoint(storage.url(run_folder(run))) and not resume:
         raise UsageError(f"the run {run} has checkpoints", "go on with --resume, or choose another name with --run")
     with connected(address):
         return _run_task(_Task(preset, storage, run, steps, init), processes, use_gpus, on_step)

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from torch.utils.tensorboard import SummaryWriter
 
 from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import run_folder
+from handdata.pipeline.storage.layout import metrics_file, run_folder
 from handdata.schemas import RunError
 from handdata.schemas.arrays import ByteArray
 
@@ -35,7 +35,7 @@ class RunHistory:
     def __init__(self, storage: Storage, run: str, first_step: int, settings: Mapping[str, Any]) -> None:
         """Keep the lines of an earlier call of the run up to ``first_step``."""
         self._storage, self._run = storage, run
-        self._name = f"{run_folder(run)}/metrics.jsonl"
+        self._name = metrics_file(run)
         self._lines: list[str] = []
         if first_step:
             earlier = storage.read_bytes(self._name).decode().splitlines() if storage.exists(self._name) else []
@@ -45,7 +45,7 @@ class RunHistory:
         self._wandb: Any = None
         if not storage.is_local:
             return
-        folder = storage.describe(run_folder(run)).removeprefix("file://")
+        folder = storage.url(run_folder(run)).removeprefix("file://")
         self._tensorboard = SummaryWriter(f"{folder}/tensorboard", purge_step=first_step + 1)
         if importlib.util.find_spec("wandb") and any(os.environ.get(name) for name in WANDB_VARIABLES):
             import wandb

@@ -24,7 +24,7 @@ import torch.distributed
 
 from handdata.pictures.png import encode_png
 from handdata.pipeline.shards import list_shards, read_manifest
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import run_folder
 from handdata.schemas import Split, UsageError
 from handdata.trainer.autoencoders import load_autoencoder
@@ -95,14 +95,14 @@ def train(
     """
     settings, monitoring = preset.optimisation, preset.monitoring
     total = steps or settings.steps
-    run_url = storage.describe(run_folder(run))
+    run_url = storage.url(run_folder(run))
     checkpoint_url = latest_checkpoint(run_url)
     if checkpoint_url and not resume:
         raise UsageError(f"the run {run} has checkpoints", "go on with --resume, or choose another name with --run")
     dataset = PairDataset(
         storage,
         image_size=preset.image_size,
-        split=training_split(storage, preset.data.dataset),
+        split=training_split(Dataset(storage, preset.data.dataset)),
         pairs=preset.pairs,
         augmentation=preset.augmentation,
         data=preset.data,
@@ -169,10 +169,10 @@ def train(
     )
 
 
-def training_split(storage: Storage, dataset: str) -> Split:
+def training_split(dataset: Dataset) -> Split:
     """Return the split to train on: ``train``, or the largest one where a dataset has no such (a test set alone)."""
     samples: Counter[Split] = Counter()
-    for splits in read_manifest(storage, dataset).sources.values():
+    for splits in read_manifest(dataset).sources.values():
         for split, counts in splits.items():
             samples[split] += counts.samples
     return "train" if samples["train"] or not samples else samples.most_common(1)[0][0]
@@ -183,12 +183,12 @@ def _latents(storage: Storage, preset: Preset) -> LatentStore | None:
     if not preset.data.latents:
         return None
     autoencoder = load_autoencoder(preset.autoencoder)
-    return open_latents(storage, autoencoder, preset.autoencoder, preset.image_size, preset.data.dataset)
+    return open_latents(Dataset(storage, preset.data.dataset), autoencoder, preset.autoencoder, preset.image_size)
 
 
 def _validation_batches(storage: Storage, preset: Preset) -> list[FramePair]:
     """Return the same pairs of the held-out split every time, without augmentation; none where it has too few."""
-    if not list_shards(storage, preset.data.dataset, splits=["val"]):
+    if not list_shards(Dataset(storage, preset.data.dataset), splits=["val"]):
         return []
     try:
         dataset = PairDataset(
@@ -211,7 +211,7 @@ def _validation_batches(storage: Storage, preset: Preset) -> list[FramePair]:
 
 def _pairs_to_show(storage: Storage, preset: Preset) -> tuple[list[Frame], list[Frame]]:
     """Return references and targets of a few pairs of frames of the held-out split; none where it has none."""
-    if not list_shards(storage, preset.data.dataset, splits=["val"]):
+    if not list_shards(Dataset(storage, preset.data.dataset), splits=["val"]):
         return [], []
     moving = PairConfig(**preset.pairs.model_dump() | {"still": 0.0, "sources": {}})
     try:

@@ -109,10 +109,10 @@ def status(
 ) -> None:
     """Show how far a dataset is: rows, rejections, flags, rate, time left. Works from any machine, without Ray."""
     from handdata.pipeline.shards.progress import dataset_progress
-    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage import Dataset, Storage
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    progress = dataset_progress(storage, dataset)
+    progress = dataset_progress(Dataset(storage, dataset))
     where = storage.describe(dataset)
     if as_json:
         print_json(_status_document(progress, where))

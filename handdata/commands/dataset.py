@@ -115,7 +115,8 @@ def annotate(
 
     offer_token()
     from handdata.pipeline.run.annotate import annotate as run_annotate
-    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
+    from handdata.pipeline.storage import Dataset, Storage
 
     settings = load_settings(workspace=workspace)
     quality: dict[str, object] = dict(
@@ -138,44 +139,28 @@ def annotate(
         quality,
     )
     storage = Storage(settings.workspace)
+    request = AnnotateRequest(
+        Dataset(storage, dataset), tuple(source or ()), limit=limit, sample=sample, overwrite=overwrite
+    )
+    models = ModelPaths(settings.weights, sam_checkpoint)
+    cluster = Cluster(cpus=cpus, gpus=gpus, address=address)
     if plan:
         from handdata.commands.estimate import show_estimate
         from handdata.pipeline.run.estimate import estimate_run
 
-        estimate = estimate_run(
-            storage,
-            annotation,
-            sources=source or (),
-            cpus=cpus,
-            gpus=gpus,
-            address=address,
-            weights=settings.weights,
-            sam_checkpoint=sam_checkpoint,
-            limit=limit,
-            sample=sample,
-            dataset=dataset,
-        )
-        show_estimate(estimate, as_json=as_json)
+        show_estimate(estimate_run(request, annotation, models, cluster), as_json=as_json)
         return
     with ProgressLine("Annotating", None, "records") as progress:
         summary = run_annotate(
-            storage,
+            request,
             annotation,
-            sources=source or (),
-            cpus=cpus,
-            gpus=gpus,
-            address=address,
-            weights=settings.weights,
-            sam_checkpoint=sam_checkpoint,
-            limit=limit,
-            sample=sample,
-            dataset=dataset,
-            overwrite=overwrite,
+            models,
+            cluster,
             stuck_after_s=settings.stuck_after_s,
             on_plan=lambda to_do, done: progress.set(0, f"({done:,} done before)" if done else "", to_do),
             on_unit=lambda marker: progress.advance(marker.records),
         )
-    _show_annotated(summary, storage.describe(f"{dataset}/data"), as_json=as_json)
+    _show_annotated(summary, storage.describe(request.dataset.data_folder), as_json=as_json)
     if strict and summary.rejected:
         raise typer.Exit(1)
 
@@ -247,7 +232,7 @@ def flag(
     `annotate --reject` rejected do not come back. Interrupted, the same command continues.
     """
     from handdata.pipeline.shards.settle import flag as run_flag
-    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage import Dataset, Storage
 
     thresholds = given_thresholds(
         min_hand_px=min_hand_px,
@@ -261,7 +246,9 @@ def flag(
     )
     storage = Storage(load_settings(workspace=workspace).workspace)
     with ProgressLine("Flagging", None, "units") as progress:
-        summary = run_flag(storage, dataset, thresholds, on_unit=lambda done, total: progress.set(done, total=total))
+        summary = run_flag(
+            Dataset(storage, dataset), thresholds, on_unit=lambda done, total: progress.set(done, total=total)
+        )
     _show_flagged(summary, storage.describe(dataset), as_json=as_json)
 
 
@@ -388,9 +375,9 @@ def report(
 ) -> None:
     """Write one page and one contact sheet about the annotated dataset: images, numbers, rejections, losses."""
     from handdata.pipeline.report.page import read_metrics, write_report
-    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage import Dataset, Storage
 
     storage = Storage(load_settings(workspace=workspace).workspace)
     metrics = read_metrics(storage, run) if run else None
-    files = write_report(storage, out_dir, dataset=dataset, metrics=metrics, generated=generated)
+    files = write_report(Dataset(storage, dataset), out_dir, metrics=metrics, generated=generated)
     print_table("Report", {"page": files.html, "contact sheet": files.png})

@@ -258,10 +258,11 @@ def unconditional(
 def _sampling(workspace: str | None, run: str, checkpoint: str | None, **request: object) -> "Sampling":
     from handdata.jobs.sample import SampleRequest, Sampling
     from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage.layout import run_folder
 
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
-    chosen = checkpoint or storage.describe(f"runs/{run}")
+    chosen = checkpoint or storage.url(run_folder(run))
     return Sampling(
         SampleRequest(checkpoint=chosen, **request),  # type: ignore[arg-type]
         storage,

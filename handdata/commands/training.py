@@ -166,23 +166,23 @@ def encode(
     Interrupted, the same command continues; finished, it does nothing.
     """
     from handdata.pipeline.shards import read_manifest
-    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage import Dataset, Storage
     from handdata.trainer.autoencoders import load_autoencoder
     from handdata.trainer.data.latents import encode as run_encode
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
     chosen = load_preset(preset, config).choosing_rows(dataset=dataset)
-    read_manifest(storage, chosen.data.dataset)  # a missing dataset ends here, before weights are downloaded
+    stored = Dataset(storage, chosen.data.dataset)
+    read_manifest(stored)  # a missing dataset ends here, before weights are downloaded
     settings = chosen.autoencoder.changed(autoencoder, weights)
     device = _training_device(gpus) or _training_device(int(_has_cuda())) or "cpu"
     with ProgressLine("Encoding", None, "shards") as progress:
         summary = run_encode(
-            storage,
+            stored,
             load_autoencoder(settings, device),
             settings,
             image_size or chosen.image_size,
-            dataset=chosen.data.dataset,
             variants=variants,
             augmentation=chosen.augmentation,
             device=device,
@@ -210,11 +210,12 @@ def export(
 ) -> None:
     """Write a run's averaged weights as a file that the public FoundHand code and `train --init` read."""
     from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage.layout import run_folder
     from handdata.trainer.checkpoints import load_for_sampling
     from handdata.trainer.weights import write_foundhand
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    model, _ = load_for_sampling(checkpoint or storage.describe(f"runs/{run}"))
+    model, _ = load_for_sampling(checkpoint or storage.url(run_folder(run)))
     write_foundhand(model, out_file)
     out.print(f"Written: {out_file.absolute()}")
 
@@ -271,11 +272,12 @@ def evaluate(
     from handdata.pictures.png import encode_png
     from handdata.pipeline.report.page import read_metrics
     from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage.layout import run_folder
 
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
     request = EvaluationRequest(
-        checkpoint=checkpoint or storage.describe(f"runs/{run}"),
+        checkpoint=checkpoint or storage.url(run_folder(run)),
         dataset=dataset,
         split=split,
         count=count,

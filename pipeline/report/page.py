@@ -20,8 +20,8 @@ from handdata.pictures.drawing import fit, tile
 from handdata.pictures.png import encode_png
 from handdata.pipeline.records.stored import ingested_sources, read_ingest_summary
 from handdata.pipeline.report.sheets import choose_samples, draw_sample, sample_contact_sheet, tail
-from handdata.pipeline.shards import DATASET, list_shards, read_index, read_manifest
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.shards import list_shards, read_index, read_manifest
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import metrics_file
 from handdata.schemas import SIDES, SOURCE_CARDS, SPLITS, DatasetManifest, UsageError
 from handdata.schemas.arrays import ByteArray
@@ -60,10 +60,9 @@ def read_metrics(storage: Storage, run: str) -> list[dict[str, Any]]:
 
 
 def write_report(
-    storage: Storage,
+    dataset: Dataset,
     target: Path,
     *,
-    dataset: str = DATASET,
     metrics: Sequence[Mapping[str, object]] | None = None,
     generated: Path | ByteArray | None = None,
     title: str = "handdata report",
@@ -71,9 +70,8 @@ def write_report(
     """Write ``report.html``, one page about a dataset, and ``contact-sheet.png``, the same pictures in one.
 
     Args:
-        storage: the workspace.
+        dataset: The dataset.
         target: folder for the two files; it is created.
-        dataset: folder of the dataset in the workspace.
         metrics: rows of a training run's ``metrics.jsonl``: ``step`` with ``loss``, ``validation_loss``,
             ``permuted_loss``, whichever are there.
         generated: grid of generated hands, as a PNG file or as RGB pixels.
@@ -84,14 +82,14 @@ def write_report(
         StorageError: the files cannot be written.
 
     """
-    manifest = read_manifest(storage, dataset)
-    samples = choose_samples(storage, dataset, _PAGE_SAMPLES, seed=0)
+    manifest = read_manifest(dataset)
+    samples = choose_samples(dataset, _PAGE_SAMPLES, seed=0)
     curves = read_losses(metrics or ())
     grid = _read_picture(generated) if generated is not None else None
     sections = [
-        _numbers_section(storage, manifest),
+        _numbers_section(dataset.storage, manifest),
         _samples_section(samples, manifest),
-        _histograms_section(storage, dataset, manifest),
+        _histograms_section(dataset, manifest),
         _loss_section(curves),
         _generated_section(grid),
     ]
@@ -100,7 +98,7 @@ def write_report(
         headline=escape(_headline(manifest, curves)),
         style=_STYLE,
         sections="\n".join(section for section in sections if section),
-        footer=escape(f"handdata {__version__} · {storage.describe(dataset)} · crops of {manifest.image_size} px"),
+        footer=escape(f"handdata {__version__} · {dataset.describe()} · crops of {manifest.image_size} px"),
     )
     folder = Storage(target)
     folder.write_bytes(REPORT_PAGE, page.encode())
@@ -294,13 +292,13 @@ def _samples_section(samples: Sequence[Mapping[str, Any]], manifest: DatasetMani
     return _section("samples", "Annotated samples", f'{legend}<div class="samples">{"".join(figures)}</div>')
 
 
-def _histograms_section(storage: Storage, dataset: str, manifest: DatasetManifest) -> str:
-    shards = list_shards(storage, dataset)
+def _histograms_section(dataset: Dataset, manifest: DatasetManifest) -> str:
+    shards = list_shards(dataset)
     if not shards:
         return ""
     # Sorted shards follow each other in time, so a random choice is the fair one.
     chosen = [shards[position] for position in np.random.default_rng(0).permutation(len(shards))[:_MOST_SHARDS]]
-    index = read_index(storage, chosen, _NUMBER_COLUMNS)
+    index = read_index(dataset.storage, chosen, _NUMBER_COLUMNS)
     hand_px = np.array(index["hand_px"].to_list(), dtype=np.float64)
     right, left = (side_px[side_px > 0] for side_px in hand_px.T)
     thresholds = _thresholds(manifest)

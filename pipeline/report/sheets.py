@@ -11,7 +11,7 @@ from PIL import Image
 from handdata.pictures.drawing import draw_flags, draw_keypoints, draw_mask, fit, tile
 from handdata.pipeline.annotation.crop import CropSquare
 from handdata.pipeline.shards import Shard, list_shards, read_index, read_row_group
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset
 from handdata.schemas import HandRecord
 from handdata.schemas.arrays import BoolArray, ByteArray
 
@@ -32,15 +32,14 @@ SHEET_COLUMNS: Final = (
 """Columns of a sample that a picture of it needs."""
 
 
-def choose_samples(storage: Storage, dataset: str, count: int, seed: int) -> list[dict[str, Any]]:
+def choose_samples(dataset: Dataset, count: int, seed: int) -> list[dict[str, Any]]:
     """Return ``count`` rows with ``SHEET_COLUMNS``, or all of a smaller dataset, sorted by sample.
 
     They are spread evenly over the sources, within a source over its sequences. Only the row groups that hold a chosen
     sample are read with their pictures, and of a source of many shards the index of a few.
 
     Args:
-        storage: the workspace.
-        dataset: folder of the dataset.
+        dataset: The dataset.
         count: how many.
         seed: another one chooses others.
 
@@ -49,7 +48,7 @@ def choose_samples(storage: Storage, dataset: str, count: int, seed: int) -> lis
 
     """
     by_source: dict[str, list[Shard]] = {}
-    for shard in list_shards(storage, dataset):
+    for shard in list_shards(dataset):
         by_source.setdefault(shard.source, []).append(shard)
     generator = np.random.default_rng(seed)
     shards = [
@@ -59,7 +58,7 @@ def choose_samples(storage: Storage, dataset: str, count: int, seed: int) -> lis
     ]
     if not shards:
         return []
-    index = read_index(storage, shards, ["sample_id", "source", "sequence_id"]).sample(
+    index = read_index(dataset.storage, shards, ["sample_id", "source", "sequence_id"]).sample(
         fraction=1, shuffle=True, seed=seed
     )
     # The first sample of every sequence comes before the second of any, and the same for sources.
@@ -69,7 +68,7 @@ def choose_samples(storage: Storage, dataset: str, count: int, seed: int) -> lis
     index = index.with_columns(turn=pl.int_range(pl.len()).over("source")).sort("turn", maintain_order=True)
     rows: list[dict[str, Any]] = []
     for (shard, group), chosen in index.head(count).group_by("shard", "row_group"):
-        table = read_row_group(storage, shards[int(shard)], int(group), SHEET_COLUMNS)
+        table = read_row_group(dataset.storage, shards[int(shard)], int(group), SHEET_COLUMNS)
         rows += table.take(chosen["row"].to_arrow()).to_pylist()
     return sorted(rows, key=lambda row: str(row["sample_id"]))
 

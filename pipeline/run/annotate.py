@@ -6,11 +6,10 @@ with the records, and a unit is the only thing that a failure repeats.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,16 +18,16 @@ from handdata.pipeline.records.stored import ingested_sources, read_ingest_summa
 from handdata.pipeline.run.annotator_choice import choose_annotator
 from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.run.model_files import find_models
+from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
 from handdata.pipeline.run.supervisor import Supervisor
 from handdata.pipeline.run.workers import AnnotateWorker, start_sam
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.shards import DATASET, read_markers
+from handdata.pipeline.shards import read_markers
 from handdata.pipeline.shards.commit import remove_orphans
 from handdata.pipeline.shards.lease import Lease, take_lease
 from handdata.pipeline.shards.manifest import is_summed_up, write_manifest
 from handdata.pipeline.shards.plan import abandon_plan, plan_source
 from handdata.pipeline.shards.settle import is_settled, settle
-from handdata.pipeline.storage import Storage
 from handdata.schemas import DatasetManifest, UnitMarker, UsageError
 
 
@@ -53,19 +52,11 @@ class AnnotateSummary:
 
 
 def annotate(
-    storage: Storage,
+    request: AnnotateRequest,
     settings: AnnotateSettings,
+    models: ModelPaths = ModelPaths(),
+    cluster: Cluster = Cluster(),
     *,
-    sources: Sequence[str] = (),
-    cpus: int | None = None,
-    gpus: int = 0,
-    address: str | None = None,
-    weights: Path | None = None,
-    sam_checkpoint: Path | None = None,
-    limit: int | None = None,
-    sample: int | None = None,
-    dataset: str = DATASET,
-    overwrite: bool = False,
     stuck_after_s: float = 600,
     on_plan: Callable[[int, int], None] | None = None,
     on_unit: Callable[[UnitMarker], None] | None = None,
@@ -73,21 +64,13 @@ def annotate(
     """Annotate all planned and not yet finished records of some sources.
 
     Args:
-        storage: the workspace.
-        settings: what makes a sample.
-        sources: ingested sources; all of the workspace where empty.
-        cpus: CPU actors; by default one for each core of the machine or cluster.
-        gpus: SAM actors, each with one GPU.
-        address: of a running Ray cluster; by default a local one is started, or ``RAY_ADDRESS`` is used.
-        weights: folder of model files.
-        sam_checkpoint: SAM's checkpoint file.
-        limit: take only this many records of each source.
-        sample: take this many records of each source, spread over its sequences.
-        dataset: folder of the dataset in the workspace.
-        overwrite: annotate those sources again that were annotated with other settings, models or records.
-        stuck_after_s: a worker without progress for so long is ended, and counts as crashed.
-        on_plan: called with (records to do, records done by earlier runs) before the work begins.
-        on_unit: called with each marker as its unit is finished.
+        request: Which records, into which dataset.
+        settings: What makes a sample.
+        models: Where model files are looked for.
+        cluster: Where the run computes.
+        stuck_after_s: A worker without progress for so long is ended, and counts as crashed.
+        on_plan: Called with (records to do, records done by earlier runs) before the work begins.
+        on_unit: Called with each marker as its unit is finished.
 
     Raises:
         UsageError: a source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
@@ -97,37 +80,38 @@ def annotate(
         RunError: workers die whatever they do.
 
     """
-    names = list(sources) or ingested_sources(storage)
+    dataset, storage = request.dataset, request.dataset.storage
+    names = list(request.sources) or ingested_sources(storage)
     if not names:
         raise UsageError(f"{storage.describe()} has no records", "run `handdata ingest --source NAME` first")
     ingests = {name: read_ingest_summary(storage, name) for name in names}
     storage.check_writable()
-    models = find_models(settings, weights, sam_checkpoint)
+    files = find_models(settings, models)
     lease: Lease | None = None
-    if not is_settled(storage, dataset):  # a command that changes datasets was interrupted
-        lease = take_lease(storage, dataset)
+    if not is_settled(dataset):  # a command that changes datasets was interrupted
+        lease = take_lease(dataset)
         settle(lease)
-    annotator = choose_annotator(storage, dataset, settings, models.hashes, names, overwrite=overwrite)
+    annotator = choose_annotator(dataset, settings, files.hashes, names, overwrite=request.overwrite)
     settings = annotator.settings
     made: list[UnitMarker] = []
     with ExitStack() as stack:
         if annotator.overwritten:
             # First the cluster: where there is none, or too small a one, nothing is removed.
-            stack.enter_context(connected(address, cpus))
-            count_workers(cpus, gpus)
-            lease = lease or take_lease(storage, dataset)
+            stack.enter_context(connected(cluster.address, cluster.cpus))
+            count_workers(cluster)
+            lease = lease or take_lease(dataset)
             for name in annotator.overwritten:
                 abandon_plan(lease, name)
             settle(lease)
-        markers = read_markers(storage, dataset)
+        markers = read_markers(dataset)
         finished = {marker.unit_id for marker in markers}
         units = []
         for name in names:
-            units += plan_source(storage, dataset, name, settings.image_size, limit=limit, sample=sample)
+            units += plan_source(dataset, name, settings.image_size, limit=request.limit, sample=request.sample)
         to_do = [unit for unit in units if unit.unit_id not in finished]
-        if lease is None and (to_do or not is_summed_up(storage, dataset, markers)):
-            lease = take_lease(storage, dataset)
-        markers = read_markers(storage, dataset)  # again: the run before may have gone on until now
+        if lease is None and (to_do or not is_summed_up(dataset, markers)):
+            lease = take_lease(dataset)
+        markers = read_markers(dataset)  # again: the run before may have gone on until now
         finished = {marker.unit_id for marker in markers}
         to_do = [unit for unit in to_do if unit.unit_id not in finished]
         if on_plan:
@@ -135,20 +119,19 @@ def annotate(
             on_plan(sum(unit.rows for unit in to_do), done)
         sum_up = partial(
             write_manifest,
-            storage,
             dataset,
             image_size=settings.image_size,
-            annotators={annotator.hash: {"settings": settings.identity(), "models": models.hashes}},
+            annotators={annotator.hash: {"settings": settings.identity(), "models": files.hashes}},
             licenses={name: ingest.license for name, ingest in ingests.items()},
             quality=settings.quality.thresholds(),
         )
         if lease and to_do:
             sum_up()  # who reads or continues an unfinished dataset learns from it what its rows are
-            stack.enter_context(connected(address, cpus))
-            workers = count_workers(cpus, gpus)
+            stack.enter_context(connected(cluster.address, cluster.cpus))
+            workers = count_workers(cluster)
             actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
-            sam_actors = start_sam(models, gpus, stuck_after_s)
-            supervisor = Supervisor(lambda: actor.remote(lease, settings, models, sam_actors, stuck_after_s), workers)
+            sam_actors = start_sam(files, cluster.gpus, stuck_after_s)
+            supervisor = Supervisor(lambda: actor.remote(lease, settings, files, sam_actors, stuck_after_s), workers)
             # The longest first, so that at the end no worker waits long for another.
             for marker in supervisor.run(sorted(to_do, key=lambda unit: -unit.rows)):
                 made.append(marker)
@@ -166,8 +149,8 @@ def annotate(
     )
 
 
-def count_workers(cpus: int | None, gpus: int) -> int:
-    """Return how many CPU actors the cluster runs at a time, at most ``cpus``.
+def count_workers(cluster: Cluster) -> int:
+    """Return how many CPU actors the cluster runs at a time, at most as many as were asked for.
 
     Raises:
         UsageError: it lacks the GPUs.
@@ -175,10 +158,10 @@ def count_workers(cpus: int | None, gpus: int) -> int:
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     available = int(resources.get("GPU", 0))
-    if gpus > available:
+    if cluster.gpus > available:
         raise UsageError(
-            f"--gpus {gpus} was asked for, the cluster has {available}",
+            f"--gpus {cluster.gpus} was asked for, the cluster has {available}",
             "lower --gpus, or add nodes to the cluster",
         )
     cores = max(1, int(resources.get("CPU", 1)))
-    return min(cpus or cores, cores)
+    return min(cluster.cpus or cores, cores)

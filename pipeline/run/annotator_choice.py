@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from handdata.pipeline.settings import FLAG_THRESHOLDS, AnnotateSettings, QualitySettings
 from handdata.pipeline.shards import read_manifest, read_markers
 from handdata.pipeline.shards.plan import is_of_last_ingest
-from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import MANIFEST
+from handdata.pipeline.storage import Dataset
 from handdata.schemas import UnitMarker, UsageError
 
 
@@ -31,8 +30,7 @@ class ChosenAnnotator:
 
 
 def choose_annotator(
-    storage: Storage,
-    dataset: str,
+    dataset: Dataset,
     settings: AnnotateSettings,
     model_hashes: Mapping[str, str],
     sources: Sequence[str],
@@ -45,8 +43,7 @@ def choose_annotator(
     further runs take them over. All else decides what a row is, and must be what it was for the rows of these sources.
 
     Args:
-        storage: the workspace.
-        dataset: folder of the dataset.
+        dataset: The dataset.
         settings: as given; thresholds that were not set are the dataset's.
         model_hashes: SHA-256 of the model files by name.
         sources: to annotate.
@@ -56,17 +53,17 @@ def choose_annotator(
         UsageError: settings differ; the message names which.
 
     """
-    markers = read_markers(storage, dataset)
-    manifest = read_manifest(storage, dataset) if storage.exists(f"{dataset}/{MANIFEST}") else None
+    markers = read_markers(dataset)
+    manifest = read_manifest(dataset) if dataset.storage.exists(dataset.manifest_file) else None
     own = dict(manifest.quality) if manifest and markers else {}
     given = {name: getattr(settings.quality, name) for name in settings.quality.model_fields_set - {"reject"}}
     quality = QualitySettings(**{**own, **given}, reject=settings.quality.reject)
     settings = settings.model_copy(update={"quality": quality})
     annotator_hash = settings.digest(dict(model_hashes))
 
-    overwritten = _made_otherwise(storage, dataset, markers, sources, annotator_hash) if overwrite else ()
+    overwritten = _made_otherwise(dataset, markers, sources, annotator_hash) if overwrite else ()
     staying = [marker for marker in markers if marker.source not in overwritten]
-    where = storage.describe(dataset)
+    where = dataset.describe()
     for marker in staying:
         if marker.source in sources and marker.annotator_hash != annotator_hash:
             before = manifest.annotator_hashes.get(marker.annotator_hash, {}) if manifest else {}
@@ -88,12 +85,10 @@ def choose_annotator(
 
 
 def _made_otherwise(
-    storage: Storage, dataset: str, markers: Iterable[UnitMarker], sources: Sequence[str], annotator_hash: str
+    dataset: Dataset, markers: Iterable[UnitMarker], sources: Sequence[str], annotator_hash: str
 ) -> tuple[str, ...]:
     other_settings = {marker.source for marker in markers if marker.annotator_hash != annotator_hash}
-    return tuple(
-        source for source in sources if source in other_settings or not is_of_last_ingest(storage, dataset, source)
-    )
+    return tuple(source for source in sources if source in other_settings or not is_of_last_ingest(dataset, source))
 
 
 def _refuse_thresholds(

@@ -23,10 +23,11 @@ from handdata.pipeline.run.annotate import count_workers
 from handdata.pipeline.run.annotator_choice import choose_annotator
 from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.run.model_files import Models, find_models
+from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.shards import DATASET, read_markers
+from handdata.pipeline.shards import read_markers
 from handdata.pipeline.shards.plan import preview_source, read_previewed, read_unit, row_group_sizes
-from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage import table_to_parquet
 from handdata.schemas import HandRecord, UsageError, samples_to_table
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.sample import MaskOrigin
@@ -127,38 +128,33 @@ class RunEstimate:
 
 
 def estimate_run(
-    storage: Storage,
+    request: AnnotateRequest,
     settings: AnnotateSettings,
-    *,
-    sources: Sequence[str] = (),
-    cpus: int | None = None,
-    gpus: int = 0,
-    address: str | None = None,
-    weights: Path | None = None,
-    sam_checkpoint: Path | None = None,
-    limit: int | None = None,
-    sample: int | None = None,
-    dataset: str = DATASET,
+    models: ModelPaths = ModelPaths(),
+    cluster: Cluster = Cluster(),
 ) -> RunEstimate:
-    """Return what ``engine.annotate`` would do with the same arguments; raises what it would raise."""
-    names = list(sources) or ingested_sources(storage)
+    """Return what ``annotate`` would do with the same arguments; raises what it would raise."""
+    dataset, storage = request.dataset, request.dataset.storage
+    names = list(request.sources) or ingested_sources(storage)
     if not names:
         raise UsageError(f"{storage.describe()} has no records", "run `handdata ingest --source NAME` first")
     for name in names:
         read_ingest_summary(storage, name)
-    models = find_models(settings, weights, sam_checkpoint)
-    markers = read_markers(storage, dataset)
-    settings = choose_annotator(storage, dataset, settings, models.hashes, names, overwrite=False).settings
+    files = find_models(settings, models)
+    markers = read_markers(dataset)
+    settings = choose_annotator(dataset, settings, files.hashes, names, overwrite=False).settings
     finished = {marker.unit_id for marker in markers}
-    most = _SLOW_PROBE_RECORDS if models.sam and not gpus else PROBE_RECORDS
+    most = _SLOW_PROBE_RECORDS if files.sam and not cluster.gpus else PROBE_RECORDS
     runs_each = max(1, most // BATCH_ROWS // len(names))
     estimates = {}
-    with connected(address, cpus):
-        workers = count_workers(cpus, gpus)
-        probing: Any = ray.remote(num_cpus=1, num_gpus=1 if models.sam and gpus else 0)(_ProbeWorker)
+    with connected(cluster.address, cluster.cpus):
+        workers = count_workers(cluster)
+        probing: Any = ray.remote(num_cpus=1, num_gpus=1 if files.sam and cluster.gpus else 0)(_ProbeWorker)
         worker = None
         for name in names:
-            stored, previewed = preview_source(storage, dataset, name, settings.image_size, limit=limit, sample=sample)
+            stored, previewed = preview_source(
+                dataset, name, settings.image_size, limit=request.limit, sample=request.sample
+            )
             begun = [unit for unit in stored if unit.unit_id not in finished]
             units = [*begun, *previewed]
             probe = None
@@ -169,7 +165,7 @@ def estimate_run(
                         records += read_unit(storage, begun[position])[:BATCH_ROWS]
                     else:
                         records += read_previewed(storage, name, previewed[position - len(begun)].head(BATCH_ROWS))
-                worker = worker or probing.remote(settings, models, "cuda" if gpus else "cpu")
+                worker = worker or probing.remote(settings, files, "cuda" if cluster.gpus else "cpu")
                 probe = ray.get(worker.probe.remote(name, records[:most]))
             estimates[name] = SourceEstimate(
                 records_to_do=sum(unit.rows for unit in begun) + sum(map(len, previewed)),
@@ -182,9 +178,9 @@ def estimate_run(
         return RunEstimate(
             sources=estimates,
             cpu_actors=workers,
-            sam_actors=max(gpus, 1) if models.sam else 0,
-            gpus=gpus if models.sam else 0,
-            models=models,
+            sam_actors=max(cluster.gpus, 1) if files.sam else 0,
+            gpus=cluster.gpus if files.sam else 0,
+            models=files,
             settings=settings,
         )
 

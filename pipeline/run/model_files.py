@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from handdata.pipeline.run.request import ModelPaths
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.weights import WEIGHTS, find_weights, require_weights, sha256_of
 from handdata.schemas import WeightsError
@@ -29,13 +30,14 @@ class Models:
     hashes: dict[str, str]
 
 
-def find_models(settings: AnnotateSettings, weights: Path | None, sam_checkpoint: Path | None) -> Models:
+def find_models(settings: AnnotateSettings, paths: ModelPaths) -> Models:
     """Find the model files that the settings need; may download MediaPipe's model.
 
     Raises:
         WeightsError: a needed file is nowhere.
 
     """
+    weights, sam_checkpoint = paths.weights, paths.sam_checkpoint
     hand_landmarker = None if settings.keypoints == "dataset" else require_weights("hand_landmarker", weights)
     sam: Path | None = None
     if sam_checkpoint is not None:

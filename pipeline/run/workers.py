@@ -173,10 +173,10 @@ class AnnotateWorker:
             crashed: why the records at these positions are refused, unseen.
 
         """
-        committed = read_marker(self._lease.storage, self._lease.dataset, unit)
+        committed = read_marker(self._lease.dataset, unit)
         if committed:
             return committed
-        records = read_unit(self._lease.storage, unit)
+        records = read_unit(self._lease.dataset.storage, unit)
         samples, rejections = self._annotate(
             unit, [record for position, record in enumerate(records) if position not in crashed]
         )
@@ -194,7 +194,7 @@ class AnnotateWorker:
 
     def probe(self, unit: PlannedUnit, part: range) -> None:
         """Annotate some records of a unit, to see whether this process survives them."""
-        self._annotate(unit, read_unit(self._lease.storage, unit)[part.start : part.stop])
+        self._annotate(unit, read_unit(self._lease.dataset.storage, unit)[part.start : part.stop])
 
     def _annotate(
         self, unit: PlannedUnit, records: Sequence[HandRecord]

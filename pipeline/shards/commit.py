@@ -9,8 +9,7 @@ import pyarrow as pa
 from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.shards.markers import encode_marker, files_of, read_marker, read_markers
 from handdata.pipeline.shards.plan import PlannedUnit, planned_sources, row_group_sizes, stored_units
-from handdata.pipeline.storage import Storage, table_to_parquet
-from handdata.pipeline.storage.layout import annotate_rejected_folder, marker_file
+from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
 from handdata.schemas import (
     AnnotatedSample,
     LeaseLostError,
@@ -52,7 +51,7 @@ def write_unit(
             f"unit {unit.unit_id} has {unit.rows} records, but {len(samples)} samples and {len(rejections)} rejections",
             "this is a bug: please report it",
         )
-    storage, dataset = lease.storage, lease.dataset
+    dataset, storage = lease.dataset, lease.dataset.storage
     lease.check()
     rows = samples_to_table(samples), rejections_to_table(rejections)
     made = _write_files(lease, unit, *rows).model_copy(
@@ -65,14 +64,14 @@ def write_unit(
     try:
         lease.check()
     except LeaseLostError:
-        committed = read_marker(storage, dataset, unit)
+        committed = read_marker(dataset, unit)
         if committed:
-            _remove_files(storage, dataset, made, keep=committed)
+            _remove_files(dataset, made, keep=committed)
         raise
     committed = UnitMarker.model_validate_json(
-        storage.create_bytes(marker_file(dataset, made.source, made.unit_id), encode_marker(made))
+        storage.create_bytes(dataset.marker_file(made.source, made.unit_id), encode_marker(made))
     )
-    _remove_files(storage, dataset, made, keep=committed)
+    _remove_files(dataset, made, keep=committed)
     return committed
 
 
@@ -95,12 +94,12 @@ def rewrite_unit(
         StorageError: a file cannot be written.
 
     """
-    storage, dataset = lease.storage, lease.dataset
+    dataset, storage = lease.dataset, lease.dataset.storage
     lease.check()
     changes: dict[str, object] = {}
     emptied: list[str] = []
     if samples is not None:
-        names = [f"{dataset}/{name}" for name in marker.files]
+        names = [dataset.path(name) for name in marker.files]
         written_bytes = _replace_file(storage, names, samples, _sample_groups(samples), emptied)
         changes |= {
             "files": marker.files if len(samples) else (),
@@ -117,7 +116,7 @@ def rewrite_unit(
     made = marker.model_copy(update=changes)
     made = made.model_copy(update={"records": made.samples + sum(made.rejected.values())})
     lease.check()
-    storage.write_bytes(marker_file(dataset, made.source, made.unit_id), encode_marker(made))
+    storage.write_bytes(dataset.marker_file(made.source, made.unit_id), encode_marker(made))
     for name in emptied:
         storage.remove(name)
     return made
@@ -138,7 +137,7 @@ def _replace_file(
 
 def remove_derived(lease: Lease, marker: UnitMarker) -> None:
     """Remove what the trainer stored beside a unit's shards: latents show what a shard showed, row by row."""
-    storage, latents = lease.storage, f"{lease.dataset}/latents"
+    storage, latents = lease.dataset.storage, lease.dataset.latents_folder
     for folder in storage.list_folders(latents):
         for name in marker.files:
             storage.remove(f"{latents}/{folder}/{name.removeprefix('data/')}")
@@ -148,9 +147,9 @@ def remove_unit(lease: Lease, marker: UnitMarker) -> None:
     """Take a finished unit back: first what was derived from it, then its marker, then its files."""
     lease.check()
     remove_derived(lease, marker)
-    lease.storage.remove(marker_file(lease.dataset, marker.source, marker.unit_id))
+    lease.dataset.storage.remove(lease.dataset.marker_file(marker.source, marker.unit_id))
     for name in files_of(lease.dataset, marker):
-        lease.storage.remove(name)
+        lease.dataset.storage.remove(name)
 
 
 def remove_orphans(lease: Lease) -> int:
@@ -161,15 +160,15 @@ def remove_orphans(lease: Lease) -> int:
         StorageError: a file cannot be removed.
 
     """
-    storage, dataset = lease.storage, lease.dataset
-    committed = [name.removeprefix("source=") for name in storage.list_folders(f"{dataset}/units")]
-    sources = sorted({*committed, *planned_sources(storage, dataset)})
-    rejected = [annotate_rejected_folder(dataset, source) for source in sources]
-    folders = [f"{dataset}/data", f"{dataset}/units", *rejected]
+    dataset, storage = lease.dataset, lease.dataset.storage
+    committed = [name.removeprefix("source=") for name in storage.list_folders(dataset.markers_folder)]
+    sources = sorted({*committed, *planned_sources(dataset)})
+    rejected = [dataset.rejected_folder(source) for source in sources]
+    folders = [dataset.data_folder, dataset.markers_folder, *rejected]
     files = [name for folder in folders for name in storage.list_files(folder, ".parquet")]
-    markers = read_markers(storage, dataset)
+    markers = read_markers(dataset)
     finished = {marker.unit_id for marker in markers}
-    planned = {unit.unit_id for source in sources for unit in stored_units(storage, dataset, source)}
+    planned = {unit.unit_id for source in sources for unit in stored_units(dataset, source)}
     named = {name for marker in markers for name in files_of(dataset, marker)}
     orphans = [
         name for name in files if name not in named and (unit_of(name) in finished or unit_of(name) not in planned)
@@ -185,18 +184,18 @@ def remove_orphans(lease: Lease) -> int:
 
 def _write_files(lease: Lease, unit: PlannedUnit, samples: pa.Table, rejections: pa.Table) -> UnitMarker:
     """Write a unit's files, and return a marker that names them."""
-    storage, dataset, unit_id = lease.storage, lease.dataset, unit.unit_id
+    dataset, storage, unit_id = lease.dataset, lease.dataset.storage, unit.unit_id
     files: list[str] = []
     rejected_files: list[str] = []
     written_bytes = 0
     if len(samples):
         data = table_to_parquet(samples, _sample_groups(samples))
         files.append(f"data/source={unit.source}/split={unit.split}/{_file_name(unit_id, data)}")
-        storage.write_bytes(f"{dataset}/{files[0]}", data)
+        storage.write_bytes(dataset.path(files[0]), data)
         written_bytes = len(data)
     if len(rejections):
         data = table_to_parquet(rejections, len(rejections))
-        rejected_files.append(f"{annotate_rejected_folder(dataset, unit.source)}/{_file_name(unit_id, data)}")
+        rejected_files.append(f"{dataset.rejected_folder(unit.source)}/{_file_name(unit_id, data)}")
         storage.write_bytes(rejected_files[0], data)
     flags = samples["flags"].combine_chunks().flatten() if len(samples) else pa.array([], pa.string())
     return UnitMarker(
@@ -232,7 +231,7 @@ def unit_of(name: str) -> str:
     return name.rpartition("/")[2].rpartition("-")[0]
 
 
-def _remove_files(storage: Storage, dataset: str, marker: UnitMarker, *, keep: UnitMarker) -> None:
+def _remove_files(dataset: Dataset, marker: UnitMarker, *, keep: UnitMarker) -> None:
     """Remove the files of one marker that another does not name."""
     for name in set(files_of(dataset, marker)) - set(files_of(dataset, keep)):
-        storage.remove(name)
+        dataset.storage.remove(name)

@@ -9,8 +9,7 @@ import pyarrow as pa
 
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import read_markers
-from handdata.pipeline.storage import Storage, blob_places
-from handdata.pipeline.storage.layout import DATASET
+from handdata.pipeline.storage import Dataset, Storage, blob_places
 from handdata.schemas import FORMAT_VERSION, Split, UsageError
 
 
@@ -33,8 +32,7 @@ class Shard:
 
 
 def list_shards(
-    storage: Storage,
-    dataset: str = DATASET,
+    dataset: Dataset,
     *,
     sources: Collection[str] | None = None,
     splits: Collection[Split] | None = None,
@@ -45,15 +43,15 @@ def list_shards(
         UsageError: there is no dataset, or a newer handdata wrote it.
 
     """
-    manifest = read_manifest(storage, dataset)
+    manifest = read_manifest(dataset)
     if manifest.format_version > FORMAT_VERSION:
         raise UsageError(
-            f"{storage.describe(dataset)} has format {manifest.format_version}, this handdata reads {FORMAT_VERSION}",
+            f"{dataset.describe()} has format {manifest.format_version}, this handdata reads {FORMAT_VERSION}",
             "upgrade handdata",
         )
     return [
-        Shard(f"{dataset}/{file}", marker.source, marker.split, marker.unit_id)
-        for marker in read_markers(storage, dataset)
+        Shard(dataset.path(file), marker.source, marker.split, marker.unit_id)
+        for marker in read_markers(dataset)
         if (sources is None or marker.source in sources) and (splits is None or marker.split in splits)
         for file in marker.files
     ]

@@ -11,8 +11,7 @@ import socket
 import uuid
 from dataclasses import dataclass
 
-from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import lease_file
+from handdata.pipeline.storage import Dataset
 from handdata.schemas import LeaseLostError
 
 
@@ -21,14 +20,12 @@ class Lease:
     """The right of one run to change a dataset. Travels to the run's workers.
 
     Args:
-        storage: the workspace.
-        dataset: folder of the dataset in it.
-        run_id: of the run.
+        dataset: The dataset.
+        run_id: Identity of the run.
 
     """
 
-    storage: Storage
-    dataset: str
+    dataset: Dataset
     run_id: str
 
     def check(self) -> None:
@@ -38,19 +35,19 @@ class Lease:
             LeaseLostError: one has, or the dataset was removed.
 
         """
-        name = lease_file(self.dataset)
-        holder = json.loads(self.storage.read_bytes(name)) if self.storage.exists(name) else None
+        storage, name = self.dataset.storage, self.dataset.lease_file
+        holder = json.loads(storage.read_bytes(name)) if storage.exists(name) else None
         if holder is None or holder["run_id"] != self.run_id:
             by = f"by {holder['by']}" if holder else "by its removal"
             raise LeaseLostError(
-                f"{self.storage.describe(self.dataset)} was taken over {by}; this run adds nothing more",
+                f"{self.dataset.describe()} was taken over {by}; this run adds nothing more",
                 "run one command at a time on a dataset",
             )
 
 
-def take_lease(storage: Storage, dataset: str) -> Lease:
+def take_lease(dataset: Dataset) -> Lease:
     """Take a dataset over from whichever run had it; that run's workers stop before they commit."""
     run_id = uuid.uuid4().hex
     holder = {"run_id": run_id, "by": f"process {os.getpid()} on {socket.gethostname()}"}
-    storage.write_bytes(lease_file(dataset), json.dumps(holder).encode())
-    return Lease(storage, dataset, run_id)
+    dataset.storage.write_bytes(dataset.lease_file, json.dumps(holder).encode())
+    return Lease(dataset, run_id)

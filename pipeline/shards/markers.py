@@ -1,8 +1,7 @@
 """Markers: which units are finished, and which files each of them wrote."""
 
 from handdata.pipeline.shards.plan import PlannedUnit
-from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import DATASET, marker_file, markers_folder
+from handdata.pipeline.storage import Dataset
 from handdata.schemas import UnitMarker
 
 
@@ -11,18 +10,18 @@ def encode_marker(marker: UnitMarker) -> bytes:
     return marker.model_dump_json(indent=2).encode()
 
 
-def files_of(dataset: str, marker: UnitMarker) -> list[str]:
+def files_of(dataset: Dataset, marker: UnitMarker) -> list[str]:
     """Return the files that a marker names, relative to the workspace."""
-    return [*(f"{dataset}/{name}" for name in marker.files), *marker.rejected_files]
+    return [*(dataset.path(name) for name in marker.files), *marker.rejected_files]
 
 
-def read_marker(storage: Storage, dataset: str, unit: PlannedUnit) -> UnitMarker | None:
+def read_marker(dataset: Dataset, unit: PlannedUnit) -> UnitMarker | None:
     """Return the marker of a unit, None before the unit is finished."""
-    name = marker_file(dataset, unit.source, unit.unit_id)
-    return UnitMarker.model_validate_json(storage.read_bytes(name)) if storage.exists(name) else None
+    name = dataset.marker_file(unit.source, unit.unit_id)
+    return UnitMarker.model_validate_json(dataset.storage.read_bytes(name)) if dataset.storage.exists(name) else None
 
 
-def read_markers(storage: Storage, dataset: str = DATASET) -> list[UnitMarker]:
+def read_markers(dataset: Dataset) -> list[UnitMarker]:
     """Return the markers of all finished units, sorted by unit."""
-    names = storage.list_files(markers_folder(dataset), ".json")
-    return [UnitMarker.model_validate_json(data) for data in storage.read_many(names)]
+    names = dataset.storage.list_files(dataset.markers_folder, ".json")
+    return [UnitMarker.model_validate_json(data) for data in dataset.storage.read_many(names)]

@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from handdata.pipeline.records.stored import RECORD_ROW_GROUP_ROWS, read_ingest_summary, read_record_keys
 from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones, read_tombstones
 from handdata.pipeline.shards.lease import Lease
-from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import plan_folder
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import RECORD_SCHEMA, ROW_GROUP_ROWS, HandRecord, Split, records_from_table
 from handdata.schemas.arrays import BoolArray
 
@@ -67,9 +66,9 @@ class PlannedUnit:
     tombstones: str = ""
 
 
-def planned_sources(storage: Storage, dataset: str) -> list[str]:
+def planned_sources(dataset: Dataset) -> list[str]:
     """Return the sources that a dataset has a plan of, sorted."""
-    return [name.removeprefix("source=") for name in storage.list_folders(f"{dataset}/plan")]
+    return [name.removeprefix("source=") for name in dataset.storage.list_folders(dataset.plans_folder)]
 
 
 def unit_rows(image_size: int, records: int) -> int:
@@ -78,17 +77,16 @@ def unit_rows(image_size: int, records: int) -> int:
     return max(1, min(MAX_UNIT_ROWS, by_bytes, max(MIN_UNIT_ROWS, records // UNITS_PER_SOURCE)))
 
 
-def stored_units(storage: Storage, dataset: str, source: str) -> list[PlannedUnit]:
+def stored_units(dataset: Dataset, source: str) -> list[PlannedUnit]:
     """Return the units that were planned so far, in the order of their generations."""
     units: list[PlannedUnit] = []
-    for name in _generations(storage, dataset, source):
-        units += [PlannedUnit(**unit) for unit in json.loads(storage.read_bytes(name))["units"]]
+    for name in _generations(dataset, source):
+        units += [PlannedUnit(**unit) for unit in json.loads(dataset.storage.read_bytes(name))["units"]]
     return units
 
 
 def plan_source(
-    storage: Storage,
-    dataset: str,
+    dataset: Dataset,
     source: str,
     image_size: int,
     *,
@@ -98,8 +96,7 @@ def plan_source(
     """Plan the records of a source that no unit has yet, store them, and return all units of the source.
 
     Args:
-        storage: the workspace.
-        dataset: folder of the dataset in the workspace.
+        dataset: The dataset.
         source: an ingested source.
         image_size: side of the crops, pixels; bounds the bytes of a unit.
         limit: plan only the first this many records, in the order of sequences and frames.
@@ -107,16 +104,15 @@ def plan_source(
 
     """
     while True:
-        tombstones = read_tombstones(storage, source).digest  # before the keys: they honour these at least
-        units, parts = preview_source(storage, dataset, source, image_size, limit=limit, sample=sample)
+        tombstones = read_tombstones(dataset.storage, source).digest  # before the keys: they honour these at least
+        units, parts = preview_source(dataset, source, image_size, limit=limit, sample=sample)
         if not parts:
             return units
-        _store_generation(storage, dataset, source, parts, tombstones)
+        _store_generation(dataset, source, parts, tombstones)
 
 
 def preview_source(
-    storage: Storage,
-    dataset: str,
+    dataset: Dataset,
     source: str,
     image_size: int,
     *,
@@ -124,42 +120,40 @@ def preview_source(
     sample: int | None = None,
 ) -> tuple[list[PlannedUnit], list[pl.DataFrame]]:
     """Return the stored units of a source, and the keys of each unit that ``plan_source`` would add; store nothing."""
-    keys = _sorted_keys(storage, source)
+    keys = _sorted_keys(dataset.storage, source)
     if limit is not None:
         keys = keys.head(limit)
     if sample is not None and sample < len(keys):
         keys = keys[np.arange(sample) * len(keys) // sample]
     most_rows = unit_rows(image_size, len(keys))
-    units = stored_units(storage, dataset, source)
-    planned = _planned_ids(storage, units)
+    units = stored_units(dataset, source)
+    planned = _planned_ids(dataset.storage, units)
     if planned is not None:
         keys = keys.join(planned, on="record_id", how="anti", maintain_order="left")
     return units, list(_cut_into_units(keys, most_rows)) if len(keys) else []
 
 
-def _store_generation(
-    storage: Storage, dataset: str, source: str, parts: Sequence[pl.DataFrame], tombstones: str
-) -> None:
+def _store_generation(dataset: Dataset, source: str, parts: Sequence[pl.DataFrame], tombstones: str) -> None:
     """Store units as the next generation of a source's plan; nothing happens where another run is faster.
 
     The records come first, under a name that no other run writes; the list of units, which names them, is created last.
     """
-    generation = len(_generations(storage, dataset, source))
-    base = f"{plan_folder(dataset, source)}/generation-{generation:03d}"
+    generation = len(_generations(dataset, source))
+    base = f"{dataset.plan_folder(source)}/generation-{generation:03d}"
     plan_file = f"{base}-{uuid.uuid4().hex[:8]}.parquet"
     units = []
     for ordinal, part in enumerate(parts):
         split: Split = part["split"][0]
         unit_id = f"{source}-{split}-{generation:03d}-{ordinal:06d}"
         units.append(PlannedUnit(unit_id, source, split, len(part), plan_file, ordinal, tombstones))
-    _write_records(storage, source, parts, plan_file)
+    _write_records(dataset.storage, source, parts, plan_file)
     document = {
         "records": sum(map(len, parts)),
         "units": [asdict(unit) for unit in units],
-        "ingest": ingest_token(storage, source),
+        "ingest": ingest_token(dataset.storage, source),
     }
-    stored = json.loads(storage.create_bytes(f"{base}.json", json.dumps(document).encode()))
-    _remove_unnamed(storage, f"{base}.json", stored)
+    stored = json.loads(dataset.storage.create_bytes(f"{base}.json", json.dumps(document).encode()))
+    _remove_unnamed(dataset.storage, f"{base}.json", stored)
 
 
 def ingest_token(storage: Storage, source: str) -> str:
@@ -167,30 +161,30 @@ def ingest_token(storage: Storage, source: str) -> str:
     return hashlib.sha256("\n".join(read_ingest_summary(storage, source).files).encode()).hexdigest()[:16]
 
 
-def is_of_last_ingest(storage: Storage, dataset: str, source: str) -> bool:
+def is_of_last_ingest(dataset: Dataset, source: str) -> bool:
     """Return whether all planned records of a source are those of its last ingest."""
-    token = ingest_token(storage, source)
-    documents = [json.loads(storage.read_bytes(name)) for name in _generations(storage, dataset, source)]
+    token = ingest_token(dataset.storage, source)
+    documents = [json.loads(dataset.storage.read_bytes(name)) for name in _generations(dataset, source)]
     return all(document["ingest"] == token for document in documents if document["units"])
 
 
 def abandon_plan(lease: Lease, source: str) -> None:
     """Take all units of a source back, so that its records are planned anew; their numbers are not used again."""
-    for name in _generations(lease.storage, lease.dataset, source):
-        document = json.loads(lease.storage.read_bytes(name))
+    for name in _generations(lease.dataset, source):
+        document = json.loads(lease.dataset.storage.read_bytes(name))
         _replace_generation(lease, name, {**document, "records": 0, "units": []})
 
 
-def honours(storage: Storage, dataset: str, tombstones: Tombstones) -> bool:
+def honours(dataset: Dataset, tombstones: Tombstones) -> bool:
     """Return whether the plan of a source has no record that its tombstones name."""
-    units = stored_units(storage, dataset, tombstones.source)
+    units = stored_units(dataset, tombstones.source)
     return all(unit.tombstones == tombstones.digest for unit in units)
 
 
 def strike_plan(lease: Lease, tombstones: Tombstones) -> None:
     """Take the dropped records of a source out of its plan, and units of which none is left."""
-    storage = lease.storage
-    for name in _generations(storage, lease.dataset, tombstones.source):
+    storage = lease.dataset.storage
+    for name in _generations(lease.dataset, tombstones.source):
         document = json.loads(storage.read_bytes(name))
         units = [PlannedUnit(**unit) for unit in document["units"]]
         if all(unit.tombstones == tombstones.digest for unit in units):
@@ -224,15 +218,15 @@ def _copy_units(
     ]
 
 
-def _generations(storage: Storage, dataset: str, source: str) -> list[str]:
-    return storage.list_files(plan_folder(dataset, source), ".json")
+def _generations(dataset: Dataset, source: str) -> list[str]:
+    return dataset.storage.list_files(dataset.plan_folder(source), ".json")
 
 
 def _replace_generation(lease: Lease, name: str, document: dict[str, Any]) -> None:
     """Replace the list of units of a generation, then remove its files of records that the new list does not name."""
     lease.check()
-    lease.storage.write_bytes(name, json.dumps(document).encode())
-    _remove_unnamed(lease.storage, name, document)
+    lease.dataset.storage.write_bytes(name, json.dumps(document).encode())
+    _remove_unnamed(lease.dataset.storage, name, document)
 
 
 def _remove_unnamed(storage: Storage, generation: str, document: dict[str, Any]) -> None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from handdata.pipeline.shards.markers import read_markers
 from handdata.pipeline.shards.plan import stored_units
-from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import DATASET, markers_folder
+from handdata.pipeline.storage import Dataset
 from handdata.schemas import Split, SplitCounts, UsageError
 
 RATE_WINDOW_S = 600.0
@@ -68,19 +67,19 @@ class DatasetProgress:
         return self.records_to_do / self.records_per_s if self.records_per_s else None
 
 
-def dataset_progress(storage: Storage, dataset: str = DATASET) -> DatasetProgress:
+def dataset_progress(dataset: Dataset) -> DatasetProgress:
     """Return how far a dataset is, running or finished.
 
     Raises:
         UsageError: the workspace has no such dataset.
 
     """
-    sources = [name.removeprefix("source=") for name in storage.list_folders(f"{dataset}/plan")]
-    units = [unit for source in sources for unit in stored_units(storage, dataset, source)]
+    sources = [name.removeprefix("source=") for name in dataset.storage.list_folders(dataset.plans_folder)]
+    units = [unit for source in sources for unit in stored_units(dataset, source)]
     if not units:
-        raise UsageError(f"{storage.describe(dataset)} is no annotated dataset", "run `handdata annotate` first")
-    times = storage.modified_times(markers_folder(dataset), ".json")
-    markers = read_markers(storage, dataset)
+        raise UsageError(f"{dataset.describe()} is no annotated dataset", "run `handdata annotate` first")
+    times = dataset.storage.modified_times(dataset.markers_folder, ".json")
+    markers = read_markers(dataset)
     finished = {marker.unit_id for marker in markers}
     counts = {(unit.source, unit.split): SplitCounts() for unit in units}
     for marker in markers:
@@ -94,9 +93,9 @@ def dataset_progress(storage: Storage, dataset: str = DATASET) -> DatasetProgres
         last = max(times.values())
         age = max(0.0, time.time() - last)
         # A run writes into the plan's folder when it starts.
-        started = max(storage.modified_times(f"{dataset}/plan", ".json").values())
+        started = max(dataset.storage.modified_times(dataset.plans_folder, ".json").values())
         start = max(last - RATE_WINDOW_S, min(started, last))
-        names = {f"{markers_folder(dataset, marker.source)}/{marker.unit_id}.json": marker for marker in markers}
+        names = {dataset.marker_file(marker.source, marker.unit_id): marker for marker in markers}
         recent = sum(marker.records for name, marker in names.items() if times.get(name, 0) > start)
         rate = recent / (last - start) if recent else None
     return DatasetProgress(

@@ -39,8 +39,7 @@ from handdata.pipeline.shards.plan import (
     stored_units,
     strike_plan,
 )
-from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import MANIFEST, annotate_rejected_folder, list_datasets
+from handdata.pipeline.storage import Dataset, Storage, list_datasets
 from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, UnitMarker, UsageError
 from handdata.schemas.arrays import BoolArray
 
@@ -131,13 +130,13 @@ class FlagSummary:
     manifest: DatasetManifest
 
 
-def is_settled(storage: Storage, dataset: str) -> bool:
+def is_settled(dataset: Dataset) -> bool:
     """Return whether all units of a dataset are as its plan, its thresholds and the tombstones say."""
-    for source in planned_sources(storage, dataset):
-        tombstones = read_tombstones(storage, source)
-        if not honours(storage, dataset, tombstones):
+    for source in planned_sources(dataset):
+        tombstones = read_tombstones(dataset.storage, source)
+        if not honours(dataset, tombstones):
             return False
-    return not any(True for _ in _pending(storage, dataset, {}))
+    return not any(True for _ in _pending(dataset, {}))
 
 
 def settle(lease: Lease, on_unit: Callable[[int, int], None] | None = None) -> Settled:
@@ -152,23 +151,23 @@ def settle(lease: Lease, on_unit: Callable[[int, int], None] | None = None) -> S
         StorageError: a file cannot be read or written.
 
     """
-    storage, dataset = lease.storage, lease.dataset
+    dataset, storage = lease.dataset, lease.dataset.storage
     total = Settled()
-    pending = list(_pending(storage, dataset, {}))
+    pending = list(_pending(dataset, {}))
     with ThreadPoolExecutor(SETTLING_THREADS) as pool:
         for done, change in enumerate(pool.map(partial(_settle_unit, lease), pending), start=1):
             _add(total, change)
             if on_unit:
                 on_unit(done, len(pending))
-    for source in planned_sources(storage, dataset):
+    for source in planned_sources(dataset):
         tombstones = read_tombstones(storage, source)
         if tombstones:
-            if not honours(storage, dataset, tombstones):
+            if not honours(dataset, tombstones):
                 _remove_unfinished(lease, source)
             strike_plan(lease, tombstones)
     remove_orphans(lease)
-    if storage.exists(f"{dataset}/{MANIFEST}"):
-        write_manifest(storage, dataset)
+    if storage.exists(dataset.manifest_file):
+        write_manifest(dataset)
     return total
 
 
@@ -176,8 +175,7 @@ def settle(lease: Lease, on_unit: Callable[[int, int], None] | None = None) -> S
 class _Pending:
     """A unit that may have to change, and what it is compared with."""
 
-    storage: Storage
-    dataset: str
+    dataset: Dataset
     marker: UnitMarker
     unit: PlannedUnit | None
     tombstones: Tombstones
@@ -185,22 +183,22 @@ class _Pending:
     image_size: int
 
 
-def _pending(storage: Storage, dataset: str, proposed: Mapping[str, Tombstones]) -> Iterator[_Pending]:
+def _pending(dataset: Dataset, proposed: Mapping[str, Tombstones]) -> Iterator[_Pending]:
     """Yield the finished units whose markers do not say that all holds; with ``proposed`` tombstones where given."""
-    manifest = read_manifest(storage, dataset) if storage.exists(f"{dataset}/{MANIFEST}") else None
+    manifest = read_manifest(dataset) if dataset.storage.exists(dataset.manifest_file) else None
     units: dict[str, PlannedUnit] = {}
     tombstones: dict[str, Tombstones] = {}
-    for source in planned_sources(storage, dataset):
-        units.update((unit.unit_id, unit) for unit in stored_units(storage, dataset, source))
-        tombstones[source] = proposed.get(source) or read_tombstones(storage, source)
-    for marker in read_markers(storage, dataset):
+    for source in planned_sources(dataset):
+        units.update((unit.unit_id, unit) for unit in stored_units(dataset, source))
+        tombstones[source] = proposed.get(source) or read_tombstones(dataset.storage, source)
+    for marker in read_markers(dataset):
         unit = units.get(marker.unit_id)
         stones = tombstones.get(marker.source) or Tombstones(marker.source, ())
         thresholds = manifest.quality if manifest and manifest.quality else marker.thresholds
         if unit and marker.tombstones == stones.digest and marker.thresholds == thresholds:
             continue
         image_size = _image_size(manifest, marker) if manifest else 0
-        yield _Pending(storage, dataset, marker, unit, stones, thresholds, image_size)
+        yield _Pending(dataset, marker, unit, stones, thresholds, image_size)
 
 
 def _image_size(manifest: DatasetManifest, marker: UnitMarker) -> int:
@@ -211,7 +209,8 @@ def _image_size(manifest: DatasetManifest, marker: UnitMarker) -> int:
 
 def _compare(pending: _Pending) -> UnitChange:
     """Return what has to change in a unit; reads small columns only."""
-    storage, dataset, marker, unit = pending.storage, pending.dataset, pending.marker, pending.unit
+    dataset, marker, unit = pending.dataset, pending.marker, pending.unit
+    storage = dataset.storage
     nothing = np.zeros(0, dtype=bool)
     if unit is None or not all(storage.exists(name) for name in files_of(dataset, marker)):
         # Taken back, or committed by a writer that was thought dead after its files were removed.
@@ -230,7 +229,7 @@ def _compare(pending: _Pending) -> UnitChange:
         "flags": {},
     }
     for name in marker.files:
-        rows = storage.read_parquet(f"{dataset}/{name}", ["record_id", *JUDGED_COLUMNS])
+        rows = storage.read_parquet(dataset.path(name), ["record_id", *JUDGED_COLUMNS])
         kept_samples = is_among(rows["record_id"], allowed)
         rows = rows.filter(pa.array(kept_samples))
         before = [tuple(names) for names in rows["flags"].to_pylist()]
@@ -239,7 +238,7 @@ def _compare(pending: _Pending) -> UnitChange:
             after = flags_of(rows, pending.image_size, QualitySettings(**pending.thresholds))
         flags = None if after == before else after
         counts = Counter(flag for names in after for flag in names)
-        size = storage.size(f"{dataset}/{name}")
+        size = storage.size(dataset.path(name))
         changes |= {"samples": len(rows), "flags": dict(sorted(counts.items())), "bytes": size}
     for name in marker.rejected_files:
         rows = storage.read_parquet(name, ["record_id", "reason"])
@@ -252,7 +251,7 @@ def _compare(pending: _Pending) -> UnitChange:
 
 
 def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
-    storage, dataset, marker = pending.storage, pending.dataset, pending.marker
+    dataset, marker, storage = pending.dataset, pending.marker, pending.dataset.storage
     change = _compare(pending)
     if change.new is None:
         remove_unit(lease, marker)
@@ -260,7 +259,7 @@ def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
     samples = rejections = None
     if change.flags is not None or not change.kept_samples.all():
         (name,) = marker.files
-        samples = storage.read_parquet(f"{dataset}/{name}").filter(pa.array(change.kept_samples))
+        samples = storage.read_parquet(dataset.path(name)).filter(pa.array(change.kept_samples))
         samples = samples.replace_schema_metadata(
             SAMPLE_SCHEMA.metadata
         )  # where pictures lay is not where they will lie
@@ -288,10 +287,10 @@ def _add(total: Settled, change: UnitChange) -> None:
 
 def _remove_unfinished(lease: Lease, source: str) -> None:
     """Remove what killed writers left of a source's unfinished units: it may show what was dropped."""
-    storage, dataset = lease.storage, lease.dataset
-    files = storage.list_files(f"{dataset}/data/source={source}", ".parquet")
-    files += storage.list_files(annotate_rejected_folder(dataset, source), ".parquet")
-    named = {name for marker in read_markers(storage, dataset) for name in files_of(dataset, marker)}
+    dataset, storage = lease.dataset, lease.dataset.storage
+    files = storage.list_files(f"{dataset.data_folder}/source={source}", ".parquet")
+    files += storage.list_files(dataset.rejected_folder(source), ".parquet")
+    named = {name for marker in read_markers(dataset) for name in files_of(dataset, marker)}
     lease.check()
     for name in files:
         if name not in named:
@@ -299,16 +298,14 @@ def _remove_unfinished(lease: Lease, source: str) -> None:
 
 
 def flag(
-    storage: Storage,
-    dataset: str,
+    dataset: Dataset,
     thresholds: Mapping[str, float],
     on_unit: Callable[[int, int], None] | None = None,
 ) -> FlagSummary:
     """Recompute the flags of a dataset for other thresholds, from stored numbers.
 
     Args:
-        storage: the workspace.
-        dataset: folder of the dataset.
+        dataset: The dataset.
         thresholds: new values by the names of their settings; the others stay.
         on_unit: called with (units done, units to look at).
 
@@ -316,22 +313,22 @@ def flag(
         UsageError: there is no such dataset, or a gate with one of the thresholds rejects records in it.
 
     """
-    manifest = read_manifest(storage, dataset)
+    manifest = read_manifest(dataset)
     wanted = {**QualitySettings().thresholds(), **manifest.quality, **thresholds}
     changed = {
         name: (manifest.quality.get(name), value)
         for name, value in wanted.items()
         if manifest.quality.get(name) != value
     }
-    _refuse_gates(storage, dataset, manifest, changed)
-    lease = take_lease(storage, dataset)
-    write_manifest(storage, dataset, quality=wanted)
+    _refuse_gates(dataset, manifest, changed)
+    lease = take_lease(dataset)
+    write_manifest(dataset, quality=wanted)
     settled = settle(lease, on_unit)
-    return FlagSummary(settled, changed, read_manifest(storage, dataset))
+    return FlagSummary(settled, changed, read_manifest(dataset))
 
 
-def _refuse_gates(storage: Storage, dataset: str, manifest: DatasetManifest, changed: Mapping[str, object]) -> None:
-    in_use = {marker.annotator_hash for marker in read_markers(storage, dataset)}
+def _refuse_gates(dataset: Dataset, manifest: DatasetManifest, changed: Mapping[str, object]) -> None:
+    in_use = {marker.annotator_hash for marker in read_markers(dataset)}
     for annotator_hash in sorted(in_use & manifest.annotator_hashes.keys()):
         settings = manifest.annotator_hashes[annotator_hash]["settings"]
         gates = settings.get("gates", {}) if isinstance(settings, dict) else {}
@@ -339,7 +336,7 @@ def _refuse_gates(storage: Storage, dataset: str, manifest: DatasetManifest, cha
             name = next((name for flag, name in FLAG_THRESHOLDS.items() if flag == gate), None)
             if name in changed:
                 raise UsageError(
-                    f"{gate} rejects records of {storage.describe(dataset)}, so {name} decides which samples there are",
+                    f"{gate} rejects records of {dataset.describe()}, so {name} decides which samples there are",
                     "annotate again with --overwrite, or into another --dataset",
                 )
 
@@ -374,8 +371,8 @@ def drop(
     write_tombstones(storage, tombstones)
     datasets: dict[str, Settled] = {}
     for dataset in list_datasets(storage):
-        if source in planned_sources(storage, dataset):
-            datasets[dataset] = settle(take_lease(storage, dataset), on_unit)
+        if source in planned_sources(dataset):
+            datasets[dataset.name] = settle(take_lease(dataset), on_unit)
     records, rejected = drop_records(storage, tombstones)
     left = read_ingest_summary(storage, source).records if source in ingested_sources(storage) else 0
     return DropSummary(source, records, rejected, datasets, left)
@@ -393,11 +390,11 @@ def _preview(storage: Storage, tombstones: Tombstones) -> DropSummary:
         left = summary.records - records
     datasets: dict[str, Settled] = {}
     for dataset in list_datasets(storage):
-        if source in planned_sources(storage, dataset):
-            datasets[dataset] = Settled()
-            for pending in _pending(storage, dataset, {source: tombstones}):
+        if source in planned_sources(dataset):
+            datasets[dataset.name] = Settled()
+            for pending in _pending(dataset, {source: tombstones}):
                 if pending.marker.source == source:
-                    _add(datasets[dataset], _compare(pending))
+                    _add(datasets[dataset.name], _compare(pending))
     return DropSummary(source, records, rejected, datasets, left)
 
 
@@ -415,7 +412,7 @@ def _source_of(storage: Storage, kind: DropKind, values: Sequence[str]) -> str:
 
 
 def _all_sources(storage: Storage) -> set[str]:
-    planned = (source for dataset in list_datasets(storage) for source in planned_sources(storage, dataset))
+    planned = (source for dataset in list_datasets(storage) for source in planned_sources(dataset))
     return {*ingested_sources(storage), *planned}
 
 
@@ -427,7 +424,7 @@ def _occurs(storage: Storage, source: str, kind: DropKind, values: Sequence[str]
     units = (
         unit
         for dataset in list_datasets(storage)
-        if source in planned_sources(storage, dataset)
-        for unit in stored_units(storage, dataset, source)
+        if source in planned_sources(dataset)
+        for unit in stored_units(dataset, source)
     )
     return any(sought.strike(read_unit_keys(storage, unit)).any() for unit in units)

@@ -14,6 +14,8 @@ Names are relative to the workspace. A workspace can hold several datasets; the 
 ``dataset`` lie in ``rejected/annotate-<name>``.
 """
 
+from dataclasses import dataclass
+
 from handdata.pipeline.storage.store import Storage
 
 DATASET = "dataset"
@@ -41,41 +43,81 @@ def rejected_folder(stage: str, source: str) -> str:
     return f"rejected/{stage}/source={source}"
 
 
-def annotate_rejected_folder(dataset: str, source: str) -> str:
-    """Return the folder of a dataset's refused records; further datasets of a workspace have one each."""
-    return rejected_folder("annotate" if dataset == DATASET else f"annotate-{dataset}", source)
-
-
-def lease_file(dataset: str) -> str:
-    """Return the name of a dataset's lease in the workspace."""
-    return f"{dataset}/plan/lease.json"
-
-
-def plan_folder(dataset: str, source: str) -> str:
-    """Return the folder of a source's plan."""
-    return f"{dataset}/plan/source={source}"
-
-
-def markers_folder(dataset: str, source: str = "") -> str:
-    """Return the folder of the markers of finished units, of one source or of all."""
-    return f"{dataset}/units/source={source}" if source else f"{dataset}/units"
-
-
-def marker_file(dataset: str, source: str, unit_id: str) -> str:
-    """Return the name of a unit's marker."""
-    return f"{markers_folder(dataset, source)}/{unit_id}.json"
-
-
 def run_folder(run: str) -> str:
-    """Return the folder of a run in its workspace."""
+    """Return the folder of a training run."""
     return f"runs/{run}"
 
 
 def metrics_file(run: str) -> str:
-    """Return the name of a run's metrics, one row a line."""
+    """Return the name of a training run's curves."""
     return f"{run_folder(run)}/metrics.jsonl"
 
 
-def list_datasets(storage: Storage) -> list[str]:
-    """Return the names of all datasets of a workspace, sorted."""
-    return [name for name in storage.list_folders("") if storage.exists(f"{name}/plan")]
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """An annotated dataset of a workspace, and where its parts lie. Cheap to pickle: it travels to Ray workers.
+
+    Args:
+        storage: The workspace.
+        name: Folder of the dataset in it.
+
+    """
+
+    storage: Storage
+    name: str = DATASET
+
+    def path(self, name: str) -> str:
+        """Return the name in the workspace of a file that is named relative to the dataset."""
+        return f"{self.name}/{name}"
+
+    def describe(self, name: str = "") -> str:
+        """Return the full path or URL of the dataset, or of a file in it, for messages."""
+        return self.storage.describe(self.path(name) if name else self.name)
+
+    @property
+    def manifest_file(self) -> str:
+        """Name of the manifest."""
+        return self.path(MANIFEST)
+
+    @property
+    def lease_file(self) -> str:
+        """Name of the lease."""
+        return self.path("plan/lease.json")
+
+    @property
+    def plans_folder(self) -> str:
+        """Folder of the plans of all sources, and of the lease."""
+        return self.path("plan")
+
+    def plan_folder(self, source: str) -> str:
+        """Return the folder of a source's plan."""
+        return f"{self.plans_folder}/source={source}"
+
+    @property
+    def markers_folder(self) -> str:
+        """Folder of the markers of finished units of all sources."""
+        return self.path("units")
+
+    def marker_file(self, source: str, unit_id: str) -> str:
+        """Return the name of a unit's marker."""
+        return f"{self.markers_folder}/source={source}/{unit_id}.json"
+
+    @property
+    def data_folder(self) -> str:
+        """Folder of the samples of all sources."""
+        return self.path("data")
+
+    def rejected_folder(self, source: str) -> str:
+        """Return the folder of a source's rejected records; further datasets of a workspace have one each."""
+        return rejected_folder("annotate" if self.name == DATASET else f"annotate-{self.name}", source)
+
+    @property
+    def latents_folder(self) -> str:
+        """Folder of the latents of all autoencoders."""
+        return self.path("latents")
+
+
+def list_datasets(storage: Storage) -> list[Dataset]:
+    """Return all datasets of a workspace, sorted by name."""
+    datasets = (Dataset(storage, name) for name in storage.list_folders(""))
+    return [dataset for dataset in datasets if storage.exists(dataset.plans_folder)]

@@ -75,34 +75,38 @@ class Storage:
 
     def __init__(self, url: str | Path) -> None:
         text = str(url)
-        self.url = text if "://" in text else str(Path(text).expanduser().absolute())
+        self.root = text if "://" in text else str(Path(text).expanduser().absolute())
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
-        return Storage, (self.url,)
+        return Storage, (self.root,)
 
     @cached_property
     def _filesystem(self) -> Any:
         with self._named_errors("open", ""):
             # Other processes write too: a listing remembered here would hide their files.
             options: dict[str, Any] = {"use_listings_cache": False}
-            if self.url.startswith(("s3://", "s3a://")):
+            if self.root.startswith(("s3://", "s3a://")):
                 # s3fs tries five times itself: with botocore's five each, a silent server would hold us for minutes.
                 options["config_kwargs"] = {"retries": {"total_max_attempts": 2}}
-            filesystem, _ = fsspec.core.url_to_fs(self.url, **options)
+            filesystem, _ = fsspec.core.url_to_fs(self.root, **options)
             return filesystem
 
     @cached_property
     def _root(self) -> str:
-        return str(self._filesystem._strip_protocol(self.url)).rstrip("/")
+        return str(self._filesystem._strip_protocol(self.root)).rstrip("/")
 
     @property
     def is_local(self) -> bool:
         """Whether the root lies on a file system of this machine."""
         return isinstance(self._filesystem, LocalFileSystem)
 
+    def url(self, name: str = "") -> str:
+        """Return the address of a name, an absolute path or a URL, as other software opens it."""
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
+
     def describe(self, name: str = "") -> str:
-        """Return the full path or URL of a name, for messages."""
-        return f"{self.url.rstrip('/')}/{name}" if name else self.url
+        """Return how a message names a file: its full path or URL."""
+        return self.url(name)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

@@ -22,7 +22,7 @@ import pytest
 import handdata
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.shards.progress import dataset_progress
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 
 pytestmark = pytest.mark.slow
 
@@ -164,7 +164,7 @@ def annotated(
 
 def test_jobs_run_the_code_and_settings_of_the_submitter(annotated: tuple[Path, str]) -> None:
     workspace, _ = annotated
-    manifest = read_manifest(Storage(workspace))
+    manifest = read_manifest(Dataset(Storage(workspace)))
     assert manifest.handdata_version == VERSION
     assert manifest.image_size == 64
     assert manifest.complete
@@ -291,7 +291,7 @@ def test_status_of_a_running_dataset_tells_rate_and_time_left(annotated: tuple[P
         os.utime(path, (now - age, now - age))
     for path in (tmp_path / "dataset" / "plan").rglob("*.json"):
         os.utime(path, (now - 240, now - 240))
-    progress = dataset_progress(Storage(tmp_path))
+    progress = dataset_progress(Dataset(Storage(tmp_path)))
     assert progress.records_to_do == rows[0]
     assert progress.total.records == sum(rows[1:])
     assert progress.records_per_s == pytest.approx(sum(rows[1:]) / 200)

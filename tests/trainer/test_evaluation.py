@@ -170,7 +170,7 @@ def test_a_checkpoint_is_scored_from_the_command_line(
     storage: Storage, tmp_path: Path, run_command: Callable[..., CommandResult]
 ) -> None:
     train(SMALL, storage, "run", steps=1, device="cpu")
-    here = ("--workspace", storage.url, "--run", "run", "--min-motion", 0, "--pairs", 6, "--steps", 2)
+    here = ("--workspace", storage.url(), "--run", "run", "--min-motion", 0, "--pairs", 6, "--steps", 2)
     result = run_command("evaluate", *here, "--out", tmp_path / "found", "--json")
     assert result.code == 0, result.err
     found = json.loads(result.out)

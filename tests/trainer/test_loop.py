@@ -126,7 +126,7 @@ def test_a_killed_run_goes_on_bit_for_bit(storage: Storage, tmp_path: Path) -> N
         "[model]\npatch_size = 8\nhidden_size = 32\ndepth = 2\nnum_heads = 2\n"
         "[optimisation]\nbatch_size = 4\n[monitoring]\ncheckpoint_every = 5\n"
     )
-    command = [sys.executable, "-m", "handdata", "train", "--config", config, "-w", storage.url, "--gpus", "0"]
+    command = [sys.executable, "-m", "handdata", "train", "--config", config, "-w", storage.url(), "--gpus", "0"]
 
     def run(*arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -235,7 +235,7 @@ def test_exported_weights_come_back_as_those_of_the_run(
     storage: Storage, tmp_path: Path, run_command: Callable[..., CommandResult], name: str
 ) -> None:
     summary = train(SMALL, storage, "mine", steps=2, device="cpu")
-    exported = run_command("export", "-w", storage.url, "--run", "mine", "--out", tmp_path / name)
+    exported = run_command("export", "-w", storage.url(), "--run", "mine", "--out", tmp_path / name)
     assert exported.code == 0, exported.err
     trainer = Trainer(SMALL, "cpu")
     trainer.start_from(str(tmp_path / name))

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handdata.pipeline.shards import DATASET, Shard, list_shards, read_manifest
-from handdata.pipeline.storage import Storage, blob_places, table_to_parquet
+from handdata.pipeline.shards import Shard, list_shards, read_manifest
+from handdata.pipeline.storage import Dataset, Storage, blob_places, table_to_parquet
 from handdata.schemas import KEYPOINT_COUNT, UsageError
 from handdata.schemas.arrays import BoolArray, FloatArray
 from handdata.schemas.sample import PIXEL_COLUMNS
@@ -117,18 +117,17 @@ def fingerprint(autoencoder: Autoencoder) -> str:
     return digest.hexdigest()[:FINGERPRINT_DIGITS]
 
 
-def latents_folder(config: AutoencoderConfig, autoencoder: Autoencoder, image_size: int, dataset: str = DATASET) -> str:
+def latents_folder(dataset: Dataset, config: AutoencoderConfig, autoencoder: Autoencoder, image_size: int) -> str:
     """Return where the latents of an autoencoder lie in a workspace, at one size of pictures."""
-    return f"{dataset}/latents/{config.kind}-{fingerprint(autoencoder)}-{image_size}px"
+    return f"{dataset.latents_folder}/{config.kind}-{fingerprint(autoencoder)}-{image_size}px"
 
 
 def encode(
-    storage: Storage,
+    dataset: Dataset,
     autoencoder: Autoencoder,
     config: AutoencoderConfig,
     image_size: int,
     *,
-    dataset: str = DATASET,
     variants: int = 1,
     augmentation: AugmentationConfig | None = None,
     device: str | torch.device = "cpu",
@@ -142,8 +141,9 @@ def encode(
 
     Raises ``UsageError`` where the folder holds latents of other settings.
     """
-    stored_side = read_manifest(storage, dataset).image_size
-    folder = latents_folder(config, autoencoder, image_size, dataset)
+    storage = dataset.storage
+    stored_side = read_manifest(dataset).image_size
+    folder = latents_folder(dataset, config, autoencoder, image_size)
     side = image_size // autoencoder.factor
     probe = autoencoder.encode(torch.zeros(1, 3, image_size, image_size, device=device))
     settings = LatentSettings(
@@ -164,7 +164,7 @@ def encode(
             f"{storage.describe(folder)} holds {earlier.variants} variants of other settings",
             "encode with the same --variants and augmentation, or remove the folder",
         )
-    shards = list_shards(storage, dataset)
+    shards = list_shards(dataset)
     done = set(storage.list_files(folder, ".parquet"))
     encoded = [0, 0, 0]
     for number, shard in enumerate(shards, start=1):
@@ -181,14 +181,11 @@ def encode(
 
 
 def open_latents(
-    storage: Storage,
-    autoencoder: Autoencoder,
-    config: AutoencoderConfig,
-    image_size: int,
-    dataset: str = DATASET,
+    dataset: Dataset, autoencoder: Autoencoder, config: AutoencoderConfig, image_size: int
 ) -> "LatentStore":
     """Return the stored latents of an autoencoder at a size. Raises ``UsageError`` where there are none."""
-    folder = latents_folder(config, autoencoder, image_size, dataset)
+    folder = latents_folder(dataset, config, autoencoder, image_size)
+    storage = dataset.storage
     settings = _read_settings(storage, folder)
     if settings is None:
         raise UsageError(

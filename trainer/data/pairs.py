@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handdata.pipeline.shards import list_shards, read_manifest
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import Split, UsageError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.conditioning import Task
@@ -64,14 +64,16 @@ class PairDataset:
         self.augmentation = augmentation
         self.seed = seed
         pairs, data = pairs or PairConfig(), data or DataConfig()
-        manifest = read_manifest(storage, data.dataset)
+        manifest = read_manifest(Dataset(storage, data.dataset))
         unknown = sorted(pairs.sources.keys() - manifest.sources.keys())
         if unknown:
             raise UsageError(
                 f"pairs.sources names {unknown[0]}, which {storage.describe()} does not hold",
                 f"there are {', '.join(manifest.sources)}",
             )
-        self.shards = sorted(list_shards(storage, data.dataset, splits=[split]), key=lambda shard: shard.source)
+        self.shards = sorted(
+            list_shards(Dataset(storage, data.dataset), splits=[split]), key=lambda shard: shard.source
+        )
         if not self.shards:
             raise UsageError(f"{storage.describe()} has no samples in split {split}", "annotate more samples")
         rows = read_rows(storage, self.shards, split, data)

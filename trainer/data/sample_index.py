@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from handdata.pipeline.shards import Shard, list_shards, read_shard_index
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import Split, UsageError
 from handdata.schemas.sample import PIXEL_COLUMNS, SAMPLE_SCHEMA
 from handdata.trainer.presets import DataConfig
@@ -55,7 +55,7 @@ def read_rows(storage: Storage, shards: Sequence[Shard], split: Split, data: Dat
     """
     condition, columns = parse_condition(data.where)
     wanted = list(dict.fromkeys((*INDEX_COLUMNS, *columns)))
-    held_out = list_shards(storage, data.dataset, splits=HELD_OUT[split])
+    held_out = list_shards(Dataset(storage, data.dataset), splits=HELD_OUT[split])
 
     def rows_of(position: int) -> pl.DataFrame:
         table = read_shard_index(storage, shards[position], wanted, PIXEL_COLUMNS)

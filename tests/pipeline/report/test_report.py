@@ -27,7 +27,7 @@ from handdata.pipeline.shards.commit import write_unit
 from handdata.pipeline.shards.lease import take_lease
 from handdata.pipeline.shards.manifest import write_manifest
 from handdata.pipeline.shards.plan import PlannedUnit
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
     AnnotatedSample,
     EncodedImage,
@@ -132,7 +132,7 @@ def add_unit(storage: Storage, samples: list[AnnotatedSample], rejections: int =
         Rejection(record_id=f"r{n}", image_uri="x.jpg", reason=RejectReason.NO_HAND_FOUND, detail="")
         for n in range(rejections)
     ]
-    write_unit(take_lease(storage, "dataset"), unit, samples, refused, "abc")
+    write_unit(take_lease(Dataset(storage)), unit, samples, refused, "abc")
 
 
 def finish(storage: Storage, licenses: dict[str, str] | None = None) -> None:
@@ -167,7 +167,7 @@ GRID = np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (32, 1, 3))
 @pytest.fixture(scope="module")
 def full(workspace: Storage, tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
     """A report with all its sections."""
-    return write_report(workspace, tmp_path_factory.mktemp("report"), metrics=METRICS, generated=GRID)
+    return write_report(Dataset(workspace), tmp_path_factory.mktemp("report"), metrics=METRICS, generated=GRID)
 
 
 class Page(HTMLParser):
@@ -195,7 +195,7 @@ class Page(HTMLParser):
 
 
 def written(storage: Storage, tmp_path: Path, **choices: Any) -> Page:
-    return Page(Path(write_report(storage, tmp_path / "report", **choices).html).read_text())
+    return Page(Path(write_report(Dataset(storage), tmp_path / "report", **choices).html).read_text())
 
 
 def test_page_loads_nothing_from_anywhere(full: ReportFiles) -> None:
@@ -270,7 +270,7 @@ def test_picture_on_the_page_has_keypoints_mask_and_side_drawn(full: ReportFiles
 def test_contact_sheet_shows_samples_losses_and_generated_hands(
     workspace: Storage, full: ReportFiles, tmp_path: Path
 ) -> None:
-    alone = write_report(workspace, tmp_path)
+    alone = write_report(Dataset(workspace), tmp_path)
 
     with Image.open(alone.png) as sheet, Image.open(full.png) as larger:
         assert sheet.mode == "RGB" and sheet.width >= 5 * 192
@@ -290,7 +290,7 @@ def test_report_of_a_dataset_whose_records_were_all_refused_says_so(tmp_path: Pa
     storage = Storage(tmp_path / "workspace")
     unit = PlannedUnit("u", "dexycb", "train", 1, "", 0)
     refused = Rejection(record_id="r", image_uri="x", reason=RejectReason.FRAME_MISSING, detail="")
-    write_unit(take_lease(storage, "dataset"), unit, [], [refused], "abc")
+    write_unit(take_lease(Dataset(storage)), unit, [], [refused], "abc")
     finish(storage)
 
     page = written(storage, tmp_path)
@@ -302,28 +302,28 @@ def test_report_of_a_dataset_whose_records_were_all_refused_says_so(tmp_path: Pa
 
 def test_report_without_a_dataset_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="handdata annotate"):
-        write_report(Storage(tmp_path), tmp_path / "report")
+        write_report(Dataset(Storage(tmp_path)), tmp_path / "report")
 
 
 def test_same_dataset_gives_the_same_page(workspace: Storage, full: ReportFiles, tmp_path: Path) -> None:
-    again = write_report(workspace, tmp_path, metrics=METRICS, generated=GRID)
+    again = write_report(Dataset(workspace), tmp_path, metrics=METRICS, generated=GRID)
 
     assert Path(again.html).read_bytes() == Path(full.html).read_bytes()
     assert Path(again.png).read_bytes() == Path(full.png).read_bytes()
 
 
 def test_chosen_samples_spread_over_sources_and_sequences(workspace: Storage) -> None:
-    chosen = choose_samples(workspace, "dataset", 4, seed=3)
+    chosen = choose_samples(Dataset(workspace), 4, seed=3)
 
     assert Counter(row["source"] for row in chosen) == {"dexycb": 2, "hagrid": 2}
     assert {row["sequence_id"] for row in chosen} == {"a", "b", "c"}
     assert len({row["sample_id"] for row in chosen}) == 4
-    assert len(choose_samples(workspace, "dataset", 100, seed=3)) == 12
+    assert len(choose_samples(Dataset(workspace), 100, seed=3)) == 12
 
 
 def test_seed_decides_which_samples_are_chosen(workspace: Storage) -> None:
     def ids(seed: int) -> list[str]:
-        return [row["sample_id"] for row in choose_samples(workspace, "dataset", 3, seed)]
+        return [row["sample_id"] for row in choose_samples(Dataset(workspace), 3, seed)]
 
     assert ids(1) == ids(1)
     assert len({tuple(ids(seed)) for seed in range(8)}) > 1
@@ -341,13 +341,13 @@ def test_only_row_groups_of_chosen_samples_are_read(tmp_path: Path, monkeypatch:
         return read_row_group(storage, shard, row_group, columns)
 
     monkeypatch.setattr(sheets, "read_row_group", counted)
-    choose_samples(storage, "dataset", 1, seed=0)
+    choose_samples(Dataset(storage), 1, seed=0)
 
     assert len(read) == 1
 
 
 def test_sample_sheet_has_a_tile_for_every_sample(workspace: Storage) -> None:
-    rows = choose_samples(workspace, "dataset", 5, seed=0)
+    rows = choose_samples(Dataset(workspace), 5, seed=0)
 
     sheet = sample_contact_sheet(rows, columns=3, tile_px=96)
 

@@ -28,11 +28,12 @@ from handdata.pipeline.annotation.sam import SamSegmenter
 from handdata.pipeline.annotation.search import DOUBTFUL_SCORE
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate
+from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.run.workers import SAM_OPTIONS, RemoteSam, SamWorker
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest
 from handdata.pipeline.shards.plan import read_unit, stored_units
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.weights import require_weights
 from handdata.schemas import SAMPLE_SCHEMA, SIDES, UsageError, samples_to_table
 from tests.fixtures import sam
@@ -62,7 +63,7 @@ def keypoints_in_full_image(row: dict) -> np.ndarray:
 def annotated(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     workspace = tmp_path_factory.mktemp("annotated")
     ingest(SyntheticAdapter, synthetic_root, Storage(workspace))
-    annotate(Storage(workspace), SMALL)
+    annotate(AnnotateRequest(Dataset(Storage(workspace))), SMALL)
     return workspace
 
 
@@ -156,7 +157,7 @@ def test_a_dataset_of_photographs_trains_and_samples(photographs: Path, tmp_path
 
 def test_sam_masks_come_from_an_actor_that_serves_the_workers(annotated: Path) -> None:
     storage = Storage(annotated)
-    unit = next(unit for unit in stored_units(storage, "dataset", "synthetic") if unit.split == "train")
+    unit = next(unit for unit in stored_units(Dataset(storage), "synthetic") if unit.split == "train")
     for module in (sys.modules[__name__], sam):
         ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import test files
     actor = ray.remote(num_cpus=0)(RandomSamWorker).remote(Path("random"), "cpu", 600)
@@ -176,7 +177,7 @@ def test_sam_masks_come_from_an_actor_that_serves_the_workers(annotated: Path) -
 
 def test_a_sam_actor_that_dies_during_a_call_is_started_again(annotated: Path) -> None:
     storage = Storage(annotated)
-    unit = next(unit for unit in stored_units(storage, "dataset", "synthetic") if unit.split == "train")
+    unit = next(unit for unit in stored_units(Dataset(storage), "synthetic") if unit.split == "train")
     for module in (sys.modules[__name__], sam):
         ray.cloudpickle.register_pickle_by_value(module)
     actor = ray.remote(RandomSamWorker).options(**SAM_OPTIONS).remote(Path("random"), "cpu", 600)
@@ -245,15 +246,15 @@ def test_every_reader_opens_the_dataset(annotated: Path, tmp_path: Path) -> None
 
 def test_the_index_finds_every_row_without_reading_pictures(annotated: Path) -> None:
     storage = Storage(annotated)
-    shards = list_shards(storage, splits=["train"])
+    shards = list_shards(Dataset(storage), splits=["train"])
     index = read_index(storage, shards, ["sample_id", "sequence_id", "frame_index"])
-    assert index.height == read_manifest(storage).sources["synthetic"]["train"].samples
+    assert index.height == read_manifest(Dataset(storage)).sources["synthetic"]["train"].samples
     assert index["shard"].max() == len(shards) - 1
 
 
 def test_a_finished_run_does_nothing(annotated: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (annotated / "dataset" / "data").rglob("*.parquet")}
-    summary = annotate(Storage(annotated), SMALL)
+    summary = annotate(AnnotateRequest(Dataset(Storage(annotated))), SMALL)
     assert summary.records == 0
     assert before == {path: path.stat().st_mtime_ns for path in (annotated / "dataset" / "data").rglob("*.parquet")}
 
@@ -264,7 +265,7 @@ def test_a_unit_without_marker_is_done_again_and_counted_once(annotated: Path, t
     undisturbed = {row["sample_id"]: row for row in rows_of(workspace)}
     marker = next((workspace / "dataset" / "units").rglob("*.json"))
     marker.unlink()
-    summary = annotate(Storage(workspace), SMALL)
+    summary = annotate(AnnotateRequest(Dataset(Storage(workspace))), SMALL)
     assert 0 < summary.records < 48
     assert {row["sample_id"]: row for row in rows_of(workspace)} == undisturbed
     assert summary.manifest.complete
@@ -272,12 +273,12 @@ def test_a_unit_without_marker_is_done_again_and_counted_once(annotated: Path, t
 
 def test_other_settings_on_an_annotated_source_are_refused(annotated: Path) -> None:
     with pytest.raises(UsageError, match="annotated with other settings"):
-        annotate(Storage(annotated), AnnotateSettings(masks="none", image_size=64))
+        annotate(AnnotateRequest(Dataset(Storage(annotated))), AnnotateSettings(masks="none", image_size=64))
 
 
 def test_stable_crops_keep_one_square_a_camera(synthetic_root: Path, tmp_path: Path) -> None:
     ingest(SyntheticAdapter, synthetic_root, Storage(tmp_path))
-    annotate(Storage(tmp_path), AnnotateSettings(masks="none", image_size=64, crop="stable"))
+    annotate(AnnotateRequest(Dataset(Storage(tmp_path))), AnnotateSettings(masks="none", image_size=64, crop="stable"))
     squares: dict[tuple[str, str], set[tuple[float, ...]]] = {}
     for row in rows_of(tmp_path):
         squares.setdefault((row["sequence_id"], row["camera_id"]), set()).add(tuple(row["crop_xyxy"]))

@@ -13,9 +13,10 @@ from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate
 from handdata.pipeline.run.estimate import LocalSam, Probe, RunEstimate, SourceEstimate
 from handdata.pipeline.run.model_files import Models
+from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.plan import preview_source, read_previewed
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from tests.fixtures.sam import build_small_sam
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -50,7 +51,7 @@ def test_a_plan_tells_what_a_run_would_do_and_writes_nothing(workspace: Path, ru
     assert "Plan (nothing was done)" in shown
     assert "kB a record" in shown
 
-    summary = annotate(Storage(workspace), AnnotateSettings(masks="grabcut", image_size=64))
+    summary = annotate(AnnotateRequest(Dataset(Storage(workspace))), AnnotateSettings(masks="grabcut", image_size=64))
     made = sum(path.stat().st_size for path in (workspace / "dataset" / "data").rglob("*.parquet"))
     assert summary.records == estimate["records_to_do"]
     assert sum(1 for _ in (workspace / "dataset" / "units").rglob("*.json")) == estimate["units_to_do"]
@@ -58,7 +59,7 @@ def test_a_plan_tells_what_a_run_would_do_and_writes_nothing(workspace: Path, ru
 
 
 def test_a_plan_of_a_run_under_way_counts_what_is_left(workspace: Path, run_command) -> None:
-    annotate(Storage(workspace), AnnotateSettings(masks="none", image_size=64), limit=24)
+    annotate(AnnotateRequest(Dataset(Storage(workspace)), limit=24), AnnotateSettings(masks="none", image_size=64))
     marker = next((workspace / "dataset" / "units").rglob("*.json"))
     unfinished = json.loads(marker.read_bytes())["records"]
     marker.unlink()
@@ -69,7 +70,7 @@ def test_a_plan_of_a_run_under_way_counts_what_is_left(workspace: Path, run_comm
 
 
 def test_a_plan_of_a_finished_dataset_has_nothing_to_do(workspace: Path, run_command) -> None:
-    annotate(Storage(workspace), AnnotateSettings(masks="none", image_size=64))
+    annotate(AnnotateRequest(Dataset(Storage(workspace))), AnnotateSettings(masks="none", image_size=64))
     options = ("annotate", "-w", workspace, "--masks", "none", "--image-size", 64, "--plan")
     assert json.loads(run_command(*options, "--json").out)["seconds"] == 0
     assert "Nothing to do" in run_command(*options).out
@@ -106,7 +107,7 @@ class RandomSam(LocalSam):
 
 def test_the_probes_sam_makes_a_mask_for_each_crop(workspace: Path) -> None:
     storage = Storage(workspace)
-    _, units = preview_source(storage, "dataset", "synthetic", 64)
+    _, units = preview_source(Dataset(storage), "synthetic", 64)
     records = read_previewed(storage, "synthetic", units[0].head(5))
     tally = StageTally()
     annotator = Annotator(

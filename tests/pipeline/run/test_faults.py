@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 
 from handdata.pipeline.shards import plan, read_markers
 from handdata.pipeline.shards.settle import drop
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from tests.fixtures.faults import (
     FaultyS3,
     driver,
@@ -96,7 +96,7 @@ def head(synthetic_root: Path, s3_bucket: str, tmp_path_factory: pytest.TempPath
 
         ingest(PoisonedAdapter, synthetic_root, Storage(ingested))
         patch.setattr(plan, "MIN_UNIT_ROWS", 2)
-        assert len(plan.plan_source(Storage(ingested), "dataset", "poisoned", 64)) == 24
+        assert len(plan.plan_source(Dataset(Storage(ingested)), "poisoned", 64)) == 24
         with pytest.MonkeyPatch.context() as head_only:
             head_only.setenv("AWS_ENDPOINT_URL", proxy.url)
             cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
@@ -116,7 +116,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 def wait_for_units(workspace: Path, count: int, running: "subprocess.Popen[str]") -> None:
     """Wait until so many units are committed, or the driver has ended."""
-    while running.poll() is None and len(read_markers(Storage(workspace))) < count:
+    while running.poll() is None and len(read_markers(Dataset(Storage(workspace)))) < count:
         time.sleep(0.02)
 
 
@@ -139,7 +139,7 @@ def test_drivers_and_workers_are_killed_twenty_times(head: Head, tmp_path: Path,
     workspace = head.new_workspace(tmp_path / "w", {"pause_s": 0.15})
     kills = 0
     for _ in range(4):
-        committed = len(read_markers(Storage(workspace)))
+        committed = len(read_markers(Dataset(Storage(workspace))))
         running = head.annotate(workspace)
         wait_for_units(workspace, committed + chance.randrange(3), running)
         time.sleep(chance.uniform(0, 1))
@@ -256,7 +256,7 @@ def test_s3_fails_at_random_and_is_away_for_a_while(head: Head, remote_workspace
     head.proxy.failing = 0.15
     running = head.annotate(remote_workspace, "--json")
     try:
-        while running.poll() is None and len(read_markers(Storage(remote_workspace))) < 4:
+        while running.poll() is None and len(read_markers(Dataset(Storage(remote_workspace)))) < 4:
             time.sleep(0.1)
         head.proxy.failing = 1
         time.sleep(4)

@@ -12,8 +12,9 @@ import pytest
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.records.stored import IngestSummary
 from handdata.pipeline.run.annotate import annotate
+from handdata.pipeline.run.request import AnnotateRequest, Cluster
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
 from handdata.pipeline.storage.layout import INGEST_SUMMARY, records_folder
 from handdata.schemas import HandRecord, UnitMarker, records_to_table
 
@@ -60,7 +61,12 @@ def test_memory_of_worker_and_driver_is_flat_over_100_000_records(
         worker.append(max(resident) / 2**20)
         driver.append(psutil.Process(os.getpid()).memory_info().rss / 2**20)
 
-    annotate(storage, AnnotateSettings(masks="none", image_size=64), cpus=1, on_unit=measure)
+    annotate(
+        AnnotateRequest(Dataset(storage)),
+        AnnotateSettings(masks="none", image_size=64),
+        cluster=Cluster(cpus=1),
+        on_unit=measure,
+    )
     quarter = len(worker) // 4
     assert max(worker[-quarter:]) < max(worker[:quarter]) + 64, worker
     assert max(driver[-quarter:]) < max(driver[:quarter]) + 64, driver

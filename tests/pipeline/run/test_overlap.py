@@ -19,7 +19,7 @@ from handdata.pipeline.run.workers import SAM_OPTIONS, AnnotateWorker, SamWorker
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.lease import take_lease
 from handdata.pipeline.shards.plan import plan_source
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 
 BATCH_S = 0.6
@@ -61,8 +61,8 @@ def test_the_mask_model_is_busy_while_the_cpu_can_feed_it(tmp_path: Path) -> Non
     write_dataset(tmp_path / "frames", 2, 12, 20, 1, 64, seed=0)
     storage = Storage(tmp_path / "workspace")
     ingest(SyntheticAdapter, tmp_path / "frames", storage)
-    units = plan_source(storage, "dataset", "synthetic", 64)
-    lease = take_lease(storage, "dataset")
+    units = plan_source(Dataset(storage), "synthetic", 64)
+    lease = take_lease(Dataset(storage))
     sam = ray.remote(SleepingSamWorker).options(**SAM_OPTIONS, resources={"stand_in_gpu": 1})
     sam = sam.remote(Path("none"), "cpu", 600)
     ray.get(sam.check.remote())

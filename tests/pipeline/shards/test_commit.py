@@ -15,7 +15,7 @@ from handdata.pipeline.shards.commit import remove_orphans, remove_unit, rewrite
 from handdata.pipeline.shards.lease import take_lease
 from handdata.pipeline.shards.markers import read_marker
 from handdata.pipeline.shards.plan import PlannedUnit
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
     REJECTION_SCHEMA,
     AnnotatedSample,
@@ -41,13 +41,13 @@ def files(storage: Storage) -> list[str]:
 def named_files(storage: Storage) -> list[str]:
     return sorted(
         name
-        for marker in read_markers(storage)
+        for marker in read_markers(Dataset(storage))
         for name in (*(f"dataset/{file}" for file in marker.files), *marker.rejected_files)
     )
 
 
 def test_the_first_of_two_writers_counts_and_the_other_leaves_no_file(storage: Storage) -> None:
-    lease = take_lease(storage, "dataset")
+    lease = take_lease(Dataset(storage))
     first = write_unit(lease, UNIT, samples(), [REFUSED], "first")
     second = write_unit(lease, UNIT, samples(("blurry",)), [REFUSED], "second")
     assert second == first
@@ -55,18 +55,18 @@ def test_the_first_of_two_writers_counts_and_the_other_leaves_no_file(storage: S
 
 
 def test_a_unit_written_again_is_the_same_files(storage: Storage) -> None:
-    first = write_unit(take_lease(storage, "dataset"), UNIT, samples(), [REFUSED], "hash")
-    assert write_unit(take_lease(storage, "dataset"), UNIT, samples(), [REFUSED], "hash") == first
+    first = write_unit(take_lease(Dataset(storage)), UNIT, samples(), [REFUSED], "hash")
+    assert write_unit(take_lease(Dataset(storage)), UNIT, samples(), [REFUSED], "hash") == first
     assert len(files(storage)) == 2
 
 
 def test_a_run_that_was_taken_over_adds_nothing(storage: Storage) -> None:
-    late = take_lease(storage, "dataset")
-    take_lease(storage, "dataset")
+    late = take_lease(Dataset(storage))
+    take_lease(Dataset(storage))
     with pytest.raises(LeaseLostError, match="taken over by process"):
         write_unit(late, UNIT, samples(), [REFUSED], "hash")
     assert files(storage) == []
-    assert read_markers(storage) == []
+    assert read_markers(Dataset(storage)) == []
 
 
 class Stopped(BaseException):
@@ -95,7 +95,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], int]:
 def rows(storage: Storage) -> Counter[str]:
     """The rows that readers see, with their flags."""
     seen: Counter[str] = Counter()
-    for marker in read_markers(storage):
+    for marker in read_markers(Dataset(storage)):
         for name in marker.files:
             table = storage.read_parquet(f"dataset/{name}", ["record_id", "flags"])
             seen.update(map(str, table.to_pylist()))
@@ -104,30 +104,30 @@ def rows(storage: Storage) -> Counter[str]:
 
 @pytest.mark.parametrize("step", range(4))
 def test_a_writer_may_stop_at_any_step(storage: Storage, step: int) -> None:
-    late = take_lease(storage, "dataset")
+    late = take_lease(Dataset(storage))
     with pytest.MonkeyPatch.context() as patch:
         changes = stop_at(patch, step)
         try:
             write_unit(late, UNIT, samples(("blurry",)), [REFUSED], "first")
         except Stopped:
             assert changes() == step < 3
-            assert read_marker(storage, "dataset", UNIT) is None
-    lease = take_lease(storage, "dataset")
+            assert read_marker(Dataset(storage), UNIT) is None
+    lease = take_lease(Dataset(storage))
     marker = write_unit(lease, UNIT, samples(), [REFUSED], "second")
     remove_orphans(lease)
     assert marker.samples == 2
-    assert read_markers(storage) == [marker]
+    assert read_markers(Dataset(storage)) == [marker]
     assert files(storage) == named_files(storage)
     assert sum(rows(storage).values()) == 2
 
 
 @pytest.mark.parametrize("step", range(6))
 def test_a_rewrite_may_stop_at_any_step(storage: Storage, step: int) -> None:
-    before = write_unit(take_lease(storage, "dataset"), UNIT, samples(), [REFUSED], "hash")
+    before = write_unit(take_lease(Dataset(storage)), UNIT, samples(), [REFUSED], "hash")
     old_rows = rows(storage)
 
     def drop_one() -> UnitMarker:
-        lease = take_lease(storage, "dataset")
+        lease = take_lease(Dataset(storage))
         kept = storage.read_parquet(f"dataset/{before.files[0]}")
         kept = kept.filter(pa.compute.equal(kept["frame_index"], 1))
         nothing = pa.Table.from_pylist([], REJECTION_SCHEMA)
@@ -140,16 +140,16 @@ def test_a_rewrite_may_stop_at_any_step(storage: Storage, step: int) -> None:
         except Stopped:
             assert sum(rows(storage).values()) in (1, 2)
             assert rows(storage) <= old_rows
-    marker = read_marker(storage, "dataset", UNIT)
+    marker = read_marker(Dataset(storage), UNIT)
     if marker == before:
         marker = drop_one()
-    remove_orphans(take_lease(storage, "dataset"))
+    remove_orphans(take_lease(Dataset(storage)))
     assert (marker.records, marker.samples, marker.rejected) == (1, 1, {})
     assert files(storage) == named_files(storage) == [f"dataset/{marker.files[0]}"]
 
 
 def test_files_of_an_unfinished_unit_are_no_orphans(storage: Storage) -> None:
-    lease = take_lease(storage, "dataset")
+    lease = take_lease(Dataset(storage))
     plan = {"records": 3, "units": [asdict(UNIT)], "ingest": ""}
     storage.write_bytes("dataset/plan/source=synthetic/generation-000.json", json.dumps(plan).encode())
     write_unit(lease, UNIT, samples(), [REFUSED], "hash")
@@ -160,7 +160,7 @@ def test_files_of_an_unfinished_unit_are_no_orphans(storage: Storage) -> None:
 
 
 def test_files_of_a_unit_that_is_not_planned_any_more_are_orphans(storage: Storage) -> None:
-    lease = take_lease(storage, "dataset")
+    lease = take_lease(Dataset(storage))
     remove_unit(lease, write_unit(lease, UNIT, samples(), [REFUSED], "hash"))
     assert files(storage) == []
     storage.write_bytes(f"dataset/data/source=synthetic/split=train/{UNIT.unit_id}-00000000.parquet", b"late")
@@ -169,11 +169,11 @@ def test_files_of_a_unit_that_is_not_planned_any_more_are_orphans(storage: Stora
 
 
 def test_orphans_are_left_to_the_run_that_has_the_lease(storage: Storage) -> None:
-    late = take_lease(storage, "dataset")
+    late = take_lease(Dataset(storage))
     marker = write_unit(late, UNIT, samples(), [REFUSED], "hash")
     orphan = f"dataset/data/source=synthetic/split=train/{UNIT.unit_id}-00000000.parquet"
     storage.write_bytes(orphan, storage.read_bytes(f"dataset/{marker.files[0]}"))
-    lease = take_lease(storage, "dataset")
+    lease = take_lease(Dataset(storage))
     with pytest.raises(LeaseLostError):
         remove_orphans(late)
     assert storage.exists(orphan)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from handdata.pipeline.records.stored import IngestSummary
 from handdata.pipeline.shards.plan import MAX_UNIT_ROWS, plan_source, read_unit, row_group_sizes, unit_rows
-from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
 from handdata.pipeline.storage.layout import INGEST_SUMMARY, records_folder
 from handdata.schemas import ROW_GROUP_ROWS, HandRecord, records_to_table
 
@@ -44,7 +44,7 @@ def store(storage: Storage, records: list[HandRecord]) -> None:
 
 
 def planned(storage: Storage, **options: int) -> list[list[str]]:
-    units = plan_source(storage, "dataset", "synthetic", 256, **options)
+    units = plan_source(Dataset(storage), "synthetic", 256, **options)
     return [[row.record_id for row in read_unit(storage, unit)] for unit in units]
 
 

@@ -17,10 +17,11 @@ from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.quality import JUDGED_COLUMNS, flags_of
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate
+from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.settings import AnnotateSettings, QualitySettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest, read_markers
 from handdata.pipeline.shards.settle import drop, flag, is_settled
-from handdata.pipeline.storage import Storage, blob_places
+from handdata.pipeline.storage import Dataset, Storage, blob_places
 from handdata.schemas import UsageError
 
 SMALL = AnnotateSettings(masks="dataset", image_size=64)
@@ -30,7 +31,7 @@ SMALL = AnnotateSettings(masks="dataset", image_size=64)
 def annotated(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     workspace = tmp_path_factory.mktemp("revised")
     ingest(SyntheticAdapter, synthetic_root, Storage(workspace))
-    annotate(Storage(workspace), SMALL)
+    annotate(AnnotateRequest(Dataset(Storage(workspace))), SMALL)
     return workspace
 
 
@@ -40,7 +41,7 @@ def workspace(annotated: Path, tmp_path: Path) -> Path:
 
 
 def committed(storage: Storage) -> Counter[str]:
-    return Counter(read_index(storage, list_shards(storage), ["record_id"])["record_id"].to_list())
+    return Counter(read_index(storage, list_shards(Dataset(storage)), ["record_id"])["record_id"].to_list())
 
 
 def in_folder(workspace: Path) -> Counter[str]:
@@ -64,29 +65,31 @@ def test_flags_follow_other_thresholds_without_a_model(workspace: Path) -> None:
     storage = Storage(workspace)
     before = pq.read_table(workspace / "dataset" / "data").to_pylist()
     files = set((workspace / "dataset" / "data").rglob("*.parquet"))
-    assert flag(storage, "dataset", {"min_hand_px": 48}).settled.units == 0
-    summary = flag(storage, "dataset", {"min_hand_px": 10_000})
+    assert flag(Dataset(storage), {"min_hand_px": 48}).settled.units == 0
+    summary = flag(Dataset(storage), {"min_hand_px": 10_000})
     assert summary.settled.flags_after["small_hand"] == 48
     assert set((workspace / "dataset" / "data").rglob("*.parquet")) == files
-    manifest = read_manifest(storage)
+    manifest = read_manifest(Dataset(storage))
     assert manifest.quality["min_hand_px"] == 10_000
     assert sum(counts.flags["small_hand"] for counts in manifest.sources["synthetic"].values()) == 48
     settings = QualitySettings(**manifest.quality)
-    for shard in list_shards(storage):
+    for shard in list_shards(Dataset(storage)):
         rows = storage.read_parquet(shard.name, list(JUDGED_COLUMNS))
         assert [tuple(flags) for flags in rows["flags"].to_pylist()] == flags_of(rows, 64, settings)
-    flag(storage, "dataset", {"min_hand_px": 48})
+    flag(Dataset(storage), {"min_hand_px": 48})
     assert pq.read_table(workspace / "dataset" / "data").to_pylist() == before
 
 
 def test_further_records_get_the_flags_of_the_dataset(workspace: Path) -> None:
     storage = Storage(workspace)
-    flag(storage, "dataset", {"min_hand_px": 10_000})
+    flag(Dataset(storage), {"min_hand_px": 10_000})
     marker = next((workspace / "dataset" / "units").rglob("*.json"))
     marker.unlink()
-    assert annotate(storage, SMALL).flags["small_hand"] > 0
+    assert annotate(AnnotateRequest(Dataset(storage)), SMALL).flags["small_hand"] > 0
     with pytest.raises(UsageError, match=r"min_hand_px 10000 -> 48.*handdata flag --min-hand-px 48"):
-        annotate(storage, SMALL.model_copy(update={"quality": QualitySettings(min_hand_px=48)}))
+        annotate(
+            AnnotateRequest(Dataset(storage)), SMALL.model_copy(update={"quality": QualitySettings(min_hand_px=48)})
+        )
 
 
 def test_a_dropped_subject_is_nowhere_any_more_and_never_comes_back(
@@ -103,10 +106,10 @@ def test_a_dropped_subject_is_nowhere_any_more_and_never_comes_back(
     assert subject not in all_text(workspace, "subject_id")
     assert in_folder(workspace) == committed(storage)
     assert sum(before.values()) - sum(in_folder(workspace).values()) == summary["records"]
-    assert read_manifest(storage).complete
+    assert read_manifest(Dataset(storage)).complete
     again = ingest(SyntheticAdapter, synthetic_root, storage)
     assert again.dropped == summary["records"]
-    assert annotate(storage, SMALL).records == 0
+    assert annotate(AnnotateRequest(Dataset(storage)), SMALL).records == 0
     assert subject not in all_text(workspace, "subject_id")
     assert drop(storage, "subject", [subject], "synthetic").records == 0
 
@@ -114,7 +117,7 @@ def test_a_dropped_subject_is_nowhere_any_more_and_never_comes_back(
 @pytest.mark.parametrize("what", ["drop", "flag"])
 def test_pictures_are_found_by_their_place_and_stale_latents_are_gone(workspace: Path, what: str) -> None:
     storage, subject = Storage(workspace), subject_of(workspace)
-    shards = list_shards(storage)
+    shards = list_shards(Dataset(storage))
     for shard in shards:
         storage.write_bytes(shard.name.replace("/data/", "/latents/kind-0-64px/"), b"latents")
     lost_rows = set()
@@ -126,10 +129,10 @@ def test_pictures_are_found_by_their_place_and_stale_latents_are_gone(workspace:
         drop(storage, "subject", [subject], None)
     else:
         lost_rows = set()
-        flag(storage, "dataset", {"min_hand_px": 10_000})
+        flag(Dataset(storage), {"min_hand_px": 10_000})
     left = set(storage.list_files("dataset/latents", ".parquet"))
     assert left == {shard.name.replace("/data/", "/latents/kind-0-64px/") for shard in shards} - lost_rows
-    for shard in list_shards(storage):
+    for shard in list_shards(Dataset(storage)):
         data = storage.read_bytes(shard.name)
         with storage.open_parquet(shard.name) as file:
             places = blob_places(file, "image")
@@ -142,7 +145,7 @@ def test_a_dropped_source_cannot_be_ingested_again(workspace: Path, synthetic_ro
     storage = Storage(workspace)
     drop(storage, "source", [], "synthetic")
     assert not list(workspace.rglob("*.parquet"))
-    assert read_markers(storage) == []
+    assert read_markers(Dataset(storage)) == []
     with pytest.raises(UsageError, match="synthetic was dropped"):
         ingest(SyntheticAdapter, synthetic_root, storage)
 
@@ -169,7 +172,7 @@ for name in ("write_bytes", "remove"):
     setattr(Storage, name, counted)
 storage = Storage(sys.argv[1])
 if sys.argv[3] == "flag":
-    settle.flag(storage, "dataset", {"min_hand_px": 10_000})
+    settle.flag(Dataset(storage), {"min_hand_px": 10_000})
 else:
     settle.drop(storage, "subject", [sys.argv[4]], "synthetic")
 """
@@ -190,22 +193,22 @@ def test_killed_at_any_point_readers_see_each_row_once_and_the_command_goes_on(
     assert in_folder(workspace) <= before
     if what == "flag":
         assert in_folder(workspace) == before
-        flag(storage, "dataset", {"min_hand_px": 10_000})
+        flag(Dataset(storage), {"min_hand_px": 10_000})
         assert all("small_hand" in row["flags"] for row in pq.read_table(workspace / "dataset" / "data").to_pylist())
     else:
         drop(storage, "subject", [subject], "synthetic")
         assert subject not in all_text(workspace, "subject_id")
-    assert is_settled(storage, "dataset")
-    counts = read_manifest(storage).sources["synthetic"].values()
+    assert is_settled(Dataset(storage))
+    counts = read_manifest(Dataset(storage)).sources["synthetic"].values()
     assert sum(of.samples for of in counts) == sum(in_folder(workspace).values())
 
 
 def test_an_interrupted_drop_is_finished_by_annotate(workspace: Path) -> None:
     subject = subject_of(workspace)
     subprocess.run([sys.executable, "-c", _KILLED, str(workspace), "3", "drop", subject], timeout=120)
-    annotate(Storage(workspace), SMALL)
+    annotate(AnnotateRequest(Dataset(Storage(workspace))), SMALL)
     assert subject not in all_text(workspace / "dataset", "subject_id")
-    assert read_manifest(Storage(workspace)).complete
+    assert read_manifest(Dataset(Storage(workspace))).complete
 
 
 def test_drop_and_flag_work_on_s3(annotated: Path, s3_bucket: str) -> None:
@@ -214,7 +217,7 @@ def test_drop_and_flag_work_on_s3(annotated: Path, s3_bucket: str) -> None:
         if path.is_file():
             storage.write_bytes(str(path.relative_to(annotated)), path.read_bytes())
     # Names inside plans, markers and summaries are relative to the workspace, so that a copy is a workspace too.
-    assert flag(storage, "dataset", {"min_hand_px": 10_000}).settled.flags_after["small_hand"] == 48
+    assert flag(Dataset(storage), {"min_hand_px": 10_000}).settled.flags_after["small_hand"] == 48
     summary = drop(storage, "subject", [subject_of(annotated)], None)
     assert summary.datasets["dataset"].samples == summary.records > 0
     assert sum(committed(storage).values()) == 48 - summary.records
@@ -224,18 +227,19 @@ def test_other_settings_are_named_and_refused_or_overwrite_or_go_beside(workspac
     storage = Storage(workspace)
     other = AnnotateSettings(masks="none", image_size=32)
     with pytest.raises(UsageError, match="image_size 64 -> 32; masks dataset -> none"):
-        annotate(storage, other)
-    assert annotate(storage, other, dataset="small").samples == 48
+        annotate(AnnotateRequest(Dataset(storage)), other)
+    assert annotate(AnnotateRequest(Dataset(storage, "small")), other).samples == 48
     assert sum(in_folder(workspace).values()) == 48
-    assert annotate(storage, other, overwrite=True).samples == 48
-    assert annotate(storage, other, overwrite=True).records == 0
+    assert annotate(AnnotateRequest(Dataset(storage), overwrite=True), other).samples == 48
+    assert annotate(AnnotateRequest(Dataset(storage), overwrite=True), other).records == 0
     assert in_folder(workspace) == committed(storage)
-    assert read_manifest(storage).image_size == 32
-    assert len(read_markers(storage)) == len({marker.unit_id for marker in read_markers(storage)})
+    assert read_manifest(Dataset(storage)).image_size == 32
+    assert len(read_markers(Dataset(storage))) == len({marker.unit_id for marker in read_markers(Dataset(storage))})
     drop(storage, "sequence", [min(all_text(workspace / "records", "sequence_id"))], None)
     assert in_folder(workspace) == committed(storage)
     assert (
-        sum(in_folder(workspace).values()) == read_index(storage, list_shards(storage, "small"), ["record_id"]).height
+        sum(in_folder(workspace).values())
+        == read_index(storage, list_shards(Dataset(storage, "small")), ["record_id"]).height
     )
 
 
@@ -243,10 +247,10 @@ def test_a_gate_that_rejects_keeps_its_threshold(synthetic_root: Path, tmp_path:
     storage = Storage(tmp_path)
     ingest(SyntheticAdapter, synthetic_root, storage)
     gates = QualitySettings(reject={"near_duplicate"}, min_phash_distance=6)
-    summary = annotate(storage, SMALL.model_copy(update={"quality": gates}))
+    summary = annotate(AnnotateRequest(Dataset(storage)), SMALL.model_copy(update={"quality": gates}))
     assert summary.rejected["quality_near_duplicate"] + summary.samples == 48
     assert summary.manifest.sources["synthetic"]["train"].rejected["quality_near_duplicate"] > 0
     assert "near_duplicate" not in summary.flags
     with pytest.raises(UsageError, match="near_duplicate rejects records"):
-        flag(storage, "dataset", {"min_phash_distance": 3})
-    assert flag(storage, "dataset", {"min_hand_px": 10_000}).settled.flags_after["near_duplicate"] == 0
+        flag(Dataset(storage), {"min_phash_distance": 3})
+    assert flag(Dataset(storage), {"min_hand_px": 10_000}).settled.flags_after["near_duplicate"] == 0

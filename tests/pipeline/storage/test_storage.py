@@ -14,7 +14,7 @@ import s3fs
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.shards.plan import plan_source, read_unit
-from handdata.pipeline.storage import Storage, blob_places, store, table_to_parquet
+from handdata.pipeline.storage import Dataset, Storage, blob_places, store, table_to_parquet
 from handdata.schemas import StorageError
 from tests.fixtures.faults import FaultyS3
 
@@ -73,7 +73,7 @@ def test_parquet_files_open_by_row_group(storage: Storage) -> None:
 def test_ingest_and_planning_work_on_any_storage(storage: Storage, synthetic_root: Path) -> None:
     summary = ingest(SyntheticAdapter, synthetic_root, storage)
     ingest(SyntheticAdapter, synthetic_root, storage)
-    units = plan_source(storage, "dataset", "synthetic", 64)
+    units = plan_source(Dataset(storage), "synthetic", 64)
     ids = [record.record_id for unit in units for record in read_unit(storage, unit)]
     assert len(ids) == len(set(ids)) == summary.records == 48
 

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 
 from handdata.cli import app
 from handdata.pipeline.shards import list_shards
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import FLIP_PERMUTATION, UsageError
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
 from handdata.trainer.data.latents import EncodeSummary, encode, fingerprint, open_latents
@@ -84,7 +84,7 @@ def taef2_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def encoded(storage: Storage, config: AutoencoderConfig, variants: int = 1) -> tuple[Autoencoder, EncodeSummary]:
     autoencoder = load_autoencoder(config)
-    return autoencoder, encode(storage, autoencoder, config, SIZE, variants=variants)
+    return autoencoder, encode(Dataset(storage), autoencoder, config, SIZE, variants=variants)
 
 
 def preset_for(config: AutoencoderConfig, autoencoder: Autoencoder) -> Preset:
@@ -104,7 +104,7 @@ def preset_for(config: AutoencoderConfig, autoencoder: Autoencoder) -> Preset:
 
 def test_stored_latents_give_the_loss_of_pictures(storage: Storage, config: AutoencoderConfig, tmp_path: Path) -> None:
     autoencoder, _ = encoded(storage, config)
-    store = open_latents(storage, autoencoder, config, SIZE)
+    store = open_latents(Dataset(storage), autoencoder, config, SIZE)
     from_pictures = PairDataset(storage, image_size=SIZE, split="train")
     from_latents = PairDataset(storage, image_size=SIZE, split="train", latents=store)
     trainer = Trainer(preset_for(config, autoencoder), "cpu")
@@ -134,7 +134,9 @@ def test_encoding_again_does_nothing_and_goes_on_where_it_stopped(storage: Stora
     kept = storage.read_bytes(first)
     storage.remove(second)
     with pytest.raises(UsageError, match="1 of 1 shards have no latents"):
-        PairDataset(storage, image_size=SIZE, split="val", latents=open_latents(storage, autoencoder, vae, SIZE))
+        PairDataset(
+            storage, image_size=SIZE, split="val", latents=open_latents(Dataset(storage), autoencoder, vae, SIZE)
+        )
     _, rest = encoded(storage, vae)
     assert (rest.shards, rest.done_before) == (1, 1)
     assert storage.list_files(folder, ".parquet") == [first, second]
@@ -144,11 +146,11 @@ def test_encoding_again_does_nothing_and_goes_on_where_it_stopped(storage: Stora
 def test_other_weights_and_other_settings_are_other_latents(storage: Storage, vae: AutoencoderConfig) -> None:
     autoencoder, _ = encoded(storage, vae)
     with pytest.raises(UsageError, match="holds 1 variants of other settings"):
-        encode(storage, autoencoder, vae, SIZE, variants=2)
+        encode(Dataset(storage), autoencoder, vae, SIZE, variants=2)
     with torch.no_grad():
         next(autoencoder.vae.parameters()).add_(0.1)  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="no latents of this sd-vae"):
-        open_latents(storage, autoencoder, vae, SIZE)
+        open_latents(Dataset(storage), autoencoder, vae, SIZE)
 
 
 def test_variants_are_flipped_and_darkened_alike_in_a_sequence(tmp_path: Path) -> None:
@@ -158,8 +160,8 @@ def test_variants_are_flipped_and_darkened_alike_in_a_sequence(tmp_path: Path) -
     config = AutoencoderConfig(kind="pixel")
     autoencoder = load_autoencoder(config)
     changes = AugmentationConfig(max_gamma=2, flip=0.5, smallest_crop=0.9)
-    encode(storage, autoencoder, config, SIZE, variants=6, augmentation=changes)
-    store = open_latents(storage, autoencoder, config, SIZE)
+    encode(Dataset(storage), autoencoder, config, SIZE, variants=6, augmentation=changes)
+    store = open_latents(Dataset(storage), autoencoder, config, SIZE)
     dataset = PairDataset(storage, image_size=SIZE, split="train", latents=store)
     reader = store.reader(dataset.shards, dataset._rows_of_shard)
     plain = reader.read([(0, row, 0) for row in range(8)])
@@ -186,8 +188,8 @@ def test_a_pair_is_of_one_variant_and_training_draws_it(storage: Storage) -> Non
     autoencoder = load_autoencoder(config)
     folder = f"dataset/latents/pixel-{fingerprint(autoencoder)}-{SIZE}px"
     storage.remove(folder)
-    encode(storage, autoencoder, config, SIZE, variants=3, augmentation=AugmentationConfig(flip=1.0))
-    store = open_latents(storage, autoencoder, config, SIZE)
+    encode(Dataset(storage), autoencoder, config, SIZE, variants=3, augmentation=AugmentationConfig(flip=1.0))
+    store = open_latents(Dataset(storage), autoencoder, config, SIZE)
     dataset = PairDataset(storage, image_size=SIZE, split="train", latents=store, augmentation=AugmentationConfig())
     seen = set()
     for pair in (dataset[position] for position in range(36)):
@@ -201,7 +203,7 @@ def test_a_pair_is_of_one_variant_and_training_draws_it(storage: Storage) -> Non
 
 def test_a_batch_of_latents_is_stacked(storage: Storage, vae: AutoencoderConfig) -> None:
     autoencoder, _ = encoded(storage, vae)
-    store = open_latents(storage, autoencoder, vae, SIZE)
+    store = open_latents(Dataset(storage), autoencoder, vae, SIZE)
     dataset = PairDataset(storage, image_size=SIZE, split="train", latents=store)
     batch = dataset.batch([0, 1, 2])
     assert batch.target_image.shape == (3, 2, 4, 8, 8)
@@ -220,7 +222,7 @@ def test_train_and_encode_meet_by_their_settings(storage: Storage, capsys: pytes
     )
     with pytest.raises(UsageError, match="no latents of this pixel at 32 px"):
         train(preset, storage, "first", steps=1, device="cpu")
-    app(["encode", "--preset", "tiny", "--workspace", storage.url, "--gpus", "0"], standalone_mode=False)
+    app(["encode", "--preset", "tiny", "--workspace", storage.url(), "--gpus", "0"], standalone_mode=False)
     assert "2 (0 done before)" in capsys.readouterr().out
     summary = train(preset, storage, "first", steps=2, device="cpu")
     assert summary.loss is not None
@@ -230,7 +232,7 @@ def test_train_and_encode_meet_by_their_settings(storage: Storage, capsys: pytes
 def test_each_command_of_the_trainer_takes_another_dataset(
     storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(Path(storage.url) / "dataset", tmp_path / "other")
+    shutil.copytree(Path(storage.url()) / "dataset", tmp_path / "other")
     settings = tmp_path / "latents.toml"
     settings.write_text("[data]\nlatents = true\n[optimisation]\nbatch_size = 4\n")
 
@@ -243,7 +245,7 @@ def test_each_command_of_the_trainer_takes_another_dataset(
         run(*training)
     assert "/other/latents/" in run("encode", "--preset", "tiny", "--dataset", "other", "--gpus", "0").replace("\n", "")
     run(*training, "--steps", "1", "--dataset", "other")
-    shard = list_shards(Storage(tmp_path), "other", splits=["train"])[0]
+    shard = list_shards(Dataset(Storage(tmp_path), "other"), splits=["train"])[0]
     first, second = Storage(tmp_path).read_parquet(shard.name, ["sample_id"])["sample_id"].to_pylist()[:2]
     figure = tmp_path / "figure.png"
     sampling = ("sample", "gesture-transfer", "--reference", first, "--target", second, "--steps", "1")

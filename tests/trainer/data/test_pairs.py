@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from handdata.pipeline.shards import list_shards, read_index
-from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
 from handdata.schemas import AnnotatedSample, EncodedImage, RunError, Split, UsageError
 from handdata.schemas.sample import samples_to_table
 from handdata.trainer.autoencoders import PixelAutoencoder
@@ -46,7 +46,7 @@ def dataset(storage: Storage, seed: int = 0, **weights: object) -> PairDataset:
 
 def rows_of(storage: Storage) -> list[dict[str, object]]:
     columns = ["sequence_id", "frame_index", "camera_id", "flags"]
-    index = read_index(storage, list_shards(storage), columns)
+    index = read_index(storage, list_shards(Dataset(storage)), columns)
     return [row for row in index.to_dicts() if not row["flags"]]
 
 
@@ -122,7 +122,7 @@ def test_threads_give_the_batches_of_the_caller_alone_in_their_order(storage: St
 
 def test_pairs_from_s3_are_those_of_the_disk_from_any_position(storage: Storage, s3_bucket: str) -> None:
     url = f"{s3_bucket}/pairs"
-    fsspec.filesystem("s3").put(f"{storage.url}/", url, recursive=True)
+    fsspec.filesystem("s3").put(f"{storage.url()}/", url, recursive=True)
     epoch = len(dataset(storage))
     positions = [range(first, first + 8) for first in range(epoch // 2, epoch + 16, 8)]
     local = pair_batches(dataset(storage), positions)
@@ -389,16 +389,16 @@ def test_only_the_bytes_of_chosen_frames_are_read(storage: Storage, monkeypatch:
     again = dataset(storage).batch(range(6))
     for number, one in enumerate(expected):
         assert all(torch.equal(field, same[number]) for field, same in zip(one, again, strict=True))
-    files = [storage.open_parquet(shard.name).metadata for shard in list_shards(storage, splits=["train"])]
+    files = [storage.open_parquet(shard.name).metadata for shard in list_shards(Dataset(storage), splits=["train"])]
     stored = sum(file.row_group(group).total_byte_size for file in files for group in range(file.num_row_groups))
     assert 0 < sum(read) < stored / 5
 
 
 def test_shards_that_do_not_say_where_their_pictures_lie_are_read_too(storage: Storage, tmp_path: Path) -> None:
     """Rewritten by other software, a shard keeps its rows and loses our metadata."""
-    shutil.copytree(storage.url, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(storage.url(), tmp_path, dirs_exist_ok=True)
     other = Storage(tmp_path)
-    for shard in list_shards(other):
+    for shard in list_shards(Dataset(other)):
         table = other.read_parquet(shard.name)
         pq.write_table(table, tmp_path / shard.name, row_group_size=10)
     for position in range(0, 80, 7):
@@ -473,7 +473,7 @@ def test_rows_that_were_dropped_meanwhile_are_not_mistaken_for_others(tmp_path: 
     storage = Storage(tmp_path)
     write_dataset(storage, [sample("wave", frame, timestamp_s=frame / 10) for frame in range(8)])
     pairs = dataset(storage)
-    (shard,) = list_shards(storage, splits=["train"])
+    (shard,) = list_shards(Dataset(storage), splits=["train"])
     rows = storage.read_parquet(shard.name)
     storage.write_bytes(shard.name, table_to_parquet(rows.slice(1), 4))
     with pytest.raises(RunError, match="has changed since this run began") as caught:
