@@ -224,7 +224,7 @@ def write_ours(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
     from diffusers import AutoencoderKL
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage import Dataset, Storage
     from handdata.schemas import EncodedImage
     from handdata.trainer.autoencoders import load_autoencoder
     from handdata.trainer.data.latents import encode
@@ -256,7 +256,7 @@ def write_ours(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
         latent_channels=4,
     ).save_pretrained(folder / "vae")
     config = AutoencoderConfig(kind="sd-vae", weights=str(folder / "vae"))
-    encode(storage, load_autoencoder(config), config, 256)
+    encode(Dataset(storage), load_autoencoder(config), config, 256)
 
 
 WRITERS: dict[str, Callable[[Path, list[tuple[bytes, bytes]]], None]] = {
@@ -329,7 +329,7 @@ def endless(batches: Iterable[Any]) -> Iterable[Any]:
 
 def our_batches(folder: Path, size: int, workers: int, stored: bool) -> Iterable[Any]:
     """Return our loader, of pairs of frames."""
-    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage import Dataset, Storage
     from handdata.trainer.autoencoders import load_autoencoder
     from handdata.trainer.data.latents import open_latents
     from handdata.trainer.data.loading import pair_batches
@@ -340,7 +340,7 @@ def our_batches(folder: Path, size: int, workers: int, stored: bool) -> Iterable
     latents = None
     if stored:
         config = AutoencoderConfig(kind="sd-vae", weights=str(folder / "vae"))
-        latents = open_latents(storage, load_autoencoder(config), config, size)
+        latents = open_latents(Dataset(storage), load_autoencoder(config), config, size)
     moving = PairConfig(video=1, view=0, still=0)
     dataset = PairDataset(storage, image_size=size, split="train", pairs=moving, latents=latents)
     pairs = FRAMES_A_BATCH // 2

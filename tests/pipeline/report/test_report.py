@@ -137,8 +137,7 @@ def add_unit(storage: Storage, samples: list[AnnotatedSample], rejections: int =
 
 def finish(storage: Storage, licenses: dict[str, str] | None = None) -> None:
     write_manifest(
-        storage,
-        "dataset",
+        Dataset(storage),
         image_size=SIZE,
         annotators={"abc": {"settings": AnnotateSettings().model_dump(mode="json"), "models": {}}},
         licenses=licenses or {"dexycb": "CC BY-NC 4.0"},

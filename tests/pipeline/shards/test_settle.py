@@ -160,7 +160,7 @@ def test_an_id_that_no_record_has_is_refused(workspace: Path, run_command) -> No
 _KILLED = """
 import os, signal, sys
 from handdata.pipeline.shards import settle
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 step = int(sys.argv[2])
 for name in ("write_bytes", "remove"):
     def counted(self, *arguments, change=getattr(Storage, name)):
