@@ -1,5 +1,12 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and which tests run beside one another.
 
+``make test`` runs two workers (pytest-xdist). Tests that need a Ray head spend much of their time waiting for it. They
+form a few groups that each start one head, and come first, so that the tests that only compute fill the second core
+and the waits.
+"""
+
+import fcntl
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +26,36 @@ from tests.fixtures.commands import CommandResult
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
+GROUP_OF_FIXTURE = {"ray_cluster": "ray", "head": "head"}
+"""Tests that use these fixtures go to one worker, whichever module they are in: a Ray head takes seconds to start."""
+
+
+def pytest_configure() -> None:
+    """Keep workers that share the cores from starting a thread for every core, which makes both wait."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for library in ("OMP", "MKL", "OPENBLAS"):
+            os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # also for the processes that tests start
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Form a group of each module, and one of the tests that share a Ray head; let the longest groups come first."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        shared = [group for fixture, group in GROUP_OF_FIXTURE.items() if fixture in fixtures]
+        groups.setdefault(shared[0] if shared else item.nodeid.split("::")[0], []).append(item)
+    order = sorted(groups, key=lambda name: (name not in GROUP_OF_FIXTURE.values(), not any_slow(groups[name])))
+    items[:] = [item for name in order for item in groups[name]]
+    if config.pluginmanager.hasplugin("xdist"):
+        for name, members in groups.items():
+            for item in members:
+                item.add_marker(pytest.mark.xdist_group(name))
+
+
+def any_slow(items: list[pytest.Item]) -> bool:
+    return any(item.get_closest_marker("slow") for item in items)
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
@@ -32,9 +69,24 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic dataset: 4 identities, 6 sequences of 4 frames from 2 cameras, 128 px; 48 frames in all."""
-    root = tmp_path_factory.mktemp("sources") / "synthetic"
-    write_dataset(root, identities=4, sequences=6, frames=4, cameras=2, size=128, seed=7, processes=2)
-    return root
+
+    def write(root: Path) -> None:
+        write_dataset(root, identities=4, sequences=6, frames=4, cameras=2, size=128, seed=7, processes=2)
+
+    return made_once(tmp_path_factory, "synthetic", write)
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that the first worker to ask for it makes for all workers; tests leave it as it is."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / f"made-once-{name}"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(base / name)
+            (base / name).rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
