@@ -23,6 +23,7 @@ import handdata
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.shards.progress import dataset_progress
 from handdata.pipeline.storage import Dataset, Storage
+from tests.fixtures.commands import clean_environment
 
 pytestmark = pytest.mark.slow
 
@@ -80,13 +81,6 @@ def wait_for(found: Callable[[], re.Match[str] | None], timeout_s: float) -> re.
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.2)
     return match
-
-
-def clean_environment(**variables: str) -> dict[str, str]:
-    """This process's environment without Ray's and our settings, and with the tests' Python first."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "HANDDATA_"))}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return kept | {"PATH": path} | variables
 
 
 @pytest.fixture(scope="module")
@@ -303,16 +297,3 @@ def test_status_without_a_dataset_says_what_to_run(tmp_path: Path, run_command) 
     result = run_command("status", "-w", tmp_path)
     assert result.code == 2
     assert "run `handdata annotate` first" in result.err
-
-
-def test_a_process_that_has_imported_ray_still_starts_clusters_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
-    code = (
-        "import ray\nfrom handdata.pipeline.run.cluster import offer_token, start_local\n"
-        "offer_token()\nstart_local(1)\nassert ray.cluster_resources()['CPU'] == 1"
-    )
-    root = str(Path(handdata.__file__).parent.parent)
-    environment = clean_environment(HOME=str(tmp_path), PYTHONPATH=root)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr

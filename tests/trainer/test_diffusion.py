@@ -243,3 +243,14 @@ def test_conditions_may_change_from_step_to_step() -> None:
     latents = denoise(predict, torch.randn(8, 3, 4, 4), scheduler="ddim", steps=20)
     assert float(latents.mean()) > 0.2
     assert math.isfinite(float(latents.sum()))
+
+
+def test_a_perfect_clean_latent_has_no_loss_and_gives_back_the_noise() -> None:
+    process = Diffusion(DiffusionConfig(prediction="clean"))
+    x0, noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([0, 300, 700, 999])
+    assert process.training_loss(x0, x0, noise, index).total.max() < 1e-5
+    found = process.noise_output(x0, process.add_noise(x0, noise, index), index)
+    torch.testing.assert_close(found, noise, atol=1e-4, rtol=1e-4)
+    wrong = process.training_loss(x0 + 0.5, x0, noise, index).total
+    torch.testing.assert_close(wrong, torch.full((4,), 0.25), atol=1e-3, rtol=1e-3)

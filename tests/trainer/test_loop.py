@@ -9,25 +9,18 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError, WeightsError
 from handdata.trainer.checkpoints import best_checkpoint, load_for_sampling
-from handdata.trainer.data.batch import FramePair
-from handdata.trainer.diffusion import Diffusion
-from handdata.trainer.following import condition_following, derangement
-from handdata.trainer.history import LossWatch
 from handdata.trainer.loop import train
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import (
-    DiffusionConfig,
     MonitoringConfig,
     PairConfig,
     Preset,
     SourceConfig,
 )
-from handdata.trainer.schedule import MicroBatches, Process, micro_batches, spread_timesteps
 from handdata.trainer.trainer import Trainer
 from handdata.trainer.weights import export_foundhand, read_weights
 from tests.fixtures.commands import CommandResult
@@ -99,24 +92,6 @@ def test_a_compiled_network_trains_to_the_same_loss_and_weights(storage: Storage
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("processes", "micro"), [(1, None), (1, 3), (2, 2), (3, 4), (4, None), (6, 1)])
-def test_processes_and_micro_batches_share_every_position_once(processes: int, micro: int | None) -> None:
-    settings = changed(SMALL, batch_size=12, micro_batch_size=micro).optimisation
-    shares = [list(MicroBatches(settings, Process(rank, processes), 5, 8)) for rank in range(processes)]
-    for share in shares:
-        assert len(share) == 3 * micro_batches(settings, Process(0, processes))
-        assert len({len(batch) for batch in share}) == 1
-    positions = sorted(position for share in shares for batch in share for position in batch)
-    assert positions == list(range(5 * 12, 8 * 12))
-
-
-def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
-    with pytest.raises(UsageError, match="batch of 4 pairs cannot be cut into 3 shares"):
-        micro_batches(SMALL.optimisation, Process(0, 3))
-    with pytest.raises(UsageError, match="micro batches of 3"):
-        micro_batches(changed(SMALL, micro_batch_size=3).optimisation, Process())
 
 
 @pytest.mark.slow
@@ -255,67 +230,3 @@ def test_a_loss_that_is_not_a_number_stops_the_run(storage: Storage) -> None:
     settings = SMALL.optimisation.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step"):
         train(SMALL.model_copy(update={"optimisation": settings}), storage, "wild", steps=20, device="cpu")
-
-
-def test_a_loss_that_grows_without_end_stops_the_run_and_names_the_last_good_checkpoint() -> None:
-    watch = LossWatch(divergence=5)
-    for step in range(200):
-        watch.look(step, 0.1, "run/step-200")
-    with pytest.raises(RunError, match=r"training diverges.*run/step-200 is the last checkpoint before it"):
-        for step in range(200, 400):
-            watch.look(step, 1.0, "run/step-200")
-
-
-def test_a_steady_loss_is_no_divergence() -> None:
-    watch = LossWatch(divergence=5)
-    losses = torch.rand(5000, generator=torch.Generator().manual_seed(0)) + 0.1
-    for step, loss in enumerate(losses.tolist()):
-        watch.look(step, loss, None)
-
-
-def test_timesteps_cover_all_noise_levels_evenly() -> None:
-    draws = torch.Generator().manual_seed(0)
-    timesteps = spread_timesteps(10, 1000, draws)
-    assert sorted((timesteps // 100).tolist()) == list(range(10))
-    drawn = torch.cat([spread_timesteps(10, 1000, draws) for _ in range(400)]).float()
-    assert drawn.mean().item() == pytest.approx(499.5, abs=5)
-
-
-def test_a_derangement_moves_everything() -> None:
-    for count in range(2, 20):
-        moved = derangement(count, torch.Generator().manual_seed(count))
-        assert sorted(moved.tolist()) == list(range(count))
-        assert (moved != torch.arange(count)).all()
-
-
-def test_condition_following_asks_both_questions_with_the_same_noise() -> None:
-    batch = FramePair(*(torch.arange(4).float().view(4, 1, 1) for _ in FramePair._fields))
-    asked: list[tuple[list[int], float]] = []
-
-    def loss(pairs: FramePair, timesteps: Tensor, draws: torch.Generator) -> Tensor:
-        asked.append((timesteps.tolist(), torch.rand((), generator=draws).item()))
-        wrong = (pairs.target_keypoints != pairs.target_image).flatten()
-        return 1.0 + wrong
-
-    result = condition_following(loss, [batch], 1000)
-    assert asked[0] == asked[1]
-    assert (result.true_loss, result.permuted_loss, result.gain) == (1.0, 2.0, 0.5)
-
-
-def test_a_perfect_clean_latent_has_no_loss_and_gives_back_the_noise() -> None:
-    process = Diffusion(DiffusionConfig(prediction="clean"))
-    x0, noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    index = torch.tensor([0, 300, 700, 999])
-    assert process.training_loss(x0, x0, noise, index).total.max() < 1e-5
-    found = process.noise_output(x0, process.add_noise(x0, noise, index), index)
-    torch.testing.assert_close(found, noise, atol=1e-4, rtol=1e-4)
-    wrong = process.training_loss(x0 + 0.5, x0, noise, index).total
-    torch.testing.assert_close(wrong, torch.full((4,), 0.25), atol=1e-3, rtol=1e-3)
-
-
-def test_logit_normal_timesteps_are_mostly_the_middle_ones() -> None:
-    draws = torch.Generator().manual_seed(0)
-    drawn = torch.cat([spread_timesteps(16, 1000, draws, "logit-normal") for _ in range(200)]).float()
-    logits = torch.logit((drawn + 0.5) / 1000)
-    assert float(logits.mean()) == pytest.approx(0, abs=0.05)
-    assert float(logits.std()) == pytest.approx(1, abs=0.05)

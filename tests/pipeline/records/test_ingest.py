@@ -20,7 +20,8 @@ from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.records.stored import read_record_keys
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.shards.plan import plan_source, read_unit
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
     SOURCE_CARDS,
     DuplicateRecordError,
@@ -288,3 +289,11 @@ def test_an_ingest_may_stop_at_any_step(storage: Storage, tmp_path: Path, step: 
     assert sequences() == {"new-a", "new-b"}
     assert len(storage.list_files("records/source=stills", ".parquet")) == 2
     assert not storage.exists(".staging-stills")
+
+
+def test_ingest_and_planning_work_on_any_storage(storage: Storage, synthetic_root: Path) -> None:
+    summary = ingest(SyntheticAdapter, synthetic_root, storage)
+    ingest(SyntheticAdapter, synthetic_root, storage)
+    units = plan_source(Dataset(storage), "synthetic", 64)
+    ids = [record.record_id for unit in units for record in read_unit(storage, unit)]
+    assert len(ids) == len(set(ids)) == summary.records == 48

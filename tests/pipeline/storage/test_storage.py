@@ -5,16 +5,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import s3fs
 
-from handdata.adapters.synthetic import SyntheticAdapter
-from handdata.pipeline.records.ingest import ingest
-from handdata.pipeline.shards.plan import plan_source, read_unit
-from handdata.pipeline.storage import Dataset, Storage, blob_places, store, table_to_parquet
+from handdata.pipeline.storage import Storage, blob_places, store, table_to_parquet
 from handdata.schemas import StorageError
 from tests.fixtures.faults import FaultyS3
 
@@ -68,14 +64,6 @@ def test_parquet_files_open_by_row_group(storage: Storage) -> None:
     with storage.open_parquet("t.parquet") as file:
         assert file.read_row_group(1)["a"].to_pylist() == [4, 5, 6, 7, 8, 9]
     assert storage.read_parquet("t.parquet").equals(table)
-
-
-def test_ingest_and_planning_work_on_any_storage(storage: Storage, synthetic_root: Path) -> None:
-    summary = ingest(SyntheticAdapter, synthetic_root, storage)
-    ingest(SyntheticAdapter, synthetic_root, storage)
-    units = plan_source(Dataset(storage), "synthetic", 64)
-    ids = [record.record_id for unit in units for record in read_unit(storage, unit)]
-    assert len(ids) == len(set(ids)) == summary.records == 48
 
 
 def test_the_storage_tells_when_a_file_was_written(storage: Storage) -> None:

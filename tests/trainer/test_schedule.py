@@ -1,0 +1,42 @@
+"""The schedule shares each batch among processes and spreads noise levels."""
+
+import pytest
+import torch
+
+from handdata.schemas import UsageError
+from handdata.trainer.schedule import MicroBatches, Process, micro_batches, spread_timesteps
+from tests.fixtures.training import SMALL, changed
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(1, None), (1, 3), (2, 2), (3, 4), (4, None), (6, 1)])
+def test_processes_and_micro_batches_share_every_position_once(processes: int, micro: int | None) -> None:
+    settings = changed(SMALL, batch_size=12, micro_batch_size=micro).optimisation
+    shares = [list(MicroBatches(settings, Process(rank, processes), 5, 8)) for rank in range(processes)]
+    for share in shares:
+        assert len(share) == 3 * micro_batches(settings, Process(0, processes))
+        assert len({len(batch) for batch in share}) == 1
+    positions = sorted(position for share in shares for batch in share for position in batch)
+    assert positions == list(range(5 * 12, 8 * 12))
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+    with pytest.raises(UsageError, match="batch of 4 pairs cannot be cut into 3 shares"):
+        micro_batches(SMALL.optimisation, Process(0, 3))
+    with pytest.raises(UsageError, match="micro batches of 3"):
+        micro_batches(changed(SMALL, micro_batch_size=3).optimisation, Process())
+
+
+def test_timesteps_cover_all_noise_levels_evenly() -> None:
+    draws = torch.Generator().manual_seed(0)
+    timesteps = spread_timesteps(10, 1000, draws)
+    assert sorted((timesteps // 100).tolist()) == list(range(10))
+    drawn = torch.cat([spread_timesteps(10, 1000, draws) for _ in range(400)]).float()
+    assert drawn.mean().item() == pytest.approx(499.5, abs=5)
+
+
+def test_logit_normal_timesteps_are_mostly_the_middle_ones() -> None:
+    draws = torch.Generator().manual_seed(0)
+    drawn = torch.cat([spread_timesteps(16, 1000, draws, "logit-normal") for _ in range(200)]).float()
+    logits = torch.logit((drawn + 0.5) / 1000)
+    assert float(logits.mean()) == pytest.approx(0, abs=0.05)
+    assert float(logits.std()) == pytest.approx(1, abs=0.05)
