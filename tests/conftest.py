@@ -17,9 +17,14 @@ from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from handdata.adapters.synthesis.dataset import write_dataset
+from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.cli import app
 from handdata.console import errors_in_one_line
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.records.ingest import ingest
+from handdata.pipeline.run.annotate import annotate
+from handdata.pipeline.run.request import AnnotateRequest
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.storage import Dataset, Storage
 from tests.fixtures.commands import CommandResult
 
 # Busy machines are slow at times; a property is true or not, however long it takes.
@@ -102,6 +107,15 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def annotated_synthetic(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """A workspace with the small synthetic dataset annotated; tests that change it work on a copy."""
+    workspace = tmp_path_factory.mktemp("annotated") / "workspace"
+    ingest(SyntheticAdapter, synthetic_root, Storage(workspace))
+    annotate(AnnotateRequest(Dataset(Storage(workspace))), AnnotateSettings(masks="dataset", image_size=64))
+    return workspace
 
 
 @pytest.fixture

@@ -2,42 +2,29 @@
 
 import io
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
-import datasets
-import duckdb
 import mediapipe
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-import ray
 from mediapipe.tasks.python import BaseOptions, vision
 from PIL import Image
 
 from handdata.adapters.synthetic import SyntheticAdapter
-from handdata.pipeline.annotation.annotator import Annotator
-from handdata.pipeline.annotation.sam import SamSegmenter
 from handdata.pipeline.annotation.search import DOUBTFUL_SCORE
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate
 from handdata.pipeline.run.request import AnnotateRequest
-from handdata.pipeline.run.workers import SAM_OPTIONS, RemoteSam, SamWorker
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.shards import list_shards, read_index, read_manifest
-from handdata.pipeline.shards.plan import read_unit, stored_units
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.weights import require_weights
-from handdata.schemas import SAMPLE_SCHEMA, SIDES, UsageError, samples_to_table
-from tests.fixtures import sam
-from tests.fixtures.sam import build_small_sam
+from handdata.schemas import SIDES, UsageError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -57,14 +44,6 @@ def keypoints_in_full_image(row: dict) -> np.ndarray:
     size = Image.open(io.BytesIO(row["image"]["bytes"])).size
     scale = np.array([x1 - x0, y1 - y0]) / size
     return np.array([x0, y0]) + np.reshape(row["keypoints_2d"], (42, 2)) * scale
-
-
-@pytest.fixture(scope="module")
-def annotated(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    workspace = tmp_path_factory.mktemp("annotated")
-    ingest(SyntheticAdapter, synthetic_root, Storage(workspace))
-    annotate(AnnotateRequest(Dataset(Storage(workspace))), SMALL)
-    return workspace
 
 
 @pytest.fixture(scope="module")
@@ -155,63 +134,8 @@ def test_a_dataset_of_photographs_trains_and_samples(photographs: Path, tmp_path
         assert drawn.height > posed.height
 
 
-def test_sam_masks_come_from_an_actor_that_serves_the_workers(annotated: Path) -> None:
-    storage = Storage(annotated)
-    unit = next(unit for unit in stored_units(Dataset(storage), "synthetic") if unit.split == "train")
-    for module in (sys.modules[__name__], sam):
-        ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import test files
-    actor = ray.remote(num_cpus=0)(RandomSamWorker).remote(Path("random"), "cpu", 600)
-    annotator = Annotator(
-        open_mask=SyntheticAdapter().open_mask,
-        license="",
-        settings=AnnotateSettings(masks="sam", image_size=64),
-        annotator_hash="",
-        detector=None,
-        mask_model=RemoteSam("sam_vit_b", [actor]),
-    )
-    samples, rejections = annotator.process(unit.unit_id, read_unit(storage, unit)[:20])
-    assert len(samples) == 20
-    assert not rejections
-    assert all(sample.mask_origin == "sam_vit_b" and sample.hand_mask is not None for sample in samples)
-
-
-def test_a_sam_actor_that_dies_during_a_call_is_started_again(annotated: Path) -> None:
-    storage = Storage(annotated)
-    unit = next(unit for unit in stored_units(Dataset(storage), "synthetic") if unit.split == "train")
-    for module in (sys.modules[__name__], sam):
-        ray.cloudpickle.register_pickle_by_value(module)
-    actor = ray.remote(RandomSamWorker).options(**SAM_OPTIONS).remote(Path("random"), "cpu", 600)
-    annotator = Annotator(
-        open_mask=SyntheticAdapter().open_mask,
-        license="",
-        settings=AnnotateSettings(masks="sam", image_size=64),
-        annotator_hash="",
-        detector=None,
-        mask_model=RemoteSam("sam_vit_b", [actor]),
-    )
-    records = read_unit(storage, unit)[:32]
-    undisturbed, _ = annotator.process(unit.unit_id, records)
-    victim = ray.get(actor.process_id.remote())
-    kill_soon = threading.Timer(0.1, os.kill, (victim, signal.SIGKILL))
-    kill_soon.start()
-    samples, _ = annotator.process(unit.unit_id, records)
-    kill_soon.join()
-    assert samples_to_table(samples) == samples_to_table(undisturbed)
-    assert ray.get(actor.process_id.remote()) != victim
-
-
-class RandomSamWorker(SamWorker):
-    """A SAM worker with a small model of random weights."""
-
-    def process_id(self) -> int:
-        return os.getpid()
-
-    def _load(self) -> SamSegmenter:
-        return SamSegmenter(build_small_sam(), "cpu")
-
-
-def test_synthetic_samples_carry_exact_labels_and_masks(annotated: Path) -> None:
-    rows = rows_of(annotated)
+def test_synthetic_samples_carry_exact_labels_and_masks(annotated_synthetic: Path) -> None:
+    rows = rows_of(annotated_synthetic)
     assert len(rows) == len({row["sample_id"] for row in rows}) == 48
     for row in rows:
         mask = np.asarray(Image.open(io.BytesIO(row["hand_mask"]["bytes"])))
@@ -221,8 +145,8 @@ def test_synthetic_samples_carry_exact_labels_and_masks(annotated: Path) -> None
         assert row["mask_extent"] == "hand"
 
 
-def test_intrinsics_of_the_crop_project_onto_its_keypoints(annotated: Path) -> None:
-    for row in rows_of(annotated):
+def test_intrinsics_of_the_crop_project_onto_its_keypoints(annotated_synthetic: Path) -> None:
+    for row in rows_of(annotated_synthetic):
         points = np.reshape(row["keypoints_3d"], (42, 3))
         valid = np.array(row["keypoints_valid"])
         projected = points[valid] @ np.reshape(row["camera_k"], (3, 3)).T
@@ -230,38 +154,18 @@ def test_intrinsics_of_the_crop_project_onto_its_keypoints(annotated: Path) -> N
         assert np.allclose(projected[:, :2] / projected[:, 2:], keypoints, atol=0.05)
 
 
-def test_every_reader_opens_the_dataset(annotated: Path, tmp_path: Path) -> None:
-    folder = annotated / "dataset" / "data"
-    table = pq.read_table(folder)
-    assert set(SAMPLE_SCHEMA.names) == set(table.schema.names)
-    assert all(table.schema.field(field.name).type == field.type for field in SAMPLE_SCHEMA)
-    assert pl.scan_parquet(folder / "**/*.parquet", hive_partitioning=False).collect().height == 48
-    count = duckdb.sql(f"select count(*) from read_parquet('{folder}/**/*.parquet', hive_partitioning=false)")
-    assert count.fetchall() == [(48,)]
-    files = sorted(map(str, folder.rglob("*.parquet")))
-    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
-    assert loaded[0]["image"].size == (64, 64)
-    assert loaded[0]["hand_mask"].mode == "L"
-
-
-def test_the_index_finds_every_row_without_reading_pictures(annotated: Path) -> None:
-    storage = Storage(annotated)
-    shards = list_shards(Dataset(storage), splits=["train"])
-    index = read_index(storage, shards, ["sample_id", "sequence_id", "frame_index"])
-    assert index.height == read_manifest(Dataset(storage)).sources["synthetic"]["train"].samples
-    assert index["shard"].max() == len(shards) - 1
-
-
-def test_a_finished_run_does_nothing(annotated: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (annotated / "dataset" / "data").rglob("*.parquet")}
-    summary = annotate(AnnotateRequest(Dataset(Storage(annotated))), SMALL)
+def test_a_finished_run_does_nothing(annotated_synthetic: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (annotated_synthetic / "dataset" / "data").rglob("*.parquet")}
+    summary = annotate(AnnotateRequest(Dataset(Storage(annotated_synthetic))), SMALL)
     assert summary.records == 0
-    assert before == {path: path.stat().st_mtime_ns for path in (annotated / "dataset" / "data").rglob("*.parquet")}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (annotated_synthetic / "dataset" / "data").rglob("*.parquet")
+    }
 
 
-def test_a_unit_without_marker_is_done_again_and_counted_once(annotated: Path, tmp_path: Path) -> None:
+def test_a_unit_without_marker_is_done_again_and_counted_once(annotated_synthetic: Path, tmp_path: Path) -> None:
     workspace = tmp_path / "w"
-    shutil.copytree(annotated, workspace)
+    shutil.copytree(annotated_synthetic, workspace)
     undisturbed = {row["sample_id"]: row for row in rows_of(workspace)}
     marker = next((workspace / "dataset" / "units").rglob("*.json"))
     marker.unlink()
@@ -271,9 +175,9 @@ def test_a_unit_without_marker_is_done_again_and_counted_once(annotated: Path, t
     assert summary.manifest.complete
 
 
-def test_other_settings_on_an_annotated_source_are_refused(annotated: Path) -> None:
+def test_other_settings_on_an_annotated_source_are_refused(annotated_synthetic: Path) -> None:
     with pytest.raises(UsageError, match="annotated with other settings"):
-        annotate(AnnotateRequest(Dataset(Storage(annotated))), AnnotateSettings(masks="none", image_size=64))
+        annotate(AnnotateRequest(Dataset(Storage(annotated_synthetic))), AnnotateSettings(masks="none", image_size=64))
 
 
 def test_stable_crops_keep_one_square_a_camera(synthetic_root: Path, tmp_path: Path) -> None:
@@ -287,15 +191,19 @@ def test_stable_crops_keep_one_square_a_camera(synthetic_root: Path, tmp_path: P
     assert all(len(found) == 1 for found in squares.values())
 
 
-def test_more_gpus_than_the_cluster_has_is_a_clear_error(annotated: Path, tmp_path: Path, run_command) -> None:
-    shutil.copytree(annotated / "records", tmp_path / "records")
+def test_more_gpus_than_the_cluster_has_is_a_clear_error(
+    annotated_synthetic: Path, tmp_path: Path, run_command
+) -> None:
+    shutil.copytree(annotated_synthetic / "records", tmp_path / "records")
     result = run_command("annotate", "-w", tmp_path, "--gpus", 8)
     assert result.code == 2
     assert "--gpus 8 was asked for, the cluster has 0" in result.err
 
 
-def test_sam_without_a_checkpoint_says_which_file_to_put_where(annotated: Path, tmp_path: Path, run_command) -> None:
-    shutil.copytree(annotated / "records", tmp_path / "records")
+def test_sam_without_a_checkpoint_says_which_file_to_put_where(
+    annotated_synthetic: Path, tmp_path: Path, run_command
+) -> None:
+    shutil.copytree(annotated_synthetic / "records", tmp_path / "records")
     result = run_command("annotate", "-w", tmp_path, "--masks", "sam")
     assert result.code == 1
     assert "sam_vit_h_4b8939.pth" in result.err

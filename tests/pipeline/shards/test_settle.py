@@ -27,17 +27,9 @@ from handdata.schemas import UsageError
 SMALL = AnnotateSettings(masks="dataset", image_size=64)
 
 
-@pytest.fixture(scope="module")
-def annotated(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    workspace = tmp_path_factory.mktemp("revised")
-    ingest(SyntheticAdapter, synthetic_root, Storage(workspace))
-    annotate(AnnotateRequest(Dataset(Storage(workspace))), SMALL)
-    return workspace
-
-
 @pytest.fixture
-def workspace(annotated: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(annotated, tmp_path / "w"))
+def workspace(annotated_synthetic: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(annotated_synthetic, tmp_path / "w"))
 
 
 def committed(storage: Storage) -> Counter[str]:
@@ -181,10 +173,10 @@ else:
 @pytest.mark.parametrize("step", [1, 3, 5, 8])
 @pytest.mark.parametrize("what", ["drop", "flag"])
 def test_killed_at_any_point_readers_see_each_row_once_and_the_command_goes_on(
-    annotated: Path, tmp_path: Path, what: str, step: int
+    annotated_synthetic: Path, tmp_path: Path, what: str, step: int
 ) -> None:
-    workspace = Path(shutil.copytree(annotated, tmp_path / "w"))
-    storage, subject = Storage(workspace), subject_of(annotated)
+    workspace = Path(shutil.copytree(annotated_synthetic, tmp_path / "w"))
+    storage, subject = Storage(workspace), subject_of(annotated_synthetic)
     before = committed(storage)
     arguments = [sys.executable, "-c", _KILLED, str(workspace), str(step), what, subject]
     done = subprocess.run(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
@@ -211,14 +203,14 @@ def test_an_interrupted_drop_is_finished_by_annotate(workspace: Path) -> None:
     assert read_manifest(Dataset(Storage(workspace))).complete
 
 
-def test_drop_and_flag_work_on_s3(annotated: Path, s3_bucket: str) -> None:
+def test_drop_and_flag_work_on_s3(annotated_synthetic: Path, s3_bucket: str) -> None:
     storage = Storage(f"{s3_bucket}/{uuid.uuid4().hex[:8]}")
-    for path in annotated.rglob("*"):
+    for path in annotated_synthetic.rglob("*"):
         if path.is_file():
-            storage.write_bytes(str(path.relative_to(annotated)), path.read_bytes())
+            storage.write_bytes(str(path.relative_to(annotated_synthetic)), path.read_bytes())
     # Names inside plans, markers and summaries are relative to the workspace, so that a copy is a workspace too.
     assert flag(Dataset(storage), {"min_hand_px": 10_000}).settled.flags_after["small_hand"] == 48
-    summary = drop(storage, "subject", [subject_of(annotated)], None)
+    summary = drop(storage, "subject", [subject_of(annotated_synthetic)], None)
     assert summary.datasets["dataset"].samples == summary.records > 0
     assert sum(committed(storage).values()) == 48 - summary.records
 
