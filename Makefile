@@ -27,8 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Run the whole road on the synthetic source and show pictures (about 5 minutes)
 	@$(BIN)/handdata demo
 
-test: $(INSTALLED)  ## Run the tests
-	@$(BIN)/python -m pytest -m "not soak"
+test: $(INSTALLED)  ## Run the tests on two cores (about 7 minutes)
+	@$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup --no-loadscope-reorder
 
 soak: $(INSTALLED)  ## Run the long checks
 	@$(BIN)/python -m pytest -m soak --timeout 7200
