@@ -1,10 +1,10 @@
-"""Hand masks from keypoints: GrabCut, SAM prompts, the cut at the wrist, and the two numbers that judge a mask.
+"""Hand masks from keypoints: GrabCut, prompts for SAM, the cut at the wrist, and the two numbers that judge a mask.
 
 All coordinates are pixels of the square crop, x right, y down, (0, 0) the centre of the top-left pixel. Images are RGB
 uint8 (S, S, 3), keypoints (42, 2), valid (42,) bool, masks bool (S, S). A joint that is not valid has no influence.
 
-Sizes are shares of the hand's length, so nothing here depends on how large the hand is in the crop. The shares are
-those of an average adult hand, the one that the synthetic source builds.
+Sizes are shares of the hand's length, so nothing here depends on the size of the hand in the crop. The shares are those
+of an average adult hand, the one that the synthetic source builds.
 """
 
 from dataclasses import dataclass
@@ -21,43 +21,43 @@ Points = NDArray[np.float32]
 _Canvas = NDArray[np.uint8]
 
 SPILL_DISTANCE: Final = 0.35
-"""In hand lengths: mask area farther than this from every hand's hull counts as spilled."""
+"""Distance from every hand's hull, in hand lengths, beyond which mask area counts as spilled."""
 
 _HAND_MM = 175.0
-"""Wrist to tip of the middle finger along the bones, of the hand whose millimetres follow."""
+"""Length of the average hand from the wrist to the tip of the middle finger, along the bones."""
 _BONES_MM = {
     (0, 1): 38, (1, 2): 31, (2, 3): 31, (0, 5): 92, (0, 9): 86.5, (0, 13): 82.5, (0, 17): 79,
     (5, 6): 38, (9, 10): 42.3, (13, 14): 38.3, (17, 18): 29.7, (5, 17): 60, (1, 5): 65,
 }  # fmt: skip
-"""Lengths that differ little from person to person; the last two span the palm across."""
+"""Lengths between joints that differ little from person to person; the last two lie across the palm."""
 _FLESH_MM = np.array(
     [16, 16, 13, 11, 8.5, 13, 10.5, 9, 7, 13, 10.5, 9, 7.3, 12.5, 10, 8.5, 7, 12, 9, 7.5, 6.3], dtype=np.float32
 )
 """Radius of the flesh around each joint."""
 _PALM_MM = 86.5
-"""Wrist to middle knuckle."""
+"""Distance from the wrist to the middle knuckle."""
 _WRIST_HALF_WIDTH_MM = 24.0
 _WRIST_OFFSET = 0.2
-"""The hand ends this far behind the wrist joint, as a share of the distance from wrist to middle knuckle."""
+"""Distance from the wrist joint back to the end of the hand, over that from the wrist to the middle knuckle."""
 
 _PALM = (1, 5, 9, 13, 17, 0)
-"""Outline of the palm: thumb base, knuckles, wrist."""
+"""Joints of the palm's outline: thumb base, knuckles, wrist."""
 _KNUCKLES = (9, 13, 5, 17)
-"""Finger bases, the best aim for the palm's axis first."""
+"""Finger bases that the palm's axis may point at, the best first."""
 
 _FORESHORTENED = 0.6
-"""A palm shorter than this share of its usual length points at the camera or away."""
+"""A palm shorter than this share of its usual length points at the camera or away from it."""
 _FORESHORTENED_MARGIN = 0.1
-"""In hand lengths."""
+"""Width beside the flesh that such a hand keeps, in hand lengths."""
 
 _WORKING_SIZE = 256
 _GRABCUT_ROUNDS = 2
 _SURE_BONE = 0.35
-"""Share of the flesh's radius that is hand for sure: detected joints are a few pixels off."""
+"""Share of the flesh's radius that is certainly hand: detected joints are a few pixels off."""
 _BAND = (1.5, 0.021)
-"""The hand lies within this multiple of the flesh's radius plus this share of the hand's length."""
+"""Band that holds the hand: a multiple of the flesh's radius, plus a share of the hand's length."""
 _PROMPT_MARGIN = 0.1
-"""In hand lengths: the flesh around the joints' box, a little more than a fingertip's radius."""
+"""Flesh around the joints' box in hand lengths: a little more than a fingertip's radius."""
 _SUBPIXEL_BITS = 4
 
 
@@ -65,9 +65,9 @@ _SUBPIXEL_BITS = 4
 
 
 def hand_length(points: Points, valid: Mask) -> float:
-    """Return the length of one hand in pixels: the longest way from the wrist to a fingertip along the bones, as seen.
+    """Return the visible length of one hand in pixels: the longest way along the bones from the wrist to a fingertip.
 
-    Curling fingers hardly shortens it, tilting the hand towards the camera does. Joints that are not valid are skipped.
+    Curled fingers hardly shorten it, a hand tilted towards the camera does. Joints that are not valid are skipped.
 
     Args:
         points: (21, 2) joints of one hand.
@@ -82,10 +82,10 @@ def hand_length(points: Points, valid: Mask) -> float:
 
 
 def _stretched_length(points: Points, valid: Mask) -> float:
-    """Return the length in pixels that the hand would have if it lay flat at the same distance: what flesh scales with.
+    """Return the length in pixels that the hand would have flat at the same distance: flesh scales with it.
 
-    Each bone is compared with its usual share of the hand's length. A curled or tilted hand shows its bones shortened,
-    but hardly all of them; the second longest answer is taken, so that one misplaced joint does not decide.
+    Each bone is compared with its usual share of the hand's length. A curled or tilted hand has shortened bones, but
+    hardly all of them; the second longest result is used, so that one misplaced joint does not decide.
     """
     lengths = sorted(
         float(np.hypot(*(points[a] - points[b]))) * _HAND_MM / bone_mm
@@ -126,7 +126,7 @@ def _draw_fingers(canvas: _Canvas, points: Points, valid: Mask, radii: NDArray[n
 
 
 def _palm_axis(points: Points, valid: Mask) -> Points | None:
-    """Return the vector from the wrist to the middle knuckle (or its nearest valid neighbour), if both are there."""
+    """Return the vector from the wrist to the middle knuckle, or to its nearest valid neighbour; None without one."""
     for knuckle in _KNUCKLES:
         axis: Points = points[knuckle] - points[WRIST]
         if valid[WRIST] and valid[knuckle] and axis.any():
@@ -141,10 +141,10 @@ def _is_foreshortened(points: Points, valid: Mask) -> bool:
 
 
 def _behind_wrist(size: int, points: Points, valid: Mask) -> Mask:
-    """Return the half plane of the forearm: a little behind the wrist, and behind all flesh around the other joints.
+    """Return the half plane of the forearm: a little behind the wrist, and behind the flesh of all other joints.
 
-    The second condition matters where the hand points at the camera or away: its palm is short in the picture and
-    fingers, thumb or little finger's edge lie behind the wrist.
+    The second condition matters where the hand points at the camera or away from it: its palm is short in the image,
+    and fingers, thumb or the little finger's edge lie behind the wrist.
     """
     axis = _palm_axis(points, valid)
     if axis is None:
@@ -181,7 +181,7 @@ def _flesh(size: int, points: Points, valid: Mask, grow: float = 1.0, margin: fl
 
 
 def _bones(size: int, points: Points, valid: Mask) -> Mask:
-    """Draw the skeleton so thin that it lies in the hand although joints are a little off."""
+    """Draw the skeleton, so thin that it lies in the hand although joints are a little off."""
     radii = _FLESH_MM / _HAND_MM * _SURE_BONE * _stretched_length(points, valid)
     canvas = np.zeros((size, size), dtype=np.uint8)
     for a, b in HAND_EDGES:
@@ -191,7 +191,7 @@ def _bones(size: int, points: Points, valid: Mask) -> Mask:
 
 
 def _forearm(size: int, points: Points, valid: Mask) -> Mask:
-    """Draw the corridor in which the forearm leaves the hand, opening towards the crop's border."""
+    """Draw the corridor of the forearm, which widens from the wrist to the crop's border."""
     canvas = np.zeros((size, size), dtype=np.uint8)
     axis = _palm_axis(points, valid)
     if axis is not None:
@@ -209,16 +209,16 @@ def _forearm(size: int, points: Points, valid: Mask) -> Mask:
 def grabcut_mask(image: NDArray[np.uint8], keypoints: Points, valid: Mask, outside: Mask | None = None) -> Mask:
     """Segment the hands, without forearms, by GrabCut seeded with the skeleton (Rother et al., SIGGRAPH 2004).
 
-    The bones are hand for sure, the usual flesh around them probably; what lies beyond a wider band around the flesh
-    is not. The forearm would teach the background the colour of skin: while colours are learned it counts as probable
-    hand, and is cut off at the wrist afterwards. Large crops are segmented at 256 px and the mask is scaled up. The
-    same input gives the same mask.
+    The bones are certainly hand, and the usual flesh around them is probably hand; all that lies beyond a wider band
+    around the flesh is not. The forearm would teach the background the colour of skin: while colours are learned it
+    counts as probable hand, and afterwards it is cut off at the wrist. Large crops are segmented at 256 px, and the
+    mask is scaled up. The same input gives the same mask.
 
     Args:
         image: (S, S, 3) RGB crop.
         keypoints: (42, 2) crop pixels.
         valid: (42,) joints to use.
-        outside: (S, S) true where the crop lies outside the picture.
+        outside: (S, S) true where the crop lies outside the image.
 
     Returns:
         (S, S) mask, empty without valid joints.
@@ -263,7 +263,7 @@ def _refine(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.u
     if 0 < np.count_nonzero(labels & 1) < labels.size:  # GrabCut needs both kinds; the low bit is set for the hand
         cv2.setRNGSeed(0)
         background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
-        no_box = (0, 0, 1, 1)  # not read: the labels say it all
+        no_box = (0, 0, 1, 1)  # not read: the labels decide
         mode = cv2.GC_INIT_WITH_MASK
         cv2.grabCut(np.ascontiguousarray(image), labels, no_box, background, foreground, _GRABCUT_ROUNDS, mode)
     return labels
@@ -278,7 +278,7 @@ def _window(mask: Mask, margin: int) -> tuple[slice, slice]:
 
 
 def _tidy(mask: Mask, sure: Mask) -> Mask:
-    """Smooth the outline, drop islands that hold no bone."""
+    """Smooth the outline, and drop islands that hold no bone."""
     smooth = cv2.medianBlur(mask.astype(np.uint8), 3)
     _, islands = cv2.connectedComponents(smooth, connectivity=4)
     keep = np.unique(islands[sure])
@@ -293,12 +293,12 @@ def _enlarge(mask: Mask, size: int) -> Mask:
 
 
 def cut_forearm(mask: Mask, keypoints: Points, valid: Mask) -> Mask:
-    """Remove what lies behind the wrist of the hand whose hull it is nearest to.
+    """Remove from a mask what lies behind the wrist. Each pixel belongs to the hand whose hull is nearest.
 
     The cut runs across the line from wrist to middle knuckle, a little behind the wrist joint, or behind the flesh
-    around the hindmost joint where that is farther back. A hand that points at the camera or away hardly shows where
-    its forearm leaves: there, what lies beside the usual flesh by more than a tenth of the hand's length goes as well.
-    A hand without a valid wrist or without any valid knuckle is not cut.
+    around the hindmost joint where that is farther back. In a hand that points at the camera or away from it, the
+    forearm's direction hardly shows: there, all that is farther from the usual flesh than a tenth of the hand's length
+    is removed as well. A hand without a valid wrist or without any valid knuckle is not cut.
 
     Args:
         mask: (S, S).
@@ -342,8 +342,8 @@ def mask_score(mask: Mask, keypoints: Points, valid: Mask) -> float:
 def mask_spill(mask: Mask, keypoints: Points, valid: Mask) -> float:
     """Return the share of the mask's area that belongs to no hand: an arm, a shirt, a neighbour.
 
-    A pixel belongs to a hand when it lies within 0.35 lengths of that hand (``hand_length``) from the convex hull of
-    its valid keypoints. 0 for an empty mask.
+    A pixel belongs to a hand if it lies within 0.35 lengths of that hand (``hand_length``) from the convex hull of its
+    valid keypoints. The share is 0 for an empty mask.
     """
     area = int(mask.sum())
     if area == 0:
@@ -372,14 +372,14 @@ def choose_mask(candidates: Mask, keypoints: Points, valid: Mask) -> int:
 
 @dataclass(frozen=True)
 class HandPrompt:
-    """Where SAM should look for one hand, in crop pixels."""
+    """What SAM receives for one hand, in crop pixels."""
 
     points: Points
     """(P, 2) points on the hand and beside it."""
     labels: NDArray[np.int32]
     """(P,) 1 on the hand, 0 beside it."""
     box_xyxy: Points
-    """(4,) box of the hand's flesh; may reach over the crop's border."""
+    """(4,) box of the hand's flesh; it may reach over the crop's border."""
 
 
 def sam_prompts(keypoints: Points, valid: Mask) -> list[HandPrompt]:

@@ -1,8 +1,8 @@
 """Hand masks by Segment Anything (Kirillov et al., ICCV 2023), prompted with keypoints and boxes, in batches.
 
-The model is ``segment_anything``'s own; only its encoder's attention is computed by PyTorch's fused kernel. PyTorch and
-``segment_anything`` (the extra ``sam``) are imported where they are used, so that this module costs nothing on machines
-without them.
+The model is that of ``segment_anything``; only its encoder's attention is computed by PyTorch's fused kernel. PyTorch
+and ``segment_anything`` (the extra ``sam``) are imported where they are used, so that this module can be imported on
+machines without them.
 """
 
 import pickle
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 SamModelType = Literal["vit_h", "vit_l", "vit_b"]
 
 _TYPES: Final[dict[tuple[int, int], SamModelType]] = {(1280, 32): "vit_h", (1024, 24): "vit_l", (768, 12): "vit_b"}
-"""Width and depth of the image encoders that were released."""
+"""Released models by the width and depth of their image encoders."""
 
 
 def sam_model_type(state: Mapping[str, "torch.Tensor"]) -> SamModelType:
-    """Return which released model a state dict belongs to, by its image encoder's width and depth.
+    """Return the released model that a state dict belongs to, by its image encoder's width and depth.
 
     Raises:
-        WeightsError: it is not a SAM state dict, or not one of the three released sizes.
+        WeightsError: It is not a SAM state dict, or not one of the three released sizes.
 
     """
     position = state.get("image_encoder.pos_embed")
@@ -54,10 +54,10 @@ def load_sam(checkpoint: Path, build: "Callable[[], Sam] | None" = None) -> "Sam
 
     Args:
         checkpoint: ``.pth`` file with the model's state dict.
-        build: makes the model that the weights go into; by default the released model whose size they have.
+        build: Function that makes the model for the weights; by default the released model of their size is made.
 
     Raises:
-        WeightsError: the file is missing, unreadable, or not the weights of that model.
+        WeightsError: The file is missing, unreadable, or not the weights of that model.
 
     """
     from segment_anything import sam_model_registry
@@ -72,10 +72,10 @@ def load_sam(checkpoint: Path, build: "Callable[[], Sam] | None" = None) -> "Sam
 
 
 def sam_model_type_of(checkpoint: Path) -> SamModelType:
-    """Return which released model a checkpoint file holds; its tensors are mapped, not read.
+    """Return the released model that a checkpoint file holds; its tensors are mapped, not read.
 
     Raises:
-        WeightsError: as ``load_sam`` and ``sam_model_type``.
+        WeightsError: The file is missing, unreadable, or not the weights of a released model.
 
     """
     return sam_model_type(_read_state(checkpoint))
@@ -96,24 +96,24 @@ def _read_state(checkpoint: Path) -> dict[str, "torch.Tensor"]:
 
 
 DECODED_PROMPTS: Final = 16
-"""Prompts that go through the mask decoder together; each takes about 30 MB there with the released models."""
+"""Number of prompts that the mask decoder takes together; each takes about 30 MB there with the released models."""
 
 
 @dataclass(frozen=True)
 class SamCandidates:
-    """What SAM proposes for the H hands of one image."""
+    """SAM's candidate masks for the H hands of one image."""
 
     logits: "torch.Tensor"
-    """(H, 3, S, S) float32, the mask is where they exceed the model's threshold."""
+    """(H, 3, S, S) float32; a mask is where they exceed the model's threshold."""
     quality: "torch.Tensor"
-    """(H, 3) the intersection over union that the model expects of each."""
+    """(H, 3) intersection over union that the model expects of each candidate."""
 
 
 class SamSegmenter:
     """Segments the hands of a batch of crops with one call of the image encoder.
 
     On a GPU the image encoder is compiled and runs in bfloat16; elsewhere everything is float32 and the logits are
-    those of ``segment_anything.SamPredictor``. Several threads may call it: the pictures of one call are resized while
+    those of ``segment_anything.SamPredictor``. Several threads may call it: the images of one call are resized while
     those of another go through the model.
     """
 
@@ -133,9 +133,9 @@ class SamSegmenter:
     def propose(
         self, images: Sequence[NDArray[np.uint8]], keypoints: Sequence[Points], valid: Sequence[Mask]
     ) -> list[Mask]:
-        """Return SAM's three candidates for every hand, as (H, 3, S, S) masks an image, the most expected first.
+        """Return SAM's three candidates for every hand, as (H, 3, S, S) masks an image, the best expected first.
 
-        Hands are those with a valid keypoint, right before left. ``best_masks`` chooses among the candidates.
+        The hands are those with a valid keypoint, right before left. ``best_masks`` chooses among the candidates.
 
         Args:
             images: (S, S, 3) RGB crops; S may differ.
@@ -158,18 +158,18 @@ class SamSegmenter:
 
         Args:
             images: (S, S, 3) RGB crops; S may differ.
-            prompts: those of each image, any number.
+            prompts: Prompts of each image, any number.
 
         """
         import torch
 
         if not images:
             return []
-        # Filled up to one length all prompts would share a batch, but SAM attends to the filling.
+        # Padded to one length, all prompts would share a batch, but SAM attends to the padding.
         alike: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-        for place, of_image in enumerate(prompts):
+        for number, of_image in enumerate(prompts):
             for hand, prompt in enumerate(of_image):
-                alike[images[place].shape[0], len(prompt.points)].append((place, hand))
+                alike[images[number].shape[0], len(prompt.points)].append((number, hand))
         decoded: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         resized = np.stack([self.resize.apply_image(image) for image in images])
         with self._one_at_a_time, torch.inference_mode():
@@ -177,12 +177,12 @@ class SamSegmenter:
             for (size, _), asked in alike.items():
                 for start in range(0, len(asked), DECODED_PROMPTS):
                     part = asked[start : start + DECODED_PROMPTS]
-                    of_part = embeddings[[place for place, _ in part]]
-                    answers = self._decode(of_part, size, [prompts[place][hand] for place, hand in part])
+                    of_part = embeddings[[number for number, _ in part]]
+                    answers = self._decode(of_part, size, [prompts[number][hand] for number, hand in part])
                     decoded |= dict(zip(part, zip(*answers, strict=True), strict=True))
             return [
-                self._candidates(image.shape[0], [decoded[place, hand] for hand in range(len(prompts[place]))])
-                for place, image in enumerate(images)
+                self._candidates(image.shape[0], [decoded[number, hand] for hand in range(len(prompts[number]))])
+                for number, image in enumerate(images)
             ]
 
     def _candidates(self, size: int, answers: "Sequence[tuple[torch.Tensor, torch.Tensor]]") -> SamCandidates:
@@ -236,10 +236,10 @@ class SamSegmenter:
 def best_masks(candidates: Mask, keypoints: Points, valid: Mask) -> Mask:
     """Return the (S, S) union of the best candidate of each hand, without forearms.
 
-    The best one covers the hand's keypoints and spills least; of equals it is the first.
+    The best candidate covers the hand's keypoints and spills least; of equals it is the first.
 
     Args:
-        candidates: (H, 3, S, S) of one image, as ``SamSegmenter.propose`` returns them.
+        candidates: (H, 3, S, S) masks of one image, as ``SamSegmenter.propose`` returns them.
         keypoints: (42, 2) crop pixels.
         valid: (42,) joints to use.
 
@@ -254,10 +254,10 @@ def best_masks(candidates: Mask, keypoints: Points, valid: Mask) -> Mask:
 
 
 def fuse_attention(sam: "Sam") -> None:
-    """Let the image encoder's attention run as one fused kernel; its weights stay as they are.
+    """Make the image encoder's attention run as one fused kernel; its weights do not change.
 
-    ``segment_anything`` writes out the attention matrix, adds the relative positions and normalises in steps of their
-    own. ``scaled_dot_product_attention`` takes the relative positions as its bias. Results agree to rounding.
+    ``segment_anything`` computes the attention matrix, adds the relative positions and normalises, in separate steps.
+    ``scaled_dot_product_attention`` takes the relative positions as its bias. Results agree to rounding.
     """
     from types import MethodType
 
@@ -269,7 +269,7 @@ def fuse_attention(sam: "Sam") -> None:
 
 
 def _fused_attention(attention: Any, x: "torch.Tensor") -> "torch.Tensor":
-    """Stand in for ``segment_anything.modeling.image_encoder.Attention.forward``: (N, H, W, D) to the same."""
+    """Replace ``segment_anything.modeling.image_encoder.Attention.forward``: (N, H, W, D) to the same shape."""
     import torch
     from segment_anything.modeling.image_encoder import get_rel_pos
 
