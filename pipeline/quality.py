@@ -1,4 +1,4 @@
-"""Numbers that describe a sample's quality, the flags that follow from them, and the gates that reject."""
+"""The judgement of samples: flags that follow from the stored numbers, and gates that reject a record by its flags."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -14,7 +14,7 @@ from handdata.schemas.rejection import rejection
 from handdata.schemas.tables import models_to_table
 
 OBSERVED_FLAGS: Final = frozenset({"side_conflict", "extra_hands", "unlabelled_hand"})
-"""Flags that annotation saw and no stored number shows; recomputing flags keeps them."""
+"""Flags that annotation observes and no stored number shows; recomputing flags keeps them."""
 
 JUDGED_COLUMNS: Final = (
     "sequence_id",
@@ -32,7 +32,7 @@ JUDGED_COLUMNS: Final = (
     "crop_xyxy",
     "flags",
 )
-"""The columns that flags follow from. Annotating and recomputing both judge by these alone, so they agree."""
+"""Columns that decide the flags. Annotating and recomputing both judge by these alone, so they agree."""
 
 _JUDGED_SCHEMA: Final = pa.schema([SAMPLE_SCHEMA.field(name) for name in JUDGED_COLUMNS])
 
@@ -41,9 +41,9 @@ def flags_of(rows: pa.Table, image_size: int, settings: QualitySettings) -> list
     """Return the sorted flags of each sample of one unit.
 
     Args:
-        rows: ``JUDGED_COLUMNS`` of a whole unit, in its order. Of ``flags`` only ``OBSERVED_FLAGS`` are looked at.
-        image_size: side of the crops, pixels.
-        settings: the thresholds. Near-duplicates of a frame that ``settings.reject`` refuses are not looked for.
+        rows: ``JUDGED_COLUMNS`` of a whole unit, in its order. Only ``OBSERVED_FLAGS`` are taken from ``flags``.
+        image_size: Side of the crops, pixels.
+        settings: Thresholds. A frame that ``settings.reject`` rejects is not compared with others for near-duplicates.
 
     """
     earlier: list[list[str]] = rows["flags"].to_pylist()
@@ -68,7 +68,7 @@ def flags_of(rows: pa.Table, image_size: int, settings: QualitySettings) -> list
 def judge(
     samples: Sequence[AnnotatedSample], image_size: int, settings: QualitySettings
 ) -> tuple[list[AnnotatedSample], list[Rejection]]:
-    """Return the samples of one unit with their flags, without those that a gate rejects, and the rejections.
+    """Return the accepted samples of one unit, with their flags, and the rejections by gates.
 
     A sample that several gates reject is rejected once, for the first flag in alphabetical order; the detail names all.
     """
@@ -76,11 +76,11 @@ def judge(
     rejections: list[Rejection] = []
     table = models_to_table(samples, _JUDGED_SCHEMA)
     for sample, flags in zip(samples, flags_of(table, image_size, settings), strict=True):
-        refused = [flag for flag in flags if flag in settings.reject]
-        if not refused:
+        gates = [flag for flag in flags if flag in settings.reject]
+        if not gates:
             accepted.append(sample.model_copy(update={"flags": flags}))
             continue
-        reason = RejectReason(f"quality_{refused[0]}")
+        reason = RejectReason(f"quality_{gates[0]}")
         error = RecordError(reason, f"flagged {', '.join(flags)}: {_numbers_as_text(sample)}")
         rejections.append(rejection(sample.record_id, sample.image_uri, error))
     return accepted, rejections
@@ -95,7 +95,7 @@ def _numbers_as_text(sample: AnnotatedSample) -> str:
 
 
 def _numbers(rows: pa.Table, name: str) -> NDArray[np.float64]:
-    """Return all numbers of a column, lists one after another; NaN where null, with which no comparison holds."""
+    """Return all numbers of a column, lists joined; NaN where null, so that no comparison holds."""
     column = rows[name].combine_chunks()
     if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
         column = column.flatten()
@@ -113,7 +113,7 @@ def _full_px_per_crop_px(rows: pa.Table, image_size: int) -> NDArray[np.float64]
 
 
 def _share_outside_image(rows: pa.Table, image_size: int) -> NDArray[np.float64]:
-    """Return the share of a hand's annotated joints that lie outside the picture, of the worse hand of each row."""
+    """Return the share of a hand's annotated joints that lie outside the image, for the worse hand of each row."""
     points = _numbers(rows, "keypoints_2d").reshape(-1, 2, KEYPOINTS_PER_HAND, 2)
     valid = _numbers(rows, "keypoints_valid").reshape(-1, 2, KEYPOINTS_PER_HAND) > 0
     origin = _numbers(rows, "crop_xyxy").reshape(-1, 4)[:, None, None, :2]
@@ -124,7 +124,7 @@ def _share_outside_image(rows: pa.Table, image_size: int) -> NDArray[np.float64]
 
 
 def _disagreement(rows: pa.Table, image_size: int) -> NDArray[np.float64]:
-    """Return the distance of dataset and MediaPipe keypoints over the hand's size, of the worse hand of each row."""
+    """Return the distance of dataset and MediaPipe keypoints over the hand's size, for the worse hand of each row."""
     distance = _numbers(rows, "agreement_px").reshape(-1, 2) * _full_px_per_crop_px(rows, image_size)[:, None]
     hand_px = _numbers(rows, "hand_px").reshape(-1, 2)
     shares = np.divide(distance, hand_px, out=np.zeros_like(distance), where=hand_px > 0)
@@ -132,10 +132,10 @@ def _disagreement(rows: pa.Table, image_size: int) -> NDArray[np.float64]:
 
 
 def _near_duplicates(rows: pa.Table, kept: BoolArray, min_distance: int) -> BoolArray:
-    """Return which rows look like the last frame of their sequence and camera that was kept.
+    """Return which rows look like the last kept frame of their sequence and camera.
 
-    The first frame of a run is kept; each later one is a near-duplicate where its hash differs in fewer than
-    ``min_distance`` bits from that of the last frame that is none. Rows that are not ``kept`` are passed over.
+    The first frame of a sequence and camera is kept. A later one is a near-duplicate if its hash differs in fewer than
+    ``min_distance`` bits from that of the last frame that is no near-duplicate. Rows that are not ``kept`` are skipped.
     """
     last: dict[tuple[str, str], int] = {}
     found = np.zeros(len(rows), dtype=bool)

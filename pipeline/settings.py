@@ -1,4 +1,4 @@
-"""Settings of a run: flag > environment variable > ``handdata.toml`` > default."""
+"""The settings of a run: flag > environment variable > ``handdata.toml`` > default."""
 
 import hashlib
 import json
@@ -24,34 +24,34 @@ FLAG_THRESHOLDS: Final[dict[Flag, str]] = {
     "small_hand": "min_hand_px",
     "truncated": "max_truncation",
 }
-"""The setting behind each flag that follows from stored numbers."""
+"""Name of the threshold of each flag that follows from stored numbers."""
 
 
 class QualitySettings(BaseModel):
     """Quality gates: a threshold for each flag, and which flags reject a record instead of marking its sample.
 
-    Flags can be recomputed from the stored numbers for other thresholds; what a gate rejected is not stored.
+    Flags can be recomputed from the stored numbers for other thresholds. A record that a gate rejected is not stored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_mask_score: float = Field(default=0.6, ge=0, le=1)
-    """``low_mask_coverage`` below this share of keypoints inside the mask."""
+    """``low_mask_coverage`` where less than this share of the keypoints lies inside the mask."""
     max_mask_spill: float = Field(default=0.005, ge=0, le=1)
-    """``mask_spill`` above this share of the mask's area away from the hands. A mask of hands alone has none there."""
+    """``mask_spill`` where more than this share of the mask lies away from the hands; a mask of hands only has none."""
     min_hand_px: float = Field(default=48, ge=0)
     """``small_hand`` where the longer side of a hand's keypoint box is below this many full-image pixels."""
     max_truncation: float = Field(default=0, ge=0, le=1)
-    """``truncated`` where more than this share of a hand's joints lies outside the picture."""
+    """``truncated`` where more than this share of a hand's joints lies outside the image."""
     min_sharpness: float = Field(default=2, ge=0)
-    """``blurry`` below this variance of the Laplacian."""
+    """``blurry`` where the variance of the Laplacian is below this."""
     max_disagreement: float = Field(default=0.1, ge=0)
     """``labels_disagree`` where dataset and MediaPipe differ by more than this share of the hand's size."""
     min_phash_distance: int = Field(default=3, ge=0, le=65)
     """``near_duplicate`` where the perceptual hash of a frame differs in fewer bits than this from that of the last
     frame of its sequence and camera that is no near-duplicate; 0 never flags. JPEG noise changes up to 3 bits."""
     reject: frozenset[Flag] = frozenset()
-    """Records that get one of these flags are rejected, with the reason ``quality_<flag>``."""
+    """Flags that are gates: a record with one of them is rejected, with the reason ``quality_<flag>``."""
 
     @field_serializer("reject", when_used="json")
     def _sorted(self, reject: frozenset[Flag]) -> list[Flag]:
@@ -68,7 +68,7 @@ class QualitySettings(BaseModel):
 
 
 class AnnotateSettings(BaseModel):
-    """What makes a sample. Rows made with different settings have different ``annotator_hash`` values."""
+    """Settings that decide what a sample holds. Rows of different settings have different ``annotator_hash`` values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,14 +80,14 @@ class AnnotateSettings(BaseModel):
     crop_scale: float = Field(default=1.6, gt=1)
     """Side of the square over the longer side of the box of all joints."""
     detection_confidence: float = Field(default=0.3, ge=0, le=1)
-    """MediaPipe's least palm detection confidence."""
+    """Least confidence of MediaPipe's palm detection."""
     jpeg_quality: int = Field(default=95, ge=50, le=100)
     quality: QualitySettings = QualitySettings()
 
     def identity(self) -> dict[str, object]:
-        """Return what decides which samples there are and what they hold, but for the model files.
+        """Return what, beside the model files, decides which samples there are and what they hold.
 
-        Thresholds that only flag are left out, since ``handdata flag`` changes them later; gates that reject are in.
+        Gates are part of it. Thresholds that only flag are not, since ``handdata flag`` can change them later.
         """
         return {**self.model_dump(mode="json", exclude={"quality"}), "gates": self.quality.gates()}
 
@@ -98,7 +98,7 @@ class AnnotateSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Where things are. Variables have the prefix ``HANDDATA_``."""
+    """Locations and limits on this machine. Their environment variables have the prefix ``HANDDATA_``."""
 
     model_config = SettingsConfigDict(
         env_prefix="HANDDATA_", toml_file=SETTINGS_FILE, extra="forbid", env_nested_delimiter="__"
@@ -107,14 +107,14 @@ class Settings(BaseSettings):
     workspace: str = "./workspace"
     """Folder or fsspec URL of records, dataset and runs."""
     sources_root: Path = Path("./sources")
-    """Holds one folder per downloaded dataset, named like the source."""
+    """Folder with one folder per downloaded dataset, named like the source."""
     weights: Path | None = None
     """Folder of model files, searched before any download."""
     mano_dir: Path | None = None
     """Folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl."""
     stuck_after_s: float = Field(default=600, gt=0)
-    """A worker of ``annotate`` without progress for so long is ended, and counts as crashed. A record, or a batch of
-    crops at the mask model, never takes this long: the largest SAM on a slow core needs three minutes for a batch."""
+    """Time without progress after which a worker of ``annotate`` is ended and counts as crashed. A record, or a batch
+    of crops at the mask model, never takes so long: the largest SAM on a slow core needs three minutes for a batch."""
     annotate: AnnotateSettings = AnnotateSettings()
 
     @classmethod

@@ -1,7 +1,7 @@
-"""Model files: what they are, and where to find them on this machine.
+"""Model files: what they are, and where they lie on this machine.
 
-A file is looked for in this order: the path given by a flag, the folder ``HANDDATA_WEIGHTS``, an installed package that
-ships it, the download cache, a download of the pinned URL whose SHA-256 is checked.
+They are searched for in this order: the path given by a flag, the folder ``HANDDATA_WEIGHTS``, an installed package
+that ships the file, the download cache. Last, the pinned URL is downloaded and its SHA-256 checked.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ class WeightsFile:
     """One published model file.
 
     Args:
-        name: what ``handdata weights`` calls it.
-        filename: its published file name.
-        url: where it is published.
-        size_bytes: its exact size.
-        sha256: of the whole file.
-        purpose: what it does, in a few words.
-        package: an importable package that ships the same file, or empty.
+        name: Its name in ``handdata weights``.
+        filename: Published file name.
+        url: Address where it is published.
+        size_bytes: Exact size.
+        sha256: SHA-256 of the whole file.
+        purpose: Its use, in a few words.
+        package: Importable package that ships the same file, or empty.
 
     """
 
@@ -89,7 +89,7 @@ WEIGHTS: Final[dict[str, WeightsFile]] = {
 
 
 def cache_folder() -> Path:
-    """Return where downloads are kept: ``$XDG_CACHE_HOME/handdata/weights`` or ``~/.cache/handdata/weights``."""
+    """Return the folder of downloads: ``$XDG_CACHE_HOME/handdata/weights`` or ``~/.cache/handdata/weights``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "handdata" / "weights"
 
@@ -101,33 +101,33 @@ def sha256_of(path: Path) -> str:
 
 
 def find_weights(name: str, folder: Path | None = None) -> Path | None:
-    """Return where a model file lies on this machine, without downloading; None where it is nowhere.
+    """Return the path of a model file on this machine, without downloading it; None where it is missing.
 
     Args:
-        name: a key of ``WEIGHTS``.
-        folder: the user's weights folder, searched first.
+        name: Key of ``WEIGHTS``.
+        folder: The user's weights folder, searched first.
 
     """
     file = WEIGHTS[name]
-    places = [folder / file.filename] if folder else []
+    paths = [folder / file.filename] if folder else []
     if file.package and (package := importlib.util.find_spec(file.package)) is not None:
-        places += [Path(location) / file.filename for location in package.submodule_search_locations or ()]
-    places.append(cache_folder() / file.filename)
-    return next((place for place in places if place.is_file()), None)
+        paths += [Path(location) / file.filename for location in package.submodule_search_locations or ()]
+    paths.append(cache_folder() / file.filename)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def require_weights(
     name: str, folder: Path | None = None, on_progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Return where a model file lies, downloading it to the cache as the last resort.
+    """Return the path of a model file; a missing one is downloaded to the cache.
 
     Args:
-        name: a key of ``WEIGHTS``.
-        folder: the user's weights folder, searched first.
-        on_progress: called with (bytes so far, bytes in all) during a download.
+        name: Key of ``WEIGHTS``.
+        folder: The user's weights folder, searched first.
+        on_progress: Function called with (bytes so far, bytes in all) during a download.
 
     Raises:
-        WeightsError: it is nowhere and cannot be downloaded, or the download is not the published file.
+        WeightsError: The file is missing and cannot be downloaded, or the download is not the published file.
 
     """
     found = find_weights(name, folder)
@@ -165,7 +165,7 @@ def _download(file: WeightsFile, target: Path, on_progress: Callable[[int, int],
             raise WeightsError(
                 f"{file.url} gave {done:,} bytes with SHA-256 {digest.hexdigest()[:12]}..., "
                 f"expected {file.size_bytes:,} bytes with {file.sha256[:12]}...",
-                "a proxy may have answered in its place; nothing was kept",
+                "a proxy may have answered instead; nothing was kept",
             )
         partial.replace(target)
     finally:

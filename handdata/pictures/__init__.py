@@ -1,1 +1,1 @@
-"""Drawing on pictures, charts and PNG files: shared by the pipeline, the trainer and the command line."""
+"""Pictures for people to look at: drawn hands, charts and PNG files, for pipeline, trainer and commands."""

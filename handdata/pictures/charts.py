@@ -1,7 +1,7 @@
-"""Histograms and loss curves as inline SVG for pages, and as pixels for picture sheets.
+"""Histograms and loss curves as inline SVG for pages, and as pixels for sheets.
 
-A chart is a list of lines, bars and words in its own units; two small functions turn it into SVG, whose colours are
-CSS classes that follow the page's light or dark theme, or into an RGB array.
+A chart is a list of lines, bars and words in its own units. Two small functions turn it into SVG, whose colours are CSS
+classes that follow the page's light or dark theme, or into an RGB array.
 """
 
 import math
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from handdata.schemas.arrays import ByteArray
 
 Kind = Literal["first", "second", "faint", "grid", "limit"]
-"""What a mark shows; on a page the CSS class that colours it."""
+"""Role of a mark; on a page, the CSS class that colours it."""
 
 _PICTURE_COLOURS: Final[dict[Kind, str]] = {
     "first": "#1769c2",
@@ -27,7 +27,7 @@ _PICTURE_COLOURS: Final[dict[Kind, str]] = {
     "limit": "#6b7280",
 }
 _MOST_POINTS: Final = 300
-"""A curve of more points is averaged in runs: no screen shows more, and pages stay small."""
+"""A curve of more points is averaged in groups of neighbours: no screen shows more, and pages stay small."""
 _BINS: Final = 24
 
 
@@ -61,10 +61,10 @@ class Chart:
     """A chart of ``width`` x ``height`` units, about the pixels of a small screen.
 
     Args:
-        title: what it shows, also for those who cannot see it.
-        width: units.
-        height: units.
-        marks: in the order of drawing.
+        title: Description of what it shows, also for those who cannot see it.
+        width: Units.
+        height: Units.
+        marks: Lines, bars and words in the order of drawing.
 
     """
 
@@ -84,7 +84,7 @@ class _Axis:
     end: float
     logarithmic: bool = False
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         low, high, at = self.low, self.high, min(max(value, self.low), self.high)
         if self.logarithmic:
             low, high, at = math.log(low), math.log(high), math.log(at)
@@ -112,15 +112,15 @@ def histogram(
     logarithmic: bool = False,
     flagged: tuple[Literal["below", "above"], float] | None = None,
 ) -> Chart:
-    """Return a histogram; of two series the bars of the second stand on those of the first.
+    """Return a histogram; the bars of a second series stand on those of the first.
 
     Args:
-        title: the quantity and its unit.
-        series: one or two, by name; values that are not finite are left out.
-        limits: lowest and highest value of the axis, by default those of the data; what lies beyond counts in the
-            outermost bars.
-        logarithmic: whether the axis is; values below its start count in its first bar.
-        flagged: the threshold of a flag and the side of it that is flagged.
+        title: Quantity and its unit.
+        series: One or two series by name; values that are not finite do not count.
+        limits: Lowest and highest value of the axis, by default those of the data; values beyond count in the outermost
+            bars.
+        logarithmic: Whether the axis is logarithmic; values below its start count in its first bar.
+        flagged: Side of a flag's threshold that is flagged, and the threshold.
 
     """
     chart = Chart(title, 360, 200)
@@ -133,21 +133,21 @@ def histogram(
     highest = max(1, int(sum(counts, start=np.zeros(_BINS, dtype=int)).max()))
     up = _Axis(0, highest, chart.height - 28, 30)
     for count in (0, highest):
-        chart.marks.append(_Line([(40, up.place(count)), (chart.width - 14, up.place(count))], "grid", 1))
-        chart.marks.append(_Words(34, up.place(count) + 4, _number(count), "end"))
+        chart.marks.append(_Line([(40, up.position(count)), (chart.width - 14, up.position(count))], "grid", 1))
+        chart.marks.append(_Words(34, up.position(count) + 4, _number(count), "end"))
     base = np.zeros(_BINS)
     kinds: tuple[Kind, Kind] = ("first", "second")
     for kind, of_series in zip(kinds, counts, strict=False):
         for position, count in enumerate(of_series.tolist()):
             if count:
-                left, right = across.place(edges[position]), across.place(edges[position + 1])
-                top, bottom = up.place(base[position] + count), up.place(base[position])
+                left, right = across.position(edges[position]), across.position(edges[position + 1])
+                top, bottom = up.position(base[position] + count), up.position(base[position])
                 chart.marks.append(_Bar(left + 0.5, top, right - left - 1, bottom - top, kind))
         base += of_series
     for value in across.ticks():
-        chart.marks.append(_Words(across.place(value), chart.height - 11, _number(value), "middle"))
+        chart.marks.append(_Words(across.position(value), chart.height - 11, _number(value), "middle"))
     if flagged is not None and low < flagged[1] < high:
-        at = across.place(flagged[1])
+        at = across.position(flagged[1])
         chart.marks.append(_Line([(at, 22), (at, up.start)], "limit", 1.5, "4 3"))
         anchor: Literal["start", "end"] = "start" if at < chart.width / 2 else "end"
         text = f"flagged {flagged[0]} {_number(flagged[1])}"
@@ -176,15 +176,15 @@ class LossCurves:
 
     @property
     def last_step(self) -> int:
-        """The last step of which any loss is known, 0 where none is."""
+        """The last step that has any loss, 0 where none has."""
         return int(max((step for curve in (self.train, self.true, self.permuted) for step, _ in curve), default=0))
 
 
 def read_losses(metrics: Iterable[Mapping[str, object]]) -> LossCurves:
     """Return the curves in the rows of a trainer's ``metrics.jsonl``.
 
-    A row has ``step`` and any of ``loss``, ``validation_loss`` and ``permuted_loss``; other keys, and numbers not
-    finite, are passed over.
+    A row has ``step`` and any of ``loss``, ``validation_loss`` and ``permuted_loss``. Other keys, and numbers that are
+    not finite, are ignored.
     """
     curves: dict[str, list[tuple[float, float]]] = {"loss": [], "validation_loss": [], "permuted_loss": []}
     for row in metrics:
@@ -197,7 +197,7 @@ def read_losses(metrics: Iterable[Mapping[str, object]]) -> LossCurves:
 
 
 def loss_chart(curves: LossCurves) -> Chart:
-    """Return the training loss, as it is and smoothed, and the validation losses with true and permuted keypoints."""
+    """Return the chart of the training loss, raw and smoothed, and the validation losses (true, permuted keypoints)."""
     chart = Chart("Loss by training step", 520, 300)
     train = _averaged(curves.train)
     points = [*train, *curves.true, *curves.permuted]
@@ -212,14 +212,14 @@ def loss_chart(curves: LossCurves) -> Chart:
     last = float(steps.max())
     across = _Axis(min(0.0, float(steps.min())), last if last > 0 else 1.0, 62, chart.width - 16)
     for value in up.ticks():
-        chart.marks.append(_Line([(62, up.place(value)), (chart.width - 16, up.place(value))], "grid", 1))
-        chart.marks.append(_Words(56, up.place(value) + 4, _number(value), "end"))
+        chart.marks.append(_Line([(62, up.position(value)), (chart.width - 16, up.position(value))], "grid", 1))
+        chart.marks.append(_Words(56, up.position(value) + 4, _number(value), "end"))
     for value in across.ticks():
-        chart.marks.append(_Words(across.place(value), chart.height - 24, _number(value), "middle"))
+        chart.marks.append(_Words(across.position(value), chart.height - 24, _number(value), "middle"))
     chart.marks.append(_Words((62 + chart.width - 16) / 2, chart.height - 5, "training step", "middle"))
 
     def line(curve: Sequence[tuple[float, float]], kind: Kind, width: float, dash: str = "") -> None:
-        placed = [(across.place(step), up.place(loss)) for step, loss in curve]
+        placed = [(across.position(step), up.position(loss)) for step, loss in curve]
         if len(placed) == 1:  # a line of one point is invisible
             placed = [(placed[0][0] - 3, placed[0][1]), (placed[0][0] + 3, placed[0][1])]
         if placed:
@@ -301,15 +301,15 @@ def _data_limits(values: NDArray[np.floating], logarithmic: bool) -> tuple[float
 
 
 def _averaged(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the curve, averaged in runs of neighbours where it has more points than a screen shows."""
+    """Return the curve, averaged in groups of neighbours where it has more points than a screen shows."""
     if len(curve) <= _MOST_POINTS:
         return list(curve)
-    runs = np.array_split(np.array(curve), _MOST_POINTS)
-    return [(float(step), float(loss)) for step, loss in (run.mean(axis=0) for run in runs)]
+    groups = np.array_split(np.array(curve), _MOST_POINTS)
+    return [(float(step), float(loss)) for step, loss in (group.mean(axis=0) for group in groups)]
 
 
 def _smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the mean of each point's neighbours, as many on either side, up to a twentieth of the curve."""
+    """Return the curve, each loss averaged over as many neighbours on either side, up to a twentieth of all."""
     losses = np.array([loss for _, loss in curve])
     smoothed = []
     for position, (step, _) in enumerate(curve):
@@ -319,7 +319,7 @@ def _smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _number(value: float) -> str:
-    """Return a tick's label, without digits that say nothing: 20k, 0.25."""
+    """Return a tick's label, without meaningless digits: 20k, 0.25."""
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.4g}"

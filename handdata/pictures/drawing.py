@@ -1,7 +1,7 @@
-"""Drawing hands for people to look at: skeletons with their sides, masks, flags, and sheets of many pictures.
+"""Drawings of hands for people to look at: skeletons with their sides, masks, flags, and sheets of many images.
 
-Pictures are (height, width, 3) uint8 RGB and are never changed in place. Keypoints are pixels, (0, 0) the centre of the
-top-left pixel. What is drawn scales with the picture, so that 64 px are as readable as 1024.
+Images are (height, width, 3) uint8 RGB and are never changed in place. Keypoints are pixels, (0, 0) the centre of the
+top-left pixel. Line widths scale with the image, so that 64 px are as readable as 1024.
 """
 
 import math
@@ -27,7 +27,7 @@ FINGER_COLOURS: Final[dict[Side, tuple[Colour, Colour, Colour, Colour, Colour]]]
 common kinds of colour blindness keep; fingers differ by lightness as well."""
 
 SIDE_COLOURS: Final[dict[Side, Colour]] = {"right": (255, 172, 48), "left": (92, 190, 255)}
-"""Of a hand as a whole: its wrist and its R or L mark."""
+"""Colour of a hand's wrist and of its R or L mark."""
 
 MASK_COLOUR: Final[Colour] = (0, 214, 150)
 FLAG_COLOUR: Final[Colour] = (255, 224, 102)
@@ -38,7 +38,7 @@ _INK: Final[Colour] = (34, 38, 46)
 _SHIFT: Final = 4
 """Fractional bits of the coordinates that OpenCV draws at: a sixteenth of a pixel."""
 _CANVAS_PX: Final = 512
-"""Smaller pictures are drawn enlarged to about this side, so that lines may be fractions of a pixel wide."""
+"""Smaller images are drawn on a canvas of about this side, so that lines may be fractions of a pixel wide."""
 
 
 def draw_keypoints(image: ByteArray, keypoints: FloatArray, valid: BoolArray) -> ByteArray:
@@ -67,7 +67,7 @@ def draw_mask(image: ByteArray, mask: BoolArray, colour: Colour = MASK_COLOUR) -
     Args:
         image: (height, width, 3) RGB.
         mask: (height, width), true where the hand is.
-        colour: of fill and outline.
+        colour: Colour of fill and outline.
 
     """
     height, width = image.shape[:2]
@@ -81,7 +81,7 @@ def draw_mask(image: ByteArray, mask: BoolArray, colour: Colour = MASK_COLOUR) -
 
 
 def draw_flags(image: ByteArray, flags: Sequence[str]) -> ByteArray:
-    """Return the image with the names of its flags at the lower edge, one a line; unchanged where there are none."""
+    """Return the image with the names of its flags at the lower edge, one a line; without flags, a copy of it."""
     if not flags:
         return image.copy()
     height, width = image.shape[:2]
@@ -109,16 +109,16 @@ def fit(image: ByteArray, width: int, height: int) -> ByteArray:
 
 
 def tile(images: Sequence[ByteArray], columns: int, gap: int, captions: Sequence[str]) -> ByteArray:
-    """Return one picture of many on white, row by row, each with its caption below.
+    """Return one picture of many images on white, row by row, each with its caption below.
 
     Args:
-        images: at least one; smaller ones are centred in the cell of the largest.
-        columns: pictures in a row.
-        gap: pixels between the cells and around them.
-        captions: one an image; a line break starts a new line, and what is too long loses its middle.
+        images: At least one image; a smaller one is centred in the cell of the largest.
+        columns: Number of images in a row.
+        gap: Pixels between the cells and around them.
+        captions: One caption an image; a line break starts a new line, and a line that is too long loses its middle.
 
     Raises:
-        ValueError: no image, or not as many captions as images.
+        ValueError: There is no image, or there are not as many captions as images.
 
     """
     if not images or len(images) != len(captions):
@@ -139,16 +139,16 @@ def tile(images: Sequence[ByteArray], columns: int, gap: int, captions: Sequence
         height, width = image.shape[:2]
         sheet.paste(Image.fromarray(image), (left + (cell_width - width) // 2, top + (cell_height - height) // 2))
         for line, text in enumerate(caption.split("\n")):
-            place = left, top + cell_height + line * line_px
-            draw.text(place, _shortened(text, font, cell_width), fill=_INK, font=font)
+            corner = left, top + cell_height + line * line_px
+            draw.text(corner, _shortened(text, font, cell_width), fill=_INK, font=font)
     return np.array(sheet)
 
 
 class _Canvas:
-    """A transparent layer over a picture, drawn at a higher resolution where the picture is small.
+    """A transparent layer over an image, drawn at a higher resolution where the image is small.
 
-    OpenCV blends an anti-aliased edge with what lies below, on an empty four-channel layer therefore colour and
-    coverage alike: what results is the layer with premultiplied alpha.
+    OpenCV blends an anti-aliased edge with the pixels below it. On an empty layer of four channels it blends colour and
+    coverage alike: the result is the layer with premultiplied alpha.
     """
 
     def __init__(self, width: int, height: int) -> None:
@@ -156,8 +156,8 @@ class _Canvas:
         self.zoom = max(1, round(_CANVAS_PX / max(width, height)))
         self.layer: ByteArray = np.zeros((height * self.zoom, width * self.zoom, 4), dtype=np.uint8)
 
-    def _place(self, points: NDArray[np.number]) -> NDArray[np.int32]:
-        """Map picture pixels to OpenCV's fixed-point pixels of the layer; both have the centre of pixel 0 at 0."""
+    def _to_layer(self, points: NDArray[np.number]) -> NDArray[np.int32]:
+        """Map the image's pixels to OpenCV's fixed-point pixels of the layer; both have the centre of pixel 0 at 0."""
         centred = (np.asarray(points, dtype=np.float64) + 0.5) * self.zoom - 0.5
         return np.round(centred * 2**_SHIFT).astype(np.int32)
 
@@ -165,25 +165,25 @@ class _Canvas:
         return max(1, round(width * self.zoom))
 
     def line(self, start: NDArray[np.floating], end: NDArray[np.floating], width: float, colour: Colour) -> None:
-        first, second = self._place(start).tolist(), self._place(end).tolist()
+        first, second = self._to_layer(start).tolist(), self._to_layer(end).tolist()
         cv2.line(self.layer, first, second, (*colour, 255), self._thickness(width), cv2.LINE_AA, _SHIFT)
 
     def closed_line(self, points: NDArray[np.number], width: float, colour: Colour) -> None:
         cv2.polylines(
-            self.layer, [self._place(points)], True, (*colour, 255), self._thickness(width), cv2.LINE_AA, _SHIFT
+            self.layer, [self._to_layer(points)], True, (*colour, 255), self._thickness(width), cv2.LINE_AA, _SHIFT
         )
 
     def disc(self, centre: NDArray[np.floating], radius: float, colour: Colour) -> None:
         fixed_radius = round(radius * self.zoom * 2**_SHIFT)
         cv2.circle(
-            self.layer, self._place(centre).tolist(), fixed_radius, (*colour, 255), cv2.FILLED, cv2.LINE_AA, _SHIFT
+            self.layer, self._to_layer(centre).tolist(), fixed_radius, (*colour, 255), cv2.FILLED, cv2.LINE_AA, _SHIFT
         )
 
     def letter(self, text: str, centre: NDArray[np.floating], height: float, colour: Colour) -> None:
         font, stroke = cv2.FONT_HERSHEY_SIMPLEX, self._thickness(height / 6)
         scale = cv2.getFontScaleFromHeight(font, max(1, round(height * self.zoom)), stroke)
         (text_width, text_height), _ = cv2.getTextSize(text, font, scale, stroke)
-        x, y = self._place(centre) / 2**_SHIFT + (-text_width / 2, text_height / 2)
+        x, y = self._to_layer(centre) / 2**_SHIFT + (-text_width / 2, text_height / 2)
         cv2.putText(self.layer, text, (round(x), round(y)), font, scale, (*colour, 255), stroke, cv2.LINE_AA)
 
     def over(self, image: ByteArray) -> ByteArray:
@@ -197,7 +197,7 @@ def _draw_hand(canvas: _Canvas, points: NDArray[np.float64], valid: BoolArray, s
     if not valid.any():
         return
     extent = float(np.ptp(points[valid], axis=0).max())
-    # A small hand in a large picture has thinner lines, or they would cover it.
+    # A small hand in a large image has thinner lines, or they would cover it.
     width = max(1.0, min(max(canvas.width, canvas.height) / 130, max(extent, 1.0) / 42))
     colours = FINGER_COLOURS[side]
     bones = [
@@ -220,7 +220,7 @@ def _draw_hand(canvas: _Canvas, points: NDArray[np.float64], valid: BoolArray, s
 
 
 def _draw_side(canvas: _Canvas, points: NDArray[np.float64], valid: BoolArray, side: Side, line_width: float) -> None:
-    """Draw an R or L in a disc, next to the wrist and away from the fingers, inside the picture."""
+    """Draw an R or L in a disc, next to the wrist and away from the fingers, inside the image."""
     anchor = points[int(np.flatnonzero(valid)[0])]  # the wrist, or the valid joint nearest to it in the tree
     away = anchor - points[valid].mean(axis=0)
     length = float(np.hypot(*away))

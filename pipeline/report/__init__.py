@@ -1,1 +1,1 @@
-"""Pages and sheets for people who would rather look than read."""
+"""What people look at: the report's page, contact sheets, and frames of a dataset before any ingest."""

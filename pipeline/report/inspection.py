@@ -1,4 +1,4 @@
-"""A first look at a dataset before any ingest: frames spread over it, with their labels drawn."""
+"""The inspection of a dataset before any ingest: frames spread over it, with their labels drawn."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -16,7 +16,7 @@ from handdata.schemas.arrays import BoolArray, ByteArray
 Item = TypeVar("Item")
 
 _SCANNED_ROWS = 400
-"""Rows of a partition among which frames are chosen; a partition may hold millions."""
+"""Number of a partition's rows among which frames are chosen; a partition may hold millions."""
 
 
 def inspect_source(
@@ -25,8 +25,8 @@ def inspect_source(
     """Return a sheet of ``count`` frames, spread over the partitions, with keypoints, sides and masks drawn.
 
     Raises:
-        UsageError: ``root`` is not this dataset.
-        RunError: none of the frames that were looked at can be opened.
+        UsageError: ``root`` does not hold this dataset.
+        RunError: None of the chosen frames can be opened.
 
     """
     adapter = adapter_type(options or AdapterOptions())
@@ -53,7 +53,7 @@ def _spread_records(adapter: Adapter, root: Path, count: int) -> list[HandRecord
 
 
 def _evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """Return up to ``count`` items, spread over all."""
+    """Return up to ``count`` items, spread evenly over all."""
     if len(items) <= count:
         return list(items)
     return [items[position * len(items) // count] for position in range(count)]

@@ -31,16 +31,16 @@ CONTACT_SHEET = "contact-sheet.png"
 
 _NUMBER_COLUMNS: Final = ("hand_px", "mask_score", "mask_spill", "sharpness")
 _MOST_SHARDS: Final = 64
-"""Histograms read at most this many shards, drawn at random: they change little with more."""
+"""Most shards that the histograms read, chosen at random: with more they change little."""
 _PAGE_SAMPLES: Final = 20
 _PAGE_SAMPLE_PX: Final = 256
 _LOWER_PX: Final = 575
-"""Width of the loss chart and of the generated hands on the contact sheet: two of them fill it."""
+"""Width of the loss chart and of the generated hands on the contact sheet: both side by side fill it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportFiles:
-    """Where a report was written, as full paths or URLs."""
+    """Full paths or URLs of a report's files."""
 
     html: str
     png: str
@@ -50,7 +50,7 @@ def read_metrics(storage: Storage, run: str) -> list[dict[str, Any]]:
     """Return the rows of a training run's ``metrics.jsonl``.
 
     Raises:
-        UsageError: the workspace has no such run.
+        UsageError: The workspace has no such run.
 
     """
     name = metrics_file(run)
@@ -67,25 +67,25 @@ def write_report(
     generated: Path | ByteArray | None = None,
     title: str = "handdata report",
 ) -> ReportFiles:
-    """Write ``report.html``, one page about a dataset, and ``contact-sheet.png``, the same pictures in one.
+    """Write ``report.html``, one page about a dataset, and ``contact-sheet.png``, its pictures in one.
 
     Args:
         dataset: The dataset.
-        target: folder for the two files; it is created.
-        metrics: rows of a training run's ``metrics.jsonl``: ``step`` with ``loss``, ``validation_loss``,
-            ``permuted_loss``, whichever are there.
-        generated: grid of generated hands, as a PNG file or as RGB pixels.
-        title: of the page.
+        target: Folder for the two files; it is created.
+        metrics: Rows of a training run's ``metrics.jsonl``: ``step`` with any of ``loss``, ``validation_loss`` and
+            ``permuted_loss``.
+        generated: Grid of generated hands, as a PNG file or as RGB pixels.
+        title: Title of the page.
 
     Raises:
-        UsageError: there is no dataset.
-        StorageError: the files cannot be written.
+        UsageError: There is no dataset.
+        StorageError: The files cannot be written.
 
     """
     manifest = read_manifest(dataset)
     samples = choose_samples(dataset, _PAGE_SAMPLES, seed=0)
     curves = read_losses(metrics or ())
-    grid = _read_picture(generated) if generated is not None else None
+    grid = _read_grid(generated) if generated is not None else None
     sections = [
         _numbers_section(dataset.storage, manifest),
         _samples_section(samples, manifest),
@@ -106,12 +106,12 @@ def write_report(
     return ReportFiles(html=folder.describe(REPORT_PAGE), png=folder.describe(CONTACT_SHEET))
 
 
-def _read_picture(picture: Path | ByteArray) -> ByteArray:
-    return np.array(Image.open(picture).convert("RGB")) if isinstance(picture, Path) else picture
+def _read_grid(generated: Path | ByteArray) -> ByteArray:
+    return np.array(Image.open(generated).convert("RGB")) if isinstance(generated, Path) else generated
 
 
 def _whole_sheet(samples: Sequence[Mapping[str, Any]], curves: LossCurves, grid: ByteArray | None) -> ByteArray:
-    """Return the contact sheet with, below the samples, the loss curve and the generated hands where there are any."""
+    """Return the contact sheet: the samples, below them the loss curve and the generated hands where there are any."""
     sheet = sample_contact_sheet(samples, columns=5, tile_px=224)
     below, captions = [], []
     if curves.last_step:
@@ -156,7 +156,7 @@ def _count(number: int, noun: str) -> str:
 
 
 class _Link(NamedTuple):
-    """A text in a table that leads to a homepage; nothing follows it until it is clicked."""
+    """A text in a table that links to a homepage."""
 
     text: str
     homepage: str
@@ -165,7 +165,7 @@ class _Link(NamedTuple):
 def _table(
     caption: str, header: Sequence[str], rows: Iterable[Sequence[str | int | _Link]], total: bool = False
 ) -> str:
-    """Return a table; numbers stand right, and the last row is set apart where it is the total."""
+    """Return an HTML table; numbers are aligned right, and the last row stands out if it is the total."""
     body = [list(row) for row in rows]
     if not body:
         return ""
@@ -248,7 +248,7 @@ def _dataset_link(source: str) -> _Link:
 
 
 def _rejections(storage: Storage, manifest: DatasetManifest) -> Iterator[list[str | int]]:
-    """Yield stage, source, reason and number of the rows refused by ingest and by annotate."""
+    """Yield stage, source, reason and number of the rows that ingest and annotate rejected."""
     for source in ingested_sources(storage):
         for reason, count in sorted(read_ingest_summary(storage, source).rejected.items()):
             yield ["ingest", source, reason.replace("_", " "), count]
@@ -296,7 +296,7 @@ def _histograms_section(dataset: Dataset, manifest: DatasetManifest) -> str:
     shards = list_shards(dataset)
     if not shards:
         return ""
-    # Sorted shards follow each other in time, so a random choice is the fair one.
+    # Neighbours among the sorted shards are close in time; a random choice is spread over the dataset.
     chosen = [shards[position] for position in np.random.default_rng(0).permutation(len(shards))[:_MOST_SHARDS]]
     index = read_index(dataset.storage, chosen, _NUMBER_COLUMNS)
     hand_px = np.array(index["hand_px"].to_list(), dtype=np.float64)
@@ -334,7 +334,7 @@ def _histograms_section(dataset: Dataset, manifest: DatasetManifest) -> str:
 
 
 def _thresholds(manifest: DatasetManifest) -> dict[str, tuple[Literal["below", "above"], float]]:
-    """Return the flags' thresholds by the name of their setting, where all runs of the dataset used the same."""
+    """Return the thresholds of flags by the name of their setting, if all runs of the dataset used the same."""
     found: dict[str, set[float]] = {}
     for annotator in manifest.annotator_hashes.values():
         settings = annotator.get("settings")
@@ -355,7 +355,7 @@ def _loss_section(curves: LossCurves) -> str:
     text = "The training loss: faint as measured, strong as the mean of neighbouring steps."
     if curves.true and curves.permuted:
         text += (
-            " The validation losses use the same noise and timesteps, once with the target keypoints of each picture "
+            " The validation losses use the same noise and timesteps, once with the target keypoints of each image "
             "and once with those of another: a model that ignores its keypoints has the same loss with both."
         )
     gain = curves.condition_gain

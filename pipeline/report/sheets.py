@@ -29,22 +29,22 @@ SHEET_COLUMNS: Final = (
     "mask_origin",
     "flags",
 )
-"""Columns of a sample that a picture of it needs."""
+"""Columns of a sample that are needed to draw it."""
 
 
 def choose_samples(dataset: Dataset, count: int, seed: int) -> list[dict[str, Any]]:
     """Return ``count`` rows with ``SHEET_COLUMNS``, or all of a smaller dataset, sorted by sample.
 
-    They are spread evenly over the sources, within a source over its sequences. Only the row groups that hold a chosen
-    sample are read with their pictures, and of a source of many shards the index of a few.
+    The rows are spread evenly over the sources, and within a source over its sequences. Images are read only from row
+    groups that hold a chosen sample, and a source of many shards is represented by a few of them.
 
     Args:
         dataset: The dataset.
-        count: how many.
-        seed: another one chooses others.
+        count: Number of rows.
+        seed: Seed of the choice.
 
     Raises:
-        UsageError: there is no dataset.
+        UsageError: There is no dataset.
 
     """
     by_source: dict[str, list[Shard]] = {}
@@ -52,9 +52,9 @@ def choose_samples(dataset: Dataset, count: int, seed: int) -> list[dict[str, An
         by_source.setdefault(shard.source, []).append(shard)
     generator = np.random.default_rng(seed)
     shards = [
-        of_source[position]
-        for of_source in by_source.values()
-        for position in generator.permutation(len(of_source))[:count]
+        source_shards[position]
+        for source_shards in by_source.values()
+        for position in generator.permutation(len(source_shards))[:count]
     ]
     if not shards:
         return []
@@ -74,9 +74,9 @@ def choose_samples(dataset: Dataset, count: int, seed: int) -> list[dict[str, An
 
 
 def draw_sample(sample: Mapping[str, Any], size_px: int) -> ByteArray:
-    """Return the (size_px, size_px, 3) picture of a row of an annotated shard, with all that is known of it drawn.
+    """Return the (size_px, size_px, 3) picture of a row of an annotated shard: mask, keypoints and flags drawn.
 
-    The crop is scaled first and drawn on afterwards, so that lines are as sharp in a small tile as in a large one.
+    The crop is scaled before it is drawn on, so that lines are as sharp in a small tile as in a large one.
     """
     crop = np.array(Image.open(io.BytesIO(sample["image"]["bytes"])).convert("RGB"))
     picture = fit(crop, size_px, size_px)
@@ -93,9 +93,9 @@ def sample_contact_sheet(samples: Iterable[Mapping[str, Any]], columns: int = 6,
     """Return one RGB picture of annotated samples with their keypoints, sides, masks and flags.
 
     Args:
-        samples: rows of annotated shards with ``SHEET_COLUMNS``, for instance of ``choose_samples``.
-        columns: tiles in a row.
-        tile_px: side of a tile.
+        samples: Rows of annotated shards with ``SHEET_COLUMNS``, for instance from ``choose_samples``.
+        columns: Number of tiles in a row.
+        tile_px: Side of a tile, pixels.
 
     """
     rows = list(samples)
@@ -108,14 +108,14 @@ def sample_contact_sheet(samples: Iterable[Mapping[str, Any]], columns: int = 6,
 def inspection_sheet(
     frames: Iterable[tuple[HandRecord, ByteArray, BoolArray | None]], columns: int = 4, tile_px: int = 320
 ) -> ByteArray:
-    """Return one RGB picture of a source's frames with the labels drawn, to see at a look whether they sit right.
+    """Return one RGB picture of a source's frames with the labels drawn, which shows whether they fit the hands.
 
-    Each frame is cut to the surroundings of its labelled joints, or shown whole where it has none.
+    Each frame is cut to the surroundings of its labelled joints; a frame without labelled joints is shown whole.
 
     Args:
-        frames: records, their (height, width, 3) RGB pixels, and their (height, width) masks where they have one.
-        columns: tiles in a row.
-        tile_px: side of a tile.
+        frames: Records, their (height, width, 3) RGB pixels, and their (height, width) masks where they have one.
+        columns: Number of tiles in a row.
+        tile_px: Side of a tile, pixels.
 
     """
     pictures, captions = [], []
@@ -129,13 +129,13 @@ def inspection_sheet(
 
 
 def _draw_record(record: HandRecord, image: ByteArray, mask: BoolArray | None, tile_px: int) -> ByteArray:
-    """Return the square around a record's joints, twice as wide as they are and no larger than the picture."""
+    """Return the square around a record's joints, twice as wide as they are and no larger than the image, drawn on."""
     joints = record.keypoints_2d[record.keypoints_valid]
     largest = max(record.width, record.height)
     side, centre = largest, np.array([record.width - 1, record.height - 1]) / 2
     if len(joints):
         low, high = joints.min(axis=0), joints.max(axis=0)
-        # A label far off the picture is the reader's to see: the whole picture is shown then.
+        # A label far outside the image should be visible: the whole image is shown then.
         if (2 * (high - low) < largest).all() and (high > 0).all() and (low < [record.width, record.height]).all():
             side, centre = max(32, int(2 * (high - low).max())), (low + high) / 2
     left, top = np.round(centre - (side - 1) / 2).astype(int).tolist()
