@@ -33,10 +33,11 @@ test: $(INSTALLED)  ## Run the tests on two cores (about 7 minutes)
 soak: $(INSTALLED)  ## Run the long checks
 	@$(BIN)/python -m pytest -m soak --timeout 7200
 
-lint: $(INSTALLED)  ## Check format, style and types
+lint: $(INSTALLED)  ## Check format, style, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 format: $(INSTALLED)  ## Format the code and apply safe fixes
 	@$(BIN)/ruff check --fix-only .
