@@ -208,11 +208,7 @@ def video(
     )
     with ProgressLine("Sampling", None, "frames") as progress:
         frames, strip = sampling.video(lambda frame, total: progress.set(frame, total=total))
-    from PIL import Image
-
-    first, *others = [Image.fromarray(frame) for frame in frames]
-    out_file.absolute().parent.mkdir(parents=True, exist_ok=True)
-    first.save(out_file, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    _write_video(out_file, frames, fps)
     _write(out_file.with_suffix(".png"), strip)
 
 
@@ -269,6 +265,14 @@ def _sampling(workspace: str | None, run: str, checkpoint: str | None, **request
         settings.annotate,
         settings.weights,
     )
+
+
+def _write_video(file: Path, frames: "ByteArray", fps: float) -> None:
+    from PIL import Image
+
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    first.save(file, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
 
 
 def _write(file: Path, picture: "ByteArray") -> None:

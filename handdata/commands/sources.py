@@ -12,6 +12,8 @@ from handdata.pipeline.settings import Settings
 from handdata.schemas import Split
 
 if TYPE_CHECKING:
+    from handdata.pipeline.records.stored import IngestSummary
+    from handdata.pipeline.storage import Storage
     from handdata.schemas import SourceCard
 
 sources_app = typer.Typer()
@@ -124,7 +126,6 @@ def ingest(
     from handdata.adapters.registry import find_adapter
     from handdata.pipeline.records.ingest import ingest as run_ingest
     from handdata.pipeline.storage import Storage
-    from handdata.pipeline.storage.layout import records_folder, rejected_folder
 
     settings = load_settings(workspace=workspace, mano_dir=mano)
     adapter = find_adapter(source)
@@ -140,20 +141,26 @@ def ingest(
             options=AdapterOptions(mano_dir=settings.mano_dir),
             on_progress=lambda done, total, records: progress.set(done, f"{records:,} records", total),
         )
+    _show_ingested(summary, source, storage, as_json=as_json)
+    if strict and summary.rejected:
+        raise typer.Exit(1)
+
+
+def _show_ingested(summary: "IngestSummary", source: str, storage: "Storage", *, as_json: bool) -> None:
+    from handdata.pipeline.storage.layout import records_folder, rejected_folder
+
     where = storage.describe(records_folder(source))
     if as_json:
         document = {name: value for name, value in asdict(summary).items() if name not in ("files", "rejected_files")}
         print_json({**document, "where": where})
-    else:
-        table = {"records": counted(summary.splits), "rejected": counted(summary.rejected), "where": where}
-        if summary.dropped:
-            table["dropped before"] = f"{summary.dropped:,} (`handdata drop`)"
-        if summary.rejected:
-            table["reasons in"] = storage.describe(rejected_folder("ingest", source))
-        print_table(f"Ingested {source}", table)
-        out.print("Next: handdata annotate")
-    if strict and summary.rejected:
-        raise typer.Exit(1)
+        return
+    table = {"records": counted(summary.splits), "rejected": counted(summary.rejected), "where": where}
+    if summary.dropped:
+        table["dropped before"] = f"{summary.dropped:,} (`handdata drop`)"
+    if summary.rejected:
+        table["reasons in"] = storage.describe(rejected_folder("ingest", source))
+    print_table(f"Ingested {source}", table)
+    out.print("Next: handdata annotate")
 
 
 @sources_app.command(epilog="Example: handdata inspect --source hagrid --root /data/hagrid --n 12 --out sheet.png")

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -268,8 +268,6 @@ def evaluate(
     """
     from handdata.jobs.evaluate import EvaluationRequest
     from handdata.jobs.evaluate import evaluate as run_evaluate
-    from handdata.pictures.charts import chart_picture, loss_chart, read_losses
-    from handdata.pictures.png import encode_png
     from handdata.pipeline.report.page import read_metrics
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.storage.layout import run_folder
@@ -289,18 +287,34 @@ def evaluate(
     with ProgressLine("Evaluating", None, "pairs") as progress:
         found = run_evaluate(request, storage, settings.weights, lambda done, total: progress.set(done, total=total))
     if out_dir is not None:
-        folder = Storage(out_dir.absolute())
-        folder.write_bytes("evaluation.json", json.dumps(found.document(), indent=2).encode())
-        folder.write_bytes("evaluation.png", encode_png(found.figure))
-        if checkpoint is None:
-            losses = loss_chart(read_losses(read_metrics(storage, run)))
-            folder.write_bytes("losses.png", encode_png(chart_picture(losses, _CHART_PX)))
+        _write_scores(found, out_dir, read_metrics(storage, run) if checkpoint is None else None)
     if as_json:
         print_json(found.document())
         return
     _show_scores(found)
     if out_dir is not None:
         out.print(f"Look at {out_dir.absolute() / 'evaluation.png'}")
+
+
+def _write_scores(found: "Evaluation", out_dir: Path, metrics: list[dict[str, Any]] | None) -> None:
+    """Write the scores and the figures of an evaluation.
+
+    Args:
+        found: Evaluation to write.
+        out_dir: Folder of the files.
+        metrics: Metrics of the run, whose losses are drawn too; None without a run.
+
+    """
+    from handdata.pictures.charts import chart_picture, loss_chart, read_losses
+    from handdata.pictures.png import encode_png
+    from handdata.pipeline.storage import Storage
+
+    folder = Storage(out_dir.absolute())
+    folder.write_bytes("evaluation.json", json.dumps(found.document(), indent=2).encode())
+    folder.write_bytes("evaluation.png", encode_png(found.figure))
+    if metrics is not None:
+        losses = loss_chart(read_losses(metrics))
+        folder.write_bytes("losses.png", encode_png(chart_picture(losses, _CHART_PX)))
 
 
 def _show_scores(found: "Evaluation") -> None:
