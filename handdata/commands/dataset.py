@@ -24,7 +24,7 @@ from handdata.commands.options import (
     setting_option,
 )
 from handdata.console import ProgressLine, counted, out, print_json, print_table
-from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy, MasksPolicy, QualitySettings, Settings
+from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy, MasksPolicy, QualitySettings
 from handdata.schemas import UsageError
 from handdata.schemas.sample import CropMode
 
@@ -119,24 +119,20 @@ def annotate(
     from handdata.pipeline.storage import Dataset, Storage
 
     settings = load_settings(workspace=workspace)
-    quality: dict[str, object] = dict(
-        given_thresholds(
-            min_hand_px=min_hand_px,
-            max_truncation=max_truncation,
-            min_sharpness=min_sharpness,
-            max_blur=max_blur,
-            min_mask_score=min_mask_score,
-            max_mask_spill=max_mask_spill,
-            max_disagreement=max_disagreement,
-            min_phash_distance=min_phash_distance,
-        )
+    thresholds = given_thresholds(
+        min_hand_px=min_hand_px,
+        max_truncation=max_truncation,
+        min_sharpness=min_sharpness,
+        max_blur=max_blur,
+        min_mask_score=min_mask_score,
+        max_mask_spill=max_mask_spill,
+        max_disagreement=max_disagreement,
+        min_phash_distance=min_phash_distance,
     )
-    if reject is not None:
-        quality["reject"] = reject
     annotation = _replaced(
-        settings,
+        settings.annotate,
         {"masks": masks, "keypoints": keypoints, "image_size": image_size, "crop": crop},
-        quality,
+        {"reject": reject, **thresholds},
     )
     storage = Storage(settings.workspace)
     request = AnnotateRequest(
@@ -165,18 +161,24 @@ def annotate(
         raise typer.Exit(1)
 
 
-def _replaced(settings: Settings, annotate: dict[str, object], quality: dict[str, object]) -> AnnotateSettings:
-    """Return the annotation settings with those replaced that were given as flags.
+def _replaced(
+    settings: AnnotateSettings, flags: dict[str, object], quality_flags: dict[str, object]
+) -> AnnotateSettings:
+    """Return annotation settings with those replaced that were given as flags; None stands for a flag not given.
 
     Args:
         settings: Settings from variables and handdata.toml.
-        annotate: Annotation settings by name; None for a flag that was not given.
-        quality: Quality settings that were given, by name.
+        flags: Annotation settings by name.
+        quality_flags: Quality settings by name.
 
     """
-    given = {name: value for name, value in annotate.items() if value is not None}
-    given["quality"] = {**settings.annotate.quality.model_dump(exclude_unset=True), **quality}
-    return load_settings(annotate={**settings.annotate.model_dump(exclude_unset=True), **given}).annotate
+    quality = settings.quality.model_dump(exclude_unset=True) | _given(quality_flags)
+    changed = settings.model_dump(exclude_unset=True) | _given(flags) | {"quality": quality}
+    return load_settings(annotate=changed).annotate
+
+
+def _given(flags: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _show_annotated(summary: "AnnotateSummary", where: str, *, as_json: bool) -> None:
