@@ -49,7 +49,7 @@ def test_a_plan_tells_what_a_run_would_do_and_writes_nothing(workspace: Path, ru
     assert estimate["settings"]["masks"] == "grabcut"
     assert Path(estimate["models"]["hand_landmarker"]).is_file()
     assert "Plan (nothing was done)" in shown
-    assert "kB a record" in shown
+    assert "kB per record" in shown
 
     summary = annotate(AnnotateRequest(Dataset(Storage(workspace))), AnnotateSettings(masks="grabcut", image_size=64))
     made = sum(path.stat().st_size for path in (workspace / "dataset" / "data").rglob("*.parquet"))
