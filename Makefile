@@ -54,5 +54,5 @@ learn: $(INSTALLED)  ## Repeat the measured learning run of docs/results (one to
 	@$(BIN)/handdata evaluate --run learn --split test --steps 1 --out learning-run/results --workspace learning-run/workspace
 
 clean:  ## Remove .venv, caches and the demo's outputs
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis workspace demo-output learning-run
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis workspace demo-output learning-run
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
