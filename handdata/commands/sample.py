@@ -80,8 +80,8 @@ def gesture_transfer(
         seed=seed,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
-        picture = sampling.gesture_transfer(lambda step, total: progress.set(step, total=total))
-    _write(out_file, picture)
+        figure = sampling.gesture_transfer(lambda step, total: progress.set(step, total=total))
+    _write(out_file, figure)
 
 
 @sample_app.command(
@@ -119,8 +119,8 @@ def domain_transfer(
         seed=seed,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
-        picture = sampling.domain_transfer(lambda step, total: progress.set(step, total=total))
-    _write(out_file, picture)
+        figure = sampling.domain_transfer(lambda step, total: progress.set(step, total=total))
+    _write(out_file, figure)
 
 
 @sample_app.command(
@@ -153,8 +153,8 @@ def novel_view(
         seed=seed,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
-        picture = sampling.novel_view(lambda step, total: progress.set(step, total=total))
-    _write(out_file, picture)
+        figure = sampling.novel_view(lambda step, total: progress.set(step, total=total))
+    _write(out_file, figure)
 
 
 @sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --n 24 --out me-waving.webp")
@@ -230,8 +230,8 @@ def fix(
     """Generate the hands of an image anew where MediaPipe finds their keypoints; the rest stays as it is."""
     sampling = _sampling(workspace, run, checkpoint, steps=steps, guidance_scale=guidance_scale, seed=seed)
     with ProgressLine("Repairing", None, "steps") as progress:
-        picture = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
-    _write(out_file, picture)
+        image = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
+    _write(out_file, image)
 
 
 @sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")
@@ -247,8 +247,8 @@ def unconditional(
     """Sample unconditionally: a grid of hands, without reference or pose."""
     sampling = _sampling(workspace, run, checkpoint, count=count, steps=steps, seed=seed)
     with ProgressLine("Sampling", None, "steps") as progress:
-        picture = sampling.unconditional(lambda step, total: progress.set(step, total=total))
-    _write(out_file, picture)
+        figure = sampling.unconditional(lambda step, total: progress.set(step, total=total))
+    _write(out_file, figure)
 
 
 def _sampling(workspace: str | None, run: str, checkpoint: str | None, **request: object) -> "Sampling":
@@ -275,9 +275,9 @@ def _write_video(file: Path, frames: "ByteArray", fps: float) -> None:
     first.save(file, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
 
 
-def _write(file: Path, picture: "ByteArray") -> None:
+def _write(file: Path, image: "ByteArray") -> None:
     from handdata.pictures.png import encode_png
     from handdata.pipeline.storage import Storage
 
-    Storage(file.absolute().parent).write_bytes(file.name, encode_png(picture))
+    Storage(file.absolute().parent).write_bytes(file.name, encode_png(image))
     out.print(f"Look at {file.absolute()}")

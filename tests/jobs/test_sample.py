@@ -1,4 +1,4 @@
-"""``handdata sample``: each task from a checkpoint to a picture on disk."""
+"""``handdata sample``: each task from a checkpoint to an image on disk."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def run(workspace: Path, *arguments: str) -> None:
     app(["sample", *arguments, "--steps", "2", "--workspace", str(workspace)], standalone_mode=False)
 
 
-def picture(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     found = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     assert found is not None
     return np.asarray(found)
@@ -51,7 +51,7 @@ def picture(path: Path) -> np.ndarray:
 )
 def test_pairs_of_the_dataset_give_a_figure(workspace: Path, tmp_path: Path, task: str, options: list[str]) -> None:
     run(workspace, task, *options, "--n", "2", "--out", str(tmp_path / "figure.png"))
-    assert picture(tmp_path / "figure.png").shape == (2 * 132, 4 * 132, 3)
+    assert read_image(tmp_path / "figure.png").shape == (2 * 132, 4 * 132, 3)
 
 
 def test_domain_transfer_says_which_sources_there_are(workspace: Path, tmp_path: Path) -> None:
@@ -65,14 +65,14 @@ def test_a_video_is_written_with_a_strip_beside_it(workspace: Path, tmp_path: Pa
     with Image.open(tmp_path / "wave.webp") as film:
         assert (film.n_frames, film.size) == (3, (32, 32))  # type: ignore[attr-defined]
         assert film.info.get("duration", 200) == 200
-    assert picture(tmp_path / "wave.png").shape == (2 * 132, 3 * 132, 3)
+    assert read_image(tmp_path / "wave.png").shape == (2 * 132, 3 * 132, 3)
     with pytest.raises(UsageError, match=r"neither \.webp nor \.gif"):
         run(workspace, "video", "--out", str(tmp_path / "wave.mp4"))
 
 
-def test_unconditional_pictures_fill_a_grid(workspace: Path, tmp_path: Path) -> None:
+def test_unconditional_samples_fill_a_grid(workspace: Path, tmp_path: Path) -> None:
     run(workspace, "unconditional", "--n", "4", "--out", str(tmp_path / "grid.png"))
-    assert picture(tmp_path / "grid.png").shape == (2 * 132, 2 * 132, 3)
+    assert read_image(tmp_path / "grid.png").shape == (2 * 132, 2 * 132, 3)
 
 
 @pytest.mark.slow
@@ -81,11 +81,11 @@ def test_fix_changes_the_hands_of_a_photograph_and_nothing_else(workspace: Path,
         tmp_path / "rendered", identities=1, sequences=1, frames=1, cameras=1, size=256, seed=3, processes=1
     )
     (photo,) = (tmp_path / "rendered").rglob("*.jpg")
-    before = picture(photo)
+    before = read_image(photo)
     framed = np.pad(before, ((40, 60), (100, 20), (0, 0)), constant_values=90)
     cv2.imwrite(str(tmp_path / "photo.png"), framed[..., ::-1])
     run(workspace, "fix", str(tmp_path / "photo.png"), "--out", str(tmp_path / "fixed.png"))
-    fixed = picture(tmp_path / "fixed.png")
+    fixed = read_image(tmp_path / "fixed.png")
     assert fixed.shape == framed.shape
     changed = (fixed != framed).any(axis=2)
     assert 0.01 < changed.mean() < 0.8
