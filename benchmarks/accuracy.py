@@ -1,17 +1,17 @@
-"""Keypoints, sides and masks of ``handdata annotate`` beside raw MediaPipe's, against the truth, in one table.
+"""Accuracy of the keypoints, sides and masks of ``handdata annotate``, compared with raw MediaPipe, in one table.
 
     python benchmarks/accuracy.py [--cache DIR] [--real ../shared/data] [--part hard --part videos ...]
 
-The set is fixed: synthetic stills (easy: one crop-like picture a hand; hard: small hands in wide frames, most often
-two), synthetic videos (one hand; two hands that cross), and, where the folder is there, 13 real views of one moment and
-a phone video. It is rendered once into the cache; its SHA-256 is printed with the table.
+The set is fixed: synthetic stills (easy: crop-like images of hands; hard: small hands in wide frames, most often two),
+synthetic videos (one hand; two hands that cross), and, if their folder exists, 13 real views of one moment and a phone
+video. It is rendered once into the cache; its SHA-256 is printed with the table.
 
-A hit is a hand with the right side and a mean joint error of at most 0.15 hand lengths. A hand of which less than a
-third of the joints can be seen counts neither way. A side error is a hand that is located well but named wrong. Who
-locates more hands, and harder ones, has more of them: they are also counted among the hands that both locate. A flip
-is a change of side between two frames of a video in which the same hand was located. The phone video's keypoints are
-MediaPipe's own (older interface), so they judge the sides and little else; the masks of the real views are SAM's, of
-which two miss the hand, so IoU is measured on the synthetic pictures, whose masks are exact.
+A hit is a hand with the right side and a mean joint error of at most 0.15 hand lengths. A hand with less than a third
+of its joints visible counts neither way. A side error is a hand that is located well but named wrongly. A method that
+locates more hands, and harder ones, makes more side errors: they are also counted among the hands that both methods
+locate. A flip is a change of side between two frames of a video in which the same hand was located. The phone video's
+keypoints are MediaPipe's own (older interface), so they judge the sides and little else. The masks of the real views
+are SAM's, and two of them miss the hand, so IoU is measured on the synthetic images, whose masks are exact.
 """
 
 import argparse
@@ -65,7 +65,7 @@ VIDEOS: Final[tuple[Part, ...]] = ("single", "crossing", "phone")
 HIT: Final = 0.15
 """Largest mean joint error of a hit, in hand lengths."""
 LEAST_SEEN: Final = 1 / 3
-"""Share of a hand's joints that can be seen, for the hand to count."""
+"""Share of a hand's joints that must be visible for the hand to count."""
 RAW_CONFIDENCES: Final = (0.5, 0.3, 0.1)
 
 _IDENTITIES = 16
@@ -77,9 +77,9 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class SetSizes:
-    """How many sequences each synthetic part has; the defaults are the set that figures are reported on.
+    """Number of sequences of each synthetic part; the defaults are the set of the reported figures.
 
-    Thresholds are chosen on a set of another seed.
+    Thresholds are chosen on a set with another seed.
     """
 
     seed: int = 20261125
@@ -91,7 +91,7 @@ class SetSizes:
 
 
 def write_set(cache: Path, sizes: SetSizes, processes: int = 2) -> Path:
-    """Render the synthetic parts below ``cache`` unless they are there; return their folder."""
+    """Render the synthetic parts below ``cache`` unless they exist; return their folder."""
     folder = cache / "-".join(map(str, vars(sizes).values()))
     if folder.is_dir():
         return folder
@@ -146,7 +146,7 @@ def _write_job(job: tuple[Path, Part, int, SetSizes]) -> None:
 
 
 def _in_wide_frame(rng: np.random.Generator, sequence: HandSequence) -> tuple[HandSequence, slice]:
-    """Shrink what the camera sees to hands of 30 to 150 px and move it in the 16:9 strip that the slice keeps."""
+    """Shrink the camera's view to hands of 30 to 150 px, and move them within the 16:9 strip that the slice keeps."""
     (view,) = sequence.views
     size = view.camera.size
     height = size * 9 // 16
@@ -182,7 +182,7 @@ def _crossing(sequence: HandSequence, frames: int) -> HandSequence:
 def _write_sequence(
     target: Path, sequence: HandSequence, frames: int, rng: np.random.Generator, rows: slice = slice(None)
 ) -> None:
-    """Write a sequence of one view in the synthetic source's layout, of each picture only ``rows``."""
+    """Write a sequence of one view in the synthetic source's layout, only ``rows`` of each image."""
     (view,) = sequence.views
     (target / "cam0").mkdir(parents=True)
     top = rows.start or 0
@@ -196,11 +196,11 @@ def _write_sequence(
     k[1, 2] -= top
     height = width = view.camera.size
     for frame in range(frames):
-        picture = sequence.render(sequence.scene(frame), 0, rng)
-        bgr = cv2.cvtColor(picture.image[rows], cv2.COLOR_RGB2BGR)
+        rendering = sequence.render(sequence.scene(frame), 0, rng)
+        bgr = cv2.cvtColor(rendering.image[rows], cv2.COLOR_RGB2BGR)
         height, width = bgr.shape[:2]
         cv2.imwrite(str(target / image_path("cam0", frame)), bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        cv2.imwrite(str(target / mask_path("cam0", frame)), picture.mask[rows])
+        cv2.imwrite(str(target / mask_path("cam0", frame)), rendering.mask[rows])
     np.savez(
         target / LABEL_FILE,
         frame_index=np.arange(frames),
@@ -224,10 +224,10 @@ class TrueHand:
     """One hand of a frame.
 
     Args:
-        side: the person's.
+        side: Side of the person's hand.
         keypoints: (21, 2) pixels.
         valid: (21,) joints with a label.
-        seen: whether enough of it can be seen to count.
+        seen: Whether enough of it is visible to count.
 
     """
 
@@ -237,7 +237,7 @@ class TrueHand:
     seen: bool
 
     def error(self, keypoints: FloatArray) -> float:
-        """Return the mean distance of a located hand's joints from this one's, in hand lengths."""
+        """Return the mean distance of a located hand's joints from the true ones, in hand lengths."""
         distance = np.linalg.norm(keypoints - self.keypoints, axis=1)[self.valid].mean()
         return float(distance / hand_length(self.keypoints, self.valid))
 
@@ -284,7 +284,7 @@ def phone_records(folder: Path) -> list[HandRecord]:
 
 
 def truth_of(record: HandRecord) -> list[TrueHand]:
-    """Return the hands of a frame; what can be seen of a synthetic one is read off its mask."""
+    """Return the true hands of a frame; the mask of a synthetic frame tells how much of each is visible."""
     mask = None
     if record.source == "synthetic":
         image = Path(record.image_uri)
@@ -310,33 +310,33 @@ def truth_of(record: HandRecord) -> list[TrueHand]:
 
 @dataclass
 class Count:
-    """What one method did on one part."""
+    """Results of one method on one part."""
 
     hands: int = 0
     predictions: int = 0
     flips: int = 0
     error_sum: float = 0.0
     named_right: dict[tuple[str, Side], bool] = field(default_factory=dict)
-    """Of each located hand, by ``record_id`` and true side, whether it has the right name."""
+    """Whether each located hand, by ``record_id`` and true side, has the right name."""
 
     @property
     def hits(self) -> int:
-        """Hands that are located and named rightly."""
+        """Number of hands that are located and named correctly."""
         return sum(self.named_right.values())
 
     @property
     def side_errors(self) -> int:
-        """Hands that are located and named wrongly."""
+        """Number of hands that are located but named wrongly."""
         return len(self.named_right) - self.hits
 
     @property
     def precision(self) -> float:
-        """Hits among the hands that were found."""
+        """Share of hits among the found hands."""
         return self.hits / max(self.predictions, 1)
 
     @property
     def recall(self) -> float:
-        """Hits among the hands that are there."""
+        """Share of hits among the true hands."""
         return self.hits / max(self.hands, 1)
 
     @property
@@ -358,7 +358,7 @@ def count(records: Sequence[HandRecord], found: Mapping[str, Hands]) -> Count:
         truth = truth_of(record)
         predictions = found.get(record.record_id, [])
         total.hands += sum(hand.seen for hand in truth)
-        # Hits first: where hands cover each other, a prediction may be near both.
+        # Pairs with the right side come first: where hands cover each other, a prediction may be near both.
         pairs = sorted(
             (side != hand.side, hand.error(keypoints), number, other)
             for number, (side, keypoints) in enumerate(predictions)
@@ -380,7 +380,7 @@ def count(records: Sequence[HandRecord], found: Mapping[str, Hands]) -> Count:
         total.predictions += sum(
             truth[matched[number]].seen
             if number in matched
-            # A guess at a hand that can hardly be seen counts neither way.
+            # A prediction of a hardly visible hand counts neither way.
             else not any(hand.error(keypoints) < 0.5 for hand in hidden)
             for number, (_, keypoints) in enumerate(predictions)
         )
@@ -391,7 +391,7 @@ def count(records: Sequence[HandRecord], found: Mapping[str, Hands]) -> Count:
 
 
 def raw(records: Sequence[HandRecord], confidence: float) -> dict[str, Hands]:
-    """Return what MediaPipe finds in each frame on its own, at most two hands, named as it names them."""
+    """Return the hands that MediaPipe finds in each frame alone, at most two, with MediaPipe's names."""
     options = vision.HandLandmarkerOptions(
         base_options=BaseOptions(model_asset_path=str(require_weights("hand_landmarker"))),
         num_hands=2,
@@ -415,7 +415,7 @@ def raw(records: Sequence[HandRecord], confidence: float) -> dict[str, Hands]:
 def ours(
     records: Sequence[HandRecord], open_mask: Callable[[HandRecord], BoolArray], masks: MasksPolicy = "grabcut"
 ) -> list[AnnotatedSample]:
-    """Return the samples of the annotation stages; labels are not used."""
+    """Return the samples that annotation makes without labels."""
     settings = AnnotateSettings(keypoints="mediapipe", masks=masks, image_size=256)
     with HandDetector(require_weights("hand_landmarker"), settings.detection_confidence) as detector:
         annotator = Annotator(
@@ -452,9 +452,9 @@ def _hands_of(sample: AnnotatedSample) -> Iterator[tuple[Side, FloatArray]]:
 
 
 def mask_overlaps(samples: Sequence[AnnotatedSample], records: Mapping[str, HandRecord]) -> dict[str, list[float]]:
-    """Return the IoU of each sample's mask, and of one from the wrist alone, with the true mask of the hands found.
+    """Return the IoU of the true mask with each sample's mask, and with a mask from the wrist alone.
 
-    Hands of which no keypoints were found are taken out of the truth: that they are missing is counted elsewhere.
+    Hands whose keypoints were not found are removed from the true mask: missing hands are counted elsewhere.
     """
     overlaps: dict[str, list[float]] = defaultdict(list)
     for sample in samples:
@@ -489,9 +489,9 @@ def _true_mask(sample: AnnotatedSample, record: HandRecord, size: int) -> BoolAr
 
 
 def _grabcut_from_points(image: ByteArray, points: FloatArray) -> BoolArray:
-    """Segment with GrabCut from single points: the same means as ours, but the published prompt, the wrist alone.
+    """Segment with GrabCut from single points: our method, but with the published prompt, the wrist alone.
 
-    SAM's weights are not needed for it, so it stands in the table for the wrist-prompted masks.
+    In the table it represents masks that are prompted with the wrist, without SAM's weights.
     """
     size = image.shape[0]
     labels = np.full((size, size), cv2.GC_PR_BGD, dtype=np.uint8)
@@ -526,15 +526,15 @@ def main() -> None:
     rows = []
     for part in options.part or SYNTHETIC + REAL:
         if part in REAL and not options.real.is_dir():
-            print(f"{part}: left out, there is no {options.real}")
+            print(f"{part}: skipped, there is no {options.real}")
             continue
         records, adapter = part_records(part, folder, options.real)
         samples = ours(records, adapter.open_mask)
         our_count = count(records, hands_of(samples))
         for confidence in RAW_CONFIDENCES:
-            of_raw = count(records, raw(records, confidence))
-            same = _wrong_of_the_same(of_raw, our_count)
-            rows.append(_row(part, len(records), f"raw MediaPipe at {confidence}", of_raw, same))
+            raw_count = count(records, raw(records, confidence))
+            same = _wrong_of_the_same(raw_count, our_count)
+            rows.append(_row(part, len(records), f"raw MediaPipe at {confidence}", raw_count, same))
         row = _row(part, len(records), "ours", our_count)
         if part in SYNTHETIC:
             overlaps = mask_overlaps(samples, {record.record_id: record for record in records})
@@ -543,7 +543,7 @@ def main() -> None:
         rows.append(row)
     header = ("part", "frames", "method", "hands", "found", "precision", "recall", "F1", "error", "wrong side", "flips")
     print_table(
-        "Error in hand lengths, of located hands; wrong side of the hands that both locate: theirs, ours",
+        "Error of located hands in hand lengths; wrong side among the hands that both locate: theirs, ours",
         rows,
         header=(*header, "of the same", "mask IoU"),
     )

@@ -1,17 +1,18 @@
-"""Keypoint detection through the whole of ``handdata annotate``, beside bare MediaPipe loops and daft-physical-ai.
+"""Speed of keypoints through all of ``handdata annotate``, compared with bare MediaPipe loops and daft-physical-ai.
 
     python benchmarks/annotate.py [--frames 5000] [--size 256] [--video-frames 200]
 
-The same JPEG files on all sides, in one run, each side timed from its first finished batch to its last:
+All process the same JPEG files in one run, and each is timed from its first finished batch to its last:
 
-- two bare loops: what everybody writes (read, decode, detect, keep the result), in two processes at once;
-- two bare loops of MediaPipe's video mode over whole videos, told how many hands each shows: what following can give;
+- two bare loops (read, decode, detect, keep the result), in two processes at once;
+- two bare loops of MediaPipe's video mode over whole videos, with the number of hands in each: what tracking can give;
 - ``daft_physical_ai.hands.track_hands(method="mediapipe")`` over the same files, in an environment of its own;
 - ``handdata annotate --keypoints mediapipe --masks none``: read, decode, detect, crop, measure, encode, commit. The
-  files once as stills, each a sequence of its own, and once as videos of ``--video-frames`` frames.
+  files are taken once as stills, each a sequence of its own, and once as videos of ``--video-frames`` frames.
 
-Videos show a right hand, a left hand or both, a third each. Following saves MediaPipe's search for palms, not its look
-at each hand, so videos of one hand and of two are also told apart. They are rendered once and kept in the cache folder.
+Videos show a right hand, a left hand or both, a third each. Tracking saves MediaPipe's search for palms, but not its
+landmarks of each hand, so videos of one hand and of two are also timed apart. They are rendered once and kept in the
+cache folder.
 """
 
 import argparse
@@ -61,11 +62,11 @@ print((rows - first) / (time.perf_counter() - started))
 
 
 Videos = list[tuple[int, list[str]]]
-"""Of each video, how many hands it shows and the files of its frames."""
+"""Videos: the number of hands in each, and the files of its frames."""
 
 
 def bare_loop(videos: Videos, mode: str, model: str, ready: Barrier, answers: "multiprocessing.Queue[float]") -> None:
-    """Detect in all frames of videos; report the frames a second since all were ready."""
+    """Detect hands in all frames of videos; report the frames a second since all loops were ready."""
     import mediapipe
     from mediapipe.tasks.python import BaseOptions, vision
 
@@ -99,7 +100,7 @@ def bare_loop(videos: Videos, mode: str, model: str, ready: Barrier, answers: "m
 
 
 def bare_loops_images_per_s(videos: Videos, mode: str) -> float:
-    """Run the loops at once, each on its share of the videos; the sum of their rates."""
+    """Run the loops at once, each on its share of the videos; return the sum of their rates."""
     context = multiprocessing.get_context("spawn")
     ready, answers = context.Barrier(LOOPS), context.Queue()
     model = str(require_weights("hand_landmarker"))
@@ -126,7 +127,7 @@ def videos_of(root: Path) -> Videos:
 
 
 def daft_images_per_s(files: list[str], folder: Path) -> float:
-    """Run daft-physical-ai over the files."""
+    """Run daft-physical-ai over the files; return its rate."""
     (folder / "paths.txt").write_text("\n".join(files))
     command = [peer_python("daft-physical-ai", DAFT), "-I", "-c", DAFT_SCRIPT]
     arguments = [folder / "paths.txt", require_weights("hand_landmarker"), str(CONFIDENCE)]
@@ -135,7 +136,7 @@ def daft_images_per_s(files: list[str], folder: Path) -> float:
 
 
 def annotate_images_per_s(storage: Storage, size: int) -> float:
-    """Annotate all records of a workspace with a fresh Ray; the rate from the first finished unit to the last."""
+    """Annotate all records of a workspace with a fresh Ray; return the rate from first finished unit to last."""
     settings = AnnotateSettings(keypoints="mediapipe", masks="none", image_size=size)
     finished: list[tuple[float, int]] = []
     annotate(
@@ -147,20 +148,20 @@ def annotate_images_per_s(storage: Storage, size: int) -> float:
     return sum(rows for _, rows in finished[1:]) / (finished[-1][0] - finished[0][0])
 
 
-class OfOneHand(SyntheticAdapter):
-    """The videos of one hand."""
+class VideosOfOneHand(SyntheticAdapter):
+    """The synthetic source, only its videos of one hand."""
 
     hands = 1
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
-        """Yield the records of a partition that show so many hands."""
+        """Yield the records of a partition that show this many hands."""
         for row in super().records(root, partition):
             if not isinstance(row, HandRecord) or row.hand_state.count("labelled") == self.hands:
                 yield row
 
 
-class OfTwoHands(OfOneHand):
-    """The videos of two hands."""
+class VideosOfTwoHands(VideosOfOneHand):
+    """The synthetic source, only its videos of two hands."""
 
     hands = 2
 
@@ -169,7 +170,7 @@ class Stills(SyntheticAdapter):
     """The synthetic source with each frame as a sequence of its own."""
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
-        """Yield the records of a partition, renamed."""
+        """Yield the records of a partition, each as a sequence of its own."""
         for row in super().records(root, partition):
             if isinstance(row, HandRecord):
                 name = f"{row.sequence_id}-{row.frame_index:06d}"
@@ -179,7 +180,7 @@ class Stills(SyntheticAdapter):
 
 
 def rendered(frames: int, video_frames: int, size: int) -> Path:
-    """Return a synthetic dataset of about so many frames; the first call renders it."""
+    """Return the folder of a synthetic dataset of about this many frames; the first call renders it."""
     root = cache_folder().parent / "benchmarks" / f"annotate-{frames}-{video_frames}-{size}"
     if not root.exists():
         err.print(f"rendering {frames} frames into {root} (once)")
@@ -189,11 +190,11 @@ def rendered(frames: int, video_frames: int, size: int) -> Path:
 
 
 Row = tuple[str, float, float]
-"""A side, its rate and that of the bare loops over the same files."""
+"""Name of a contender, its rate and that of the bare loops over the same files."""
 
 
 def main() -> None:
-    """Run all sides, print the table."""
+    """Run all contenders, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=5000)
     parser.add_argument("--size", type=int, default=256)
@@ -222,7 +223,7 @@ def main() -> None:
         add("handdata annotate, stills", annotated(Stills), loops)
         add("handdata annotate, videos", annotated(SyntheticAdapter), loops)
         add("the loops in video mode", bare_loops_images_per_s(videos, "VIDEO"), loops)
-        for adapter, hands in ((OfOneHand, "one hand"), (OfTwoHands, "two hands")):
+        for adapter, hands in ((VideosOfOneHand, "one hand"), (VideosOfTwoHands, "two hands")):
             some = [video for video in videos if video[0] == adapter.hands]
             loops = add(f"videos of {hands}: the loops", bare_loops_images_per_s(some, "IMAGE"))
             add(f"videos of {hands}: handdata annotate", annotated(adapter), loops)
@@ -230,7 +231,7 @@ def main() -> None:
     print_table(
         f"{len(files)} frames of {options.size} px, first batch to last",
         [(name, f"{rate:.1f}", f"{rate / loops:.2f}", f"{rate / daft:.2f}") for name, rate, loops in rows],
-        header=("", "images/s", "to the loops on the same files", "to daft on all files"),
+        header=("", "images/s", "relative to the loops on the same files", "relative to daft on all files"),
     )
 
 

@@ -1,8 +1,8 @@
-"""Memory and time of the training index at ten million rows: generated rows, no pictures.
+"""Memory and time of the training index at ten million generated rows, without images.
 
     python benchmarks/index.py [--rows N]
 
-Prints what building the index costs, what a process holds of it, and what drawing a pair takes.
+Prints the time and memory to build the index, the memory that a process holds of it, and the time to draw a pair.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SOURCES = 13
 ROWS_A_SHARD = 2000
 CAMERAS = 4
 FRAMES = 250
-"""Of a sequence."""
+"""Number of frames in a sequence."""
 
 
 def main() -> None:
@@ -39,8 +39,8 @@ def main() -> None:
     rows = without_repeats(rows, shards)
     counts = np.bincount(rows["shard"].to_numpy(), minlength=len(shards))
     candidates = PairCandidates(rows, list(source_ranges(shards, counts)), PairConfig())
-    places = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$")).to_numpy(order="c")
-    arrays = {"row": rows["row"].to_numpy(), "places": places, "sample": rows["sample"].to_numpy()}
+    byte_ranges = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$")).to_numpy(order="c")
+    arrays = {"row": rows["row"].to_numpy(), "byte_ranges": byte_ranges, "sample": rows["sample"].to_numpy()}
     order = TargetOrder(candidates.source_targets(np.concatenate([[0], np.cumsum(counts)])), seed=0)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -48,14 +48,14 @@ def main() -> None:
     gc.collect()
     held = sum(array.nbytes for array in (*arrays.values(), *candidates.arrays.values()))
     print(f"{count:,} rows in {len(shards):,} shards")
-    print(f"index: {seconds:.1f} s, peak {peak:,.0f} MiB of which {before:,.0f} MiB are the rows as generated")
+    print(f"index: {seconds:.1f} s, peak {peak:,.0f} MiB, {before:,.0f} MiB of them the rows as generated")
     print(f"held: {held / 2**20:,.0f} MiB")
     for line in measure_draws(candidates, order):
         print(line)
 
 
 def generated(count: int) -> tuple[list[Shard], pl.DataFrame]:
-    """Return rows as ``read_rows`` makes them from shards: videos of several cameras, a tenth of them stills."""
+    """Return rows as ``read_rows`` makes them from shards: videos of several cameras; a tenth are stills."""
     rng = np.random.default_rng(0)
     number = np.arange(count)
     shard = (number // ROWS_A_SHARD).astype(np.int32)
@@ -89,7 +89,7 @@ def generated(count: int) -> tuple[list[Shard], pl.DataFrame]:
 
 
 def measure_draws(candidates: PairCandidates, order: TargetOrder) -> list[str]:
-    """Draw pairs; return lines about the time and memory that it takes."""
+    """Draw pairs; return lines about the time and memory that this takes."""
     start = _resident_mib()
     began = time.perf_counter()
     first = order[0]

@@ -1,15 +1,15 @@
-"""Times ``handdata ingest`` on generated label files in the layouts of InterHand2.6M and HaGRID.
+"""Speed and memory of ``handdata ingest`` on generated label files in the layouts of InterHand2.6M and HaGRID.
 
 Run ``python benchmarks/ingest.py [--records N] [--source NAME] [--keep FOLDER]``. InterHand2.6M: 80 cameras see each
 moment, labels of about 500 bytes a record in ``data.json`` and of 3 kB a moment in ``joint_3d.json``. HaGRID: 34
 gestures of the split train, one file each, one or two hands a photograph. Every record has an image file of its own
-name, most of them hard links to a few files, so that a million need no space: what is read of an image is its header.
+name, most of them hard links to a few files, so that a million need no space: only the header of an image is read.
 
 Prints records a second, the processor time of all processes, and the peak memory of the largest worker and of the
-command that started them, for half as many records too: the time should double. The peer, in the same run: plain
+command that started them, also for half as many records: the time should double. The peer, in the same run, is plain
 ``json.load`` of the same label files, and Pillow's ``Image.open`` for the size of each image, in a process of its own;
-it checks nothing and stores nothing. Peaks are ``VmHWM`` of ``/proc``, which begins anew in each process (``ru_maxrss``
-of a child begins with its parent's).
+it checks nothing and stores nothing. Peaks are ``VmHWM`` of ``/proc``, which starts afresh in each process (a child's
+``ru_maxrss`` starts with its parent's).
 """
 
 import argparse
@@ -43,14 +43,14 @@ MOMENTS_PER_CAPTURE = 500
 SIZE = (334, 512)
 GESTURES = 34
 LINKS_PER_FILE = 10_000
-"""File systems limit how often one file may be linked."""
+"""Most links to one file: file systems limit them."""
 PEAKS_VARIABLE = "HANDDATA_BENCHMARK_PEAKS"
-"""Names the folder in which each worker leaves its peak memory when it ends."""
+"""Variable with the folder in which each worker leaves its peak memory when it ends."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run took."""
+    """Time and memory of one run."""
 
     records: int
     seconds: float
@@ -86,13 +86,13 @@ def main() -> None:
 
 
 def in_own_process(function: Callable[[Path, int], Result], root: Path, records: int) -> Result:
-    """Call a function where its memory counts for nobody else."""
+    """Call a function in a process of its own, so that its memory is counted alone."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, root, records).result()
 
 
 def time_peer(root: Path, records: int) -> Figures:
-    """Load each label file whole with ``json`` and each image's size with Pillow."""
+    """Load each whole label file with ``json``, and read each image's size with Pillow."""
     start, processor_start = time.perf_counter(), time.process_time()
     for path in sorted(root.rglob("*.json")):
         json.loads(path.read_bytes())
@@ -106,7 +106,7 @@ def time_peer(root: Path, records: int) -> Figures:
 
 def time_ingest(adapter: type[Adapter], root: Path, scratch: Path) -> Figures:
     """Ingest a dataset; the workers leave their peaks in a folder."""
-    Path("/proc/self/clear_refs").write_text("5")  # this process's peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets this process's peak
     with tempfile.TemporaryDirectory(dir=scratch) as peaks_folder:
         os.environ[PEAKS_VARIABLE] = peaks_folder
         start, processor_start = time.perf_counter(), _processor_seconds()
@@ -114,7 +114,7 @@ def time_ingest(adapter: type[Adapter], root: Path, scratch: Path) -> Figures:
         seconds, processor_seconds = time.perf_counter() - start, _processor_seconds() - processor_start
         peaks = [float(path.read_text()) for path in Path(peaks_folder).iterdir()]
     if summary.rejected:
-        raise RuntimeError(f"the generated dataset was refused in part: {summary.rejected}")
+        raise RuntimeError(f"records of the generated dataset were rejected: {summary.rejected}")
     workers = f"{max(peaks):,.0f} MiB a worker ({len(peaks)} workers), " if peaks else ""
     return Figures(summary.records, seconds, processor_seconds, f"{workers}{peak_mib():,.0f} MiB the command itself")
 
@@ -127,7 +127,7 @@ def peak_mib() -> float:
 
 
 def leave_peak() -> None:
-    """Write this process's peak for the process that started it."""
+    """Write this process's peak into the folder of peaks, if there is one."""
     folder = os.environ.get(PEAKS_VARIABLE)
     if folder is not None and Path(folder).is_dir():
         (Path(folder) / str(os.getpid())).write_text(str(peak_mib()))
@@ -219,16 +219,16 @@ def file_names(records: int) -> Iterator[tuple[int, str, str]]:
 
 
 def write_images(folder: Path, names: list[str]) -> None:
-    """Write the images: links to a few files of one picture."""
-    picture = io.BytesIO()
-    Image.new("RGB", SIZE).save(picture, "JPEG", quality=30)
+    """Write the images: links to a few files with the same pixels."""
+    encoded = io.BytesIO()
+    Image.new("RGB", SIZE).save(encoded, "JPEG", quality=30)
     for parent in sorted({name.rpartition("/")[0] for name in names}):
         (folder / parent).mkdir(parents=True, exist_ok=True)
     original = folder
     for number, name in enumerate(names):
         if number % LINKS_PER_FILE == 0:
             original = folder / name
-            original.write_bytes(picture.getvalue())
+            original.write_bytes(encoded.getvalue())
         else:
             os.link(original, folder / name)
 

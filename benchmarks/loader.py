@@ -1,12 +1,12 @@
-"""Pairs a second of our loader beside WebDataset, MosaicML Streaming, LitData and Hugging Face datasets.
+"""Pairs a second of our loader, compared with WebDataset, MosaicML Streaming, LitData and Hugging Face datasets.
 
     python benchmarks/loader.py [--rows N] [--seconds S]
 
-All hold the same JPEG pictures and PNG masks of 512 px, and decode them with the same libraries. Theirs give single
-frames, of which two count as a pair. The limit is decoding the same bytes from memory in one process, warmed up. Rates
-are by the clock and by the CPU time of a loader's processes, which other work on the machine changes less. The three
-packages that are not ours are installed, once, into an environment of their own in ``~/.cache/handdata``. Their workers
-are processes, ours are threads.
+All store the same JPEG images and PNG masks of 512 px, and decode them with the same libraries. The others give single
+frames; two of these count as a pair. The limit is decoding the same bytes from memory in one process, warmed up. Rates
+are by the clock and by the CPU time of a loader's processes, which other work on the machine affects less. The packages
+of the others are installed once, into an environment of their own in ``~/.cache/handdata``. Their workers are
+processes, ours are threads.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _MASK_CODING = [
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
 ]
-"""As ``handdata annotate`` writes masks."""
+"""Coding of masks, as ``handdata annotate`` writes them."""
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="handdata-loader-") as name:
         folder = Path(name)
-        images, masks = pictures(options.rows)
+        images, masks = encoded_frames(options.rows)
         for kind, values in (("image", images), ("mask", masks)):
             np.save(folder / f"{kind}.npy", np.array([np.frombuffer(value, np.uint8) for value in values], object))
         print(f"{options.rows} rows of {STORED} px, JPEG {_mean_kb(images):.0f} KB, mask {_mean_kb(masks):.1f} KB")
@@ -94,11 +94,11 @@ def main() -> None:
 
 @cache
 def python_of_peers() -> Path:
-    """Return the Python of the three other packages; it sees ours for everything else (torch, OpenCV)."""
-    from peers import peer_python  # not above: the peers run this script, too, and do not see handdata
+    """Return the Python of the other packages; it uses our environment for everything else (torch, OpenCV)."""
+    from peers import peer_python  # not at the top: the peers run this script, too, and cannot import handdata
 
     python = peer_python("loader", sorted(PEERS.values()))
-    # Anew each time: another checkout's environment may be gone.
+    # Written each time: another checkout's environment may be gone.
     site = next(python.parents[1].glob("lib/python*/site-packages"))
     (site / "ours.pth").write_text(sysconfig.get_paths()["purelib"])
     return python
@@ -118,8 +118,8 @@ def call(loader: str, *arguments: object) -> tuple[float, float]:
     return tuple(json.loads(lines[-1])) if seconds else (0.0, 0.0)
 
 
-def pictures(count: int) -> tuple[list[bytes], list[bytes]]:
-    """Return encoded pictures with the detail of photographs, and masks with the shape of hands."""
+def encoded_frames(count: int) -> tuple[list[bytes], list[bytes]]:
+    """Return encoded images with the detail of photographs, and masks with the shape of hands."""
     rng = np.random.default_rng(0)
     images, masks = [], []
     for _ in range(min(count, 128)):
@@ -139,25 +139,25 @@ def pictures(count: int) -> tuple[list[bytes], list[bytes]]:
 
 
 def json_rows(folder: Path) -> list[tuple[bytes, bytes]]:
-    """Return the encoded rows that ``main`` left."""
+    """Return the encoded rows that ``main`` saved."""
     images, masks = (np.load(folder / f"{kind}.npy", allow_pickle=True) for kind in ("image", "mask"))
     return [(image.tobytes(), mask.tobytes()) for image, mask in zip(images, masks, strict=True)]
 
 
 def decoded(image: bytes, mask: bytes, size: int) -> dict[str, Any]:
-    """Decode a frame at full size, and resize it where training is smaller: what the peers do with a row."""
+    """Decode a frame at full size and resize it to the training size, as the peers do with a row."""
     import torch
 
-    picture = simplejpeg.decode_jpeg(image)
+    pixels = simplejpeg.decode_jpeg(image)
     outline = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_GRAYSCALE)
     if size != STORED:
-        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+        pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
         outline = cv2.resize(outline, (size, size), interpolation=cv2.INTER_AREA)
-    return {"image": torch.from_numpy(picture), "mask": torch.from_numpy(outline)}
+    return {"image": torch.from_numpy(pixels), "mask": torch.from_numpy(outline)}
 
 
 class Decoding:
-    """Decodes rows of a format that calls back; picklable."""
+    """Decodes the rows of a format that takes a function; can be pickled."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -191,7 +191,7 @@ def write_streaming(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
 
 
 class Row:
-    """Returns a row; picklable, as LitData asks."""
+    """Returns a row; can be pickled, as LitData requires."""
 
     def __init__(self, rows: list[tuple[bytes, bytes]]) -> None:
         self.rows = rows
@@ -272,7 +272,7 @@ WRITERS: dict[str, Callable[[Path, list[tuple[bytes, bytes]]], None]] = {
 
 
 def measured(name: str, size: int, workers: int, folder: Path, seconds: float) -> tuple[float, float]:
-    """Return pairs a second, and a CPU second of all its processes, of one loader after its warm-up."""
+    """Return one loader's pairs a second, and a CPU second of all its processes, after its warm-up."""
     import torch
 
     cv2.setNumThreads(1)
@@ -295,7 +295,7 @@ def measured(name: str, size: int, workers: int, folder: Path, seconds: float) -
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and its workers: what other work on the machine changes least."""
+    """Return the CPU time of this process and its workers, which other work on the machine affects least."""
     parents, ticks = {}, {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -322,13 +322,13 @@ def limit(rows: list[tuple[bytes, bytes]], size: int, seconds: float) -> tuple[f
 
 
 def endless(batches: Iterable[Any]) -> Iterable[Any]:
-    """Go through a loader again and again."""
+    """Repeat a loader's batches without end."""
     while True:
         yield from batches
 
 
 def our_batches(folder: Path, size: int, workers: int, stored: bool) -> Iterable[Any]:
-    """Return our loader, of pairs of frames."""
+    """Return our loader, which gives pairs of frames."""
     from handdata.pipeline.storage import Dataset, Storage
     from handdata.trainer.autoencoders import load_autoencoder
     from handdata.trainer.data.latents import open_latents

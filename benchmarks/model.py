@@ -1,13 +1,13 @@
-"""Seconds of a training step of the S/2 network beside the published module, in one run, and the sizes of all presets.
+"""Time of a training step of the S/2 network, compared with the published module, and the sizes of all presets.
 
     python benchmarks/model.py --published PATH [--batch 8] [--rounds 5] [--threads 1]
 
 PATH is a checkout of the public FoundHand repository (GPL-3, hence not part of this project). Both networks get the
-same weights and inputs and must give the same loss. Without PATH ours is timed alone. The variants take turns, so that
-a busy machine slows all of them, and the table shows the least of each: speeds are ratios of the least CPU times, which
-other processes disturb least. "Pass" is forward and backward, "step" also the optimiser: AdamW as PyTorch gives it for
-the published module, fused for ours, as ``handdata train`` does; as there, ours keeps freed memory. Each network has a
-process of its own.
+same weights and inputs and must give the same loss. Without PATH only ours is timed. The variants take turns, so that a
+busy machine slows all of them. The table shows the least time of each; speeds are ratios of the least CPU times, which
+other processes disturb least. "Pass" is forward and backward, "step" includes the optimiser: AdamW with PyTorch's
+defaults for the published module, fused for ours, as in ``handdata train``. As there, ours keeps freed memory. Each
+network has a process of its own.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from handdata.trainer.weights import export_foundhand
 
 VARIANTS = {"fp32": (False, False), "fp32, compiled": (True, False), "bf16 autocast, compiled": (True, True)}
 TIMED_PARAMETERS = 200e6
-"""Larger networks take minutes a step on a CPU, and are not timed."""
+"""Most parameters of a network that is timed: larger ones take minutes a step on a CPU."""
 BYTES_A_PARAMETER = 4 + 4 + 8 + 4
-"""Float32: weight, gradient, AdamW's two moments, moving average."""
+"""Bytes of float32 weight, gradient, AdamW's two moments and moving average."""
 
 
 class Times(NamedTuple):
@@ -49,7 +49,7 @@ class Times(NamedTuple):
 
 
 def published_network(checkout: Path, ours: DiT) -> nn.Module:
-    """Build the published module of the same sizes, with our weights."""
+    """Build the published module with the same sizes and with our weights."""
     sys.path.insert(0, str(checkout))
     sizes = PRESETS["foundhand-s"].model
     network: nn.Module = importlib.import_module("models.vit").DiT(
@@ -71,7 +71,7 @@ def random_inputs(sizes: ModelConfig, batch: int) -> tuple[Tensor, ...]:
 def step_of(
     network: nn.Module, sizes: ModelConfig, batch: int, compiled: bool, bfloat16: bool, fused: bool
 ) -> Callable[[], Times]:
-    """Return a function that takes and times one training step. The weights stay: the learning rate is zero."""
+    """Return a function that takes and times one training step. The learning rate is zero, so the weights stay."""
     inputs = random_inputs(sizes, batch)
     noise = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(2))
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, fused=fused)
@@ -95,16 +95,16 @@ def step_of(
 
 
 _STEPS: dict[str, Callable[[], Times]] = {}
-"""Of one network, in a process of its own."""
+"""Training steps of this process's network, by variant."""
 
 
 def prepare(published: Path | None, batch: int, threads: int) -> None:
-    """Make this process the one of the published network, or of ours, and warm all variants up."""
+    """Build the published network, or ours, in this process, and warm up all variants."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     sizes = PRESETS["foundhand-s"].model
     ours = DiT(**sizes.model_dump())
-    for parameter in ours.parameters():  # a new network predicts zero; this one computes
+    for parameter in ours.parameters():  # a new network predicts zero
         nn.init.normal_(parameter, std=0.02)
     network = published_network(published, ours) if published else ours
     if not published:
@@ -129,7 +129,7 @@ def compare(published: Path | None, batch: int, rounds: int, threads: int) -> No
             name: stack.enter_context(ProcessPoolExecutor(1, spawn, prepare, (path, batch, threads)))
             for name, path in networks.items()
         }
-        for process in processes.values():  # is ready once it has answered
+        for process in processes.values():  # ready once it has answered
             process.submit(take_step, next(iter(VARIANTS))).result()
         for _ in range(rounds):
             for variant in VARIANTS:
@@ -152,14 +152,14 @@ def compare(published: Path | None, batch: int, rounds: int, threads: int) -> No
     print_table(
         f"S/2, batch of {batch}, {threads} threads, least of {rounds} rounds",
         rows,
-        header=("", "pass, s", "CPU s", "speed beside the first", "step, CPU s", "speed beside the first", "loss"),
+        header=("", "pass, s", "CPU s", "relative speed", "step, CPU s", "relative speed", "loss"),
     )
 
 
 def activation_bytes(sizes: ModelConfig) -> int:
-    """Return about how much a pair's forward pass keeps for the backward pass, float32, without compilation.
+    """Estimate the bytes that a pair's forward pass keeps for the backward pass, in float32, without compilation.
 
-    Counted on networks of 2 and 3 blocks, and carried on to the preset's depth.
+    They are counted in networks of 2 and 3 blocks, and extrapolated to the preset's depth.
     """
 
     def kept_bytes(depth: int) -> int:

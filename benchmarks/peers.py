@@ -1,4 +1,4 @@
-"""Other people's software for side-by-side measurements, each in an environment of its own in the cache folder."""
+"""Environments for other people's packages that are measured beside handdata, one each in the cache folder."""
 
 import subprocess
 import sys

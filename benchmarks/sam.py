@@ -1,9 +1,9 @@
-"""SAM masks: our batches beside ``SamPredictor`` in a loop, on the same pictures, prompts and weights.
+"""Speed of SAM masks in our batches, compared with ``SamPredictor`` in a loop: the same images, prompts and weights.
 
     python benchmarks/sam.py [--checkpoint FILE] [--images 8] [--batch 4] [--device cpu]
 
-Without a checkpoint the model is a ViT-B of random weights: the same work, and masks that mean nothing. Both sides get
-one batch to warm up. Elsewhere than on a GPU everything is float32 and the logits of both sides are compared.
+Without a checkpoint the model is a ViT-B with random weights: the same work, but meaningless masks. Both get one batch
+to warm up. The logits of both are compared; except on a GPU, everything is float32.
 """
 
 import argparse
@@ -26,16 +26,16 @@ from handdata.pipeline.annotation.masks import HandPrompt, sam_prompts
 from handdata.pipeline.annotation.sam import SamSegmenter, load_sam
 from handdata.schemas import HandRecord
 
-PICTURE_PX = 512
+IMAGE_PX = 512
 Asked = list[tuple[NDArray[np.uint8], list[HandPrompt]]]
 Logits = list[NDArray[np.float32]]
 
 
 def asked_of_synthetic_frames(count: int) -> Asked:
-    """Return rendered pictures of one and two hands with their prompts."""
+    """Return rendered images of one and two hands with their prompts."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "synthetic"
-        write_dataset(root, 2, count, 1, 1, PICTURE_PX, seed=0)
+        write_dataset(root, 2, count, 1, 1, IMAGE_PX, seed=0)
         adapter = SyntheticAdapter()
         rows = [row for partition in adapter.partitions(root) for row in adapter.records(root, partition)]
         records = [row for row in rows if isinstance(row, HandRecord)]
@@ -47,7 +47,7 @@ def asked_of_synthetic_frames(count: int) -> Asked:
 
 
 def one_by_one(sam: Sam, asked: Asked) -> Logits:
-    """Ask ``SamPredictor`` for each hand of each picture in turn."""
+    """Return the logits of ``SamPredictor`` for each hand of each image in turn."""
     predictor = SamPredictor(sam)
     answers = []
     for image, prompts in asked:
@@ -59,16 +59,16 @@ def one_by_one(sam: Sam, asked: Asked) -> Logits:
 
 
 def in_batches(segmenter: SamSegmenter, asked: Asked, size: int) -> Logits:
-    """Ask our segmenter for the same, some pictures at a time."""
+    """Return the logits of our segmenter for the same hands, ``size`` images at a time."""
     answers = []
     for part in (asked[start : start + size] for start in range(0, len(asked), size)):
         candidates = segmenter.predict([image for image, _ in part], [prompts for _, prompts in part])
-        answers += [logits for of_image in candidates for logits in of_image.logits.float().cpu().numpy()]
+        answers += [logits for image in candidates for logits in image.logits.float().cpu().numpy()]
     return answers
 
 
 def timed(work: Callable[[], Logits]) -> tuple[float, Logits]:
-    """Return seconds and answers."""
+    """Return the seconds that some work takes, and its result."""
     started = time.perf_counter()
     answers = work()
     if torch.cuda.is_available():
@@ -101,12 +101,12 @@ def main() -> None:
     ours_s, got = timed(lambda: in_batches(segmenter, asked, options.batch))
     apart = max(float(np.abs(a - b).max()) for a, b in zip(got, wanted, strict=True))
     print_table(
-        f"{len(asked)} pictures of {PICTURE_PX} px, {hands} hands, {options.device}; logits {apart:.1e} apart at most",
+        f"{len(asked)} images of {IMAGE_PX} px, {hands} hands, {options.device}; logits differ by {apart:.1e} at most",
         [
             ("SamPredictor, one by one", f"{len(asked) / loop_s:.3f}", "1.00"),
             (f"ours, batches of {options.batch}", f"{len(asked) / ours_s:.3f}", f"{loop_s / ours_s:.2f}"),
         ],
-        header=("", "pictures/s", "ratio"),
+        header=("", "images/s", "ratio"),
     )
 
 

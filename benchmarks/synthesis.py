@@ -1,9 +1,9 @@
-"""Times the synthetic hand renderer and asks MediaPipe what it sees in its pictures.
+"""Speed of the synthetic hand renderer, and what MediaPipe finds in its images.
 
-Run ``python benchmarks/synthesis.py [--frames N] [--prototype DIR]``. Each picture is one random frame of a random view
-of its own sequence of eight identities, so the figures are those of what ``handdata synth`` writes. ``--prototype``
-times the first sketch of this renderer in the same run, where its folder exists. Times are CPU time, so that other work
-on the machine does not count; run with OMP_NUM_THREADS=1.
+Run ``python benchmarks/synthesis.py [--frames N] [--prototype DIR]``. Each image is one random frame of a random view
+of its own sequence of eight identities, so the figures hold for what ``handdata synth`` writes. ``--prototype``
+times the first sketch of this renderer in the same run, if its folder exists. Times are CPU times, so that other work on
+the machine does not count; run it with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -34,9 +34,9 @@ MATCHED_WITHIN = 0.25
 
 @dataclass
 class Found:
-    """What MediaPipe says about one labelled hand."""
+    """What MediaPipe finds of one labelled hand."""
 
-    hands_in_picture: int
+    hands_in_image: int
     error_px: float | None
     right_side: bool
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=2)
     default = Path(__file__).parents[1].parent / "shared" / "prototypes" / "synthhand"
     parser.add_argument("--prototype", type=Path, default=default)
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first 36 pictures here")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first 36 images here")
     arguments = parser.parse_args()
 
     cv2.setNumThreads(1)
@@ -66,9 +66,9 @@ def main() -> None:
             drawn = time.process_time()
             scene = sequence.scene(frame)
             posed = time.process_time()
-            picture = sequence.render(scene, camera, noise_generator(plan, frame, camera))
+            rendering = sequence.render(scene, camera, noise_generator(plan, frame, camera))
             rendered = time.process_time()
-            detections = detect(landmarker, picture.image)
+            detections = detect(landmarker, rendering.image)
             done = time.process_time()
             for name, spent in zip(
                 seconds, (drawn - start, posed - drawn, rendered - posed, done - rendered), strict=True
@@ -77,18 +77,16 @@ def main() -> None:
             hands = score(scene, sequence.views[camera], detections)
             found += hands
             if len(tiles) < 36:
-                tiles.append(annotate(picture.image, scene, sequence.views[camera], hands))
+                tiles.append(draw_labels(rendering.image, scene, sequence.views[camera], hands))
     finally:
         landmarker.close()
 
-    print(
-        f"{arguments.frames} pictures of {SIZE} px, {arguments.cameras} cameras, seed {arguments.seed}; CPU time each:"
-    )
+    print(f"{arguments.frames} images of {SIZE} px, {arguments.cameras} cameras, seed {arguments.seed}; CPU time each:")
     for name, total in seconds.items():
         print(f"  {name:36s} {1e3 * total / arguments.frames:6.1f} ms")
     report("all hands", found)
-    for count, name in ((1, "one hand in the picture"), (2, "two hands in the picture")):
-        report(name, [hand for hand in found if hand.hands_in_picture == count])
+    for count, name in ((1, "one hand in the image"), (2, "two hands in the image")):
+        report(name, [hand for hand in found if hand.hands_in_image == count])
     if arguments.sheet:
         rows = [np.hstack(tiles[i : i + 6]) for i in range(0, len(tiles) - len(tiles) % 6, 6)]
         cv2.imwrite(str(arguments.sheet), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
@@ -106,7 +104,7 @@ def create_landmarker() -> vision.HandLandmarker:
 
 
 def detect(landmarker: vision.HandLandmarker, image: NDArray[np.uint8]) -> list[tuple[NDArray[np.float64], str]]:
-    """Return joints (21, 2) in pixels and the side of each hand that MediaPipe finds."""
+    """Return the joints (21, 2) in pixels and the side of each hand that MediaPipe finds."""
     result = landmarker.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image))
     height, width = image.shape[:2]
     return [
@@ -116,7 +114,7 @@ def detect(landmarker: vision.HandLandmarker, image: NDArray[np.uint8]) -> list[
 
 
 def score(scene: Scene, view: View, detections: list[tuple[NDArray[np.float64], str]]) -> list[Found]:
-    """Give each labelled hand its nearest detection; a detection serves one hand."""
+    """Match each labelled hand with its nearest detection; a detection matches one hand."""
     labels = [view.camera.project(hand.joints) for hand in scene.hands]
     pairs = sorted(
         (float(np.linalg.norm(joints - label, axis=1).mean()), h, d)
@@ -137,7 +135,7 @@ def score(scene: Scene, view: View, detections: list[tuple[NDArray[np.float64], 
     return found
 
 
-def annotate(image: NDArray[np.uint8], scene: Scene, view: View, found: list[Found]) -> NDArray[np.uint8]:
+def draw_labels(image: NDArray[np.uint8], scene: Scene, view: View, found: list[Found]) -> NDArray[np.uint8]:
     """Draw the labels: green where MediaPipe agrees, red where it finds no hand."""
     drawn = image.copy()
     for hand, result in zip(scene.hands, found, strict=True):
@@ -159,7 +157,7 @@ def report(name: str, found: list[Found]) -> None:
 
 
 def time_prototype(folder: Path, frames: int) -> None:
-    """Print the first sketch's time a picture, on its own random scenes."""
+    """Print the first sketch's time an image, on its own random scenes."""
     sys.path.insert(0, os.fspath(folder))
     sketch = importlib.import_module("handsynth")
     rng = np.random.default_rng(0)
@@ -172,7 +170,7 @@ def time_prototype(folder: Path, frames: int) -> None:
         sketch.render(hands, k, rotation, translation, sketch.Light(rng), rng)
         posing, rendering = posing + posed - start, rendering + time.process_time() - posed
     each_ms = 1e3 * np.array([posing, rendering]) / frames
-    print(f"prototype, {frames} pictures, CPU time each: scene {each_ms[0]:.1f} ms, render {each_ms[1]:.1f} ms")
+    print(f"prototype, {frames} images, CPU time each: scene {each_ms[0]:.1f} ms, render {each_ms[1]:.1f} ms")
 
 
 if __name__ == "__main__":

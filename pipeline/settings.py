@@ -38,7 +38,7 @@ class QualitySettings(BaseModel):
     min_mask_score: float = Field(default=0.6, ge=0, le=1)
     """``low_mask_coverage`` where less than this share of the keypoints lies inside the mask."""
     max_mask_spill: float = Field(default=0.005, ge=0, le=1)
-    """``mask_spill`` where more than this share of the mask lies away from the hands; a mask of hands only has none."""
+    """``mask_spill`` where more than this share of the mask lies away from the hands. A good mask has none there."""
     min_hand_px: float = Field(default=48, ge=0)
     """``small_hand`` where the longer side of a hand's keypoint box is below this many full-image pixels."""
     max_truncation: float = Field(default=0, ge=0, le=1)
