@@ -2,8 +2,8 @@
 
 Run ``python benchmarks/synthesis.py [--frames N] [--prototype DIR]``. Each image is one random frame of a random view
 of its own sequence of eight identities, so the figures hold for what ``handdata synth`` writes. ``--prototype``
-times the first sketch of this renderer in the same run, if its folder exists. Times are CPU times, so that other work on
-the machine does not count; run it with OMP_NUM_THREADS=1.
+times the first sketch of this renderer in the same run, if its folder exists. Times are CPU times, so that other
+work on the machine does not count; run it with OMP_NUM_THREADS=1.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def test_skeleton_is_visible_on_every_bone_at_every_size(size: int) -> None:
     for start, end in SKELETON_EDGES:
         x, y = np.round((keypoints[start] + keypoints[end]) / 2).astype(int)
         assert touched[y, x], f"bone {start}-{end} left no mark at {x}, {y}"
-    assert touched.mean() < 0.25, "the drawing covers the picture"
+    assert touched.mean() < 0.25, "the drawing covers the image"
 
 
 @given(st.floats(100, 150), st.floats(100, 150))
@@ -113,7 +113,7 @@ def test_joints_far_outside_or_not_finite_do_not_stop_the_drawing(far: float) ->
     assert changed(grey(256), drawn).any()
 
 
-def test_the_side_mark_stays_inside_the_picture() -> None:
+def test_the_side_mark_stays_inside_the_image() -> None:
     keypoints = np.zeros((42, 2), dtype=np.float32)
     keypoints[0], keypoints[9] = (0, 0), (40, 40)
 
@@ -149,7 +149,7 @@ def test_drawing_leaves_its_input_as_it_was() -> None:
 
 
 def test_flags_stand_at_the_lower_edge() -> None:
-    drawn = draw_flags(grey(192), ["blurry", "a_flag_whose_name_is_far_too_long_for_the_picture_it_is_on"])
+    drawn = draw_flags(grey(192), ["blurry", "a_flag_whose_name_is_far_too_long_for_the_image_it_is_on"])
 
     assert (drawn == FLAG_COLOUR).all(axis=2)[160:].mean() > 0.2
     assert np.array_equal(drawn[:120], grey(192)[:120])
@@ -180,7 +180,7 @@ def test_tile_places_every_image_and_a_caption_below_it() -> None:
 
 
 @pytest.mark.parametrize(("images", "captions"), [(0, 0), (2, 1)])
-def test_tile_refuses_a_wrong_number_of_captions(images: int, captions: int) -> None:
+def test_tile_rejects_a_wrong_number_of_captions(images: int, captions: int) -> None:
     with pytest.raises(ValueError, match=f"got {images} and {captions}"):
         tile([grey(16)] * images, 3, 2, ["x"] * captions)
 

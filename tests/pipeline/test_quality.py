@@ -18,7 +18,7 @@ SIZE = 64
 
 
 def sample(frame: int = 0, sequence: str = "s", camera: str = "0", **columns: object) -> AnnotatedSample:
-    """A right hand of 100 px in the middle of a 200 x 200 picture; its crop of 128 px is 64 crop pixels wide."""
+    """A right hand of 100 px in the middle of a 200 x 200 image; its crop of 128 px is 64 crop pixels wide."""
     keypoints, valid = np.zeros((42, 2)), np.zeros(42, bool)
     keypoints[:21], valid[:21] = 32, True
     name = f"synthetic/train/{sequence}/{frame:06d}-{camera}"
@@ -99,7 +99,7 @@ def test_numbers_that_are_missing_flag_nothing() -> None:
 
 def test_a_hand_is_truncated_by_the_share_of_its_own_joints() -> None:
     keypoints, valid = np.full((42, 2), 32.0), np.ones(42, bool)
-    keypoints[:7, 0] = 60  # a third of the right hand at column 156 of the picture
+    keypoints[:7, 0] = 60  # a third of the right hand at column 156 of the image
     cut = sample(keypoints_2d=keypoints, keypoints_valid=valid, width=150)
     assert judged([cut]) == judged([cut], max_truncation=0.3) == [("truncated",)]
     assert judged([cut], max_truncation=0.34) == [()]
@@ -214,7 +214,7 @@ def test_every_flag_has_a_threshold_or_was_observed_and_every_flag_has_a_reason(
         assert RejectReason(f"quality_{flag}")
 
 
-def test_an_unknown_gate_is_refused() -> None:
+def test_an_unknown_gate_is_rejected() -> None:
     with pytest.raises(ValidationError):
         QualitySettings(reject={"ugly"})
 

@@ -47,9 +47,9 @@ def test_a_bright_dot_lands_where_its_keypoint_lands(
 
 @given(squares)
 def test_padding_counts_the_black_columns_and_rows(square: CropSquare) -> None:
-    picture = np.full((200, 240, 3), 255, np.uint8)
+    image = np.full((200, 240, 3), 255, np.uint8)
     left, top, right, bottom = square.padding(240, 200)
-    crop = square.cut(picture)[..., 0]
+    crop = square.cut(image)[..., 0]
     inside = crop > 127
     visible = max(square.size - left - right, 0) * max(square.size - top - bottom, 0)
     assert abs(inside.sum() - visible) <= 2 * square.size * (1 + 1 / square.scale) + 4
@@ -72,13 +72,13 @@ def test_square_is_centred_and_scaled_by_the_longer_side() -> None:
     assert np.allclose(centre, [150, 70], atol=0.5)
 
 
-def test_a_label_many_times_larger_than_the_picture_is_implausible() -> None:
+def test_a_label_many_times_larger_than_the_image_is_implausible() -> None:
     joints = np.array([[0.0, 0], [1e6, 10]], np.float32)
     with pytest.raises(RecordError, match=r"label_implausible: .* 640 x 480"):
         square_around(joints, 640, 480, scale=1.6, size=256)
 
 
-def test_a_hand_without_a_joint_in_the_picture_is_refused() -> None:
+def test_a_hand_without_a_joint_in_the_image_is_rejected() -> None:
     with pytest.raises(RecordError) as caught:
         require_in_image(np.array([[-5.0, 3], [700, 20]], np.float32), 640, 480)
     assert caught.value.reason is RejectReason.HAND_OUTSIDE_IMAGE

@@ -1,4 +1,4 @@
-"""Pixels of image files: as Pillow reads them, whole or not at all."""
+"""Pixels of image files: equal to what Pillow reads, whole or not at all."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ from handdata.schemas import RecordError, RejectReason
 from handdata.schemas.arrays import ByteArray
 
 
-def picture(height: int = 90, width: int = 120) -> ByteArray:
+def image(height: int = 90, width: int = 120) -> ByteArray:
     noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
@@ -29,7 +29,7 @@ def encoded(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:
     return stream.getvalue()
 
 
-WHOLE = encoded(Image.fromarray(picture()), quality=92)
+WHOLE = encoded(Image.fromarray(image()), quality=92)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -37,7 +37,7 @@ WHOLE = encoded(Image.fromarray(picture()), quality=92)
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 30}]
 )
 def test_a_jpeg_has_the_values_that_pillow_gives(mode: str, options: dict[str, object]) -> None:
-    data = encoded(Image.fromarray(picture()).convert(mode), **options)
+    data = encoded(Image.fromarray(image()).convert(mode), **options)
     np.testing.assert_array_equal(decode_image(data, "a.jpg"), np.array(Image.open(io.BytesIO(data)).convert("RGB")))
     # Bytes behind the end, as some cameras leave them, change nothing.
     np.testing.assert_array_equal(decode_image(data + bytes(9), "a.jpg"), decode_image(data, "a.jpg"))
@@ -54,28 +54,28 @@ def test_a_jpeg_with_a_fault_that_pillow_reads_over_is_read() -> None:
 def test_an_orientation_in_the_file_is_not_applied_for_labels_are_of_the_stored_pixels() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(Image.fromarray(picture()), exif=exif)
+    data = encoded(Image.fromarray(image()), exif=exif)
     assert decode_image(data, "a.jpg").shape == (90, 120, 3)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP"])
 def test_other_formats_are_read(form: str) -> None:
-    data = encoded(Image.fromarray(picture()), form, **({"lossless": True} if form == "WEBP" else {}))
-    np.testing.assert_array_equal(decode_image(data, "a"), picture())
+    data = encoded(Image.fromarray(image()), form, **({"lossless": True} if form == "WEBP" else {}))
+    np.testing.assert_array_equal(decode_image(data, "a"), image())
 
 
 @given(kept=st.integers(0, len(WHOLE) - 1))
-def test_a_truncated_file_is_refused_and_never_filled_up(kept: int) -> None:
+def test_a_truncated_file_is_rejected_and_never_filled_up(kept: int) -> None:
     with pytest.raises(RecordError, match=r"a\.jpg") as error:
         decode_image(WHOLE[:kept], "a.jpg")
     assert error.value.reason is RejectReason.FRAME_MISSING
 
 
 @given(damage=st.dictionaries(st.integers(0, len(WHOLE) - 1), st.integers(0, 255), min_size=1, max_size=20))
-def test_a_damaged_file_gives_a_picture_or_is_refused(damage: dict[int, int]) -> None:
+def test_a_damaged_file_gives_an_image_or_is_rejected(damage: dict[int, int]) -> None:
     data = bytearray(WHOLE)
-    for place, value in damage.items():
-        data[place] = value
+    for position, value in damage.items():
+        data[position] = value
     try:
         pixels = decode_image(bytes(data), "a.jpg")
     except RecordError as error:
@@ -85,7 +85,7 @@ def test_a_damaged_file_gives_a_picture_or_is_refused(damage: dict[int, int]) ->
         assert pixels.shape[2] == 3
 
 
-def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_is_rejected_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
     monkeypatch.setattr(Image.Image, "convert", None)

@@ -98,6 +98,6 @@ def test_mediapipe_policy_ignores_labels_but_measures_agreement() -> None:
     assert joined.agreement[0] == pytest.approx(5)
 
 
-def test_no_hand_at_all_is_refused() -> None:
+def test_no_hand_at_all_is_rejected() -> None:
     with pytest.raises(RecordError, match="no_hand_found"):
         join_keypoints(record(("unknown", "unknown")), [], "prefer-dataset")

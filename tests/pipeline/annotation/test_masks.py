@@ -263,7 +263,7 @@ class TestPrompts:
 
 
 def skin_on_noise(size: int, hand: NDArray[np.float32], seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A picture of a skin-coloured glove on a bluish ground, and where the glove is."""
+    """An image of a skin-coloured glove on a bluish ground, and where the glove is."""
     truth = np.zeros((size, size), dtype=np.uint8)
     length = hand_length(hand, np.ones(21, dtype=bool))
     for base in (1, 5, 9, 13, 17):
@@ -291,7 +291,7 @@ class TestGrabCut:
         assert mask.shape == (512, 512)
         assert iou(mask, truth) > 0.9
 
-    def test_leaves_out_what_lies_outside_the_picture(self) -> None:
+    def test_leaves_out_what_lies_outside_the_image(self) -> None:
         hand = open_hand(128, 128, 150)
         image, _ = skin_on_noise(256, hand)
         outside = np.zeros((256, 256), dtype=bool)
@@ -307,7 +307,7 @@ class TestGrabCut:
 
     @settings(unhurried, max_examples=25)
     @given(plausible_hands(joints_missing=True), st.integers(0, 255))
-    def test_takes_any_joints_and_any_picture(self, labels: Labels, grey: int) -> None:
+    def test_takes_any_joints_and_any_image(self, labels: Labels, grey: int) -> None:
         image = np.full((SIZE, SIZE, 3), grey, dtype=np.uint8)
         mask = grabcut_mask(image, *labels)
         assert mask.shape == (SIZE, SIZE)
@@ -321,14 +321,14 @@ class TestGrabCut:
         exact, jittered = [], []
         for number in range(24):
             sequence = sample_sequence(rng, identities[number % 3], kinds[number // 3 % 3], 1, 1, 256)
-            picture = sequence.render(sequence.scene(0), 0, rng)
+            rendering = sequence.render(sequence.scene(0), 0, rng)
             keypoints, valid = labels_of()
             for motion in sequence.motions:
                 rows = hand_rows(motion.side)
                 keypoints[rows] = sequence.views[0].camera.project(sequence.joints(motion)[0])
                 valid[rows] = True
             square = square_around(keypoints[valid], 256, 256, 1.6, 256)
-            image, truth = square.cut(picture.image), square.cut_mask(picture.mask > 0)
+            image, truth = square.cut(rendering.image), square.cut_mask(rendering.mask > 0)
             outside = ~square.cut_mask(np.ones((256, 256), dtype=bool))
             joints = square.to_crop(keypoints)
             exact.append(iou(grabcut_mask(image, joints, valid, outside), truth))

@@ -156,7 +156,7 @@ def test_the_model_type_is_read_off_the_tensors(name: str, width: int, depth: in
     assert sam_model_type(state) == name
 
 
-def test_other_weights_are_refused_with_their_size(small_sam: Sam) -> None:
+def test_other_weights_are_rejected_with_their_size(small_sam: Sam) -> None:
     with pytest.raises(WeightsError, match="width 32, depth 2"):
         sam_model_type(small_sam.state_dict())
     with pytest.raises(WeightsError, match="not the weights of a Segment Anything model"):

@@ -1,4 +1,4 @@
-"""Closer looks: windows, hints, merging, and small hands that only they find."""
+"""The search for hands: windows, hints, merging, and small hands that only a closer search finds."""
 
 from collections.abc import Iterator
 
@@ -22,12 +22,12 @@ def detector() -> Iterator[HandDetector]:
 
 
 @pytest.fixture(scope="module")
-def hand_picture() -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+def hand_image() -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """A right hand at 192 px and its joints."""
     rng = np.random.default_rng(5)
     sequence = sample_sequence(rng, build_identity(rng), ("right",), 1, 1, 192)
-    picture = sequence.render(sequence.scene(0), 0, rng)
-    return picture.image, sequence.views[0].camera.project(sequence.joints(sequence.motions[0])[0])
+    rendering = sequence.render(sequence.scene(0), 0, rng)
+    return rendering.image, sequence.views[0].camera.project(sequence.joints(sequence.motions[0])[0])
 
 
 def hand(x: float, y: float, size: float = 50) -> NDArray[np.float32]:
@@ -48,15 +48,15 @@ def test_a_window_over_the_border_repeats_the_last_pixels_and_maps_back() -> Non
     assert np.array_equal(moved.keypoints, hand(0, 1))
 
 
-def test_the_look_with_the_best_size_is_kept_and_all_looks_vote_on_the_side() -> None:
-    looks = [
+def test_the_detection_with_the_best_size_is_kept_and_all_detections_vote_on_the_side() -> None:
+    detections = [
         detection("left", 100, 100, 0.6, share=0.05),
         detection("right", 104, 100, 0.8, share=0.2),
         detection("right", 103, 101, 0.9, share=0.7),
     ]
-    (merged,) = merge(looks)
+    (merged,) = merge(detections)
     assert merged.side == "right"
-    assert np.array_equal(merged.keypoints, looks[1].keypoints)
+    assert np.array_equal(merged.keypoints, detections[1].keypoints)
 
 
 def test_two_hands_that_cover_each_other_stay_two() -> None:
@@ -92,11 +92,11 @@ def test_hints_of_all_adapters_have_the_same_names() -> None:
 
 
 def test_a_small_hand_of_a_wide_frame_is_found_by_tiles_and_by_a_hint(
-    detector: HandDetector, hand_picture: tuple[NDArray[np.uint8], NDArray[np.float64]]
+    detector: HandDetector, hand_image: tuple[NDArray[np.uint8], NDArray[np.float64]]
 ) -> None:
-    picture, joints = hand_picture
+    image, joints = hand_image
     frame = np.full((540, 960, 3), 90, np.uint8)
-    small = cv2.resize(picture, (84, 84), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, (84, 84), interpolation=cv2.INTER_AREA)
     frame[300:384, 700:784] = small
     truth = (joints + 0.5) * 84 / 192 - 0.5 + [700, 300]
     assert not detector.detect(frame)
@@ -107,17 +107,17 @@ def test_a_small_hand_of_a_wide_frame_is_found_by_tiles_and_by_a_hint(
         assert found.side == ("left" if hints else "right"), "the side of a hint is a label"
 
 
-def test_a_clear_hand_costs_one_look(
+def test_a_clear_hand_costs_one_search(
     detector: HandDetector,
-    hand_picture: tuple[NDArray[np.uint8], NDArray[np.float64]],
+    hand_image: tuple[NDArray[np.uint8], NDArray[np.float64]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    picture, _ = hand_picture
-    looks = []
+    image, _ = hand_image
+    searches = []
     detect = HandDetector.detect
-    monkeypatch.setattr(HandDetector, "detect", lambda self, image: looks.append(1) or detect(self, image))
-    assert len(find_hands(detector, picture)) == 1
-    assert len(looks) == 1
+    monkeypatch.setattr(HandDetector, "detect", lambda self, image: searches.append(1) or detect(self, image))
+    assert len(find_hands(detector, image)) == 1
+    assert len(searches) == 1
 
 
 def open_right_hand() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sides are settled for a unit: labels, runs, views, two hands of a frame."""
+"""A unit agrees on sides: labels, runs, views, two hands of a frame."""
 
 from dataclasses import replace
 
@@ -32,13 +32,13 @@ def seen(side: Side, track: int, score: float = 0.9) -> Detection:
 
 
 def sides(frames: list[Located]) -> list[list[Side]]:
-    settled = agree_on_sides(frames, "prefer-dataset")
-    return [[d.side for d in sorted(frame.detections, key=lambda d: d.track)] for frame in settled]
+    agreed = agree_on_sides(frames, "prefer-dataset")
+    return [[d.side for d in sorted(frame.detections, key=lambda d: d.track)] for frame in agreed]
 
 
 def test_a_hand_keeps_one_side_along_its_run() -> None:
-    looks: list[Side] = ["right", "right", "left", "right", "left", "right"]
-    frames = [Located(record(frame), [seen(side, 0)]) for frame, side in enumerate(looks)]
+    seen_sides: list[Side] = ["right", "right", "left", "right", "left", "right"]
+    frames = [Located(record(frame), [seen(side, 0)]) for frame, side in enumerate(seen_sides)]
     assert sides(frames) == [["right"]] * 6
 
 
@@ -68,8 +68,8 @@ def test_what_a_dataset_says_of_one_frame_names_the_hand_in_all() -> None:
 
 
 def test_two_hands_of_a_frame_differ_and_the_weaker_claim_is_contested() -> None:
-    (settled,) = agree_on_sides([Located(record(0), [seen("right", 0, 0.99), seen("right", 1, 0.7)])], "mediapipe")
-    by_track = {detection.track: detection for detection in settled.detections}
+    (agreed,) = agree_on_sides([Located(record(0), [seen("right", 0, 0.99), seen("right", 1, 0.7)])], "mediapipe")
+    by_track = {detection.track: detection for detection in agreed.detections}
     assert (by_track[0].side, by_track[0].contested) == ("right", False)
     assert (by_track[1].side, by_track[1].contested) == ("left", True)
 
@@ -86,17 +86,17 @@ def test_one_frame_of_two_right_hands_does_not_rename_a_run() -> None:
     frames = [Located(record(frame), [seen("right", 0)]) for frame in range(9)]
     frames.append(Located(record(9), [seen("right", 0), seen("right", 1)]))
     frames += [Located(record(frame), [seen("right", 1)]) for frame in range(10, 30)]
-    settled = agree_on_sides(frames, "mediapipe")
-    assert {d.side for frame in settled[:9] + settled[10:] for d in frame.detections} == {"right"}
+    agreed = agree_on_sides(frames, "mediapipe")
+    assert {d.side for frame in agreed[:9] + agreed[10:] for d in frame.detections} == {"right"}
     # Both are well known, and the first was there before.
-    assert {d.track: (d.side, d.contested) for d in settled[9].detections} == {0: ("right", False), 1: ("left", True)}
+    assert {d.track: (d.side, d.contested) for d in agreed[9].detections} == {0: ("right", False), 1: ("left", True)}
 
 
 def test_a_passing_error_has_no_claim_against_a_hand_that_stays() -> None:
     frames = [Located(record(0), [seen("right", 0)]), Located(record(1), [seen("right", 0), seen("right", 1, 0.8)])]
     frames += [Located(record(frame), [seen("right", 1, 0.8)]) for frame in range(2, 20)]
-    settled = agree_on_sides(frames, "mediapipe")
-    assert {d.track: (d.side, d.contested) for d in settled[1].detections} == {0: ("left", True), 1: ("right", False)}
+    agreed = agree_on_sides(frames, "mediapipe")
+    assert {d.track: (d.side, d.contested) for d in agreed[1].detections} == {0: ("left", True), 1: ("right", False)}
 
 
 def test_the_order_of_frames_changes_nothing() -> None:

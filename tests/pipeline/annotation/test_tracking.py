@@ -1,6 +1,6 @@
-"""Hands are followed along runs: where a run ends, what is noticed on the way, what a hand's number means.
+"""Hands are tracked along runs: where a run ends, what is noticed on the way, what a hand's number means.
 
-The detector here sees coloured squares for hands: red the right one, green the left one. Real hands are followed in
+The detector here sees coloured squares for hands: red the right one, green the left one. Real hands are tracked in
 ``test_annotate`` and ``benchmarks/accuracy.py``.
 """
 
@@ -19,7 +19,7 @@ from handdata.schemas.arrays import ByteArray
 
 SIZE, HAND = 200, 40
 
-Places = Mapping[Side, tuple[int, int]]
+Middles = Mapping[Side, tuple[int, int]]
 
 
 def record(
@@ -42,10 +42,10 @@ def record(
     )
 
 
-def picture(places: Places, level: int = 40) -> ByteArray:
+def image_of(middles: Middles, level: int = 40) -> ByteArray:
     """Squares around these points before a grey wall."""
     image = np.full((SIZE, SIZE, 3), level, np.uint8)
-    for side, (x, y) in places.items():
+    for side, (x, y) in middles.items():
         image[y - HAND // 2 : y + HAND // 2, x - HAND // 2 : x + HAND // 2] = (
             (255, 0, 0) if side == "right" else (0, 255, 0)
         )
@@ -53,7 +53,7 @@ def picture(places: Places, level: int = 40) -> ByteArray:
 
 
 class SquareDetector:
-    """Sees all squares of a picture; in video mode it may lose its way.
+    """Sees all squares of an image; in video mode it may lose its way.
 
     Args:
         drift: pixels that the video mode strays more with each frame since its restart.
@@ -82,22 +82,22 @@ class SquareDetector:
         found = []
         for side in SIDES:
             rows, columns = np.nonzero((image == colours[side]).all(axis=2))
-            if len(rows) == HAND**2:  # a part of one, at the border of what is looked at, is none
+            if len(rows) == HAND**2:  # a part of one, at the border of a window, is no hand
                 grid = np.stack(np.meshgrid(np.linspace(0, 1, 7), np.linspace(0, 1, 3)), -1).reshape(21, 2)
                 joints = grid * [np.ptp(columns), np.ptp(rows)] + [columns.min() + strayed, rows.min()]
                 found.append(Detection(side, 0.95, joints.astype(np.float32), HAND / max(image.shape[:2])))
         return found
 
 
-def located(detector: SquareDetector, pictures: Sequence[ByteArray]) -> list[dict[int, tuple[float, float]]]:
+def located(detector: SquareDetector, images: Sequence[ByteArray]) -> list[dict[int, tuple[float, float]]]:
     """The middle of each hand of each frame of a run, by its number."""
     tracker = HandTracker(detector)  # type: ignore[arg-type]
-    return followed(tracker, pictures)
+    return tracked(tracker, images)
 
 
-def followed(tracker: HandTracker, pictures: Sequence[ByteArray]) -> list[dict[int, tuple[float, float]]]:
-    tracker.start_run(len(pictures))
-    frames = [tracker.locate(record(number), pixels) for number, pixels in enumerate(pictures)]
+def tracked(tracker: HandTracker, images: Sequence[ByteArray]) -> list[dict[int, tuple[float, float]]]:
+    tracker.start_run(len(images))
+    frames = [tracker.locate(record(number), pixels) for number, pixels in enumerate(images)]
     return [{hand.track: (float(hand.centre[0]), float(hand.centre[1])) for hand in hands} for hands in frames]
 
 
@@ -125,10 +125,10 @@ def test_runs_are_unbroken_and_hold_every_record_once(frames: list[tuple[int, st
         )
 
 
-def test_hands_keep_their_numbers_and_one_look_begins_the_run() -> None:
+def test_hands_keep_their_numbers_and_one_search_begins_the_run() -> None:
     detector = SquareDetector()
-    pictures = [picture({"right": (60 + 2 * frame, 60), "left": (150, 150 - frame)}) for frame in range(CHECK_FRAMES)]
-    hands = located(detector, pictures)
+    images = [image_of({"right": (60 + 2 * frame, 60), "left": (150, 150 - frame)}) for frame in range(CHECK_FRAMES)]
+    hands = located(detector, images)
     assert {frozenset(frame) for frame in hands} == {frozenset(hands[0])}
     assert len(hands[0]) == 2
     assert detector.stills == 1
@@ -137,17 +137,17 @@ def test_hands_keep_their_numbers_and_one_look_begins_the_run() -> None:
 
 def test_a_cut_begins_anew() -> None:
     detector = SquareDetector()
-    first = [picture({"right": (60, 60)}, level=20)] * 4
-    second = [picture({"right": (66, 60)}, level=200)] * 4
+    first = [image_of({"right": (60, 60)}, level=20)] * 4
+    second = [image_of({"right": (66, 60)}, level=200)] * 4
     hands = located(detector, [*first, *second])
-    assert not set(hands[3]) & set(hands[4]), "another shot may show another hand in the same place"
+    assert not set(hands[3]) & set(hands[4]), "another shot may show another hand at the same point"
     assert set(hands[4]) == set(hands[7])
     assert detector.stills == 2
 
 
-def test_what_strays_is_found_out_by_a_look_now_and_then() -> None:
+def test_what_strays_is_found_out_by_a_still_search_now_and_then() -> None:
     detector = SquareDetector(drift=1.0)
-    hands = located(detector, [picture({"right": (60, 60)})] * (CHECK_FRAMES + 4))
+    hands = located(detector, [image_of({"right": (60, 60)})] * (CHECK_FRAMES + 4))
     error = [abs(x - 59.5) for frame in hands for x, _ in frame.values()]
     assert max(error[:CHECK_FRAMES]) > HAND / 4
     assert max(error[CHECK_FRAMES:]) < HAND / 4
@@ -155,7 +155,7 @@ def test_what_strays_is_found_out_by_a_look_now_and_then() -> None:
 
 
 def test_a_hand_that_comes_in_is_seen_at_the_next_check() -> None:
-    one, two = picture({"right": (60, 60)}), picture({"right": (60, 60), "left": (150, 150)})
+    one, two = image_of({"right": (60, 60)}), image_of({"right": (60, 60), "left": (150, 150)})
     hands = located(SquareDetector(), [one] * 3 + [two] * CHECK_FRAMES)
     assert len(hands[3]) == 1
     assert len(hands[-1]) == 2
@@ -164,17 +164,17 @@ def test_a_hand_that_comes_in_is_seen_at_the_next_check() -> None:
 
 @pytest.mark.parametrize("hidden", [1, 4, 8])
 def test_a_hand_that_is_hidden_for_a_moment_keeps_its_number(hidden: int) -> None:
-    both, one = picture({"right": (60, 60), "left": (150, 150)}), picture({"right": (60, 60)})
+    both, one = image_of({"right": (60, 60), "left": (150, 150)}), image_of({"right": (60, 60)})
     hands = located(SquareDetector(), [both] * 3 + [one] * hidden + [both] * 3)
     assert [len(frame) for frame in hands] == [2] * 3 + [1] * hidden + [2] * 3
     assert set(hands[-1]) == set(hands[0])
 
 
 def test_what_is_seen_of_a_run_does_not_depend_on_the_run_before() -> None:
-    pictures = [picture({"right": (60 + 3 * frame, 60)}) for frame in range(12)]
+    images = [image_of({"right": (60 + 3 * frame, 60)}) for frame in range(12)]
     tracker = HandTracker(SquareDetector())  # type: ignore[arg-type]
-    followed(tracker, [picture({"left": (150, 150), "right": (60, 150)}, level=41)] * 5)
-    again = followed(tracker, pictures)
-    fresh = located(SquareDetector(), pictures)
+    tracked(tracker, [image_of({"left": (150, 150), "right": (60, 150)}, level=41)] * 5)
+    again = tracked(tracker, images)
+    fresh = located(SquareDetector(), images)
     assert [list(frame.values()) for frame in again] == [list(frame.values()) for frame in fresh]
     assert len({number for frame in again for number in frame}) == 1

@@ -44,9 +44,9 @@ SIZE = 128
 HOSTILE = '"><script>alert(1)</script>'
 
 
-def encoded(picture: Image.Image, kind: str) -> EncodedImage:
+def encoded(image: Image.Image, kind: str) -> EncodedImage:
     stream = io.BytesIO()
-    picture.save(stream, kind)
+    image.save(stream, kind)
     return EncodedImage(bytes=stream.getvalue())
 
 
@@ -65,11 +65,11 @@ def make_sample(
     """A sample of a drawn right hand; masks and numbers differ with the frame."""
     keypoints = np.zeros((42, 2), dtype=np.float32)
     keypoints[:21] = fan(0.5)
-    picture = Image.new("RGB", (SIZE, SIZE), (40 + 5 * (frame % 8), 60, 90))
+    crop = Image.new("RGB", (SIZE, SIZE), (40 + 5 * (frame % 8), 60, 90))
     silhouette = Image.new("L", (SIZE, SIZE), 0)
     for joint in keypoints[:21]:
         box = [*(joint - 7), *(joint + 7)]
-        ImageDraw.Draw(picture).ellipse(box, fill=(214, 170, 140))
+        ImageDraw.Draw(crop).ellipse(box, fill=(214, 170, 140))
         ImageDraw.Draw(silhouette).ellipse(box, fill=255)
     identity = f"{source}/{split}/{sequence}/{frame:06d}-0"
     return AnnotatedSample(
@@ -94,7 +94,7 @@ def make_sample(
         camera_dist=None,
         camera_t_world=None,
         license="CC BY-NC 4.0",
-        image=encoded(picture, "JPEG"),
+        image=encoded(crop, "JPEG"),
         hand_mask=encoded(silhouette, "PNG") if mask else None,
         keypoints_2d=keypoints,
         keypoints_valid=np.arange(42) < 21,
@@ -128,11 +128,11 @@ def add_unit(storage: Storage, samples: list[AnnotatedSample], rejections: int =
         plan_file="",
         row_group=0,
     )
-    refused = [
+    rejected = [
         Rejection(record_id=f"r{n}", image_uri="x.jpg", reason=RejectReason.NO_HAND_FOUND, detail="")
         for n in range(rejections)
     ]
-    write_unit(take_lease(Dataset(storage)), unit, samples, refused, "abc")
+    write_unit(take_lease(Dataset(storage)), unit, samples, rejected, "abc")
 
 
 def finish(storage: Storage, licenses: dict[str, str] | None = None) -> None:
@@ -285,11 +285,11 @@ def test_generated_hands_may_come_from_a_file(workspace: Storage, tmp_path: Path
     assert np.array_equal(np.array(Image.open(io.BytesIO(data))), GRID)
 
 
-def test_report_of_a_dataset_whose_records_were_all_refused_says_so(tmp_path: Path) -> None:
+def test_report_of_a_dataset_whose_records_were_all_rejected_says_so(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "workspace")
     unit = PlannedUnit("u", "dexycb", "train", 1, "", 0)
-    refused = Rejection(record_id="r", image_uri="x", reason=RejectReason.FRAME_MISSING, detail="")
-    write_unit(take_lease(Dataset(storage)), unit, [], [refused], "abc")
+    rejected = Rejection(record_id="r", image_uri="x", reason=RejectReason.FRAME_MISSING, detail="")
+    write_unit(take_lease(Dataset(storage)), unit, [], [rejected], "abc")
     finish(storage)
 
     page = written(storage, tmp_path)
