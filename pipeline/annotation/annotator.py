@@ -62,7 +62,7 @@ class MaskModel(Protocol):
     """Makes hand masks from crops and keypoints."""
 
     origin: MaskOrigin
-    """What the column ``mask_origin`` says of its masks."""
+    """Value of the column ``mask_origin`` for its masks."""
 
     def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
         """Start on a batch; the function that it returns waits for the (S, S) masks, one a crop."""

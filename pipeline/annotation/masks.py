@@ -372,7 +372,7 @@ def choose_mask(candidates: Mask, keypoints: Points, valid: Mask) -> int:
 
 @dataclass(frozen=True)
 class HandPrompt:
-    """What SAM receives for one hand, in crop pixels."""
+    """The prompt of SAM for one hand, in crop pixels."""
 
     points: Points
     """(P, 2) points on the hand and beside it."""

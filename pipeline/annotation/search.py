@@ -1,7 +1,7 @@
 """The search for hands in one image: in the whole image first, then in windows where that found too little.
 
 MediaPipe's palm detector works on 192 x 192 pixels and expects palms of medium size: it misses small hands in wide
-frames and hands that fill the image. Both are found in a window of which the hand takes the right share.
+frames and hands that fill the image. Both are found in a window in which the hand takes the right share.
 """
 
 import math
