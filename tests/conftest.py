@@ -31,8 +31,8 @@ from tests.fixtures.commands import CommandResult
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-GROUP_OF_FIXTURE = {"ray_cluster": "ray", "head": "head"}
-"""Tests that use these fixtures go to one worker, whichever module they are in: a Ray head takes seconds to start."""
+RAY_GROUP = "ray"
+"""Name of the group of the tests that use ``ray_cluster``, whichever module they are in."""
 
 
 def pytest_configure() -> None:
@@ -44,13 +44,12 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Form a group of each module, and one of the tests that share a Ray head; let the longest groups come first."""
+    """Form a group of the tests that share a Ray head, and one of each module; let the longest come first."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        shared = [group for fixture, group in GROUP_OF_FIXTURE.items() if fixture in fixtures]
-        groups.setdefault(shared[0] if shared else item.nodeid.split("::")[0], []).append(item)
-    order = sorted(groups, key=lambda name: (name not in GROUP_OF_FIXTURE.values(), not any_slow(groups[name])))
+        shared = "ray_cluster" in fixtures_of(item)
+        groups.setdefault(RAY_GROUP if shared else item.path.stem, []).append(item)
+    order = sorted(groups, key=lambda name: turn(groups[name]))
     items[:] = [item for name in order for item in groups[name]]
     if config.pluginmanager.hasplugin("xdist"):
         for name, members in groups.items():
@@ -58,8 +57,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.xdist_group(name))
 
 
-def any_slow(items: list[pytest.Item]) -> bool:
-    return any(item.get_closest_marker("slow") for item in items)
+def turn(group: list[pytest.Item]) -> int:
+    """Return 0 for tests that start a Ray head, 1 for other slow ones, 2 for the rest."""
+    if any(not fixtures_of(item).isdisjoint({"ray_cluster", "head"}) for item in group):
+        return 0
+    return 1 if any(item.get_closest_marker("slow") for item in group) else 2
+
+
+def fixtures_of(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -208,21 +206,3 @@ def test_sam_without_a_checkpoint_says_which_file_to_put_where(
     assert result.code == 1
     assert "sam_vit_h_4b8939.pth" in result.err
     assert "HANDDATA_WEIGHTS" in result.err
-
-
-def test_a_folder_with_its_own_schemas_package_does_not_disturb(tmp_path: Path) -> None:
-    for name in ("schemas", "pipeline", "adapters", "trainer", "jobs"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
-    code = (
-        "import ray, handdata.schemas, handdata.pipeline.run.annotate\n"
-        "ray.init('local', num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
-        "@ray.remote\n"
-        "def count():\n"
-        "    from handdata.schemas import KEYPOINT_COUNT\n"
-        "    import handdata.pipeline.run.annotate\n"
-        "    return KEYPOINT_COUNT\n"
-        "assert ray.get(count.remote()) == 42\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr

@@ -1,21 +1,60 @@
-"""A process is the driver of a cluster that it reaches or starts."""
+"""A process is the driver of a cluster that it reaches or starts, in any folder and with any token at home."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import handdata
 from tests.fixtures.commands import clean_environment
 
+STARTS_A_CLUSTER = """
+import json
+import ray
+import handdata.schemas
+from handdata.pipeline.run.cluster import offer_token, start_local
 
-def test_a_process_that_has_imported_ray_still_starts_clusters_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("a-token-of-this-test-0123456789abcdef")
-    code = (
-        "import ray\nfrom handdata.pipeline.run.cluster import offer_token, start_local\n"
-        "offer_token()\nstart_local(1)\nassert ray.cluster_resources()['CPU'] == 1"
+offer_token()
+start_local(1)
+
+@ray.remote
+def count():
+    from handdata.schemas import KEYPOINT_COUNT
+    import handdata.pipeline.run.annotate
+    return KEYPOINT_COUNT
+
+print(json.dumps({"cpus": ray.cluster_resources()["CPU"], "keypoints": ray.get(count.remote())}))
+"""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process says of the cluster that it has started; this takes seconds, and serves all tests of this file."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text("a-token-of-this-test-0123456789abcdef")
+    for name in ("schemas", "pipeline", "adapters", "trainer", "jobs"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS_A_CLUSTER],
+        env=clean_environment(HOME=str(folder), PYTHONPATH=str(Path(handdata.__file__).parent.parent)),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    root = str(Path(handdata.__file__).parent.parent)
-    environment = clean_environment(HOME=str(tmp_path), PYTHONPATH=root)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_process_that_has_imported_ray_still_starts_clusters_of_its_own(started: dict[str, Any]) -> None:
+    assert started["cpus"] == 1
+
+
+def test_a_folder_with_its_own_schemas_package_does_not_disturb(started: dict[str, Any]) -> None:
+    assert started["keypoints"] == 42
