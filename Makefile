@@ -28,7 +28,7 @@ demo: $(INSTALLED)  ## Run the whole road on the synthetic source and show pictu
 	@$(BIN)/handdata demo
 
 test: $(INSTALLED)  ## Run the tests on two cores (about 7 minutes)
-	@$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m "not soak" -n 2
 
 soak: $(INSTALLED)  ## Run the long checks
 	@$(BIN)/python -m pytest -m soak --timeout 7200

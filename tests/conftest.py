@@ -1,15 +1,17 @@
 """Fixtures shared by all tests, and which tests run beside one another.
 
-``make test`` runs two workers (pytest-xdist). Tests that need a Ray head spend much of their time waiting for it. They
-form a few groups that each start one head, and come first, so that the tests that only compute fill the second core
-and the waits.
+``make test`` runs two workers (pytest-xdist). The tests of a file stay together, since they share fixtures, and so do
+all files that use the one Ray head of ``ray_cluster``. Tests with a head wait for it much of their time. They come
+first, so that tests that only compute use the other core.
 """
 
 import fcntl
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -31,9 +33,6 @@ from tests.fixtures.commands import CommandResult
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-RAY_GROUP = "ray"
-"""Name of the group of the tests that use ``ray_cluster``, whichever module they are in."""
-
 
 def pytest_configure() -> None:
     """Keep workers that share the cores from starting a thread for every core, which makes both wait."""
@@ -43,29 +42,35 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Form a group of the tests that share a Ray head, and one of each module; let the longest come first."""
-    groups: dict[str, list[pytest.Item]] = {}
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the groups of tests with a Ray head come first, then those with slow tests."""
+    turns: dict[str, int] = {}
     for item in items:
-        shared = "ray_cluster" in fixtures_of(item)
-        groups.setdefault(RAY_GROUP if shared else item.path.stem, []).append(item)
-    order = sorted(groups, key=lambda name: turn(groups[name]))
-    items[:] = [item for name in order for item in groups[name]]
-    if config.pluginmanager.hasplugin("xdist"):
-        for name, members in groups.items():
-            for item in members:
-                item.add_marker(pytest.mark.xdist_group(name))
+        group = group_of(item.nodeid)
+        turn = 0 if group == "ray" or "head" in item.fixturenames else 1 if item.get_closest_marker("slow") else 2
+        turns[group] = min(turn, turns.get(group, turn))
+    items.sort(key=lambda item: turns[group_of(item.nodeid)])
 
 
-def turn(group: list[pytest.Item]) -> int:
-    """Return 0 for tests that start a Ray head, 1 for other slow ones, 2 for the rest."""
-    if any(not fixtures_of(item).isdisjoint({"ray_cluster", "head"}) for item in group):
-        return 0
-    return 1 if any(item.get_closest_marker("slow") for item in group) else 2
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole groups of tests to workers, in the order of ``pytest_collection_modifyitems``."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
-def fixtures_of(item: pytest.Item) -> set[str]:
-    return set(getattr(item, "fixturenames", ()))
+@cache
+def group_of(nodeid: str) -> str:
+    """Return the name of the tests that one worker runs: one name for all files that use the shared Ray head."""
+    file = nodeid.split("::")[0]
+    text = (Path(__file__).parents[1] / file).read_text()
+    return "ray" if "ray_cluster" in text or "annotated_synthetic" in text else file
 
 
 @pytest.fixture(scope="session")
