@@ -9,11 +9,11 @@ Layout (https://github.com/zc-alexfan/arctic, docs/data), where one of the two i
 
 Protocol p1 lists the static views 1 to 8, p2 the head camera, view 0; together they are the dataset. Each file is one
 pickled dict of many gigabytes, whose arrays stay views of the mapped file. Label arrays have ten views: 0 is the head
-camera without its lens distortion, 9 with it. The pictures are distorted, so their pixels are those of view 9, their 3D
+camera without its lens distortion, 9 with it. The images are distorted, so their pixels are those of view 9, their 3D
 points those of view 0 (``common/transforms.py`` and ``src/arctic/processing.py`` of the repository).
 
-A hand's flag is 1 where its wrist and two more joints lie in the view. Below that nothing is said: the hand may still
-reach into the picture, so it is ``unknown``. **No timestamps**: the authors do not state the rate (issue 60).
+A hand's flag is 1 where its wrist and two more joints lie in the view. A flag of 0 says nothing: the hand may still
+reach into the image, so it is ``unknown``. **No timestamps**: the authors do not state the rate (issue 60).
 """
 
 import re
@@ -65,7 +65,7 @@ _FOLDERS: Final = ("arctic_data/data", "data", ".")
 """Where ``splits`` may lie, seen from the root."""
 _PROTOCOLS: Final = ("p1", "p2")
 _JOINT_ORDER: Final = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
-"""Of MANO, which has the little finger before the ring finger and all tips at the end."""
+"""MANO's order: the little finger comes before the ring finger, and all tips at the end."""
 _EGO, _EGO_DISTORTED, _STATIC_VIEWS, _LABEL_VIEWS = 0, 9, 8, 10
 _IMAGE_NAME: Final = re.compile(r"(?:\A|/)([^/]+/[^/]+)/([0-8])/([0-9]{1,9})\.jpg\Z")
 """Only the end of a listed name is a path; what stands before it belongs to the authors' machine."""
@@ -116,7 +116,7 @@ class ArcticAdapter:
                 problem = RecordError(RejectReason.LABEL_CORRUPT, f"{root / relative} lists the image {unusable}")
                 problems.append(rejection(f"{name}/{unusable}", unusable, problem))
         if share == 0:
-            yield from problems  # what belongs to no sequence is told once
+            yield from problems  # what belongs to no sequence is reported once
         sequences = sorted({name for file in files for name in file.images})[share::PARTITIONS_PER_SPLIT]
         cameras = _read_cameras(data / "meta/misc.json") if sequences else {}
         for name in sequences:
@@ -126,10 +126,10 @@ class ArcticAdapter:
                 yield _read_image(data, partition.split, name, frame, view, labels[file.path])
 
     def open_mask(self, record: HandRecord) -> BoolArray:
-        """Raise: the dataset has no masks.
+        """Raise an error: the dataset has no masks.
 
         Raises:
-            RecordError: ``mask_unreadable``, always.
+            RecordError: Always, with ``mask_unreadable``.
 
         """
         raise RecordError(RejectReason.MASK_UNREADABLE, f"arctic has no masks, asked for that of {record.image_uri}")
@@ -140,9 +140,9 @@ class _SplitFile:
     path: Path
     sequences: dict[str, Any]
     images: dict[str, set[tuple[int, int]]]
-    """Of each sequence the (frame, view) of the listed images."""
+    """The (frame, view) of the listed images, by sequence."""
     unusable: list[str]
-    """Listed names that are not those of images."""
+    """Listed names that are not names of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +153,9 @@ class _Cameras:
     sizes: Array
     """(9, 2) width and height of each view."""
     k: Array
-    """(8, 3, 3) of the static views."""
+    """(8, 3, 3) intrinsics of the static views."""
     t_world: Array
-    """(8, 4, 4) of the static views."""
+    """(8, 4, 4) world to camera of the static views, metres."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +339,8 @@ def _image_affine(
 ) -> Array:
     """Return the 3x3 from pixels of the full image to those of the file (``transform_2d_for_speedup`` of the authors).
 
-    Cropped pictures of the static views are a square of 1.5 times the label's box, resized; those of the head camera
-    are the whole picture, resized. (The authors rounded the square to whole pixels: half a pixel of error stays.)
+    Cropped images of the static views are a square of 1.5 times the label's box, resized; those of the head camera
+    are the whole image, resized. (The authors rounded the square to whole pixels: half a pixel of error stays.)
 
     Raises:
         RecordError: ``image_size_mismatch``, or the box is not finite.
@@ -405,7 +405,7 @@ def _hands(
 
 
 def _not_folded(points: Array, distortion: tuple[float, ...] | None) -> BoolArray:
-    """Return which points lie where the lens model holds; beyond, it folds them back into the picture (issue 51)."""
+    """Return which points lie where the lens model holds; beyond, it folds them back into the image (issue 51)."""
     if distortion is None:
         return np.ones(len(points), dtype=np.bool_)
     x, y, z = points.T

@@ -7,9 +7,9 @@ Layout (https://github.com/facebookresearch/assemblyhands-toolkit, version 1-1),
     <root>/videos/exo_videos_rectified/<sequence>/<C..._rgb>.mp4 and calib.txt
 
 ``joint_3d`` holds the joints in the world, in millimetres, tips first as in InterHand2.6M. Pixels are projections of
-them, as in the authors' loader: pictures are rectified, so there is no lens distortion. A joint of an ego picture is
+them, as in the authors' loader: images are rectified, so there is no lens distortion. A joint of an ego image is
 valid where ``ego_data`` says so too (its flag is 0 where the hand is out of view); static cameras have no such flag. A
-hand without valid joints is ``unknown``: flags of one view do not say that nothing of it is seen.
+hand without valid joints is ``unknown``: the flags of one view do not say that it is not visible at all.
 
 **Time**: frames are numbered on a grid of 60 a second. The rectified videos have 30 and begin at the first annotated
 frame of their sequence (``visualization/video_visualizer.py``).
@@ -57,7 +57,7 @@ from handdata.schemas.arrays import BoolArray
 from handdata.schemas.rejection import rejection
 
 FRAMES_PER_SECOND: Final = 60
-"""Of the numbers of frames, whichever rate a camera's files have."""
+"""Rate at which frames are numbered, whatever rate a camera's files have."""
 
 _VIDEO_FRAMES_PER_SECOND: Final = 30
 _FRAME_STEP: Final = FRAMES_PER_SECOND // _VIDEO_FRAMES_PER_SECOND
@@ -100,17 +100,17 @@ class AssemblyHandsAdapter:
                 yield Partition(f"{split}/{_OTHERS}", split, paths, _OTHERS)
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
-        """Yield the pictures of a sequence, in the order of frame number and camera; label files are streamed."""
+        """Yield the images of a sequence, in the order of frame number and camera; label files are streamed."""
         if partition.selection == _OTHERS:
             yield from _images_without_folder(root, partition.split)
         else:
             yield from _read_sequence(root, partition.split, partition.selection)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
-        """Raise: the dataset has no masks.
+        """Raise an error: the dataset has no masks.
 
         Raises:
-            RecordError: ``mask_unreadable``, always.
+            RecordError: Always, with ``mask_unreadable``.
 
         """
         detail = f"assemblyhands has no masks, asked for that of {record.image_uri}"
@@ -134,7 +134,7 @@ class _Joints:
 
 @dataclass(slots=True)
 class _EgoLabel:
-    """What ``ego_data`` says of one picture."""
+    """What ``ego_data`` says about one image."""
 
     camera_id: str
     file_name: str
@@ -147,16 +147,16 @@ class _EgoLabel:
 
 @dataclass(slots=True)
 class _Sequence:
-    """All that is known of one sequence in one split."""
+    """What is known about one sequence in one split."""
 
     name: str
     joints: dict[int, _Joints | RecordError] = field(default_factory=dict)
     has_joint_file: bool = True
     ego_labels: dict[tuple[int, str], list[_EgoLabel]] = field(default_factory=dict)
-    """By frame and camera."""
+    """Labels of the ego images, by frame and camera."""
     ego_intrinsics: dict[str, Any] = field(default_factory=dict)
     ego_extrinsics: dict[str, Any] = field(default_factory=dict)
-    """By six-digit frame, then by camera."""
+    """Extrinsics of the head cameras, by six-digit frame, then by camera."""
     unusable: list[Rejection] = field(default_factory=list)
 
 
@@ -373,7 +373,7 @@ def _joints_of(sequence: _Sequence, frame: int) -> _Joints | None:
     """Return a frame's joints; None where the split's joints are not published.
 
     Raises:
-        RecordError: they are damaged, or missing in a file that is there.
+        RecordError: They are damaged, or missing in a file that is there.
 
     """
     if not sequence.has_joint_file:
@@ -520,9 +520,9 @@ def _record(
     camera_id: str,
     camera: _Camera,
     joints: _Joints | None,
-    **picture: Any,
+    **image_fields: Any,
 ) -> HandRecord:
-    """Return the record of one picture, with the joints projected into it."""
+    """Return the record of one image, with the joints projected into it."""
     valid = np.zeros(KEYPOINT_COUNT, dtype=np.bool_)
     points = np.zeros((KEYPOINT_COUNT, 3))
     pixels = np.zeros((KEYPOINT_COUNT, 2))
@@ -545,5 +545,5 @@ def _record(
         keypoints_3d=None if joints is None else np.where(valid[:, None], points, 0),
         camera_k=camera.k,
         camera_t_world=camera.t_world,
-        **picture,
+        **image_fields,
     )

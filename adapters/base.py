@@ -24,8 +24,8 @@ class Layout:
     """One arrangement of files that a dataset is known to come in.
 
     Args:
-        name: what users call it, for messages ("v1", "cropped images").
-        patterns: globs relative to the root, each of which must match at least once.
+        name: Name that users know, for messages ("v1", "cropped images").
+        patterns: Globs relative to the root, each of which must match at least once.
 
     """
 
@@ -44,10 +44,10 @@ class Partition:
     All labels of one frame belong to one partition, so that the adapter can merge them into one record.
 
     Args:
-        name: unique within the source; partitions are ingested and stored in the order of their names.
-        split: the split of all its records.
-        paths: label files or folders to read, POSIX paths relative to the root.
-        selection: which part of ``paths``, in the adapter's own terms, where one file serves several partitions.
+        name: Name that is unique within the source; partitions are ingested and stored in the order of their names.
+        split: Split of all its records.
+        paths: Label files or folders to read, POSIX paths relative to the root.
+        selection: Part of ``paths``, in the adapter's own terms, where one file serves several partitions.
 
     """
 
@@ -59,10 +59,10 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class AdapterOptions:
-    """What a user may tell any adapter.
+    """Options of a user that every adapter receives.
 
     Args:
-        mano_dir: folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that are MANO parameters.
+        mano_dir: Folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that are MANO parameters.
 
     """
 
@@ -95,7 +95,7 @@ class Adapter(Protocol):
         """Return the (height, width) mask of all hands of a record that has one.
 
         Raises:
-            RecordError: the mask cannot be read.
+            RecordError: The mask cannot be read.
 
         """
         ...

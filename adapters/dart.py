@@ -1,4 +1,4 @@
-"""DART (DARTset): one rendered right hand with textures and accessories, in front of a background; single pictures.
+"""DART (DARTset): one rendered right hand with textures and accessories, in front of a background; single images.
 
 Layout (readme and ``DARTset.py`` of https://github.com/DART2022/DARTset), ``<p>`` being 0, 1, ...::
 
@@ -8,10 +8,11 @@ Layout (readme and ``DARTset.py`` of https://github.com/DART2022/DARTset), ``<p>
 
 Whether the archives unpack to this or put a folder around each part is not written anywhere: both are read.
 
-``joint2d`` are pixels of the 512 x 512 picture, and are scaled by 384 / 512 as the official loader does. The joints are
+``joint2d`` are pixels of the 512 x 512 image, and are scaled by 384 / 512 as the official loader does. The joints are
 in MANO's order with MANO's order of fingers for the tips too. All 21 are given, hidden or not. The hand is always the
-right one (issue 7 there), so the left one is absent. The camera is orthographic with a scale and offset that differ by
-picture and are not published; ``joint3d`` is not in a camera's frame: there are neither intrinsics nor 3D keypoints.
+right one (issue 7 of the repository), so the left one is absent. The camera is orthographic with a scale and offset
+that differ by image and are not published; ``joint3d`` is not in a camera's frame: there are neither intrinsics nor 3D
+keypoints.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ _SPLITS: Final[tuple[Split, ...]] = ("test", "train")
 _ORDER: Final = (0, 13, 14, 15, 20, 1, 2, 3, 16, 4, 5, 6, 17, 10, 11, 12, 19, 7, 8, 9, 18)
 """Rows of our joints in wrist, index, middle, little, ring, thumb, and the five tips in that order of fingers."""
 _LABEL_SIZE: Final = 512
-"""Width and height of the picture whose pixels ``joint2d`` counts."""
+"""Width and height of the image whose pixels ``joint2d`` counts."""
 _OPAQUE: Final = 128
 
 
@@ -74,7 +75,7 @@ class DartAdapter:
                 yield Partition(relative.removesuffix(".pkl"), split, (relative,))
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
-        """Yield the pictures of a part in the order of its label file."""
+        """Yield the images of a part in the order of its label file."""
         (relative,) = partition.paths
         label_path = root / relative
         try:
@@ -83,7 +84,7 @@ class DartAdapter:
             yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(label_path), error)
             return
         for index in range(len(names)):
-            yield _read_picture(label_path, partition.split, index, names[index], joints[index])
+            yield _read_image(label_path, partition.split, index, names[index], joints[index])
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Return the hand with its accessories and the stump of the wrist, cut out as the official loader does.
@@ -93,7 +94,7 @@ class DartAdapter:
 
         """
         if not record.extra:
-            raise RecordError(RejectReason.MASK_UNREADABLE, f"{record.image_uri} has no picture of the hand alone")
+            raise RecordError(RejectReason.MASK_UNREADABLE, f"{record.image_uri} has no image of the hand alone")
         alpha = read_alpha(Path(record.extra["cutout"]), (_LABEL_SIZE, _LABEL_SIZE))
         resized = cv2.resize(alpha, (record.width, record.height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(resized >= _OPAQUE)
@@ -126,7 +127,7 @@ def _column(path: Path, fields: dict[str, Any], name: str) -> Sequence[object]:
     return values
 
 
-def _read_picture(label_path: Path, split: Split, index: int, name: object, joints: object) -> HandRecord | Rejection:
+def _read_image(label_path: Path, split: Split, index: int, name: object, joints: object) -> HandRecord | Rejection:
     part = label_path.stem.removeprefix("part_")
     folder = label_path.parent / f"{part}_wbg"
     sequence_id = f"{part}-{Path(name).stem if isinstance(name, str) else f'entry{index}'}"

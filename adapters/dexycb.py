@@ -58,7 +58,7 @@ MAX_FRAMES: Final = 100_000
 _HAND_LABEL: Final = 255
 _MISSING: Final = -1.0
 _VAL_SUBJECTS: Final = frozenset({"01", "02"})
-"""Of their sequences that are held out, s0 makes val; of the other subjects', test."""
+"""Setup s0 puts the held-out sequences of these subjects into val, those of the others into test."""
 
 
 class DexYCBAdapter:
@@ -105,7 +105,7 @@ class DexYCBAdapter:
                     yield _read_frame(root, partition.split, sequence, camera, frame, fence)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
-        """Return where the segmentation says hand.
+        """Return the pixels that the segmentation labels as hand.
 
         Raises:
             RecordError: ``mask_unreadable``.
@@ -143,7 +143,7 @@ def _label_path(image_path: Path) -> Path:
 
 
 def _read_sequence(root: Path, relative: str) -> _Sequence:
-    """Return what ``meta.yml`` and the calibration files say of a sequence.
+    """Return what ``meta.yml`` and the calibration files say about a sequence.
 
     Raises:
         RecordError: ``label_missing``, ``label_corrupt``, ``label_not_finite`` or ``path_escapes_root``.
@@ -190,7 +190,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     """Return a YAML mapping with all scalars as text.
 
     Text, because YAML 1.1 takes an unquoted ``20200702_151821`` for an integer. The loader that does so is also the one
-    that ignores tags: extrinsics are tagged ``!!python/tuple``, which safe loaders refuse.
+    that ignores tags: extrinsics are tagged ``!!python/tuple``, which safe loaders reject.
 
     Raises:
         RecordError: ``label_missing`` or ``label_corrupt``.

@@ -17,7 +17,7 @@ annotated too, and one at exactly (0, 0) counts as not annotated. Both hands of 
 of two files about one hand the still (``img``) counts. All other hands are ``unknown``. A centre is not a wrist:
 centres and boxes are hints for annotation (``extra``).
 
-**The picture** is HInt's jpg where it is there (their script makes it from the clip), else the clip's frame.
+**The image** is HInt's jpg where it is there (their script makes it from the clip), else the clip's frame.
 
 **Splits**: a clip belongs to the split of its HInt folder, else to that of its first label file, so that no clip is
 in two.
@@ -118,10 +118,10 @@ class Ego4dAdapter:
             yield from _read_clip(root, uid, clip, subjects.get(uid))
 
     def open_mask(self, record: HandRecord) -> BoolArray:
-        """Raise: the dataset has no masks.
+        """Raise an error: the dataset has no masks.
 
         Raises:
-            RecordError: ``mask_unreadable``, always.
+            RecordError: Always, with ``mask_unreadable``.
 
         """
         raise RecordError(RejectReason.MASK_UNREADABLE, f"ego4d has no masks, asked for that of {record.image_uri}")
@@ -133,7 +133,7 @@ class Ego4dAdapter:
 @dataclass(frozen=True, slots=True)
 class _LabelFile:
     kind: str
-    """``hands`` or ``scod``."""
+    """Kind of the labels: ``hands`` or ``scod``."""
     split: Split
     path: Path
 
@@ -170,7 +170,7 @@ def _find_clip(root: Path, uid: str) -> Path:
 
 @dataclass(slots=True)
 class _Frame:
-    """What all label files say about one frame."""
+    """What the label files say about one frame."""
 
     hint: list[tuple[Side, Path]] = field(default_factory=list)
     centres: dict[Side, list[float]] = field(default_factory=dict)
@@ -247,7 +247,7 @@ def _gather_fho(
 
 
 def _hands_frames(entry: dict[str, Any]) -> Iterator[tuple[object, dict[str, Any]]]:
-    """Yield (number, key frame) of an element of fho_hands; absent key frames are left out."""
+    """Yield (number, key frame) of an element of fho_hands; absent key frames are omitted."""
     actions = entry.get("frames")
     if not isinstance(actions, list) or not all(isinstance(action, dict) for action in actions):
         yield None, {}
@@ -329,7 +329,7 @@ def _corrupt(where: Path | str, problem: str) -> RecordError:
 
 
 def _subjects(root: Path, clips: dict[str, _Clip]) -> dict[str, str]:
-    """Return who wore the camera in each clip; clips of which ``ego4d.json`` does not tell are left out."""
+    """Return who wore the camera in each clip; clips that ``ego4d.json`` does not mention are omitted."""
     path = next(filter(is_file, (root / version / "ego4d.json" for version in ("v2", "v1", "."))), None)
     if path is None or not clips:
         return {}
@@ -360,16 +360,16 @@ def _read_clip(root: Path, uid: str, clip: _Clip, subject: str | None) -> Iterat
     except RecordError as error:
         video = error
     for index, frame in sorted(clip.frames.items()):
-        picture = next((jpg for _, label in frame.hint if is_file(jpg := label.with_suffix(".jpg"))), None)
-        if picture is None and video is None:
+        own_image = next((jpg for _, label in frame.hint if is_file(jpg := label.with_suffix(".jpg"))), None)
+        if own_image is None and video is None:
             video = _video_or_error(path)  # once a clip, and only if a frame needs it
         try:
             if frame.error is not None:
                 raise frame.error
-            size = read_image_size(picture) if picture else _frame_size(path, video, index)
-            yield _record(uid, clip.split, index, frame, picture or path, picture is None, size, subject)
+            size = read_image_size(own_image) if own_image else _frame_size(path, video, index)
+            yield _record(uid, clip.split, index, frame, own_image or path, own_image is None, size, subject)
         except RecordError as error:
-            yield rejection(record_name("ego4d", clip.split, uid, index), str(picture or path), error)
+            yield rejection(record_name("ego4d", clip.split, uid, index), str(own_image or path), error)
 
 
 def _video_or_error(path: Path) -> VideoInfo | RecordError:

@@ -43,7 +43,7 @@ SEQUENCES_PER_PARTITION: Final = 64
 _CAMERA_KEYS = ("campos", "camrot", "focal", "princpt")
 _EGO_SOURCES = frozenset({"ego4d", "epickitchensvisor", "visor", "hoi4d"})
 _UPSTREAM_SOURCES = {"interhand": "interhand26m", "epickitchensvisor": "visor"}
-"""Folders of the pack that other sources here are named differently from."""
+"""Names in the pack of those sources that have another name here."""
 _MILLIMETRES_PER_METRE = 1000.0
 
 
@@ -107,7 +107,7 @@ class FoundHand10MAdapter:
             _mask_size(path, mask.shape)
         except RecordError as error:
             raise RecordError(RejectReason.MASK_UNREADABLE, error.detail) from None
-        # The nearest pixels, taken before anything else is made of a mask that may be far larger than the picture.
+        # The nearest pixels, taken before anything else is made of a mask that may be far larger than the image.
         rows, columns = (
             ((np.arange(pixels) + 0.5) * stored / pixels).astype(np.int64)
             for pixels, stored in zip((record.height, record.width), mask.shape, strict=True)
@@ -116,7 +116,7 @@ class FoundHand10MAdapter:
 
 
 class _Frame(NamedTuple):
-    """One picture of a sequence folder; frames sort by number, then by name."""
+    """One image of a sequence folder; frames sort by number, then by name."""
 
     frame_index: int
     stem: str
@@ -124,11 +124,11 @@ class _Frame(NamedTuple):
     sequence_id: str
     camera_id: str
     origin_id: str
-    """Who the frame is in its own dataset: the same in both processed folders and in any split."""
+    """Identity of the frame in its own dataset: the same in both processed folders and in any split."""
 
 
 def _frame(folder: str, stem: str) -> _Frame:
-    """Return who a file is, from its folder (``<Source>/<processed>/<split>/<sequence>``) and name without suffix.
+    """Return a file's identity, from its folder (``<Source>/<processed>/<split>/<sequence>``) and name without suffix.
 
     The name is split at its last ``-``: the uuids of stills hold more of them, camera names none. A frame whose id is
     no number is a still, a sequence of its own. The processed folder is kept in the sequence id, for nothing says that
@@ -173,7 +173,7 @@ def _read_frame(folder: Path, split: Split, frame: _Frame, fence: Fence) -> Hand
         fence.check(str(label_path))
         optional = ("joint_valid", "joint3d", *_CAMERA_KEYS)
         arrays, shapes = read_npz_and_shapes(label_path, ("kpts",), optional)
-        # Only where the picture was resized after the label was written do the two sizes differ.
+        # Only where the image was resized after the label was written do the two sizes differ.
         mask_width, mask_height = _mask_size(label_path, shapes.get("hand_mask", (height, width)))
         scale = np.array([width / mask_width, height / mask_height])
 
@@ -217,7 +217,7 @@ def _mask_size(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     """Return (width, height) of a mask.
 
     Raises:
-        RecordError: ``label_corrupt``: it is not a picture.
+        RecordError: ``label_corrupt``: it is not an image.
 
     """
     if len(shape) != 2 or 0 in shape:
@@ -231,7 +231,7 @@ def _read_camera(
     """Return (3, 3) intrinsics in pixels of the image and the (4, 4) transform world to camera in metres.
 
     The pack gives X_camera = camrot (X_world - campos) in millimetres. The two focal lengths differ, because crops at
-    the border of the original picture were stretched to a square.
+    the border of the original image were stretched to a square.
     """
     shapes = {"campos": (3,), "camrot": (3, 3), "focal": (2,), "princpt": (2,)}
     values = {name: numbers(path, name, arrays[name], shape) for name, shape in shapes.items()}

@@ -9,14 +9,14 @@ Layouts (readmes of https://github.com/hukenovs/hagrid, branches Hagrid_v1, Hagr
 An annotation is ``{uuid: {"bboxes": [[x, y, w, h], ...], "labels": [...], "landmarks" or "hand_landmarks": [...]}}``
 with coordinates divided by the image's width and height. The 2023 annotations of v2 have no landmarks; where MediaPipe
 missed a hand, its list is empty: the record stays, with boxes and without joints. The split is that of the annotation
-folder (``train_val`` is train; ``ann_subsample`` repeats it and is left out).
+folder (``train_val`` is train; ``ann_subsample`` repeats it and is not read).
 
 **Which hand is which.** v1 names the hand that shows the gesture (``leading_hand``, the person's own left or right);
 the other one is its opposite. v2-1M names none. Of two hands the one at smaller x is the person's right (the authors'
-rule: people face the camera, pictures are not mirrored). For a single hand this adapter guesses in the same way: right
-where the centre of its box lies in the left half of the picture. ``extra["side"]`` says which rule was used:
+rule: people face the camera, images are not mirrored). For a single hand this adapter guesses in the same way: right
+where the centre of its box lies in the left half of the image. ``extra["side"]`` says which rule was used:
 ``leading_hand``, ``position`` or ``guessed`` (``unknown``: more than two hands). A hand without landmarks, or without a
-box, is ``unknown``: that a second hand was not boxed does not say that it cannot be seen.
+box, is ``unknown``: a second hand without a box may still be visible.
 
 Pixels are x * width and y * height, as everyone reads these files; the landmarks' own error is far above half a pixel.
 """
@@ -91,7 +91,7 @@ class HagridAdapter:
             yield from batch.rows()
 
     def record_batches(self, root: Path, partition: Partition) -> Iterator[RecordBatch]:
-        """Yield the same as batches."""
+        """Yield the same rows as batches."""
         (relative,) = partition.paths
         label_path = root / relative
         folders = _image_folders(root, relative)
@@ -103,10 +103,10 @@ class HagridAdapter:
             yield RecordBatch({}, {}, (), [(0, rejection(name, str(label_path), error))])
 
     def open_mask(self, record: HandRecord) -> BoolArray:
-        """Raise: the dataset has no masks.
+        """Raise an error: the dataset has no masks.
 
         Raises:
-            RecordError: ``mask_unreadable``, always.
+            RecordError: Always, with ``mask_unreadable``.
 
         """
         raise RecordError(RejectReason.MASK_UNREADABLE, f"hagrid has no masks, asked for that of {record.image_uri}")
@@ -129,10 +129,10 @@ def _find_image(folders: list[Path], uuid: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Hands:
-    """What one annotation says, still divided by the image's size."""
+    """What one annotation says, in coordinates divided by the image's size."""
 
     boxes: list[list[float]]
-    """Of each hand x, y, width, height."""
+    """x, y, width and height of each hand."""
     gestures: list[str]
     landmarks: list[NDArray[np.float64] | None]
     """(21, 2) for each box; None where MediaPipe missed the hand."""
@@ -152,7 +152,7 @@ class _Photograph:
     rule: str
 
     def extra(self) -> dict[str, Any]:
-        """Return what annotation may use: boxes in pixels, whose they are, and what is shown."""
+        """Return hints for annotation: boxes in pixels, their sides, and the gesture."""
         width, height = self.size
         return {
             "boxes_xyxy_px": [
@@ -170,7 +170,7 @@ def _read_entries(
 ) -> RecordBatch:
     """Return annotations as records and rejections."""
     read: list[_Photograph] = []
-    refused: list[tuple[int, Rejection]] = []
+    rejections: list[tuple[int, Rejection]] = []
     for uuid, entry in entries:
         image_uri = f"{folders[0]}/{uuid}.jpg"
         try:
@@ -178,7 +178,9 @@ def _read_entries(
             hands = _parse_entry(f"{label_path}: {uuid}", entry)
             size = read_image_size(image_uri)
         except RecordError as error:
-            refused.append((len(read), rejection(record_name(HagridAdapter.card.name, split, uuid), image_uri, error)))
+            rejections.append(
+                (len(read), rejection(record_name(HagridAdapter.card.name, split, uuid), image_uri, error))
+            )
         else:
             user = entry.get("user_id") if isinstance(entry, dict) else None
             user = user if isinstance(user, str) else None
@@ -187,7 +189,7 @@ def _read_entries(
         {"source": HagridAdapter.card.name, "split": split, "frame_index": 0, "viewpoint": "exo"},
         _columns(read) if read else {},
         [f"{label_path}: {photograph.uuid!r}" for photograph in read],
-        refused,
+        rejections,
     )
 
 
@@ -258,7 +260,7 @@ def _array(where: str, name: str, values: object, columns: int) -> NDArray[np.fl
 
 
 def _sides(hands: _Hands) -> tuple[tuple[Side | None, ...], str]:
-    """Return the side of each box (``None``: cannot be told), and the name of the rule that says so."""
+    """Return the side of each box (``None`` where nothing tells), and the name of the rule that says so."""
     count = len(hands.boxes)
     showing = [index for index, gesture in enumerate(hands.gestures) if gesture != _NO_GESTURE]
     if hands.leading_hand is not None and len(showing) == 1 and count <= 2:

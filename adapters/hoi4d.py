@@ -15,7 +15,7 @@ MANO files (``AdapterOptions.mano_dir``) the joints are posed as the readme says
 kept only where they project to ``kps2D``. The readme poses all hands with the right model; left hands are tried with
 the left model first.
 
-A frame without a pickle says nothing: hands, left ones above all, are often seen and not labelled: they are
+A frame without a pickle says nothing: hands, above all left ones, are often visible and not labelled. They are
 ``unknown``.
 
 **Masks** colour the right hand, with the forearm, as label 2 in every class. Of the left hand only buckets, lamps and
@@ -74,15 +74,15 @@ _HAND_FOLDERS: Final[dict[Side, tuple[str, str]]] = {
     "right": ("refinehandpose_right", "handpose_right_hand"),
     "left": ("refinehandpose_left", "handpose_left_hand"),
 }
-"""Of the older and of the newer archive."""
+"""Folders of the hand poses, in the older and in the newer archive."""
 _RIGHT_HAND_COLOUR: Final = (0, 128, 0)
 _LEFT_HAND_COLOURS: Final = {"C8": (0, 128, 128), "C17": (0, 128, 128), "C20": (128, 128, 0)}
-"""By class of object: label 6 or 3 of the palette; other classes give these colours to parts of objects."""
+"""Colours of the left hand by class of object (label 6 or 3 of the palette); parts of objects in other classes."""
 _MAX_CAMERA_BYTES: Final = 4096
 
 
 class Hoi4dAdapter:
-    """Reads any part of the archives; of frames, those of the videos."""
+    """Reads any part of the archives; every frame of a video is a record."""
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["hoi4d"]
     layouts: ClassVar[tuple[Layout, ...]] = (
@@ -97,7 +97,7 @@ class Hoi4dAdapter:
         """Yield runs of clips that have a video or hand poses, each of one split.
 
         Raises:
-            UsageError: MANO files were promised and are not there.
+            UsageError: The folder of ``mano_dir`` holds no MANO files.
             RecordError: ``testset.txt`` cannot be read, so that no split is known.
 
         """
@@ -122,7 +122,7 @@ class Hoi4dAdapter:
             yield from _read_clip(root, partition.split, _clip_name(Path(relative)), self.options.mano_dir)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
-        """Return where the segmentation says hand, with the forearm.
+        """Return the pixels that the segmentation labels as hand, with the forearm.
 
         Raises:
             RecordError: ``mask_unreadable``; also where no hand is coloured.
@@ -139,7 +139,7 @@ class Hoi4dAdapter:
 
 @dataclass(frozen=True, slots=True)
 class _Hand:
-    """What a pickle says of one hand."""
+    """What a pickle says about one hand."""
 
     pixels: Array
     pose: Array
@@ -150,7 +150,7 @@ class _Hand:
 
 @dataclass(frozen=True, slots=True)
 class _Clip:
-    """Where the files of a clip are, by frame number, and its camera."""
+    """The files of a clip, by frame number, and its camera."""
 
     name: str
     video: Path
@@ -202,20 +202,20 @@ def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> It
         yield rejection(f"{source}/{split}/{name}", str(root / name), error)
         return
     labelled = {frame for paths in clip.hands.values() for frame in paths}
-    pictures: dict[int, tuple[int, int] | RecordError] = {}
+    sizes: dict[int, tuple[int, int] | RecordError] = {}
     if clip.images:
         for frame in labelled | set(clip.images):
-            pictures[frame] = _image_size(clip.images.get(frame), clip.video.parent / f"{frame:05d}.jpg")
+            sizes[frame] = _image_size(clip.images.get(frame), clip.video.parent / f"{frame:05d}.jpg")
     else:
         try:
             info = video_info(clip.video)
             past = RecordError(RejectReason.FRAME_MISSING, f"{clip.video} has {info.frames} frames")
-            pictures = dict.fromkeys(labelled, past) | dict.fromkeys(range(info.frames), (info.width, info.height))
+            sizes = dict.fromkeys(labelled, past) | dict.fromkeys(range(info.frames), (info.width, info.height))
         except RecordError as error:
             if not labelled:
                 yield rejection(f"{source}/{split}/{name}", str(clip.video), error)
-            pictures = dict.fromkeys(labelled, error)
-    for frame, size in sorted(pictures.items()):
+            sizes = dict.fromkeys(labelled, error)
+    for frame, size in sorted(sizes.items()):
         yield _read_frame(split, clip, frame, size, mano_dir)
 
 
@@ -230,13 +230,13 @@ def _find_clip(root: Path, name: str) -> _Clip:
     """Return a clip's files and camera.
 
     Raises:
-        RecordError: the intrinsics or the trajectory are damaged.
+        RecordError: The intrinsics or the trajectory are damaged.
 
     """
     folders = {known: _find_folder(root, known) for known in (_VIDEOS, _ANNOTATIONS, "camera_params")}
-    pictures = (folders[_VIDEOS] or root / _VIDEOS) / name / "align_rgb"
+    frames = (folders[_VIDEOS] or root / _VIDEOS) / name / "align_rgb"
     annotations = (folders[_ANNOTATIONS] or root / _ANNOTATIONS) / name
-    video = pictures / "image.mp4"
+    video = frames / "image.mp4"
     hands: dict[Side, dict[int, Path]] = {}
     for side in SIDES:
         archives = [place for known in _HAND_FOLDERS[side] if (place := _find_folder(root, known)) is not None]
@@ -249,7 +249,7 @@ def _find_clip(root: Path, name: str) -> _Clip:
     return _Clip(
         name=name,
         video=video,
-        images={} if video.is_file() else _numbered_files(pictures, "jpg"),
+        images={} if video.is_file() else _numbered_files(frames, "jpg"),
         hands=hands,
         masks=_numbered_files(masks, "png"),
         k=_read_intrinsics(cameras / name.partition("/")[0] / "intrin.npy"),

@@ -59,9 +59,9 @@ from handdata.schemas.record_batch import RecordBatch, gather, hand_states_of_ro
 from handdata.schemas.rejection import rejection
 
 PARTITION_BYTES: Final = 16 << 20
-"""Of ``data.json``, about 30,000 records."""
+"""Share of ``data.json`` for one partition: about 30,000 records."""
 MAX_PARTITIONS: Final = 32
-"""Of a split: each partition searches the file once, which must stay a small share of the work."""
+"""Most partitions of a split: each searches the file once, which must stay a small share of the work."""
 
 _HAND_ORDER: Final = (20, 3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12, 19, 18, 17, 16)
 _ORDER: Final = np.array([*_HAND_ORDER, *(row + 21 for row in _HAND_ORDER)])
@@ -102,7 +102,7 @@ class InterHand26MAdapter:
             yield from batch.rows()
 
     def record_batches(self, root: Path, partition: Partition) -> Iterator[RecordBatch]:
-        """Yield the same as batches."""
+        """Yield the same rows as batches."""
         data_path, camera_path, joints_path = (root / relative for relative in partition.paths)
         images = f"{_images_folder(root)}/{partition.split}"
         part, parts = (int(number) for number in partition.selection.split("/"))
@@ -115,10 +115,10 @@ class InterHand26MAdapter:
             yield RecordBatch({}, {}, (), [(0, rejection(name, str(data_path), error))])
 
     def open_mask(self, record: HandRecord) -> BoolArray:
-        """Raise: the dataset has no masks.
+        """Raise an error: the dataset has no masks.
 
         Raises:
-            RecordError: ``mask_unreadable``, always.
+            RecordError: Always, with ``mask_unreadable``.
 
         """
         raise RecordError(RejectReason.MASK_UNREADABLE, f"interhand26m has no masks, asked for {record.image_uri}")
@@ -247,7 +247,7 @@ def _find(stream: BinaryIO, pattern: re.Pattern[bytes], start: int) -> int | Non
 
 @dataclass(frozen=True, slots=True)
 class _Pose:
-    """What ``joint_3d.json`` says of one moment, in handdata's order."""
+    """What ``joint_3d.json`` says about one moment, in handdata's order."""
 
     world_m: Array
     valid: BoolArray
@@ -395,7 +395,7 @@ def _read_images(
     """Return entries of ``images``, each with its number in the partition, as records and rejections."""
     read: list[tuple[_Image, str, BoolArray, _Pose, _Camera]] = []
     places: list[str] = []
-    refused: list[tuple[int, Rejection]] = []
+    rejections: list[tuple[int, Rejection]] = []
     for number, (entry, valid) in entries:
         where = f"{partition.paths[0]}, entry {number} of part {partition.selection}"
         name, image_uri = f"{InterHand26MAdapter.card.name}/{partition.split}/{partition.selection}/{number}", images
@@ -409,7 +409,7 @@ def _read_images(
             _check_size(image, image_uri)
             pose, camera = captures.pose(image.capture, image.frame), captures.camera(image.capture, image.camera)
         except RecordError as error:
-            refused.append((len(read), rejection(name, image_uri, error)))
+            rejections.append((len(read), rejection(name, image_uri, error)))
         else:
             read.append((image, image_uri, valid, pose, camera))
             places.append(where)
@@ -417,7 +417,7 @@ def _read_images(
         {"source": InterHand26MAdapter.card.name, "split": partition.split, "viewpoint": "exo"},
         _columns(captures, read) if read else {},
         places,
-        refused,
+        rejections,
     )
 
 

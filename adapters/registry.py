@@ -1,4 +1,4 @@
-"""Which adapters there are: the built-in ones, and those that installed packages add.
+"""All adapters: the built-in ones, and those that installed packages add.
 
 A package adds a source with an entry point in the group ``handdata.adapters``::
 
@@ -48,7 +48,7 @@ BUILT_IN: dict[str, type[Adapter]] = {
 
 
 def registered_adapters() -> dict[str, type[Adapter]]:
-    """Return all adapters by source name. A third-party adapter that fails to import is left out with a warning."""
+    """Return all adapters by source name. A third-party adapter that fails to import is omitted with a warning."""
     adapters = dict(BUILT_IN)
     for entry_point in entry_points(group="handdata.adapters"):
         if entry_point.name in BUILT_IN:
@@ -65,7 +65,7 @@ def find_adapter(source: str) -> type[Adapter]:
     """Return the adapter of a source.
 
     Raises:
-        UnknownSourceError: no adapter has this name; the hint suggests close names.
+        UnknownSourceError: No adapter has this name; the hint suggests close names.
 
     """
     adapters = registered_adapters()

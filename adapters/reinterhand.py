@@ -62,7 +62,7 @@ from handdata.schemas.arrays import BoolArray
 from handdata.schemas.rejection import rejection
 
 _TEST_CAPTURES: Final = ("m--20221215--0949--RNS217", "m--20221216--0953--NKC880", "m--20230317--1130--QZX685")
-"""Those that the official reader tests on."""
+"""Captures that the official reader tests on."""
 _STORED_JOINTS: Final = 24
 _ORDER: Final = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 21, 22)
 """Row in the dataset of each of a hand's 21 joints: without Thumb_0, Pinky_0 and Forearm_Stub."""
@@ -126,7 +126,7 @@ class ReInterHandAdapter:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a camera's images lie: capture / kind of camera / light / images [/ camera]."""
+    """The folder of a camera's images: capture / kind of camera / light / images [/ camera]."""
 
     capture: str
     kind: str
@@ -153,7 +153,7 @@ class _Place:
 
     @property
     def subject(self) -> str | None:
-        """The person's code in the capture's name (m--<date>--<time>--<person>--...)."""
+        """Return the person's code in the capture's name (m--<date>--<time>--<person>--...)."""
         fields = self.capture.split("--")
         return fields[3] if len(fields) > 3 else None
 
@@ -171,7 +171,7 @@ def _png_names(folder: Path) -> list[str]:
 
 
 def _listed_frames(root: Path, place: _Place) -> set[int]:
-    """Return the frames that ``frame_list.txt`` says were rendered; none where it does not say, or is not there.
+    """Return the frames that ``frame_list.txt`` says were rendered; none where it does not say so or does not exist.
 
     It lists 30 frames a second; studio images with a light for each frame were rendered at 5 (InterWild, issue 27).
     """

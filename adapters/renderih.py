@@ -1,4 +1,4 @@
-"""RenderIH: rendered pairs of interacting hands, single pictures of 256 x 256.
+"""RenderIH: rendered pairs of interacting hands, single images of 256 x 256.
 
 Layout (readme and ``rendering_code`` of https://github.com/adwardlee/RenderIH), after unpacking both archives; the
 folder ``train`` is absent where they were unpacked as ``step7_gen_annotations.py`` reads them::
@@ -14,7 +14,7 @@ hands, then X_camera = R X + t, and K of the crop. Without MANO, ``ori_handdict`
 our order already. Without either there is nothing to ingest, and the command says so before it starts.
 
 Both hands are always there, and all their joints are given, hidden or not. Poses derive from InterHand2.6M, but the
-pictures are new ones: no ``origin_id``. There are no masks.
+images are new ones: no ``origin_id``. There are no masks.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ Hands = dict[Side, ManoModel]
 
 
 class RenderIHAdapter:
-    """Reads the pictures that are there, with joints from MANO or from the user's own run of step 7."""
+    """Reads the images that are there, with joints from MANO or from the user's own run of step 7."""
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["renderih"]
     layouts: ClassVar[tuple[Layout, ...]] = (
@@ -68,10 +68,10 @@ class RenderIHAdapter:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:
-        """Yield runs of ids, from the names of pictures and labels.
+        """Yield runs of ids, from the names of images and labels.
 
         Raises:
-            UsageError: there are neither MANO files nor ``ori_handdict``.
+            UsageError: There are neither MANO files nor ``ori_handdict``.
 
         """
         folder = _data_folder(root)
@@ -87,19 +87,19 @@ class RenderIHAdapter:
             yield Partition(f"{run:06d}", "train", (annotations,), selection=str(run))
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
-        """Yield the pictures of a run of ids in their order; ids with neither picture nor label are gaps."""
+        """Yield the images of a run of ids in their order; ids with neither image nor label are gaps."""
         hands = self._hands()
         folder = _data_folder(root)
         start = int(partition.selection) * IDS_PER_PARTITION
         for number in range(start, start + IDS_PER_PARTITION):
             if is_file(folder / f"color_annot/{number}.pkl") or is_file(folder / f"color_img/{number}.jpg"):
-                yield _read_picture(folder, number, hands)
+                yield _read_image(folder, number, hands)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
-        """Raise: the dataset has no masks.
+        """Raise an error: the dataset has no masks.
 
         Raises:
-            RecordError: ``mask_unreadable``, always.
+            RecordError: Always, with ``mask_unreadable``.
 
         """
         raise RecordError(RejectReason.MASK_UNREADABLE, f"renderih has no masks, asked for that of {record.image_uri}")
@@ -123,7 +123,7 @@ def _ids(folder: Path, suffix: str) -> set[int]:
     return {int(stem) for stem in stems if stem.isascii() and stem.isdecimal() and str(int(stem)) == stem}
 
 
-def _read_picture(folder: Path, number: int, hands: Hands | None) -> HandRecord | Rejection:
+def _read_image(folder: Path, number: int, hands: Hands | None) -> HandRecord | Rejection:
     image_path = folder / f"color_img/{number}.jpg"
     label_path = folder / f"color_annot/{number}.pkl"
     try:

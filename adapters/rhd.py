@@ -1,4 +1,4 @@
-"""RHD (Rendered Handpose Dataset, version 1.1): rendered people in front of photographs, single pictures of 320 x 320.
+"""RHD (Rendered Handpose Dataset, version 1.1): rendered people in front of photographs, single images of 320 x 320.
 
 Layout after unzipping RHD_v1-1.zip (https://lmb.informatik.uni-freiburg.de/resources/datasets)::
 
@@ -9,10 +9,10 @@ The pickle is ``{sample id: {"uv_vis": (42, 3), "xyz": (42, 3), "K": (3, 3)}}``:
 camera frame (the web page says world; ``K @ xyz`` gives the pixels), intrinsics. The left hand comes first, and fingers
 run from tip to palm (readme and ``create_binary_db.py`` of https://github.com/lmb-freiburg/hand3d).
 
-**Visibility.** Every joint of both hands carries numbers, also where it is hidden or outside the picture. The authors
-call a joint visible where enough pixels of its own hand lie around it in the segmentation (issue 32 there), and all
-loaders take visible for valid, as does this one: a hand behind the back must not be drawn. So a hand without any
-visible joint is one that the dataset says cannot be seen: ``absent``.
+**Visibility.** Every joint of both hands carries numbers, also where it is hidden or outside the image. The authors
+call a joint visible where enough pixels of its own hand lie around it in the segmentation (issue 32 of the
+repository), and all loaders take visible for valid, as this one does: a hand behind the back must not be drawn. A hand
+without any visible joint is therefore ``absent``: the dataset says that it cannot be seen.
 """
 
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ class RhdAdapter:
                 yield Partition(folder, split, (annotation,))
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
-        """Yield the pictures of a split in the order of their ids."""
+        """Yield the images of a split in the order of their ids."""
         (relative,) = partition.paths
         label_path = root / relative
         try:

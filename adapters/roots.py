@@ -1,4 +1,4 @@
-"""Finding a dataset's root in the folder that a user points at."""
+"""Find a dataset's root in the folder that a user points at."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def find_root(adapter: type[Adapter], path: Path) -> Path:
 
     Raises:
         UsageError: ``path`` is not a folder.
-        LayoutError: no layout of the source matches; the message says what was looked for and what is there.
+        LayoutError: No layout of the source matches; the message says what was looked for and what is there.
 
     """
     if not path.is_dir():
@@ -44,7 +44,7 @@ def _matching_folder(adapter: type[Adapter], path: Path) -> Path | None:
 
 
 def _hint(adapter: type[Adapter], path: Path) -> str:
-    """Name the source that a folder does look like, if there is one."""
+    """Return a hint that names the source that a folder does look like, if there is one."""
     for name, other in registered_adapters().items():
         if other is not adapter and _matching_folder(other, path) is not None:
             return f"it looks like {name}: `handdata ingest --source {name} --root {path}`"

@@ -59,7 +59,7 @@ class SyntheticAdapter:
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the frames of a partition, sequence by sequence, in the order of frame number and camera.
 
-        Where a sequence's label file cannot be used, each of its pictures is rejected.
+        Where a sequence's label file cannot be used, each of its images is rejected.
         """
         fence = Fence(root)
         for relative in partition.paths:
@@ -202,13 +202,13 @@ def _read_frame(
 
 
 def _reject_all(folder: Path, split: Split, error: RecordError) -> Iterator[Rejection]:
-    """Reject every picture of a sequence, or the sequence as one row where it has none."""
-    pictures = sorted(
+    """Reject every image of a sequence, or the sequence as one row where it has none."""
+    images = sorted(
         (int(path.stem), path.parent.name)
         for path in folder.glob("*/*.jpg")
         if path.stem.isascii() and path.stem.isdecimal()
     )
-    for frame_index, camera_id in pictures or [(0, "0")]:
+    for frame_index, camera_id in images or [(0, "0")]:
         yield _reject(folder, split, frame_index, camera_id, image_path(camera_id, frame_index), error)
 
 

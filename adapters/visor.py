@@ -15,15 +15,16 @@ are not shipped.
 **The mask** is what the authors render (``epic-kitchens/VISOR-VIS``, ``vis.py``): the rings of one entity are cut to
 whole pixels and filled together by the even-odd rule at 1920 x 1080. A frame of another size gets the nearest pixel's
 value. Hands (``left hand``, ``right hand``) and the gloves worn on them are combined; they reach up the forearm. Rings
-without an area are left out, as in the authors' HOS tool.
+without an area are omitted, as in the authors' HOS tool.
 
 **Both hands are ``unknown``**: no entity may mean that a hand is out of view, but nothing says so.
 
 **A sequence is the video**, not its ``subsequence``: those cut one take of one camera where the set of objects changes,
-and ``timestamp_s`` counts from the video's start. How far apart a pair of frames may be is the trainer's to say.
+and ``timestamp_s`` counts from the video's start. The trainer decides how far apart a pair of frames may be.
 
 **Time** is (frame - 1) / 60 seconds in the videos of EPIC-KITCHENS-55 (two digits after the underscore), / 50 in the
-later ones: so say the authors' ``frames_to_timestamps.json`` of all 50,729 frames, but for 120 of P02_02, 1/60 s off.
+later ones. The authors' ``frames_to_timestamps.json`` agrees for all 50,729 frames but 120 of P02_02, which are 1/60 s
+off.
 """
 
 import re
@@ -65,13 +66,13 @@ _NAME: Final = re.compile(r"(?P<video>(?P<participant>P\d+)_(?P<take>\d+))_frame
 _RATE_OF_DIGITS: Final = {2: 60, 3: 50}
 """Frames per second, by the digits of the take."""
 _HANDS: Final[dict[str, Side]] = {"right hand": "right", "rigth hand": "right", "left hand": "left"}
-"""Of entities and of ``on_which_hand``, whose typo is the dataset's."""
+"""Sides by the name of an entity or of ``on_which_hand``, whose typo is the dataset's."""
 _GLOVES: Final = frozenset({"glove", "gloves", "left glove", "oven glove", "right glove", "rubber glove"})
 _ZIP_ERRORS: Final = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 """What reading a damaged or encrypted archive raises."""
 
 _MAX_POINTS: Final = 100_000
-"""Of one hand; the longest outlines have some thousands."""
+"""Most points of one hand; the longest outlines have some thousands."""
 
 Ring = list[list[int]]
 """(x, y) whole pixels of a frame of 1920 x 1080."""
@@ -184,7 +185,7 @@ class _Images:
         """Return (width, height) from the frame's header.
 
         Raises:
-            RecordError: it is missing or unreadable.
+            RecordError: It is missing or unreadable.
 
         """
         uri = self.uri(name)
@@ -210,7 +211,7 @@ class _Entity:
     """A hand, or a glove on hands."""
 
     side: Side | None
-    """``None``: a glove, or a pair of gloves, on both hands."""
+    """Side of the hand; ``None`` for a glove, or a pair of gloves, on both hands."""
     rings: list[Ring]
 
 

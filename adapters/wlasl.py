@@ -96,10 +96,10 @@ class WlaslAdapter:
                 yield rejection(f"{self.card.name}/{partition.split}/{_LABELS}", str(labels), error)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
-        """Raise: the dataset has no masks.
+        """Raise an error: the dataset has no masks.
 
         Raises:
-            RecordError: ``mask_unreadable``, always.
+            RecordError: Always, with ``mask_unreadable``.
 
         """
         raise RecordError(RejectReason.MASK_UNREADABLE, f"wlasl has no masks, asked for that of {record.image_uri}")
@@ -166,7 +166,7 @@ def _was_cut_from_youtube(instance: dict[str, Any], info: VideoInfo) -> bool:
 
 
 def _person_box(box: object, size: tuple[int, int]) -> list[float] | None:
-    """Return [x0, y0, x1, y1] in pixels of the clip; ``None`` where it refers to a picture of another size."""
+    """Return [x0, y0, x1, y1] in pixels of the clip; ``None`` where it refers to an image of another size."""
     if not isinstance(box, list) or len(box) != 4 or size == _AUTHORS_SIZE:
         return None
     if not all(isinstance(value, int | float) for value in box):

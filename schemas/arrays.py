@@ -13,7 +13,14 @@ ByteArray = NDArray[np.uint8]
 
 
 def _reader(dtype: type[np.generic], shape: tuple[int, ...], *, zero_where_not_valid: bool = False) -> BeforeValidator:
-    """Read an array of one shape; ``zero_where_not_valid`` looks at the model's ``keypoints_valid``, read before."""
+    """Make a validator that reads an array of one shape.
+
+    Args:
+        dtype: Type of the array's numbers.
+        shape: Shape of the array.
+        zero_where_not_valid: Whether rows become zero where the model's ``keypoints_valid``, read before, is False.
+
+    """
     size = math.prod(shape)
 
     def read(value: Any, info: ValidationInfo) -> NDArray[Any]:

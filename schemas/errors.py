@@ -3,12 +3,12 @@
     HandDataError                  catch this one to catch them all
     +-- UsageError                 the command cannot be run as typed: exit code 2
     |   +-- UnknownSourceError
-    |   +-- LayoutError            a folder is not the dataset that it is said to be
+    |   +-- LayoutError            a folder is not the dataset that the user named
     +-- RunError                   the run as a whole failed: exit code 1
     |   +-- StorageError           a workspace that cannot be read or written
     |   +-- LeaseLostError         another run has started on the dataset
     |   +-- DuplicateRecordError   two records of one source share an id
-    |   +-- WeightsError           a model file is missing or not what it should be
+    |   +-- WeightsError           a model file is missing or another file than expected
     +-- RecordError                one record is unusable: it becomes a row of the rejected table
 
 Errors cross process borders (Ray pickles them), so every class hands all its arguments to ``Exception.__init__`` and
@@ -19,7 +19,7 @@ from enum import StrEnum
 
 
 class RejectReason(StrEnum):
-    """Why a record was refused: the fixed codes of the rejected tables."""
+    """Why a record was rejected: the fixed codes of the rejected tables."""
 
     IMAGE_MISSING = "image_missing"
     """The labels name an image that is not there."""
@@ -30,7 +30,7 @@ class RejectReason(StrEnum):
     IMAGE_FORMAT_MISMATCH = "image_format_mismatch"
     """The file's content is another format than its name says."""
     IMAGE_SIZE_MISMATCH = "image_size_mismatch"
-    """The decoded picture is not as large as the record says, so its labels do not fit."""
+    """The decoded image is not as large as the record says, so its labels do not fit."""
     IMAGE_TOO_LARGE = "image_too_large"
     """The header announces more pixels than a photograph has (a decompression bomb)."""
     LABEL_MISSING = "label_missing"
@@ -42,19 +42,19 @@ class RejectReason(StrEnum):
     LABEL_NOT_FINITE = "label_not_finite"
     """A valid joint or a camera has a NaN or infinite number."""
     LABEL_IMPLAUSIBLE = "label_implausible"
-    """The labelled hand is larger than the picture by far."""
+    """The labelled hand is larger than the image by far."""
     PATH_ESCAPES_ROOT = "path_escapes_root"
     """The label names a file outside the dataset's folder."""
     FRAME_MISSING = "frame_missing"
     """The image or video frame exists but its pixels cannot be decoded."""
     MASK_UNREADABLE = "mask_unreadable"
-    """The dataset's own mask was asked for and cannot be opened."""
+    """The settings ask for the dataset's own mask, and it cannot be opened."""
     NO_HAND_FOUND = "no_hand_found"
     """No label gives a hand and the detector found none."""
     WORKER_CRASHED = "worker_crashed"
     """The process that annotates the record dies or gets stuck over it, again and again, and over it alone."""
     HAND_OUTSIDE_IMAGE = "hand_outside_image"
-    """No joint of any hand lies inside the picture."""
+    """No joint of any hand lies inside the image."""
     QUALITY_BLURRY = "quality_blurry"
     """The quality settings reject samples with this flag; so do the codes below."""
     QUALITY_EXTRA_HANDS = "quality_extra_hands"
@@ -69,7 +69,13 @@ class RejectReason(StrEnum):
 
 
 class HandDataError(Exception):
-    """Base of all errors that handdata raises on purpose."""
+    """Base of all errors that handdata raises on purpose.
+
+    Args:
+        message: What is wrong.
+        hint: What to do about it.
+
+    """
 
     exit_code = 1
 
@@ -93,7 +99,7 @@ class UnknownSourceError(UsageError):
 
 
 class LayoutError(UsageError):
-    """A folder does not have the layout of the source that it is said to be."""
+    """A folder does not have the layout of the source that the user named."""
 
 
 class RunError(HandDataError):
@@ -103,7 +109,11 @@ class RunError(HandDataError):
 class StorageError(RunError):
     """A workspace or file cannot be read or written.
 
-    ``transient`` says whether trying again may help: a server that is away for a moment, not a disk that is full.
+    Args:
+        message: What is wrong.
+        hint: What to do about it.
+        transient: Whether trying again may help: a server that is away for a moment, not a disk that is full.
+
     """
 
     def __init__(self, message: str, hint: str = "", transient: bool = False) -> None:
@@ -122,13 +132,16 @@ class DuplicateRecordError(RunError):
 
 
 class WeightsError(RunError):
-    """A model file is missing, or is not the file that it should be."""
+    """A model file is missing, or another file than expected."""
 
 
 class RecordError(HandDataError):
     """One record is unusable.
 
-    ``reason`` is the fixed code for the rejected table, ``detail`` names the file and what was wrong with it.
+    Args:
+        reason: Fixed code for the rejected table.
+        detail: The file, and what is wrong with it.
+
     """
 
     def __init__(self, reason: RejectReason, detail: str) -> None:

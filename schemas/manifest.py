@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from handdata.schemas.record import Split
 
 FORMAT_VERSION: Final = 1
-"""Version of the dataset's layout and columns; readers refuse a newer one."""
+"""Version of the dataset's layout and columns; a newer one is an error for readers."""
 
 
 class UnitMarker(BaseModel):
-    """What one finished unit wrote. Only files that a marker names exist for readers."""
+    """What one finished unit has written. Only files that a marker names exist for readers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,14 +20,14 @@ class UnitMarker(BaseModel):
     source: str
     split: Split
     files: tuple[str, ...]
-    """Sample files, relative to ``W/dataset``; none where every record was refused."""
+    """Sample files, relative to ``W/dataset``; none where every record was rejected."""
     rejected_files: tuple[str, ...]
     """Rejected tables, relative to ``W``."""
     records: int
     """Records of the unit = samples + the sum of ``rejected``."""
     samples: int
     rejected: dict[str, int] = Field(default_factory=dict)
-    """Refused records by reason."""
+    """Rejected records by reason."""
     flags: dict[str, int] = Field(default_factory=dict)
     """Samples by flag."""
     bytes: int = 0
@@ -73,7 +73,7 @@ class DatasetManifest(BaseModel):
     annotator_hashes: dict[str, dict[str, object]]
     """Settings and model file hashes behind each ``annotator_hash`` in the rows."""
     quality: dict[str, float] = Field(default_factory=dict)
-    """Thresholds behind the flags; where a ``handdata flag`` was interrupted, some units still have earlier ones."""
+    """Thresholds behind the flags; after an interrupted ``handdata flag`` some units still have earlier ones."""
     sources: dict[str, dict[Split, SplitCounts]]
     licenses: dict[str, str]
     complete: bool

@@ -97,7 +97,7 @@ class HandRecord(BaseModel):
 
 
 def record_name(source: str, split: str, sequence_id: str, frame_index: int = 0, camera_id: str = "0") -> str:
-    """Return the ``record_id`` of a frame, also of one that is refused before it becomes a record."""
+    """Return the ``record_id`` of a frame, also of one that is rejected before it becomes a record."""
     return f"{source}/{split}/{sequence_id}/{frame_index:06d}-{camera_id}"
 
 
@@ -123,7 +123,7 @@ def records_from_table(table: pa.Table) -> Iterable[HandRecord]:
     """Yield the records of a table with ``RECORD_SCHEMA``, in order.
 
     Raises:
-        pydantic.ValidationError: a row is not a valid record.
+        pydantic.ValidationError: A row is not a valid record.
 
     """
     for row in table.select([name for name in RECORD_SCHEMA.names if name != "record_id"]).to_pylist():
@@ -143,7 +143,7 @@ def hand_states(valid: Any, otherwise: HandState | tuple[HandState, HandState]) 
 
     Args:
         valid: (42,) booleans.
-        otherwise: what an unlabelled hand is in this dataset, for both hands or for right and left.
+        otherwise: State of an unlabelled hand in this dataset, for both hands or for right and left.
 
     """
     fallback = (otherwise, otherwise) if isinstance(otherwise, str) else otherwise

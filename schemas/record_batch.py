@@ -1,9 +1,9 @@
-"""Many records at once, as columns: the way in for sources whose label files hold millions of frames.
+"""Many records at once, as columns, for sources whose label files hold millions of frames.
 
 One ``HandRecord`` costs more than a hundred microseconds from its fields to its row of a table. A ``RecordBatch`` holds
-what ``HandRecord`` holds, a column a field, and is checked and turned into a table by whole columns. It promises what
-``HandRecord`` promises: a row that the column checks do not pass is given to ``HandRecord``, which accepts it or says
-what is wrong, so that both ways accept the same rows, make the same table and give the same reasons.
+what ``HandRecord`` holds, a column a field, and is checked and turned into a table by whole columns. A row that the
+column checks do not pass goes to ``HandRecord``, which accepts it or says what is wrong. Both ways therefore accept the
+same rows, make the same table and give the same reasons.
 """
 
 import json
@@ -38,9 +38,9 @@ BATCH_ROWS: Final = 1024
 Column = Sequence[Any] | NDArray[Any]
 
 _Read = Callable[[Column, BoolArray], tuple[pa.Array, BoolArray]]
-"""Takes a column and ``keypoints_valid``; returns it in Arrow's form, and which rows are as ``HandRecord`` wants them.
+"""Takes a column and ``keypoints_valid``; returns the Arrow column, and which rows ``HandRecord`` would accept.
 
-Raises ValueError, TypeError or OverflowError where some row cannot be converted at all.
+It raises one of ``_NOT_CONVERTIBLE`` where some row cannot be converted at all.
 """
 
 _NOT_CONVERTIBLE = (ValueError, TypeError, OverflowError)
@@ -52,12 +52,12 @@ class RecordBatch:
     """Consecutive frames of one partition, and the rejections among them.
 
     Args:
-        shared: the fields of ``HandRecord`` that are the same in all rows; ``source`` and ``split`` are among them.
-        columns: for each other field one value a row: a sequence, or an array whose first axis is the rows.
+        shared: Fields of ``HandRecord`` that are the same in all rows; ``source`` and ``split`` are among them.
+        columns: One value a row for each other field: a sequence, or an array whose first axis is the rows.
             ``keypoints_valid`` (N, 42), ``keypoints_2d`` (N, 42, 2) and ``hand_state`` (N, 2; see
             ``hand_states_of_rows``) are always among them. Fields with few possible words are shared ones.
-        places: where the label of each row stands, for the message of a rejection.
-        rejections: what the adapter has refused itself, each with the number of rows before it, in this order.
+        places: Place of each row's label, for the detail of a rejection.
+        rejections: Rejections by the adapter itself, each with the number of rows before it, in this order.
 
     """
 
@@ -76,12 +76,12 @@ class RecordBatch:
 
     def rows(self) -> Iterator[HandRecord | Rejection]:
         """Yield each frame through ``HandRecord``, in order."""
-        refused = iter(self.rejections)
-        before, found = next(refused, (len(self.places), None))
+        rejections = iter(self.rejections)
+        before, found = next(rejections, (len(self.places), None))
         for row in range(len(self.places) + 1):
             while found is not None and before == row:
                 yield found
-                before, found = next(refused, (0, None))
+                before, found = next(rejections, (0, None))
             if row < len(self.places):
                 yield self._row(row)
 
@@ -133,11 +133,11 @@ class RecordBatch:
         return pa.Table.from_arrays(list(columns.values()), schema=RECORD_SCHEMA), fits
 
     def _replace_misfits(self, table: pa.Table, fits: BoolArray) -> tuple[pa.Table, list[tuple[int, Rejection]]]:
-        """Ask ``HandRecord`` about the rows that do not fit, which may be all that are there."""
+        """Give the rows that do not fit, which may be all rows, to ``HandRecord``."""
         misfits = np.flatnonzero(~fits).tolist()
         if not misfits:
             return table, list(self.rejections)
-        pieces, refused, start = [RECORD_SCHEMA.empty_table()], list(self.rejections), 0
+        pieces, rejections, start = [RECORD_SCHEMA.empty_table()], list(self.rejections), 0
         lost = []
         for row in misfits:
             if row > start:
@@ -147,23 +147,28 @@ class RecordBatch:
             if isinstance(found, HandRecord):
                 pieces.append(records_to_table([found]))
             else:
-                refused.append((row, found))
+                rejections.append((row, found))
                 lost.append(row)
         if start < len(self.places):
             pieces.append(table.slice(start))
-        refused.sort(key=lambda place: place[0])  # stable: what the adapter refused before a row stays before it
-        return pa.concat_tables(pieces), [(row - int(np.searchsorted(lost, row)), found) for row, found in refused]
+        rejections.sort(key=lambda place: place[0])  # stable: what the adapter rejected before a row stays before it
+        return pa.concat_tables(pieces), [(row - int(np.searchsorted(lost, row)), found) for row, found in rejections]
 
 
 def _plain(value: Any) -> Any:
-    """Return one row of a column as ``HandRecord`` takes it: numbers and words of numpy as Python's own."""
+    """Return one row of a column as ``HandRecord`` takes it: numpy's numbers and texts become Python's."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.dtype.kind == "U"):
         return value.tolist()
     return value
 
 
 def gather(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Yield the items as lists of the size of a batch; those before a ``RecordError`` come before it is raised."""
+    """Yield the items as lists of the size of a batch.
+
+    Raises:
+        RecordError: The error of ``items``, after the items before it.
+
+    """
     some: list[Item] = []
     try:
         for item in items:
@@ -192,7 +197,7 @@ def _read_plain(field: pa.Field) -> _Read:
     least = _least(field.name)
 
     def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
-        # Given its type, Arrow cuts 1.5 to 1 without a word; a cast raises.
+        # Given its type, Arrow silently cuts 1.5 to 1; a cast raises an error.
         whole = pa.types.is_integer(field.type)
         values = pa.array(column).cast(field.type) if whole else pa.array(column, field.type)
         fits = np.ones(len(values), dtype=np.bool_)

@@ -32,7 +32,7 @@ ROW_GROUP_ROWS: Final = 128
 
 
 class EncodedImage(BaseModel):
-    """An encoded picture inside a row, in the form that Hugging Face ``datasets`` decodes."""
+    """An encoded image inside a row, in the form that Hugging Face ``datasets`` decodes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,7 +83,7 @@ class AnnotatedSample(BaseModel):
     """PNG, one channel, 0 or 255, S x S."""
     keypoints_2d: Keypoints2D
     keypoints_valid: KeypointsValid
-    """Annotated and inside the crop."""
+    """Whether the joint is annotated and inside the crop."""
     keypoints_origin: tuple[KeypointsOrigin | None, KeypointsOrigin | None]
     keypoints_score: Pair
     """MediaPipe's confidence, 1 for dataset labels, 0 where absent."""
@@ -104,7 +104,7 @@ class AnnotatedSample(BaseModel):
     crop_xyxy: tuple[float, float, float, float]
     """The square in full-image pixels: x_full = x0 + x_crop * (x1 - x0) / S, exact at pixel centres."""
     pad_ltrb: tuple[float, float, float, float]
-    """Crop pixels of each side that lie outside the picture; they are black."""
+    """Crop pixels of each side that lie outside the full image; they are black."""
     crop_mode: CropMode
     keypoints_3d: Keypoints3D | None
     camera_k: Matrix3 | None
@@ -173,7 +173,7 @@ COPIED_COLUMNS: Final = tuple(
 """Columns that a sample takes from its record as they are."""
 
 PIXEL_COLUMNS: Final = ("image", "hand_mask")
-"""The columns that hold encoded pictures; all others are small."""
+"""The columns that hold encoded images; all others are small."""
 
 
 def samples_to_table(samples: Sequence[AnnotatedSample]) -> pa.Table:

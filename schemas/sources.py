@@ -19,7 +19,7 @@ class SourceCard(BaseModel):
     """The name in ``--source``, in the ``source`` column and in folder names."""
     title: str
     license: str
-    """The data's licence (not that of its code)."""
+    """Licence of the data (not of its code)."""
     commercial_use: Literal["yes", "no", "unconfirmed"]
     redistribution: Literal["yes", "no", "unconfirmed"]
     homepage: str
@@ -27,18 +27,18 @@ class SourceCard(BaseModel):
     """Number of images or clips, and disk space where known."""
     viewpoint: Literal["ego", "exo", "ego and exo"]
     multi_view: bool
-    """Synchronised cameras see the same moment."""
+    """Whether synchronised cameras see the same moment."""
     video: bool
-    """Consecutive frames of one camera."""
+    """Whether consecutive frames of one camera exist."""
     labels: str
-    """What it annotates."""
+    """What the dataset annotates."""
     citation: str
     layout: str = ""
     """What the root holds after unpacking."""
     download: str = ""
-    """How to get there."""
+    """Steps to that layout."""
     pitfalls: str = ""
-    """What users have stumbled over."""
+    """What has surprised users."""
 
 
 def _read_cards() -> dict[str, SourceCard]:

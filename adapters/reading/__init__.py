@@ -1,1 +1,1 @@
-"""Reading what datasets ship: paths, pictures, arrays, JSON, pickles, masks, videos and hand models."""
+"""Read what datasets ship: paths, images, arrays, JSON, pickles, masks, videos and hand models."""

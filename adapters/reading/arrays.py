@@ -25,7 +25,7 @@ _ZIP_ERRORS = (ValueError, OSError, EOFError, RuntimeError, KeyError, struct.err
 
 
 def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[np.generic]]:
-    """Return the named arrays of an ``.npz`` file; absent optional ones are left out. Pickled objects are refused.
+    """Return the named arrays of an ``.npz`` file; absent optional ones are omitted. Pickled objects are never loaded.
 
     Raises:
         RecordError: ``label_missing``, ``label_unsafe`` (a pickled object) or ``label_corrupt``.
@@ -102,7 +102,7 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[
     """Return shape, column-major order and dtype of an array as ``np.save`` wrote it, and move past them.
 
     Raises:
-        ValueError: it is no such header.
+        ValueError: The bytes are no such header.
 
     """
     version = np.lib.format.read_magic(stream)
@@ -141,7 +141,7 @@ def require_finite(where: Path | str, name: str, values: NDArray[np.generic]) ->
     """Raise ``label_not_finite`` where a label holds NaN, infinity, or a number that float32 cannot hold.
 
     Raises:
-        RecordError: naming the place (a file, or an entry of a file) and the field.
+        RecordError: Naming the place (a file, or an entry of a file) and the field.
 
     """
     with np.errstate(over="ignore"):

@@ -22,9 +22,12 @@ MILLIMETRES_PER_METRE = 1000.0
 
 
 def reorder_joints(values: NDArray[Scalar], order: Sequence[int]) -> NDArray[Scalar]:
-    """Return the 21 joints of one hand in handdata's order, from (J, ...) in the dataset's.
+    """Return the 21 joints of one hand in handdata's order.
 
-    ``order[i]`` is the dataset's row of our joint i; -1 where the dataset lacks the joint (zeros, or False).
+    Args:
+        values: (J, ...) values in the dataset's order.
+        order: The dataset's row of each of our 21 joints; -1 where the dataset lacks the joint, which gives zeros or
+            False.
 
     Raises:
         ValueError: ``order`` has not 21 entries, or names a row that is not there.
@@ -82,7 +85,7 @@ def invert_rigid(a_t_b: ArrayLike) -> Array:
     """Return ``b_t_a`` of a rigid 4x4 or 3x4, using the transpose of its rotation.
 
     Raises:
-        ValueError: the matrix is not a rotation and a translation.
+        ValueError: The matrix is not a rotation and a translation.
 
     """
     matrix = np.asarray(a_t_b, dtype=np.float64)
@@ -111,7 +114,10 @@ def intrinsics(focal: Sequence[float], principal_point: Sequence[float]) -> Arra
 def project(points_camera: ArrayLike, k: ArrayLike) -> Array:
     """Return the (..., N, 2) pixels of (..., N, 3) camera points by the pinhole model; NaN where z is not positive.
 
-    ``k`` is (3, 3), or (..., 3, 3) for as many cameras.
+    Args:
+        points_camera: (..., N, 3) metres in the camera frame.
+        k: (3, 3) intrinsics, or (..., 3, 3) for as many cameras.
+
     """
     return _pixels(_rays(points_camera), k)
 
@@ -161,10 +167,16 @@ def rational_fold_radius(distortion: Sequence[float]) -> float:
 
 
 def project_fisheye(points_camera: ArrayLike, k: ArrayLike, distortion: Sequence[float]) -> Array:
-    """Return the (N, 2) pixels of (N, 3) camera points by OpenCV's fisheye model, ``distortion`` (k1, k2, k3, k4).
+    """Return the (N, 2) pixels of (N, 3) camera points by OpenCV's fisheye model.
 
     With t the angle to the axis, the distorted radius is t (1 + k1 t^2 + k2 t^4 + k3 t^6 + k4 t^8) (Re:InterHand's head
-    camera). NaN behind the camera and where that radius has stopped growing.
+    camera). A point behind the camera, or where that radius has stopped growing, becomes NaN.
+
+    Args:
+        points_camera: (N, 3) metres in the camera frame.
+        k: (3, 3) intrinsics.
+        distortion: (k1, k2, k3, k4).
+
     """
     k1, k2, k3, k4 = (float(value) for value in distortion)
     rays = _rays(points_camera)

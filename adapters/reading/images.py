@@ -1,4 +1,4 @@
-"""The size of a picture from its header, without decoding a pixel."""
+"""The size of an image from its header, without decoding a pixel."""
 
 import errno
 import io
@@ -27,7 +27,7 @@ _HEAD_BYTES = 1024
 
 
 def _jpeg_size(stream: IO[bytes]) -> tuple[int, int] | None:
-    """Return (width, height) from the frame header of a usual JPEG file; ``None``: let Pillow judge.
+    """Return (width, height) from the frame header of a usual JPEG file; ``None`` for any other, which Pillow judges.
 
     Opening with Pillow takes 90 us, most of it for EXIF and plug-ins, this 5 us: at millions of photographs it decides
     how long ingest takes. Segments: ITU-T T.81, B.1.1.4; the frame header: B.2.2.
@@ -52,9 +52,9 @@ def _jpeg_size(stream: IO[bytes]) -> tuple[int, int] | None:
 def _pillow_size(stream: IO[bytes]) -> tuple[tuple[int, int], str | None]:
     stream.seek(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large images and of odd EXIF blocks; neither matters here
+        warnings.simplefilter("ignore")  # about large images and odd EXIF blocks; neither matters here
         with Image.open(stream, formats=IMAGE_FORMATS) as image:
-            # Phones store a preview behind the picture; Pillow then calls the JPEG file an MPO.
+            # Phones store a preview behind the image; Pillow then calls the JPEG file an MPO.
             return image.size, "JPEG" if image.format == "MPO" else image.format
 
 
@@ -62,7 +62,7 @@ def read_image_size(path: Path | str) -> tuple[int, int]:
     """Return (width, height) of an image file from its header, without decoding pixels.
 
     Raises:
-        RecordError: the file is missing, empty, unreadable, of another format than its suffix says, or too large.
+        RecordError: The file is missing, empty, unreadable, of another format than its suffix says, or too large.
 
     """
     try:
@@ -78,10 +78,14 @@ def read_image_size(path: Path | str) -> tuple[int, int]:
 
 
 def read_image_size_from(stream: IO[bytes], name: str) -> tuple[int, int]:
-    """Return (width, height) of an encoded image, called ``name``, from its header (of a member of an archive, say).
+    """Return (width, height) of an encoded image from its header.
+
+    Args:
+        stream: The encoded image, such as a member of an archive.
+        name: Its name, for messages; the suffix says the format.
 
     Raises:
-        RecordError: it is empty, unreadable, of another format than the suffix of ``name`` says, or too large.
+        RecordError: The image is empty, unreadable, of another format than the suffix of ``name`` says, or too large.
 
     """
     try:

@@ -22,7 +22,7 @@ from handdata.schemas.errors import RecordError, RejectReason
 BLOCK_BYTES: Final = 1 << 20
 """Bytes read at a time."""
 MAX_VALUE_BYTES: Final = 64 << 20
-"""A single yielded value larger than this is refused: no label record is, and memory must stay bounded."""
+"""A single yielded value larger than this is an error: no label record is, and memory must stay bounded."""
 MAX_VALUE_PARTS: Final = 4_000_000
 """So is one of more numbers, texts, lists and objects: an empty list is two bytes in the file and sixty in memory."""
 MAX_DEPTH: Final = 100
@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
     """Return the one value of a small JSON file.
 
     Raises:
-        RecordError: as ``stream_items``.
+        RecordError: As ``stream_items``.
 
     """
     with _open(path) as stream:
@@ -60,7 +60,7 @@ def stream_items(path: Path, *prefix: str) -> Iterator[tuple[str, Any]]:
     ``{"calibration": {"<sequence>": {...}, ...}}``. What follows that object in the file is not read.
 
     Raises:
-        RecordError: ``label_missing``, or ``label_corrupt`` naming the file and the byte, after all records before it.
+        RecordError: ``label_missing``, or ``label_corrupt``, naming file and byte, after all records before it.
 
     """
     with _open(path) as stream:
@@ -77,7 +77,7 @@ def stream_nested_items(path: Path, *prefix: str) -> Iterator[tuple[str, str, An
     ``"annotations"``), whose outer values alone are too large to hold.
 
     Raises:
-        RecordError: as ``stream_items``.
+        RecordError: As ``stream_items``.
 
     """
     with _open(path) as stream:
@@ -94,7 +94,7 @@ def stream_list(path: Path, *prefix: str) -> Iterator[Any]:
     ``stream_list(path, "annotations")`` walks ``{"images": [...], "annotations": [...]}`` (InterHand2.6M).
 
     Raises:
-        RecordError: as ``stream_items``.
+        RecordError: As ``stream_items``.
 
     """
     with _open(path) as stream:
@@ -110,7 +110,7 @@ def stream_list_part(path: Path, start: int, stop: int) -> Iterator[Any]:
     So that several workers share a list: each reads on from its own first element until the next one's.
 
     Raises:
-        RecordError: as ``stream_items``.
+        RecordError: As ``stream_items``.
 
     """
     with _open(path) as stream:

@@ -1,6 +1,6 @@
 """Joints of a MANO hand from its parameters, with the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl.
 
-MANO (Romero et al., Embodied Hands, SIGGRAPH Asia 2017) is licensed for non-commercial research and only handed out by
+MANO (Romero et al., Embodied Hands, SIGGRAPH Asia 2017) has a licence for non-commercial research and only comes from
 https://mano.is.tue.mpg.de: handdata ships none of its numbers. Only the 16 joints and the five finger tips are posed,
 not the whole mesh.
 
@@ -61,15 +61,15 @@ class ManoModel:
     template: Array
     """(778, 3) vertices of the mean shape in the rest pose."""
     shape_directions: Array
-    """(778, 3, B) how each beta moves the vertices."""
+    """(778, 3, B) motion of the vertices by each beta."""
     pose_directions: Array
-    """(778, 3, 135) how each entry of the 15 rotation matrices, less the identity, moves them."""
+    """(778, 3, 135) motion of the vertices by each entry of the 15 rotation matrices, less the identity."""
     joint_regressor: Array
     """(16, 778) weights by which vertices of the rest pose give the joints."""
     skinning_weights: Array
     """(778, 16)"""
     parents: tuple[int, ...]
-    """Of each joint the one that it hangs on; the wrist's own entry is 0."""
+    """Parent of each joint; the wrist's own entry is 0."""
     mean_pose: Array
     """(45,) axis-angles of a relaxed hand."""
     pose_components: Array
@@ -90,9 +90,9 @@ class ManoModel:
             rotation: (3, 3) turns the hand about its rest wrist (``rotation_matrices`` where an axis-angle is given).
             pose: (45,) axis-angles of the 15 finger joints, in which zeros are the flat hand. For labels relative to
                 the mean pose (``flat_hand_mean=False``) add ``mean_pose``; for PCA see ``pose_from_components``.
-            betas: up to B shape coefficients.
+            betas: Up to B shape coefficients.
             translation_m: (3,) added after posing. The wrist of zero translation is not at the origin.
-            tips: the vertices that this dataset takes for finger tips.
+            tips: Vertices that this dataset takes for finger tips.
 
         """
         shape = np.asarray(betas, dtype=np.float64).reshape(-1)
@@ -149,7 +149,7 @@ def load_mano(folder: Path, side: Side) -> ManoModel:
     """Return one hand from ``folder``/MANO_RIGHT.pkl or MANO_LEFT.pkl; kept in memory for the next call.
 
     Raises:
-        UsageError: the file is missing or is not a MANO model; the message says what to put where.
+        UsageError: The file is missing or is not a MANO model; the message says what to put where.
 
     """
     path = folder / FILE_OF_SIDE[side]
@@ -174,12 +174,12 @@ def load_mano(folder: Path, side: Side) -> ManoModel:
             pose_components=_array(fields, "hands_components", (_POSE, _POSE)),
         )
     except RecordError as error:
-        _refuse(error.detail)
+        _fail(error.detail)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        _refuse(f"{path} is not a MANO model: {type(error).__name__}: {error}")
+        _fail(f"{path} is not a MANO model: {type(error).__name__}: {error}")
 
 
-def _refuse(problem: str) -> NoReturn:
+def _fail(problem: str) -> NoReturn:
     raise UsageError(problem, _HINT) from None
 
 

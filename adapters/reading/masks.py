@@ -23,7 +23,7 @@ from handdata.schemas.errors import RecordError, RejectReason
 Size = tuple[int, int]
 """(width, height) in pixels."""
 MAX_COORDINATE: Final = 32_767
-"""OpenCV's polygon filler works in 16.16 fixed point: larger coordinates overflow without a word."""
+"""OpenCV's polygon filler works in 16.16 fixed point: larger coordinates overflow silently."""
 
 
 # ---------------------------------------------------------------------------------------------------- polygons
@@ -34,7 +34,7 @@ def fill_polygon(rings: Sequence[ArrayLike], size: Size, path: Path) -> BoolArra
 
     A ring within another is a hole, separate rings are separate parts, as VISOR's renderer has it (coordinates are
     truncated to whole pixels, and a ring's own outline is filled). Rings of fewer than three points have no area and
-    are left out. Two entities may overlap: fill each and combine them with ``|``; filled together they would cancel.
+    are omitted. Two entities may overlap: fill each and combine them with ``|``; filled together they would cancel.
 
     Raises:
         RecordError: ``mask_unreadable``: a ring is not a list of (x, y), or lies absurdly far outside the image.
@@ -50,7 +50,7 @@ def fill_polygon(rings: Sequence[ArrayLike], size: Size, path: Path) -> BoolArra
             continue
         if points.ndim != 2 or points.shape[1] != 2:
             raise _unreadable(path, f"a ring has shape {points.shape}, expected (points, 2)")
-        if not (np.abs(points) <= MAX_COORDINATE).all():  # also refuses NaN
+        if not (np.abs(points) <= MAX_COORDINATE).all():  # NaN fails, too
             raise _unreadable(path, f"a ring has coordinates that are not within {MAX_COORDINATE} pixels")
         whole.append(points.astype(np.int32))
     mask = np.zeros(_shape(size, path), dtype=np.uint8)
@@ -130,14 +130,14 @@ def read_mask_of_colours(path: Path, colours: Sequence[tuple[int, int, int]], si
     """Return where an RGB, RGBA or palette image has exactly one of the (red, green, blue) colours (HOI4D).
 
     Raises:
-        RecordError: as ``read_label_image``.
+        RecordError: As ``read_label_image``.
 
     """
     with _open_image(path, size) as image:
-        picture = np.asarray(image.convert("RGB"))
-    mask = np.zeros(picture.shape[:2], dtype=np.bool_)
+        pixels = np.asarray(image.convert("RGB"))
+    mask = np.zeros(pixels.shape[:2], dtype=np.bool_)
     for colour in colours:
-        mask |= (picture == colour).all(axis=2)
+        mask |= (pixels == colour).all(axis=2)
     return mask
 
 
@@ -145,7 +145,7 @@ def read_nonzero_mask(path: Path, size: Size | None = None) -> BoolArray:
     """Return where any channel but alpha is not zero; palette images by index.
 
     Raises:
-        RecordError: as ``read_label_image``.
+        RecordError: As ``read_label_image``.
 
     """
     with _open_image(path, size) as image:
@@ -159,7 +159,7 @@ def read_alpha(path: Path, size: Size | None = None) -> ByteArray:
     """Return the (height, width) alpha channel, 0..255 (DART).
 
     Raises:
-        RecordError: as ``read_label_image``, or there is no alpha channel.
+        RecordError: As ``read_label_image``, or there is no alpha channel.
 
     """
     with _open_image(path, size) as image:
@@ -214,7 +214,7 @@ def _png_grey_bits(path: Path) -> int:
 def _shape(size: Size, path: Path) -> tuple[int, int]:
     width, height = size
     if width <= 0 or height <= 0 or width * height > MAX_IMAGE_PIXELS:
-        raise _unreadable(path, f"{width} x {height} is not the size of a picture")
+        raise _unreadable(path, f"{width} x {height} is not the size of an image")
     return height, width
 
 

@@ -17,7 +17,7 @@ _PLAIN_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9
 
 
 def fenced(fence: "Fence", row: HandRecord | Rejection) -> HandRecord | Rejection:
-    """Return a row; a record whose image, or whose mask's file named in ``extra``, lies beyond a link is refused."""
+    """Return a row, or the rejection of a record whose image, or mask named in ``extra``, lies beyond a link."""
     if isinstance(row, Rejection):
         return row
     beside = [value for value in (row.extra or {}).values() if isinstance(value, str)] if row.has_mask else []
@@ -29,9 +29,9 @@ def fenced(fence: "Fence", row: HandRecord | Rejection) -> HandRecord | Rejectio
 
 
 class Fence:
-    """Tells whether files lie below a dataset's root after all links are followed; folders are looked at once.
+    """Tells whether files lie below a dataset's root after all links are followed; each folder is checked once.
 
-    A link in an unpacked archive may lead anywhere: to pictures of the user's own, which would end in a dataset.
+    A link in an unpacked archive may lead anywhere: to the user's own images, which would end in a dataset.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,7 +46,7 @@ class Fence:
         """Check files, or archives named as ``zip://<member>::<archive>``. Other URLs lead to no file of this machine.
 
         Raises:
-            RecordError: ``path_escapes_root``, naming the file and where it leads.
+            RecordError: ``path_escapes_root``; the detail names the file and where it leads.
 
         """
         for path in paths:
@@ -64,7 +64,7 @@ class Fence:
 
 
 def resolve_below(root: Path, relative: str) -> Path:
-    """Return ``root / relative``, where a label named ``relative``.
+    """Return ``root / relative``, where ``relative`` is a path that a label names.
 
     Only the name is judged; ``Fence`` judges where links lead.
 
@@ -77,7 +77,7 @@ def resolve_below(root: Path, relative: str) -> Path:
 
 
 def path_below(root: Path | str, relative: str) -> str:
-    """Return what ``resolve_below`` does, as text: a ``Path`` costs more than all else that a photograph needs.
+    """Return what ``resolve_below`` returns, as text: a ``Path`` costs more than all else that a photograph needs.
 
     Raises:
         RecordError: ``path_escapes_root``.

@@ -66,11 +66,10 @@ def load_pickle(path: Path, *, inert: Collection[tuple[str, str]] = ()) -> Any:
     """Return the object that a pickle file holds. Its arrays are read-only; large ones are views of the mapped file.
 
     Args:
-        path: the file.
         inert: (module, name) of further classes whose objects may occur; each is returned as a ``PickledObject``.
 
     Raises:
-        RecordError: ``label_missing``, ``label_unsafe`` naming what the pickle asks for, or ``label_corrupt``.
+        RecordError: ``label_missing``, ``label_corrupt``, or ``label_unsafe``, naming what the pickle asks for.
 
     """
     return _load(path, start_of_npy=False, inert=inert)
@@ -80,7 +79,7 @@ def load_object_npy(path: Path) -> Any:
     """Return what ``np.save(path, {...})`` stored: the object itself, or an array of objects.
 
     Raises:
-        RecordError: as ``load_pickle``; also ``label_corrupt`` where the file holds a plain array.
+        RecordError: As ``load_pickle``; also ``label_corrupt`` where the file holds a plain array.
 
     """
     return _load(path, start_of_npy=True, inert=())
@@ -190,7 +189,7 @@ def _shape(found: Any) -> tuple[int, ...]:
 
 
 def _keys(found: Iterable[Any]) -> list[Any]:
-    """Return what may be a key or a member of a set; the hash of a nested tuple may take for ever."""
+    """Return what may be a key or a member of a set; the hash of a nested tuple may take forever."""
     keys = list(found)
     if not all(isinstance(key, str | int | float | bytes | np.generic | None) for key in keys):
         raise pickle.UnpicklingError("a key or a member of a set is neither a text nor a number")

@@ -16,7 +16,7 @@ _RECORDED_HZ: Final = {18: 90, 6: 30, 3: 90, 1: 30}
 def recorded_hz(frame_numbers: Iterable[int]) -> int | None:
     """Return how many frame numbers make a second, from the most common step between those of one capture.
 
-    ``None`` where that step belongs to no release, or there are fewer than two frames.
+    The result is ``None`` where that step belongs to no release, or there are fewer than two frames.
     """
     ordered = sorted(set(frame_numbers))
     steps = Counter(after - before for before, after in pairwise(ordered))

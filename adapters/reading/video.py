@@ -2,9 +2,9 @@
 
 A frame is found by its presentation time, as the packets announce it: B-frames, variable frame rates and packets that
 the decoder drops do not shift the index, as they do where decoded frames are counted. (AVI has no such times and is
-refused; no source ships it.) Pictures are turned as the file's
-display matrix says (phones record sideways), which is what OpenCV and ffmpeg do by default and what the datasets' own
-labels therefore refer to; ``VideoInfo`` gives the size after turning.
+an error; no source ships it.) Images are turned as the file's display matrix says (phones record sideways), which is
+what OpenCV and ffmpeg do by default and what the datasets' own labels therefore refer to; ``VideoInfo`` gives the size
+after turning.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,13 +30,13 @@ _CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What ingest needs to know of a video.
+    """What ingest needs to know about a video.
 
     Args:
-        frames: frames that will be shown, counted in the packets.
-        width: pixels of the picture as it is shown.
-        height: pixels of the picture as it is shown.
-        rate: average frames per second.
+        frames: Number of frames that will be shown, counted in the packets.
+        width: Pixels of the image as it is shown.
+        height: Pixels of the image as it is shown.
+        rate: Average frames per second.
         times_s: (frames,) presentation times in seconds since the first frame.
 
     """
@@ -49,9 +49,9 @@ class VideoInfo:
 
 
 def video_info(path: Path) -> VideoInfo:
-    """Return size, rate and presentation times from the container; of the pictures only the first is decoded.
+    """Return size, rate and presentation times from the container; only the first image is decoded.
 
-    (PyAV tells the display matrix only with a decoded frame.)
+    (PyAV gives the display matrix only with a decoded frame.)
 
     Raises:
         RecordError: ``image_missing``, or ``frame_missing`` where the file is no video or its first frame is broken.
@@ -77,7 +77,7 @@ class VideoReader:
         with _open(path) as container, _video_errors(path):
             stream = _video_stream(path, container)
             self.presentation_times = _presentation_times(path, container, stream)
-            """Of each frame, rising, in units of ``time_base``."""
+            """Rising presentation times of all frames, in units of ``time_base``."""
             self.time_base = stream.time_base or Fraction(1)
             self.rate = stream.average_rate or stream.guessed_rate or Fraction(0)
         self._container: av.container.InputContainer = _open(path)
@@ -101,8 +101,8 @@ class VideoReader:
         be readable by a new reader.
 
         Raises:
-            RecordError: ``frame_missing``: the video ends before the frame, or the frame cannot be decoded.
-            ValueError: the indices do not rise.
+            RecordError: ``frame_missing``: The video ends before the frame, or the frame cannot be decoded.
+            ValueError: The indices do not rise.
 
         """
         index_of_time: dict[int | None, int] = {time: index for index, time in enumerate(self.presentation_times)}

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 
 def sample_background(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Draw a picture ``(size, size, 3)``, gamma-encoded RGB from 0 to 1."""
+    """Draw an image ``(size, size, 3)``, gamma-encoded RGB from 0 to 1."""
     kind = rng.choice(["gradient", "plain", "clouds", "clutter"], p=[0.2, 0.2, 0.2, 0.4])
     if kind == "gradient":
         image = _gradient(rng, size)

@@ -21,7 +21,7 @@ _FRAMING_STEPS = 8
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """A calibrated pinhole camera with square pixels and a square picture."""
+    """A calibrated pinhole camera with square pixels and a square image."""
 
     k: NDArray[np.float64]
     """(3, 3): intrinsics in pixels."""
@@ -54,9 +54,9 @@ def sample_rig(
 ) -> list[Camera]:
     """Place ``count`` cameras around the points ``(N, 3)`` so that each frames all of them.
 
-    The first looks along world z, the others from up to 32 degrees aside and 20 degrees above or below. Each stands so
-    far away that the longer side of the points' box, or ``smallest_extent_m`` where that is more, fills a share of the
-    picture's side drawn between the two numbers of ``filled_share``.
+    The first looks along world z, the others from up to 32 degrees aside and 20 degrees above or below. The distance
+    of each is such that the longer side of the points' box, or ``smallest_extent_m`` where that is more, fills a share
+    of the image's side that is drawn between the two numbers of ``filled_share``.
     """
     cameras = []
     for index in range(count):
@@ -89,7 +89,7 @@ def _frame_points(
     wanted_px: float,
     smallest_extent_m: float,
 ) -> Camera:
-    """Translate a camera of fixed orientation until the points fill the wanted part of its picture."""
+    """Translate a camera of fixed orientation until the points fill the wanted part of its image."""
     rotated = points_world @ rotation.T
     focal = k[0, 0]
     t_world = np.eye(4)

@@ -1,4 +1,4 @@
-"""Writing the synthetic dataset to disk (its layout: ``layout``).
+"""Write the synthetic dataset to disk (its layout: ``layout``).
 
 Every sequence is drawn from its own random stream, so the same arguments give the same bytes however many processes
 write them.
@@ -57,7 +57,7 @@ class SynthesisSummary:
 
 @dataclass(frozen=True)
 class SequencePlan:
-    """All that a process needs to know to write one sequence."""
+    """What a process needs to know to write one sequence."""
 
     seed: int
     index: int
@@ -70,7 +70,7 @@ class SequencePlan:
 
     @property
     def sequence_id(self) -> str:
-        """The folder's name."""
+        """Name of the sequence's folder."""
         return f"identity{self.identity:03d}-sequence{self.index:04d}"
 
 
@@ -87,13 +87,24 @@ def write_dataset(
 ) -> SynthesisSummary:
     """Write a synthetic dataset into the folder ``out``, replacing the synthetic dataset that may be there.
 
-    ``sequences`` is the number in total, dealt to the identities in turn; a third each shows the right hand, the left
-    hand and both. ``frames`` are per sequence, at 30 a second, each seen by ``cameras`` views of ``size`` pixels.
-    Identities are held out whole: of three or more, a tenth (at least one) each for val and test.
+    A third of the sequences each shows the right hand, the left hand and both. Identities are held out whole: with
+    three or more, a tenth (at least one) each goes to val and to test.
 
-    ``on_progress`` gets the number of pictures written since its last call. ``processes`` defaults to the number of
-    CPUs. Raises UsageError for arguments that make no dataset and for a folder that holds something else, StorageError
-    if the folder cannot be written.
+    Args:
+        out: Folder of the dataset.
+        identities: Number of rendered people.
+        sequences: Number of sequences in total, dealt to the identities in turn.
+        frames: Number of frames of a sequence, at 30 a second.
+        cameras: Number of views of each frame.
+        size: Width and height of the images in pixels.
+        seed: Seed of all random streams.
+        on_progress: Function that receives the number of images written since its last call.
+        processes: Number of processes; the number of CPUs by default.
+
+    Raises:
+        UsageError: Arguments that make no dataset, or a folder that holds something else.
+        StorageError: The folder cannot be written.
+
     """
     counts = {"identities": identities, "sequences": sequences, "frames": frames, "cameras": cameras}
     for name, value in counts.items():
@@ -166,7 +177,7 @@ def sample_planned_sequence(plan: SequencePlan) -> HandSequence:
 
 
 def noise_generator(plan: SequencePlan, frame: int, camera: int) -> np.random.Generator:
-    """Return the random stream of one picture's sensor noise."""
+    """Return the random stream of one image's sensor noise."""
     return np.random.default_rng([plan.seed, _NOISE_STREAM, plan.index, frame, camera])
 
 
@@ -197,7 +208,7 @@ def sequence_labels(plan: SequencePlan, sequence: HandSequence) -> dict[str, NDA
 
 
 def write_sequence(folder: Path, plan: SequencePlan) -> int:
-    """Render one sequence into its folder below ``folder``; return the number of pictures."""
+    """Render one sequence into its folder below ``folder``; return the number of images."""
     sequence = sample_planned_sequence(plan)
     target = folder / plan.split / plan.sequence_id
     for camera in range(plan.cameras):
@@ -206,16 +217,16 @@ def write_sequence(folder: Path, plan: SequencePlan) -> int:
     for frame in range(plan.frames):
         scene = sequence.scene(frame)
         for camera in range(plan.cameras):
-            picture = sequence.render(scene, camera, noise_generator(plan, frame, camera))
-            bgr = cv2.cvtColor(picture.image, cv2.COLOR_RGB2BGR)
+            rendering = sequence.render(scene, camera, noise_generator(plan, frame, camera))
+            bgr = cv2.cvtColor(rendering.image, cv2.COLOR_RGB2BGR)
             name = _camera_id(camera), frame
             _write_image(target / image_path(*name), bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-            _write_image(target / mask_path(*name), picture.mask, [])
+            _write_image(target / mask_path(*name), rendering.mask, [])
     return plan.frames * plan.cameras
 
 
 def is_synthetic_dataset(folder: Path) -> bool:
-    """Tell whether a folder is one that ``write_dataset`` wrote."""
+    """Return whether a folder is one that ``write_dataset`` wrote."""
     try:
         description = json.loads((folder / DATASET_FILE).read_text())
     except (OSError, ValueError):
@@ -281,7 +292,7 @@ def _use_one_thread() -> None:
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """Give a folder beside ``out`` to write to, which takes its place when all went well and vanishes otherwise."""
+    """Yield a folder beside ``out`` to write to, which takes its place when all went well and vanishes otherwise."""
     if out.is_dir():
         if any(out.iterdir()) and not is_synthetic_dataset(out):
             raise UsageError(f"{out} is not empty and not a synthetic dataset", "name a new or empty folder")

@@ -1,10 +1,10 @@
-"""How the synthetic dataset lies on disk; shared by the writer and the adapter.
+"""The layout of the synthetic dataset on disk; shared by the writer and the adapter.
 
 ::
 
-    synthetic.json                                      what was asked for, and the sequences of each split
+    synthetic.json                                      the arguments, and the sequences of each split
     <split>/<sequence_id>/labels.npz                    plain arrays, see ``LABEL_ARRAYS``
-    <split>/<sequence_id>/<camera_id>/000000.jpg        RGB picture, JPEG quality 95
+    <split>/<sequence_id>/<camera_id>/000000.jpg        RGB image, JPEG quality 95
     <split>/<sequence_id>/<camera_id>/000000.mask.png   0 nothing, 1 right hand, 2 left hand; no forearm
 """
 
@@ -31,7 +31,7 @@ LABEL_ARRAYS: Final[dict[str, str]] = {
 
 
 def image_path(camera_id: str, frame: int) -> str:
-    """Return a picture's path relative to its sequence's folder."""
+    """Return an image's path relative to its sequence's folder."""
     return f"{camera_id}/{frame:06d}.jpg"
 
 

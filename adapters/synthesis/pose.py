@@ -92,7 +92,7 @@ _OFTEN = {"open": 2.0, "flat": 2.0, "relaxed": 3.0, "cup": 2.0}
 
 @dataclass(frozen=True, eq=False)
 class PosedSkeleton:
-    """Where joints and bones are, in the palm's frame (mm at average size), for each pose of a batch."""
+    """Positions of joints and bones in the palm's frame (mm at average size), for each pose of a batch."""
 
     joints_mm: NDArray[np.float64]
     """(N, 21, 3) in MediaPipe's order."""

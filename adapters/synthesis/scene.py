@@ -1,4 +1,4 @@
-"""A scene of posed hands, and its picture with labels.
+"""A scene of posed hands, and its rendered image with labels.
 
 Distances are metres in the world frame of ``camera``. The left hand is the mirror image, in x, of a right hand.
 """
@@ -56,7 +56,7 @@ class PosedHand:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """All hands of one moment as one mesh, with what does not depend on the camera."""
+    """All hands of one moment as one mesh, with everything that does not depend on the camera."""
 
     hands: tuple[PosedHand, ...]
     light: Light
@@ -71,7 +71,7 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class Rendering:
     """A rendered frame with its labels."""
 
     image: NDArray[np.uint8]
@@ -150,7 +150,7 @@ def render(
     rng: np.random.Generator,
     noise: float,
     blur_px: float,
-) -> Picture:
+) -> Rendering:
     """Draw the scene before a gamma-encoded background ``(S, S, 3)``.
 
     ``noise`` is the standard deviation of the sensor's noise (of 1), ``blur_px`` the lens's blur; ``rng`` draws the
@@ -191,7 +191,7 @@ def render(
     image = background.reshape(-1, 3).copy()
     share = coverage[pixel, None]
     image[pixel] = (colour * share + image[pixel] ** np.float32(GAMMA) * (1 - share)) ** np.float32(1 / GAMMA)
-    return Picture(
+    return Rendering(
         image=_expose(image.reshape(size, size, 3), rng, noise, blur_px),
         mask=mask.reshape(size, size),
         depth_m=depth_image.reshape(size, size),
@@ -224,8 +224,8 @@ def _colour(
             posed.identity.skin, posed.identity.shape, rest[own], skin_colour[own], palmarity[own, 0], finger[own]
         )
     far = np.float32(depth[pixel].mean() + _BEHIND_HANDS_M)
-    depth_picture = np.where(np.isfinite(depth), depth, far).reshape(camera.size, camera.size)
-    openness = np.clip(exposure[:, 0], 0.25, 1) * depth_exposure(depth_picture, pixel, float(camera.k[0, 0]))
+    depth_image = np.where(np.isfinite(depth), depth, far).reshape(camera.size, camera.size)
+    openness = np.clip(exposure[:, 0], 0.25, 1) * depth_exposure(depth_image, pixel, float(camera.k[0, 0]))
     centre = -camera.t_world[:3, :3].T @ camera.t_world[:3, 3]
     return np.asarray(
         shade(

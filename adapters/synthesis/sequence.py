@@ -23,7 +23,7 @@ from handdata.adapters.synthesis.pose import (
     resolve_collisions,
     sample_poses,
 )
-from handdata.adapters.synthesis.scene import PALM_CENTRE_MM, Identity, Picture, PosedHand, Scene, assemble, pose_hand
+from handdata.adapters.synthesis.scene import PALM_CENTRE_MM, Identity, PosedHand, Rendering, Scene, assemble, pose_hand
 from handdata.adapters.synthesis.scene import render as render_scene
 from handdata.adapters.synthesis.shading import Light, sample_light
 from handdata.schemas.joints import Side
@@ -38,9 +38,9 @@ _TURN_DEG = 14.0
 _SWAY_M = np.array([0.012, 0.012, 0.02])
 _SMOOTHING = np.array([1, 4, 6, 4, 1]) / 16
 _FILLED_SHARE = {1: (0.56, 0.76), 2: (0.74, 0.88)}
-"""How much of the picture's side the motion of one or of two hands takes."""
+"""Share of the image's side that the motion of one or of two hands takes."""
 _SMALLEST_EXTENT_M = {1: 0.16, 2: 0.27}
-"""A fist is shown as small as an open hand is: the box that fills the picture is never taken to be smaller."""
+"""A fist is shown as small as an open hand is: the box that fills the image is never taken to be smaller."""
 _CLEARANCE_M = (0.03, 0.06)
 _SEPARATION_STEP_M = 0.01
 _FOREARM_PROBES_MM = np.array([[0.0, -40, 0], [0, -80, 0]])
@@ -98,7 +98,7 @@ class HandSequence:
         """Return a hand's joints in the world ``(F, 21, 3)``, metres."""
         return _to_world(self.identity, motion, motion.skeleton.joints_mm)
 
-    def render(self, scene: Scene, view: int, rng: np.random.Generator) -> Picture:
+    def render(self, scene: Scene, view: int, rng: np.random.Generator) -> Rendering:
         """Draw a scene of this sequence as one of its views; ``rng`` draws the sensor's noise."""
         chosen = self.views[view]
         return render_scene(scene, chosen.camera, chosen.background, rng, chosen.noise, chosen.blur_px)
@@ -158,7 +158,7 @@ def _sample_motions(
 def _sample_orientation(rng: np.random.Generator, position_x: int) -> NDArray[np.float64]:
     """Draw palm's frame to world: palm (62%) or back towards the first camera, fingers mostly up.
 
-    Of two hands, the one at ``position_x`` -1 or 1 turns its fingers towards the other, its forearm away from it.
+    One of two hands, at ``position_x`` -1 or 1, turns its fingers towards the other and its forearm away from it.
     """
     yaw = 0.0 if rng.random() < _PALM_SHARE else 180.0
     yaw += float(np.clip(22 * rng.normal(), -60, 60))
@@ -201,7 +201,7 @@ def _closest(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
 
 
 def _crossed(first: NDArray[np.float64], second: NDArray[np.float64], first_x: int) -> bool:
-    """Tell whether the hands' centres are on the wrong sides of each other in some frame."""
+    """Return whether the hands' centres are on the wrong sides of each other in some frame."""
     return bool((first_x * (first.mean(axis=1) - second.mean(axis=1))[:, 0]).min() < 0.05)
 
 

@@ -25,7 +25,7 @@ _WRAP = np.array([0.45, 0.22, 0.16], dtype=np.float32)
 _OCCLUSION_TINT = np.array([0.75, 1.05, 1.1], dtype=np.float32)
 _SHADOW_TINT = np.array([0.8, 1.0, 1.05], dtype=np.float32)
 _DEPTH_OCCLUSION = ((0.006, 0.35), (0.016, 0.45))
-"""Radius in metres and strength of each scale of the occlusion that is read off the depth picture."""
+"""Radius in metres and strength of each scale of the occlusion that the depth image gives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Light:
 
 @dataclass(frozen=True, eq=False)
 class ShadowMap:
-    """How far from the lamp the first surface lies, on a grid across the hands."""
+    """Distance of the first surface from the lamp, on a grid across the hands."""
 
     world_to_lamp: NDArray[np.float64]
     """(3, 3): rows are the map's x, its y and the direction of the light's travel."""
@@ -103,7 +103,7 @@ def lit_share(shadows: ShadowMap, points: Floats) -> NDArray[np.float32]:
 
 
 def depth_exposure(depth: NDArray[np.float32], covered: Integers, focal_px: float) -> NDArray[np.float32]:
-    """Return how open the surroundings of each covered pixel are (P,), from the depth picture ``(H, W)`` in metres.
+    """Return how open the surroundings of each covered pixel are (P,), from the depth image ``(H, W)`` in metres.
 
     A surface that lies behind its blurred neighbourhood is in a hollow ("unsharp masking the depth buffer", Luft,
     Colditz and Deussen 2006). ``depth`` holds a far value where there is no surface.

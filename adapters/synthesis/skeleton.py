@@ -22,9 +22,9 @@ FOREARM_BONE: Final = 1
 BONE_COUNT: Final = 2 + FINGER_COUNT * SEGMENTS_PER_FINGER
 
 WRIST_MM: Final = np.array([-2.5, 5.0, 0.0])
-"""Where MediaPipe's annotators put the wrist."""
+"""Position at which MediaPipe's annotators put the wrist."""
 TIP_INSET_MM: Final = np.array([5.5, 5.0, 5.0, 5.0, 4.6])
-"""How far inside the fingertip's end the tip keypoint lies."""
+"""Distance of the tip keypoint from the fingertip's end, inwards."""
 
 _BASE_MM = np.array([[29, 25, 13.4], [25, 90, 1.2], [3.2, 91.3, -0.8], [-17, 86.2, 0.3], [-34, 77.5, 3.2]])
 _SEGMENT_MM = np.array([[30.5, 28.5, 27.5], [38, 23.4, 23.1], [42.3, 26.7, 25], [38.3, 25, 24.8], [29.7, 18.2, 21]])
@@ -69,7 +69,7 @@ class HandShape:
 
     @property
     def chain_mm(self) -> NDArray[np.float64]:
-        """Rest positions ``(5, 4, 3)`` of each finger's three joints and of its end."""
+        """Return rest positions ``(5, 4, 3)`` of each finger's three joints and of its end."""
         along = self.finger_axes[:, None, :, 1]
         reach = np.concatenate([np.zeros((FINGER_COUNT, 1)), np.cumsum(self.segment_mm, axis=1)], axis=1)
         return np.asarray(self.base_mm[:, None] + reach[..., None] * along, dtype=np.float64)

@@ -145,7 +145,7 @@ def _tone(step: float) -> Floats:
 
 
 def _grain(rng: np.random.Generator) -> Floats:
-    """Noise of about 3 mm and 1 mm, each scaled to its own strength."""
+    """Return noise of about 3 mm and 1 mm, each scaled to its own strength."""
     total = np.zeros((_GRAIN_SIZE,) * 3)
     for blur_voxels, strength in ((1.8, 0.022), (0.7, 0.016)):
         noise = gaussian_filter(rng.random((_GRAIN_SIZE,) * 3) - 0.5, blur_voxels, mode="wrap")
@@ -154,7 +154,7 @@ def _grain(rng: np.random.Generator) -> Floats:
 
 
 def _blotches(rng: np.random.Generator, vertices_mm: Floats) -> Floats:
-    """Noise of about 14 mm at the vertices."""
+    """Return noise of about 14 mm at the vertices."""
     lattice = rng.random((32, 32, 32)) - 0.5
     return np.asarray(0.16 * map_coordinates(lattice, vertices_mm.T / 14, order=1, mode="grid-wrap"))
 
@@ -180,7 +180,7 @@ def _palmarity(shape: HandShape, mesh: HandMesh) -> Floats:
 
 
 def _redness(shape: HandShape, vertices_mm: Floats, palmarity: Floats, finger: Integers) -> Floats:
-    """Blood near the surface: fingertips, the backs of the joints, knuckles and the palm."""
+    """Return the blood near the surface: fingertips, the backs of the joints, knuckles and the palm."""
     redness = 0.25 * palmarity
     on_finger = np.flatnonzero(finger != NO_FINGER)
     along = _finger_coordinates(shape, vertices_mm[on_finger], finger[on_finger])[:, 1]

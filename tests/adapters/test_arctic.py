@@ -212,7 +212,7 @@ def test_damaged_labels_reject_the_sequence_alone(
     assert len(records_by_id(ingest(tmp_path))) == 2
 
 
-def test_pictures_of_another_size_than_the_labels_are_rejected(tmp_path: Path) -> None:
+def test_images_of_another_size_than_the_labels_are_rejected(tmp_path: Path) -> None:
     write_misc(tmp_path)
     write_sequences(tmp_path, "train", {BOX: labels_of(BOX)})
     write_image(tmp_path, (BOX, 1, 4), size=(1000, 900))

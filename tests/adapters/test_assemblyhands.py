@@ -146,7 +146,7 @@ def test_images_alone_and_videos_alone_are_accepted(tmp_path: Path, kept: str) -
     assert {row.record_id.split("/")[2]: row.record_id.split("/")[1] for row in rows} == {TRAIN: "train", VAL: "val"}
 
 
-def test_annotations_without_pictures_are_no_dataset(tmp_path: Path) -> None:
+def test_annotations_without_images_are_no_dataset(tmp_path: Path) -> None:
     write_split(tmp_path, "val", [VAL], with_images=False, with_videos=False)
     with pytest.raises(LayoutError, match=r"ego images.*exo videos"):
         find_root(AssemblyHandsAdapter, tmp_path)
@@ -176,7 +176,7 @@ def test_frames_past_the_end_of_a_video_are_rejected(tmp_path: Path) -> None:
     assert reasons == {f"assemblyhands/val/{VAL}/000524-{camera}": RejectReason.FRAME_MISSING for camera in EXO_CAMERAS}
 
 
-def test_the_unrectified_videos_of_the_parent_dataset_are_refused(tmp_path: Path) -> None:
+def test_the_unrectified_videos_of_the_parent_dataset_are_rejected(tmp_path: Path) -> None:
     write_split(tmp_path, "val", [VAL], with_images=False, video_frames=6, video_rate=60)
     rows = ingest(tmp_path)
     assert set(rejected(rows).values()) == {RejectReason.FRAME_MISSING} and not records_by_id(rows)

@@ -195,7 +195,7 @@ def test_batches_give_the_same_rows_as_one_by_one(dataset: Dataset) -> None:
         ]
         table = pa.concat_tables([table for table, _ in read])
         assert table.combine_chunks().equals(records_to_table(dataset.records).combine_chunks())
-        assert [rejection for _, refused in read for _, rejection in refused] == dataset.rejections
+        assert [rejection for _, rejected in read for _, rejection in rejected] == dataset.rejections
 
 
 def test_ingest_in_parallel_stores_every_row_once(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""DART: pixels of the cut-out become keypoints of the composed picture; the alpha channel becomes the mask."""
+"""DART: pixels of the cut-out become keypoints of the composed image; the alpha channel becomes the mask."""
 
 import os
 import pickle
@@ -52,7 +52,7 @@ def test_parts_become_records_whose_ids_tell_repeated_names_apart(tmp_path: Path
 
 
 @pytest.mark.parametrize("one_array", [False, True])
-def test_keypoints_are_the_named_joints_in_the_composed_picture(tmp_path: Path, one_array: bool) -> None:
+def test_keypoints_are_the_named_joints_in_the_composed_image(tmp_path: Path, one_array: bool) -> None:
     write_part(tmp_path, "train", "0", ["a.png"], first_seed=9, one_array=one_array)
     record, hand = only(tmp_path), Hand(9)
     assert (record.width, record.height) == (COMPOSED, COMPOSED)
@@ -67,8 +67,8 @@ def test_the_mask_is_the_alpha_channel_resized_as_the_official_loader_does(tmp_p
     write_part(tmp_path, "train", "0", ["a.png"], first_seed=3)
     record = only(tmp_path)
     assert (record.has_mask, record.mask_extent) == (True, "hand_accessory")
-    picture = np.repeat(alpha(3)[..., None], 4, axis=2)
-    expected = cv2.resize(picture, dsize=(384, 384))[:, :, 3] >= 128
+    pixels = np.repeat(alpha(3)[..., None], 4, axis=2)
+    expected = cv2.resize(pixels, dsize=(384, 384))[:, :, 3] >= 128
     assert np.array_equal(DartAdapter().open_mask(record), expected)
     assert expected[105:195, 143:232].all() and not expected[:74].any()
 

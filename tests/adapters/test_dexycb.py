@@ -228,7 +228,7 @@ def test_a_camera_that_is_no_rotation_rejects_the_sequence(sequence: Path) -> No
     assert row.reason == RejectReason.LABEL_CORRUPT and "not a rigid transform" in row.detail
 
 
-def test_subjects_without_the_calibration_archive_are_refused_with_what_is_missing(tmp_path: Path) -> None:
+def test_subjects_without_the_calibration_archive_are_an_error_with_what_is_missing(tmp_path: Path) -> None:
     write_sequence(tmp_path, SUBJECT, 0)
     with pytest.raises(LayoutError, match="calibration/intrinsics"):
         find_root(DexYCBAdapter, tmp_path)

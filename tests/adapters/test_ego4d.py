@@ -93,12 +93,12 @@ def test_the_other_hand_is_unknown_and_a_joint_at_0_0_is_not_annotated(dataset: 
     assert_hand_is(record, "left", 1, first_joint=1)
 
 
-def test_hint_s_own_picture_is_used_where_it_is_there_else_the_clip(dataset: Path) -> None:
+def test_hint_s_own_image_is_used_where_it_is_there_else_the_clip(dataset: Path) -> None:
     records = records_of(dataset)
-    picture, clip = (records[f"ego4d/val/{CLIP_B}/{index:06d}-0"] for index in (3, 6))
-    assert (Path(picture.image_uri).suffix, picture.video_frame) == (".jpg", None)
+    image, clip = (records[f"ego4d/val/{CLIP_B}/{index:06d}-0"] for index in (3, 6))
+    assert (Path(image.image_uri).suffix, image.video_frame) == (".jpg", None)
     assert (Path(clip.image_uri).name, clip.video_frame) == (f"{CLIP_B}.mp4", 6)
-    assert {(record.width, record.height) for record in (picture, clip)} == {(WIDTH, HEIGHT)}
+    assert {(record.width, record.height) for record in (image, clip)} == {(WIDTH, HEIGHT)}
 
 
 def test_centres_and_boxes_are_hints_and_never_joints(dataset: Path) -> None:
@@ -107,7 +107,7 @@ def test_centres_and_boxes_are_hints_and_never_joints(dataset: Path) -> None:
     assert record.extra == {
         "centres_xy_px": [[20.5, 30], [70, 40]],
         "centre_sides": ["left", "right"],
-        "boxes_xyxy_px": [[10, 20, 30, 30]],  # labelled on a picture of twice the size
+        "boxes_xyxy_px": [[10, 20, 30, 30]],  # labelled on an image of twice the size
         "box_sides": ["left"],
     }
     assert later.extra == {"centres_xy_px": [[60, 41]], "centre_sides": ["right"]}  # two actions share the frame

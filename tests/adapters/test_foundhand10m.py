@@ -33,7 +33,7 @@ def only_rejection(root: Path) -> Rejection:
     return row
 
 
-def test_a_pack_becomes_one_record_for_each_picture(tmp_path: Path) -> None:
+def test_a_pack_becomes_one_record_for_each_image(tmp_path: Path) -> None:
     write_foundhand10m(tmp_path)
     rows = ingest(tmp_path)
     assert [row.record_id for row in rows] == [
@@ -64,7 +64,7 @@ def test_the_folder_that_holds_the_pack_is_accepted_too(tmp_path: Path) -> None:
     assert find_root(FoundHand10MAdapter, tmp_path) == (tmp_path / "FoundHand10M").resolve()
 
 
-def test_another_folder_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+def test_another_folder_is_an_error_with_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(LayoutError, match=r"looked for .*processed.*found photos/"):
         find_root(FoundHand10MAdapter, tmp_path)
@@ -104,7 +104,7 @@ def test_keypoints_3d_and_camera_reproject_to_the_labelled_pixels(tmp_path: Path
     assert not record.keypoints_3d[21:].any()
 
 
-def test_a_picture_larger_than_its_mask_scales_keypoints_and_camera_per_axis(tmp_path: Path) -> None:
+def test_an_image_larger_than_its_mask_scales_keypoints_and_camera_per_axis(tmp_path: Path) -> None:
     pose = make_pose()
     write_frame(tmp_path / SEQUENCE, "7-400002", pose, size=256, mask_size=128, with_camera=True, with_joint_valid=True)
     Image.new("RGB", (256, 384)).save(tmp_path / SEQUENCE / "7-400002.jpg")

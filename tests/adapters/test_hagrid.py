@@ -88,7 +88,7 @@ def test_the_test_archive_alone_is_accepted(tmp_path: Path) -> None:
     assert [row.split for row in ingest(tmp_path) if isinstance(row, HandRecord)] == ["test"]
 
 
-def test_another_folder_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+def test_another_folder_is_an_error_with_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match=r"ann_train_val/\*\.json \(v1\).*hagrid_annotations.*found nothing"):
         find_root(HagridAdapter, tmp_path)
 
@@ -167,8 +167,8 @@ def test_the_two_spellings_of_the_heart_gesture_meet(tmp_path: Path) -> None:
 def test_a_phone_jpeg_with_a_preview_behind_it_is_a_jpeg(tmp_path: Path) -> None:
     write_annotations(tmp_path / "ann_test/call.json", {"a": entry_v1([LEFT_OF_PICTURE], ["call"], "right")})
     (tmp_path / "test/call").mkdir(parents=True)
-    picture = Image.new("RGB", (WIDTH, HEIGHT))
-    picture.save(tmp_path / "test/call/a.jpg", format="MPO", save_all=True, append_images=[picture])
+    photograph = Image.new("RGB", (WIDTH, HEIGHT))
+    photograph.save(tmp_path / "test/call/a.jpg", format="MPO", save_all=True, append_images=[photograph])
     assert isinstance(ingest(tmp_path)[0], HandRecord)
 
 

@@ -280,7 +280,7 @@ def test_a_pose_that_is_no_rotation_rejects_its_frame_alone(tmp_path: Path) -> N
     assert list(reasons.values()) == [RejectReason.LABEL_CORRUPT, RejectReason.LABEL_NOT_FINITE]
 
 
-def test_another_folder_is_refused(tmp_path: Path) -> None:
+def test_another_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "HOI4D_annotations").mkdir()
     with pytest.raises(LayoutError, match=r"does not look like hoi4d: looked for HOI4D_release/ZY\*"):
         find_root(Hoi4dAdapter, tmp_path)

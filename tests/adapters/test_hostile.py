@@ -1,4 +1,4 @@
-"""Damaged and hostile files from outside, through every registered adapter: refused with a reason, and no worse."""
+"""Damaged and hostile files from outside, through every registered adapter: rejected with a reason, and no worse."""
 
 import random
 import re
@@ -16,7 +16,7 @@ from handdata.adapters.roots import find_root
 from handdata.schemas import HandDataError, HandRecord, RecordError, Rejection, records_to_table
 from tests.fixtures.sources import ADAPTER_FIXTURES, AdapterFixture
 
-PICTURES = {".jpg", ".jpeg", ".png", ".mp4", ".MP4"}
+IMAGES = {".jpg", ".jpeg", ".png", ".mp4", ".MP4"}
 
 
 def read_rows(adapter: Adapter, root: Path) -> list[HandRecord | Rejection]:
@@ -25,7 +25,7 @@ def read_rows(adapter: Adapter, root: Path) -> list[HandRecord | Rejection]:
     return [fenced(fence, row) for partition in adapter.partitions(root) for row in adapter.records(root, partition)]
 
 
-def picture_of(record: HandRecord) -> Path:
+def image_of(record: HandRecord) -> Path:
     return Path(record.image_uri.rpartition("::")[2])
 
 
@@ -36,7 +36,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return request.param, folder
 
 
-def test_a_picture_behind_a_link_that_leaves_the_root_is_refused_alone(
+def test_an_image_behind_a_link_that_leaves_the_root_is_rejected_alone(
     written: tuple[AdapterFixture, Path], tmp_path: Path
 ) -> None:
     fixture, original = written
@@ -44,14 +44,14 @@ def test_a_picture_behind_a_link_that_leaves_the_root_is_refused_alone(
     adapter = registered_adapters()[fixture.source]()
     root = find_root(type(adapter), tmp_path / "dataset")
     before = [row for row in read_rows(adapter, root) if isinstance(row, HandRecord)]
-    picture = picture_of(before[0])
-    picture.rename(tmp_path / picture.name)
-    picture.symlink_to(tmp_path / picture.name)
+    image = image_of(before[0])
+    image.rename(tmp_path / image.name)
+    image.symlink_to(tmp_path / image.name)
     after = read_rows(adapter, root)
-    refused = {row.record_id for row in after if isinstance(row, Rejection) and row.reason == "path_escapes_root"}
-    assert refused == {record.record_id for record in before if picture_of(record) == picture}
+    rejected = {row.record_id for row in after if isinstance(row, Rejection) and row.reason == "path_escapes_root"}
+    assert rejected == {record.record_id for record in before if image_of(record) == image}
     left = [row for row in after if isinstance(row, HandRecord)]
-    expected = [record for record in before if record.record_id not in refused]
+    expected = [record for record in before if record.record_id not in rejected]
     assert records_to_table(left).equals(records_to_table(expected))
 
 
@@ -93,7 +93,7 @@ def test_whatever_is_in_a_label_file_its_frames_have_a_record_or_a_reason(
     adapter = registered_adapters()[fixture.source]()
     root = find_root(type(adapter), folder)
     chance = random.Random(fixture.name)
-    labels = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in PICTURES)
+    labels = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in IMAGES)
     for path in chance.sample(labels, min(len(labels), 8)):
         content = path.read_bytes()
         path.write_bytes(damage(content, chance))

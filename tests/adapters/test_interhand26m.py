@@ -139,7 +139,7 @@ def test_images_may_lie_a_folder_deeper(tmp_path: Path) -> None:
     assert len(ingest_records(tmp_path)) == 9
 
 
-def test_labels_without_images_are_refused_with_what_is_missing(tmp_path: Path) -> None:
+def test_labels_without_images_are_an_error_with_what_is_missing(tmp_path: Path) -> None:
     write_labels(tmp_path, "train", "data", {})
     with pytest.raises(LayoutError, match=r"images/\*/Capture"):
         find_root(InterHand26MAdapter, tmp_path)

@@ -227,7 +227,7 @@ def test_a_head_camera_without_parameters_rejects_its_frame_alone(tmp_path: Path
     assert [(row.reason, row.record_id[-10:]) for row in rejected] == [(RejectReason.LABEL_MISSING, "095973-Ego")]
 
 
-def test_captures_without_tracked_joints_are_refused_with_what_is_missing(capture: Path) -> None:
+def test_captures_without_tracked_joints_are_an_error_with_what_is_missing(capture: Path) -> None:
     (capture / "orig_fits").rename(capture / "orig_fits_elsewhere")
     with pytest.raises(LayoutError, match=r"orig_fits/\*/Keypoints"):
         find_root(ReInterHandAdapter, capture.parent)

@@ -1,4 +1,4 @@
-"""RenderIH: MANO parameters become the joints of both posed hands; without MANO or joints the command is refused."""
+"""RenderIH: MANO parameters become the joints of both posed hands; without MANO or joints the command is an error."""
 
 import os
 import pickle
@@ -45,7 +45,7 @@ def assert_holds_the_scene(record: HandRecord, scene: Scene) -> None:
     assert np.array_equal(record.camera_t_world[:3], np.c_[scene.rotation, scene.translation[0]])
 
 
-def test_pictures_and_labels_of_all_ids_become_rows_in_order(tmp_path: Path) -> None:
+def test_images_and_labels_of_all_ids_become_rows_in_order(tmp_path: Path) -> None:
     write_renderih(tmp_path)
     rows = ingest(tmp_path)
     numbers = [FIRST_ID, FIRST_ID + 1, FIRST_ID + 3, FIRST_ID + 4, 1_000_000, 1_000_002]
@@ -79,13 +79,13 @@ def test_without_mano_and_without_joints_the_command_says_what_to_do_before_it_s
         ingest(tmp_path)
 
 
-def test_a_mano_folder_without_the_files_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_mano_folder_without_the_files_is_an_error_at_once(tmp_path: Path) -> None:
     write_picture(tmp_path / "train", 5)
     with pytest.raises(UsageError, match=r"MANO_RIGHT\.pkl does not exist"):
         ingest(tmp_path, mano_dir=tmp_path)
 
 
-def test_a_picture_without_its_joints_is_one_rejection(tmp_path: Path) -> None:
+def test_an_image_without_its_joints_is_one_rejection(tmp_path: Path) -> None:
     write_picture(tmp_path / "train", 5)
     write_picture(tmp_path / "train", 6, with_handdict=False)
     _, row = ingest(tmp_path)

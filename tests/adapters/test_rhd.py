@@ -93,7 +93,7 @@ def test_a_hand_without_any_visible_joint_is_absent(tmp_path: Path) -> None:
     assert only(tmp_path).hand_state == ("labelled", "absent")
 
 
-def test_a_picture_without_any_visible_joint_stays_a_record(tmp_path: Path) -> None:
+def test_an_image_without_any_visible_joint_stays_a_record(tmp_path: Path) -> None:
     annotation = make_person().annotation()
     annotation["uv_vis"][:, 2] = 0
     write_split(tmp_path, "evaluation", {0: annotation})
@@ -167,7 +167,7 @@ def test_an_unusable_label_file_is_one_rejection_that_names_it(
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_picture_of_another_size_is_read_at_its_size(tmp_path: Path) -> None:
+def test_an_image_of_another_size_is_read_at_its_size(tmp_path: Path) -> None:
     write_split(tmp_path, "training", {0: make_person().annotation()})
     Image.new("RGB", (64, 48)).save(tmp_path / "training/color/00000.png")
     record = only(tmp_path)

@@ -34,8 +34,8 @@ from handdata.adapters.synthesis.raster import rasterize
 from handdata.adapters.synthesis.scene import (
     HAND_FROM_MM,
     Identity,
-    Picture,
     PosedHand,
+    Rendering,
     Scene,
     assemble,
     build_identity,
@@ -63,21 +63,21 @@ def sequence(identity: Identity, request: pytest.FixtureRequest) -> HandSequence
     return sample_sequence(np.random.default_rng(11), identity, request.param, FRAMES, cameras=3, size=SIZE)
 
 
-def rendered(sequence: HandSequence, frames: tuple[int, ...]) -> Iterator[tuple[Scene, Camera, Picture]]:
+def rendered(sequence: HandSequence, frames: tuple[int, ...]) -> Iterator[tuple[Scene, Camera, Rendering]]:
     for frame in frames:
         scene = sequence.scene(frame)
         for index, view in enumerate(sequence.views):
             yield scene, view.camera, sequence.render(scene, index, np.random.default_rng(0))
 
 
-def is_visible(hand: PosedHand, camera: Camera, picture: Picture) -> NDArray[np.bool_]:
+def is_visible(hand: PosedHand, camera: Camera, rendering: Rendering) -> NDArray[np.bool_]:
     joints = camera.to_camera(hand.joints)
     x, y = np.rint(camera.to_pixels(joints)).astype(int).T
     shape = hand.identity.shape
     flesh_mm = np.concatenate([[15.0 * shape.thickness], shape.radius_mm.reshape(-1)])  # the wrist first
     radius = flesh_mm * shape.size / 1000
-    return np.asarray(joints[:, 2] < picture.depth_m[y, x] + radius + VISIBLE_WITHIN_M) & np.isfinite(
-        picture.depth_m[y, x]
+    return np.asarray(joints[:, 2] < rendering.depth_m[y, x] + radius + VISIBLE_WITHIN_M) & np.isfinite(
+        rendering.depth_m[y, x]
     )
 
 
@@ -97,18 +97,18 @@ def triangulate(pixels: NDArray[np.float64], cameras: list[Camera]) -> NDArray[n
 
 def test_visible_joints_lie_in_the_mask_of_their_hand(sequence: HandSequence) -> None:
     inside = []
-    for scene, camera, picture in rendered(sequence, frames=(0, 13, 26)):
+    for scene, camera, rendering in rendered(sequence, frames=(0, 13, 26)):
         for hand in scene.hands:
-            own = (picture.mask == SIDES.index(hand.side) + 1).astype(np.uint8)
+            own = (rendering.mask == SIDES.index(hand.side) + 1).astype(np.uint8)
             dilated = cv2.dilate(own, np.ones((5, 5), np.uint8))
-            visible = is_visible(hand, camera, picture)
+            visible = is_visible(hand, camera, rendering)
             x, y = np.rint(camera.project(hand.joints)).astype(int)[visible].T
             inside += list(dilated[y, x] == 1)
     assert len(inside) > 100
     assert np.mean(inside) == 1
 
 
-def test_every_labelled_joint_is_in_every_picture(sequence: HandSequence) -> None:
+def test_every_labelled_joint_is_in_every_image(sequence: HandSequence) -> None:
     for motion in sequence.motions:
         for view in sequence.views:
             pixels = view.camera.project(sequence.joints(motion))
@@ -131,16 +131,16 @@ def test_joints_of_the_motion_are_those_of_the_rendered_hands(sequence: HandSequ
 
 def test_the_mask_covers_the_hand_and_leaves_out_the_forearm(sequence: HandSequence) -> None:
     hand_share, forearm_count = [], 0
-    for scene, camera, picture in rendered(sequence, frames=(0, 20)):
+    for scene, camera, rendering in rendered(sequence, frames=(0, 20)):
         rest_y = scene.attributes[:, 7]
         in_camera = camera.to_camera(scene.vertices)
         pixels = np.rint(camera.to_pixels(in_camera)).astype(int)
         framed = ((pixels >= 0) & (pixels < SIZE)).all(axis=1) & (in_camera[:, 2] > 0.1)
         x, y = pixels[framed].T
-        surface = picture.depth_m[y, x]
+        surface = rendering.depth_m[y, x]
         seen = np.isfinite(surface) & (in_camera[framed, 2] < surface + 0.001)
-        labels = picture.mask[y, x][seen]
-        near_hand = cv2.dilate(picture.mask, np.ones((3, 3), np.uint8))[y, x][seen] > 0
+        labels = rendering.mask[y, x][seen]
+        near_hand = cv2.dilate(rendering.mask, np.ones((3, 3), np.uint8))[y, x][seen] > 0
         forearm = rest_y[framed][seen] < HAND_FROM_MM - 6
         assert (labels[forearm] == 0).all()
         forearm_count += forearm.sum()
@@ -269,8 +269,8 @@ def test_the_same_seed_gives_the_same_bytes_however_many_processes(tmp_path: Pat
 
     one, two = (files_below(tmp_path / name) for name in ("one", "two"))
     assert one == two
-    pictures = [content for name, content in one.items() if name.endswith(".jpg")]
-    assert len(set(pictures)) == summary.images == sum(progress) == 8
+    images = [content for name, content in one.items() if name.endswith(".jpg")]
+    assert len(set(images)) == summary.images == sum(progress) == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
@@ -316,7 +316,7 @@ def test_identities_never_cross_splits_and_a_tenth_is_held_out() -> None:
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {("right",): 16, ("left",): 16, ("right", "left"): 16}
 
 
-def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_an_error_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(UsageError, match="not a synthetic dataset"):
         write_dataset(tmp_path, identities=1, sequences=1, frames=1, cameras=1, size=32, seed=0)
@@ -343,7 +343,7 @@ def test_writing_again_replaces_the_dataset_and_a_failure_keeps_the_old_one(tmp_
 @pytest.mark.parametrize(
     ("name", "value"), [("identities", 0), ("sequences", 0), ("frames", 0), ("cameras", 0), ("size", 4), ("seed", -1)]
 )
-def test_arguments_that_make_no_dataset_are_refused(tmp_path: Path, name: str, value: int) -> None:
+def test_arguments_that_make_no_dataset_are_an_error(tmp_path: Path, name: str, value: int) -> None:
     arguments = {"identities": 1, "sequences": 1, "frames": 1, "cameras": 1, "size": 32, "seed": 0, name: value}
     with pytest.raises(UsageError, match=name):
         write_dataset(tmp_path / "d", **arguments)
@@ -373,8 +373,8 @@ def test_mediapipe_finds_at_least_80_percent_of_hands() -> None:
             for frame in (0, 12, 24):
                 camera = (plan.index + frame // 12) % 2
                 scene = sequence.scene(frame)
-                picture = sequence.render(scene, camera, noise_generator(plan, frame, camera))
-                result = landmarker.detect(mediapipe.Image(mediapipe.ImageFormat.SRGB, picture.image))
+                rendering = sequence.render(scene, camera, noise_generator(plan, frame, camera))
+                result = landmarker.detect(mediapipe.Image(mediapipe.ImageFormat.SRGB, rendering.image))
                 detected = np.array(
                     [[(mark.x * SIZE - 0.5, mark.y * SIZE - 0.5) for mark in marks] for marks in result.hand_landmarks]
                 ).reshape(-1, KEYPOINTS_PER_HAND, 2)

@@ -65,7 +65,7 @@ def with_nan(*index: int) -> Callable[[NDArray[np.generic]], NDArray[np.generic]
     return change
 
 
-def test_every_picture_becomes_one_record_with_exact_labels(rendered: Path) -> None:
+def test_every_image_becomes_one_record_with_exact_labels(rendered: Path) -> None:
     records = records_of(rendered)
     assert len(records) == len(read_all(rendered)) == 3 * FRAMES * CAMERAS
     assert len({record.record_id for record in records}) == len(records)
@@ -115,7 +115,7 @@ def test_the_mask_opens_lazily_and_covers_the_hands(rendered: Path) -> None:
 def test_a_missing_or_damaged_mask_is_said_so(root: Path) -> None:
     folder = sequence_folder(root)
     (folder / "cam0" / "000000.mask.png").unlink()
-    (folder / "cam0" / "000001.mask.png").write_bytes(b"not a picture")
+    (folder / "cam0" / "000001.mask.png").write_bytes(b"not an image")
     missing, _, damaged, intact = [r for r in records_of(root) if r.split == "train"]
     assert (missing.has_mask, missing.mask_extent) == (False, None)
     assert intact.has_mask
@@ -163,7 +163,7 @@ def _resize(path: Path) -> None:
     ],
     ids=["missing", "empty", "truncated", "png named jpg", "other size"],
 )
-def test_a_damaged_picture_is_rejected_and_the_others_go_through(
+def test_a_damaged_image_is_rejected_and_the_others_go_through(
     root: Path, damage: Callable[[Path], object], reason: RejectReason
 ) -> None:
     image = sequence_folder(root) / "cam1" / "000001.jpg"
@@ -176,7 +176,7 @@ def test_a_damaged_picture_is_rejected_and_the_others_go_through(
 
 
 @pytest.mark.parametrize(
-    ("changes", "rejected_pictures"),
+    ("changes", "rejected_images"),
     [
         ({"keypoints_2d": with_nan(1, 0)}, {"000001-cam0"}),
         ({"keypoints_3d_world": with_nan(1)}, {"000001-cam0", "000001-cam1"}),
@@ -185,14 +185,14 @@ def test_a_damaged_picture_is_rejected_and_the_others_go_through(
     ],
     ids=["2d", "3d", "intrinsics", "pose"],
 )
-def test_a_nan_rejects_the_pictures_that_it_touches(
-    root: Path, changes: dict[str, Callable[[NDArray[np.generic]], object]], rejected_pictures: set[str]
+def test_a_nan_rejects_the_images_that_it_touches(
+    root: Path, changes: dict[str, Callable[[NDArray[np.generic]], object]], rejected_images: set[str]
 ) -> None:
     change_labels(sequence_folder(root), **changes)
     rejected = rejections_of(root)
-    assert {row.record_id.rsplit("/", 1)[1] for row in rejected} == rejected_pictures
+    assert {row.record_id.rsplit("/", 1)[1] for row in rejected} == rejected_images
     assert {row.reason for row in rejected} == {RejectReason.LABEL_NOT_FINITE}
-    assert len(records_of(root)) == 3 * FRAMES * CAMERAS - len(rejected_pictures)
+    assert len(records_of(root)) == 3 * FRAMES * CAMERAS - len(rejected_images)
 
 
 def _delete(path: Path) -> None:
@@ -229,7 +229,7 @@ def _camera_numbers(path: Path) -> None:
     ],
     ids=["missing", "truncated", "pickled", "wrong shape", "array missing", "camera names"],
 )
-def test_an_unusable_label_file_rejects_each_picture_of_its_sequence(
+def test_an_unusable_label_file_rejects_each_image_of_its_sequence(
     root: Path, damage: Callable[[Path], object], reason: RejectReason
 ) -> None:
     label_file = sequence_folder(root) / LABEL_FILE
@@ -246,7 +246,7 @@ def test_an_unusable_label_file_rejects_each_picture_of_its_sequence(
     assert len(records_of(root)) == 2 * FRAMES * CAMERAS
 
 
-def test_a_camera_name_that_leaves_the_dataset_is_refused(root: Path) -> None:
+def test_a_camera_name_that_leaves_the_dataset_is_rejected(root: Path) -> None:
     change_labels(sequence_folder(root), camera_id=lambda values: np.array(["../../secret", "cam1"]))
     rejected = rejections_of(root)
     assert [row.reason for row in rejected] == [RejectReason.PATH_ESCAPES_ROOT] * FRAMES

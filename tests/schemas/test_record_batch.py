@@ -48,10 +48,10 @@ def columns(**changed: Any) -> dict[str, Any]:
     }
 
 
-def batch_of(shared: dict[str, Any] = SHARED, refused: tuple[int, ...] = (), **changed: Any) -> RecordBatch:
+def batch_of(shared: dict[str, Any] = SHARED, rejected: tuple[int, ...] = (), **changed: Any) -> RecordBatch:
     rejections = [
         (row, Rejection(record_id=f"r{number}", image_uri="", reason=RejectReason.IMAGE_MISSING, detail="gone"))
-        for number, row in enumerate(refused)
+        for number, row in enumerate(rejected)
     ]
     return RecordBatch(shared, columns(**changed), [f"labels.json: {row}" for row in range(ROWS)], rejections)
 
@@ -65,15 +65,15 @@ def put(name: str, row: int, value: Any) -> dict[str, Any]:
 
 def same_as_one_by_one(batch: RecordBatch) -> list[str]:
     """Assert that both ways agree, and return the ids of the rejections."""
-    table, refused = batch.read()
+    table, rejected = batch.read()
     one_by_one = list(batch.rows())
     records = [row for row in one_by_one if isinstance(row, HandRecord)]
     table.validate(full=True)
     assert table.combine_chunks().equals(records_to_table(records).combine_chunks())
     before = np.cumsum([isinstance(row, HandRecord) for row in one_by_one]).tolist()
     expected = [(count, row) for count, row in zip(before, one_by_one, strict=True) if isinstance(row, Rejection)]
-    assert refused == expected
-    return [rejection.record_id for _, rejection in refused]
+    assert rejected == expected
+    return [rejection.record_id for _, rejection in rejected]
 
 
 def test_good_rows_pass_without_a_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +117,8 @@ def test_good_rows_pass_without_a_second_look(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_a_row_that_no_record_can_hold_is_the_same_rejection(name: str, value: Any, row: int) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        refused = same_as_one_by_one(batch_of(refused=(0, 3, 3, 6), **put(name, row, value)))
-    assert len(refused) == 5
+        rejected = same_as_one_by_one(batch_of(rejected=(0, 3, 3, 6), **put(name, row, value)))
+    assert len(rejected) == 5
 
 
 def test_what_pydantic_reads_from_text_is_a_record_either_way() -> None:
@@ -126,7 +126,7 @@ def test_what_pydantic_reads_from_text_is_a_record_either_way() -> None:
     assert same_as_one_by_one(batch_of(**put("width", 4, 640.0))) == []
 
 
-def test_a_column_of_the_wrong_shape_is_refused_row_by_row() -> None:
+def test_a_column_of_the_wrong_shape_is_rejected_row_by_row() -> None:
     assert len(same_as_one_by_one(batch_of(keypoints_3d=np.zeros((ROWS, 21, 3))))) == ROWS
     assert len(same_as_one_by_one(batch_of(shared={**SHARED, "viewpoint": "above"}))) == ROWS
 

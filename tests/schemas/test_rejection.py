@@ -6,7 +6,7 @@ from handdata.schemas import HandRecord, RecordError, RejectReason, record_name,
 from handdata.schemas.rejection import printable, rejection
 
 
-def test_a_refused_frame_has_the_id_that_its_record_would_have() -> None:
+def test_a_rejected_frame_has_the_id_that_its_record_would_have() -> None:
     record = HandRecord(
         source="hagrid",
         split="val",

@@ -63,7 +63,7 @@ def test_reordering_leaves_the_input_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("order", [range(20), [*range(20), 21], [*range(20), -2]])
-def test_an_order_that_does_not_fit_is_refused(order: list[int]) -> None:
+def test_an_order_that_does_not_fit_is_an_error(order: list[int]) -> None:
     with pytest.raises(ValueError, match="expected 21 rows"):
         reorder_joints(np.zeros((21, 2)), order)
 
@@ -113,7 +113,7 @@ def test_the_fold_radius_of_a_cubic_lens_is_known() -> None:
     assert rational_fold_radius((0.0,) * 8) == np.inf
 
 
-def test_a_lens_of_a_wrong_number_of_coefficients_is_refused() -> None:
+def test_a_lens_of_a_wrong_number_of_coefficients_is_an_error() -> None:
     with pytest.raises(ValueError, match="4, 5 or 8"):
         project_rational(np.ones((1, 3)), K, (0.1,))
 

@@ -104,13 +104,13 @@ def test_a_folder_with_an_image_s_name_is_not_an_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_member_of_an_archive_has_a_size_or_a_reason(tmp_path: Path, kind: str) -> None:
-    Image.new("RGB", (40, 30)).save(tmp_path / "picture", format=kind)
+    Image.new("RGB", (40, 30)).save(tmp_path / "photograph", format=kind)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.write(tmp_path / "picture", "picture")
+        archive.write(tmp_path / "photograph", "photograph")
         archive.writestr("empty.jpg", b"")
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-        with archive.open("picture") as stream:
-            assert read_image_size_from(stream, "a.zip/picture") == (40, 30)
+        with archive.open("photograph") as stream:
+            assert read_image_size_from(stream, "a.zip/photograph") == (40, 30)
         with archive.open("empty.jpg") as stream, pytest.raises(RecordError, match=r"a\.zip/empty\.jpg") as error:
             read_image_size_from(stream, "a.zip/empty.jpg")
     assert error.value.reason == RejectReason.IMAGE_EMPTY

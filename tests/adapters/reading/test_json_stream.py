@@ -140,7 +140,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
         (b'{"a": ' + b"[" * 90, "the file ends"),
     ],
 )
-def test_what_is_not_json_is_refused_with_its_place(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_what_is_not_json_is_rejected_with_its_place(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "labels.json"
     path.write_bytes(content)
     with pytest.raises(RecordError) as caught:
@@ -182,7 +182,7 @@ def test_a_missing_file_and_a_missing_key_are_told_apart(tmp_path: Path) -> None
         list(stream_list(write(tmp_path, {"images": []}), "annotations"))
 
 
-def test_a_value_that_never_ends_is_refused_before_memory_is_gone(
+def test_a_value_that_never_ends_is_rejected_before_memory_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_stream, "MAX_VALUE_BYTES", 1 << 20)
@@ -192,7 +192,7 @@ def test_a_value_that_never_ends_is_refused_before_memory_is_gone(
         list(stream_items(path))
 
 
-def test_a_value_of_millions_of_lists_is_refused_before_they_are_built(tmp_path: Path) -> None:
+def test_a_value_of_millions_of_lists_is_rejected_before_they_are_built(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     path.write_bytes(b'{"a": [' + b"[]," * 4_000_000 + b"[]]}")
     with pytest.raises(RecordError, match="one value has 8000002 parts"):

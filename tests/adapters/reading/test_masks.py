@@ -31,7 +31,7 @@ def square(low: float, high: float) -> list[list[float]]:
     return [[low, low], [high, low], [high, high], [low, high]]
 
 
-def assert_refused(call: Any, *arguments: Any, match: str) -> None:
+def assert_rejected(call: Any, *arguments: Any, match: str) -> None:
     with pytest.raises(RecordError, match=match) as caught:
         call(*arguments)
     assert caught.value.reason is RejectReason.MASK_UNREADABLE
@@ -71,8 +71,8 @@ class TestPolygons:
             square(0, 1e9),
         ],
     )
-    def test_what_is_not_a_ring_is_refused(self, ring: Any) -> None:
-        assert_refused(fill_polygon, [ring], (8, 8), LABEL, match=r"labels\.json: a ring")
+    def test_what_is_not_a_ring_is_rejected(self, ring: Any) -> None:
+        assert_rejected(fill_polygon, [ring], (8, 8), LABEL, match=r"labels\.json: a ring")
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
@@ -121,11 +121,11 @@ class TestRunLengths:
     @pytest.mark.parametrize(
         "counts", [[3, 4], [9, -1, 1], [4.5, 4.5], ["9"], "61", "\x7f", "P", "o" * 99, "é", [2**70]]
     )
-    def test_runs_that_do_not_fill_the_image_are_refused(self, counts: Any) -> None:
-        assert_refused(decode_rle, counts, (3, 3), LABEL, match=r"labels\.json: ")
+    def test_runs_that_do_not_fill_the_image_are_rejected(self, counts: Any) -> None:
+        assert_rejected(decode_rle, counts, (3, 3), LABEL, match=r"labels\.json: ")
 
-    def test_a_picture_larger_than_any_photograph_is_refused(self) -> None:
-        assert_refused(decode_rle, [10**12], (10**6, 10**6), LABEL, match="not the size of a picture")
+    def test_an_image_larger_than_any_photograph_is_rejected(self) -> None:
+        assert_rejected(decode_rle, [10**12], (10**6, 10**6), LABEL, match="not the size of an image")
 
 
 def write_grey_png(path: Path, labels: np.ndarray, bits: int) -> None:
@@ -161,45 +161,45 @@ class TestLabelImages:
         palette.save(tmp_path / "mask.png", transparency=1)
         assert (read_label_image(tmp_path / "mask.png") == labels).all()
 
-    def test_colour_is_refused_where_ids_are_expected(self, tmp_path: Path) -> None:
+    def test_colour_is_rejected_where_ids_are_expected(self, tmp_path: Path) -> None:
         Image.new("RGB", (4, 4)).save(tmp_path / "mask.png")
-        assert_refused(read_label_image, tmp_path / "mask.png", match="mode RGB")
+        assert_rejected(read_label_image, tmp_path / "mask.png", match="mode RGB")
 
     def test_colours_must_match_exactly(self, tmp_path: Path) -> None:
-        picture = np.zeros((2, 3, 4), np.uint8)
-        picture[0, 0, :3], picture[0, 1, :3], picture[1, 2, :3] = (0, 128, 0), (0, 127, 0), (0, 128, 128)
-        Image.fromarray(picture).save(tmp_path / "rgba.png")
-        Image.fromarray(picture[..., :3]).save(tmp_path / "rgb.png")
+        pixels = np.zeros((2, 3, 4), np.uint8)
+        pixels[0, 0, :3], pixels[0, 1, :3], pixels[1, 2, :3] = (0, 128, 0), (0, 127, 0), (0, 128, 128)
+        Image.fromarray(pixels).save(tmp_path / "rgba.png")
+        Image.fromarray(pixels[..., :3]).save(tmp_path / "rgb.png")
         expected = np.array([[True, False, False], [False, False, True]])
         for name in ("rgba.png", "rgb.png"):
             assert (read_mask_of_colours(tmp_path / name, [(0, 128, 0), (0, 128, 128)]) == expected).all()
 
     def test_nonzero_counts_any_channel_but_alpha(self, tmp_path: Path) -> None:
-        picture = np.zeros((1, 3, 4), np.uint8)
-        picture[0, :, 3] = 255
-        picture[0, 1, 2] = 9
-        Image.fromarray(picture).save(tmp_path / "mask.png")
+        pixels = np.zeros((1, 3, 4), np.uint8)
+        pixels[0, :, 3] = 255
+        pixels[0, 1, 2] = 9
+        Image.fromarray(pixels).save(tmp_path / "mask.png")
         assert read_nonzero_mask(tmp_path / "mask.png").tolist() == [[False, True, False]]
-        Image.fromarray(picture[..., 2]).save(tmp_path / "grey.png")
+        Image.fromarray(pixels[..., 2]).save(tmp_path / "grey.png")
         assert read_nonzero_mask(tmp_path / "grey.png").tolist() == [[False, True, False]]
 
-    def test_alpha_is_read_and_its_absence_refused(self, tmp_path: Path) -> None:
-        picture = np.zeros((2, 2, 4), np.uint8)
-        picture[..., 3] = [[0, 127], [128, 255]]
-        Image.fromarray(picture).save(tmp_path / "render.png")
+    def test_alpha_is_read_and_its_absence_rejected(self, tmp_path: Path) -> None:
+        pixels = np.zeros((2, 2, 4), np.uint8)
+        pixels[..., 3] = [[0, 127], [128, 255]]
+        Image.fromarray(pixels).save(tmp_path / "render.png")
         assert read_alpha(tmp_path / "render.png").tolist() == [[0, 127], [128, 255]]
         Image.new("RGB", (2, 2)).save(tmp_path / "flat.png")
-        assert_refused(read_alpha, tmp_path / "flat.png", match="no alpha channel")
+        assert_rejected(read_alpha, tmp_path / "flat.png", match="no alpha channel")
 
-    def test_missing_cut_and_wrongly_sized_files_are_refused(self, tmp_path: Path) -> None:
+    def test_missing_cut_and_wrongly_sized_files_are_rejected(self, tmp_path: Path) -> None:
         path = tmp_path / "mask.png"
-        assert_refused(read_label_image, path, match="does not exist")
+        assert_rejected(read_label_image, path, match="does not exist")
         Image.fromarray(np.random.default_rng(0).integers(0, 9, (50, 50), np.uint8)).save(path)
-        assert_refused(read_label_image, path, (50, 51), match="is 50 x 50, expected 50 x 51")
+        assert_rejected(read_label_image, path, (50, 51), match="is 50 x 50, expected 50 x 51")
         path.write_bytes(path.read_bytes()[:-100])
-        assert_refused(read_label_image, path, match=r"mask\.png")
+        assert_rejected(read_label_image, path, match=r"mask\.png")
         path.write_bytes(b"")
-        assert_refused(read_label_image, path, match=r"mask\.png")
+        assert_rejected(read_label_image, path, match=r"mask\.png")
 
 
 class TestNpz:
@@ -218,11 +218,11 @@ class TestNpz:
             ({"seg": np.zeros((4000, 4000), np.uint8)}, r"expected ids of shape \(48, 64\)"),
         ],
     )
-    def test_what_is_not_the_label_array_is_refused(self, tmp_path: Path, content: dict[str, Any], match: str) -> None:
+    def test_what_is_not_the_label_array_is_rejected(self, tmp_path: Path, content: dict[str, Any], match: str) -> None:
         np.savez_compressed(tmp_path / "labels.npz", **content)
-        assert_refused(read_npz_labels, tmp_path / "labels.npz", "seg", (64, 48), match=match)
+        assert_rejected(read_npz_labels, tmp_path / "labels.npz", "seg", (64, 48), match=match)
 
     @pytest.mark.parametrize("content", [b"", b"PK\x03\x04junk", b"\x93NUMPY\x01\x00", b"junk" * 99])
-    def test_what_is_not_an_archive_is_refused(self, tmp_path: Path, content: bytes) -> None:
+    def test_what_is_not_an_archive_is_rejected(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "labels.npz").write_bytes(content)
-        assert_refused(read_npz_labels, tmp_path / "labels.npz", "seg", (64, 48), match=r"labels\.npz")
+        assert_rejected(read_npz_labels, tmp_path / "labels.npz", "seg", (64, 48), match=r"labels\.npz")

@@ -26,7 +26,7 @@ from handdata.schemas import RecordError, RejectReason
         "\udcff",
     ],
 )
-def test_names_that_leave_the_root_are_refused(name: str, tmp_path: Path) -> None:
+def test_names_that_leave_the_root_are_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError) as error:
         resolve_below(tmp_path, name)
     assert error.value.reason == RejectReason.PATH_ESCAPES_ROOT
@@ -54,7 +54,7 @@ def test_is_file_is_false_for_names_that_no_file_can_have(tmp_path: Path) -> Non
     assert not is_file(tmp_path)
 
 
-def test_a_text_file_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_text_file_of_gigabytes_is_rejected_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "cameras.txt"
     with path.open("wb") as stream:
         stream.truncate(1 << 33)  # takes no room on the disk

@@ -1,4 +1,4 @@
-"""Pickled labels: what numpy and Python wrote comes back, what is code is refused, large arrays are not copied."""
+"""Pickled labels: what numpy and Python wrote comes back, code is an error, large arrays are not copied."""
 
 import gc
 import io
@@ -118,7 +118,7 @@ class Command:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_pickle_that_runs_a_command_is_refused_by_name(tmp_path: Path, protocol: int) -> None:
+def test_a_pickle_that_runs_a_command_is_rejected_by_name(tmp_path: Path, protocol: int) -> None:
     victim = tmp_path / "victim"
     path = write(tmp_path / "anno.pickle", {"a": Command(os.system, f"touch {victim}")}, protocol)
     with pytest.raises(RecordError, match=r"anno\.pickle: the pickle asks for posix\.system") as caught:
@@ -229,7 +229,7 @@ def test_a_saved_dict_comes_back(tmp_path: Path) -> None:
     assert_same(load_object_npy(tmp_path / "p1_val.npy"), content)
 
 
-def test_an_npy_without_objects_or_with_code_is_refused(tmp_path: Path) -> None:
+def test_an_npy_without_objects_or_with_code_is_rejected(tmp_path: Path) -> None:
     np.save(tmp_path / "plain.npy", np.ones(3))
     with pytest.raises(RecordError, match="expected pickled objects, found an array of float64"):
         load_object_npy(tmp_path / "plain.npy")

@@ -34,9 +34,9 @@ def write_video(
         if rotation:
             stream.set_display_rotation(rotation)
         for index in range(frames):
-            picture = np.full((size[1], size[0], 3), 5 * index, np.uint8)
-            picture[:16, :16] = 255
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            pixels = np.full((size[1], size[0], 3), 5 * index, np.uint8)
+            pixels[:16, :16] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = times[index] if times else 40 * index, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -99,7 +99,7 @@ def test_the_container_tells_frames_size_rate_and_times(video: Path) -> None:
 
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])
-def test_a_phone_held_sideways_gives_the_picture_that_opencv_gives(tmp_path: Path, rotation: int) -> None:
+def test_a_phone_held_sideways_gives_the_image_that_opencv_gives(tmp_path: Path, rotation: int) -> None:
     path = write_video(tmp_path / "clip.mp4", rotation=rotation)
     capture = cv2.VideoCapture(str(path))
     try:
@@ -147,7 +147,7 @@ def test_what_is_no_video_is_a_missing_frame(tmp_path: Path, content: bytes) -> 
     assert caught.value.reason is RejectReason.FRAME_MISSING
 
 
-def test_a_container_without_presentation_times_is_refused(tmp_path: Path) -> None:
+def test_a_container_without_presentation_times_is_rejected(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.avi", "mpeg4")
     with pytest.raises(RecordError, match="AVI carries no presentation times"):
         video_info(path)
@@ -171,7 +171,7 @@ def test_a_playlist_named_as_a_video_does_not_lead_to_other_files(tmp_path: Path
         assert caught.value.reason is RejectReason.FRAME_MISSING
 
 
-def test_a_video_of_huge_frames_is_refused_before_they_are_decoded(
+def test_a_video_of_huge_frames_is_rejected_before_they_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "clip.mp4", frames=3)
