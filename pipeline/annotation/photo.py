@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from handdata.adapters.reading.images import read_image_size
-from handdata.pipeline.annotation.annotator import Annotator, GrabCutModel
-from handdata.pipeline.annotation.detector import HandDetector
+from handdata.pipeline.annotation.factory import AnnotatorFactory, ModelFiles
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.weights import require_weights
 from handdata.schemas import KEYPOINT_COUNT, AnnotatedSample, HandRecord, RecordError, UsageError
@@ -45,16 +44,9 @@ def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None 
         hand_state=("unknown", "unknown"),
     )
     model = require_weights("hand_landmarker", weights)
-    with HandDetector(model, settings.detection_confidence) as detector:
-        annotator = Annotator(
-            open_mask=_no_mask,
-            license="the user's own",
-            settings=photo_settings,
-            annotator_hash="",
-            detector=detector,
-            mask_model=GrabCutModel(),
-        )
-        samples, rejections = annotator.process("photo", [record])
+    models = ModelFiles(hand_landmarker=model, sam=None, sam_origin=None, grabcut=True, hashes={})
+    with AnnotatorFactory(photo_settings, models) as factory:
+        samples, rejections = factory.make(_no_mask, "the user's own").process("photo", [record])
     if not samples:
         raise UsageError(f"{path} cannot be used: {rejections[0].detail}", "use a photograph that shows the whole hand")
     return samples[0]

@@ -5,32 +5,28 @@ and bytes a record, times the records to do, are the estimate. Nothing is writte
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from handdata.adapters import AdapterOptions
-from handdata.adapters.registry import find_adapter
-from handdata.pipeline.annotation.annotator import BATCH_ROWS, Annotator, GrabCutModel, MaskModel, PreparedCrop
-from handdata.pipeline.annotation.detector import HandDetector
+from handdata.pipeline.annotation.annotator import BATCH_ROWS
+from handdata.pipeline.annotation.factory import AnnotatorFactory, LocalSam, ModelFiles
 from handdata.pipeline.annotation.meter import Stage, StageTally, metered
 from handdata.pipeline.records.stored import ingested_sources, read_ingest_summary
 from handdata.pipeline.run.annotate import count_workers
 from handdata.pipeline.run.annotator_choice import choose_annotator
 from handdata.pipeline.run.cluster import connected
-from handdata.pipeline.run.model_files import Models, find_models
+from handdata.pipeline.run.model_files import find_models
 from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_markers
 from handdata.pipeline.shards.plan import preview_source, read_previewed, read_unit, row_group_sizes
 from handdata.pipeline.storage import table_to_parquet
 from handdata.schemas import HandRecord, UsageError, samples_to_table
-from handdata.schemas.arrays import BoolArray
-from handdata.schemas.sample import MaskOrigin
 
 PROBE_RECORDS = 64
 """Records that the probe takes, of all sources together."""
@@ -94,7 +90,7 @@ class RunEstimate:
     cpu_actors: int
     sam_actors: int
     gpus: int
-    models: Models
+    models: ModelFiles
     settings: AnnotateSettings
 
     @property
@@ -188,39 +184,24 @@ def estimate_run(
 class _ProbeWorker:
     """Runs all stages on some records; runs as a Ray actor with one CPU, and one GPU where SAM has one."""
 
-    def __init__(self, settings: AnnotateSettings, models: Models, device: str) -> None:
+    def __init__(self, settings: AnnotateSettings, models: ModelFiles, device: str) -> None:
         import cv2
 
         cv2.setNumThreads(1)
-        self._settings = settings
-        self._detector: HandDetector | None = None
-        if models.hand_landmarker is not None:
-            self._detector = HandDetector(models.hand_landmarker, settings.detection_confidence)
-        self._mask_model: MaskModel | None = GrabCutModel() if models.grabcut else None
-        if models.sam is not None and models.sam_origin is not None:
-            self._mask_model = LocalSam(models.sam, models.sam_origin, device)
+        # SAM runs in this process, so that the time of the stage "mask" is SAM's alone.
+        self._factory = AnnotatorFactory(settings, models, partial(LocalSam, device=device))
         self._warm = False
 
     def probe(self, source: str, records: Sequence[HandRecord]) -> Probe:
         """Return what the stages take for these records, once the models are warm."""
         if not self._warm:
-            self._annotate(source, records[:BATCH_ROWS])
+            self._process(source, records[:BATCH_ROWS])
             self._warm = True
-        return self._annotate(source, records)
+        return self._process(source, records)
 
-    def _annotate(self, source: str, records: Sequence[HandRecord]) -> Probe:
-        adapter = find_adapter(source)(AdapterOptions())
+    def _process(self, source: str, records: Sequence[HandRecord]) -> Probe:
         tally = StageTally()
-        annotator = Annotator(
-            open_mask=adapter.open_mask,
-            license=adapter.card.license,
-            settings=self._settings,
-            annotator_hash="",
-            detector=self._detector,
-            mask_model=self._mask_model,
-            meter=tally,
-        )
-        samples, _ = annotator.process("probe", records)
+        samples, _ = self._factory.for_source(source, tally).process("probe", records)
         stored = b""
         if samples:
             with metered(tally, "write", len(samples)):
@@ -230,24 +211,4 @@ class _ProbeWorker:
 
     def close(self) -> None:
         """Release MediaPipe before the process ends."""
-        if self._detector is not None:
-            self._detector.close()
-
-
-class LocalSam:
-    """A ``MaskModel`` in this process: its time is SAM's alone."""
-
-    def __init__(self, checkpoint: Path, origin: MaskOrigin, device: str) -> None:
-        from handdata.pipeline.annotation.sam import SamSegmenter, load_sam
-
-        self.origin = origin
-        self._segmenter = SamSegmenter(load_sam(checkpoint), device)
-
-    def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
-        """Compute the masks of a batch at once."""
-        from handdata.pipeline.annotation.sam import best_masks
-
-        images, keypoints, valid = zip(*((crop.image, crop.keypoints, crop.valid) for crop in crops), strict=True)
-        proposals = self._segmenter.propose(images, keypoints, valid)
-        masks: list[BoolArray] = [best_masks(*labelled) for labelled in zip(proposals, keypoints, valid, strict=True)]
-        return lambda: masks
+        self._factory.close()

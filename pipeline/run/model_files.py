@@ -1,8 +1,8 @@
-"""The model files of a run: which ones the settings need, and where they are."""
+"""The model files of a run, found on the driver: which ones the settings need, and where they are."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from handdata.pipeline.annotation.factory import ModelFiles
 from handdata.pipeline.run.request import ModelPaths
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.weights import WEIGHTS, find_weights, require_weights, sha256_of
@@ -10,31 +10,11 @@ from handdata.schemas import WeightsError
 from handdata.schemas.sample import MaskOrigin
 
 
-@dataclass(frozen=True, slots=True)
-class Models:
-    """Model files of a run, found on the driver.
-
-    Args:
-        hand_landmarker: MediaPipe's model; None where the detector is never asked.
-        sam: SAM's checkpoint; None without SAM.
-        sam_origin: the ``mask_origin`` of its masks.
-        grabcut: whether frames without another mask get one from GrabCut.
-        hashes: SHA-256 of each file.
-
-    """
-
-    hand_landmarker: Path | None
-    sam: Path | None
-    sam_origin: MaskOrigin | None
-    grabcut: bool
-    hashes: dict[str, str]
-
-
-def find_models(settings: AnnotateSettings, paths: ModelPaths) -> Models:
-    """Find the model files that the settings need; may download MediaPipe's model.
+def find_models(settings: AnnotateSettings, paths: ModelPaths) -> ModelFiles:
+    """Find the model files that the settings need, and download MediaPipe's model where it is missing.
 
     Raises:
-        WeightsError: a needed file is nowhere.
+        WeightsError: A needed file is nowhere.
 
     """
     weights, sam_checkpoint = paths.weights, paths.sam_checkpoint
@@ -57,7 +37,7 @@ def find_models(settings: AnnotateSettings, paths: ModelPaths) -> Models:
     if settings.masks not in ("auto", "sam"):
         sam = None
     files = {"hand_landmarker": hand_landmarker, "sam": sam}
-    return Models(
+    return ModelFiles(
         hand_landmarker=hand_landmarker,
         sam=sam,
         sam_origin=None if sam is None else _sam_origin(sam),

@@ -1,13 +1,13 @@
 """Units on workers that may die: try again, find the record at fault, and go on without it.
 
-What to do with a unit is written as a generator (``_treat``): each call that it yields goes to some worker, and the
-outcome is sent back. The ``Supervisor`` only keeps workers busy. Two questions decide what happens after a failure: is
-it this record or the whole run, and is trying again useful?
+What to do with a unit is written as a generator (``_commit_unit``): each call that it yields goes to some worker, and
+the outcome is sent back. The ``Supervisor`` only keeps workers busy. Two questions decide what happens after a failure:
+is it this record or the whole run, and is trying again useful?
 
-- A worker that dies, gets stuck or raises something unforeseen: the unit is tried again, and put off if that is no use.
+- A worker that dies, gets stuck or raises something unforeseen: the unit is tried again, and deferred if that fails.
   Suspicion falls on its records only when the other units are done, since whatever killed the worker from outside may
-  be gone by then: parts of it are tried until the records at fault are alone, and these are refused.
-- A node that is lost with its workers: the unit is tried again, as if nothing had been.
+  be gone by then: parts of it are tried until the records at fault are alone, and these are rejected.
+- A node that is lost with its workers: the unit is tried again, as if nothing had happened.
 - A workspace that is away for a moment: the unit is tried again, a few times.
 - Any other error that handdata raises on purpose: the run stops.
 """
@@ -27,34 +27,34 @@ from handdata.pipeline.shards.plan import PlannedUnit
 from handdata.schemas import HandDataError, RunError, StorageError, UnitMarker
 
 ATTEMPTS: Final = 2
-"""How often a unit is tried before it is put off or its records come under suspicion, or a workspace that is away fails
-the run."""
+"""How often a unit is tried before it is deferred or its records come under suspicion, and how often a workspace may be
+away before the run fails."""
 
-MOST_PUT_OFF: Final = 4
-"""A unit that was put off so often, and whose records do not crash their worker one by one, fails the run."""
+MOST_DEFERRALS: Final = 4
+"""How often a unit is deferred before it fails the run: none of its records crashes its worker alone."""
 
 CONFIRMATIONS: Final = 2
-"""A record that crashed its worker alone must do so this often again: other things kill workers, too."""
+"""How often a record that crashed its worker alone must do so again: other things kill workers, too."""
 
 CRASHES_IN_A_ROW: Final = 24
-"""As many workers dead with nothing finished between them: not the records are at fault. Finding one record in the
-largest unit takes at most 11 + 2 * ``ATTEMPTS`` + ``CONFIRMATIONS``."""
+"""How many workers may die with nothing finished between them: then the records are not at fault. Finding one record in
+the largest unit takes at most 11 + 2 * ``ATTEMPTS`` + ``CONFIRMATIONS``."""
 
 LOG_TAIL_BYTES: Final = 64 << 10
-"""Read of a dead worker's stderr: the stacks of all its threads fit into it."""
+"""Bytes that are read from the end of a dead worker's stderr: the stacks of all its threads fit into it."""
 
-MOST_WORDS: Final = 300
-"""Characters of a reason."""
+MAX_REASON_CHARACTERS: Final = 300
+"""Most characters of a reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one worker is to do.
+    """One task of a worker.
 
     Args:
-        unit: the unit.
-        crashed: why its records at these positions are refused.
-        probe: annotate only the records at these positions and commit nothing; None for the whole unit.
+        unit: Unit of the plan.
+        crashed: Reasons why its records at these positions are rejected.
+        probe: Positions of the records to annotate, without a commit; None for the whole unit.
 
     """
 
@@ -68,8 +68,8 @@ class Crash:
     """A call that ended in no answer.
 
     Args:
-        why: in one line.
-        node_lost: the worker's node is gone, so that the worker is not to blame.
+        why: Reason, in one line.
+        node_lost: Whether the worker's node is gone, so that the worker is not to blame.
 
     """
 
@@ -78,15 +78,21 @@ class Crash:
 
 
 @dataclass(frozen=True, slots=True)
-class Whereabouts:
-    """Where a worker runs: its node's id and the file of what it writes to stderr, empty where that is unknown."""
+class WorkerPlace:
+    """Where a worker runs.
+
+    Args:
+        node_id: Ray's id of its node.
+        log: File of what it writes to stderr, empty where that is unknown.
+
+    """
 
     node_id: str
     log: str
 
     @classmethod
-    def of_this_process(cls) -> "Whereabouts":
-        """Return those of the worker that asks."""
+    def of_this_process(cls) -> "WorkerPlace":
+        """Return the place of the worker that calls this."""
         try:
             log = str(Path("/proc/self/fd/2").readlink())
         except OSError:  # not on Linux
@@ -95,17 +101,17 @@ class Whereabouts:
 
 
 Outcome: TypeAlias = UnitMarker | Crash | StorageError | None
-"""Of a call: the marker of the unit; None for a probe that went well; what went wrong."""
+"""How a call ended: with the unit's marker, with None for a probe that went well, or with what went wrong."""
 
 
 @dataclass(frozen=True, slots=True)
-class PutOff:
+class Deferred:
     """A unit that is to be tried once more when the others are done.
 
     Args:
-        unit: the unit.
-        times: how often it has been put off.
-        why: in one line.
+        unit: Unit of the plan.
+        times: How often it has been deferred.
+        why: Reason of the last time, in one line.
 
     """
 
@@ -114,11 +120,11 @@ class PutOff:
     why: str = ""
 
 
-Treatment: TypeAlias = Generator[Call, Outcome, UnitMarker | PutOff]
+Attempts: TypeAlias = Generator[Call, Outcome, UnitMarker | Deferred]
 
 
-def _treat(case: PutOff) -> Treatment:
-    """Get one unit committed, the second time and later without the records that crash their worker."""
+def _commit_unit(case: Deferred) -> Attempts:
+    """Get one unit committed; from the second time on without the records that crash their worker."""
     unit, crashed = case.unit, dict[int, str]()
     while True:
         why = ""
@@ -129,12 +135,12 @@ def _treat(case: PutOff) -> Treatment:
             why = outcome.why if isinstance(outcome, Crash) else "no answer"
         found = (yield from _at_fault(unit, range(unit.rows), why)) if case.times else {}
         if found.keys() <= crashed.keys():
-            return PutOff(unit, case.times + 1, why)
+            return Deferred(unit, case.times + 1, why)
         crashed |= found
 
 
-def _once_more(case: PutOff) -> PutOff:
-    if case.times < MOST_PUT_OFF:
+def _once_more(case: Deferred) -> Deferred:
+    if case.times < MOST_DEFERRALS:
         return case
     raise RunError(
         f"unit {case.unit.unit_id} crashes its worker, but none of its records does alone: {case.why}",
@@ -180,8 +186,8 @@ class Supervisor:
     """Keeps a number of workers busy with units, and replaces those that die.
 
     Args:
-        start: starts a worker: a Ray actor with ``open``, ``annotate``, ``probe`` and ``close``.
-        count: how many work at a time.
+        start: Function that starts a worker, a Ray actor with ``open``, ``commit``, ``probe`` and ``close``.
+        count: Number of workers at a time.
 
     """
 
@@ -189,20 +195,20 @@ class Supervisor:
         self._start, self._count = start, count
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
-        self._busy: dict[Any, tuple[Any, Treatment]] = {}
-        self._places: dict[Any, Whereabouts] = {}
+        self._busy: dict[Any, tuple[Any, Attempts]] = {}
+        self._worker_places: dict[Any, WorkerPlace] = {}
         self._crashes_in_a_row = 0
 
     def run(self, units: Sequence[PlannedUnit]) -> Iterator[UnitMarker]:
         """Yield the marker of each unit as it is finished.
 
         Raises:
-            HandDataError: an error that concerns the whole run.
-            RunError: workers die whatever they do.
+            HandDataError: An error concerns the whole run.
+            RunError: Workers die whatever they do.
 
         """
-        fresh = deque(PutOff(unit) for unit in units)
-        continued: deque[tuple[Treatment, Call]] = deque()
+        fresh = deque(Deferred(unit) for unit in units)
+        continued: deque[tuple[Attempts, Call]] = deque()
         try:
             while to_do := len(fresh) + len(continued) + len(self._busy):
                 for _ in range(min(self._count, to_do) - self._workers()):
@@ -210,16 +216,16 @@ class Supervisor:
                     self._starting[actor.open.remote()] = actor
                 while self._idle and (fresh or continued):
                     if not continued:
-                        treatment = _treat(fresh.popleft())
-                        continued.append((treatment, next(treatment)))
+                        attempts = _commit_unit(fresh.popleft())
+                        continued.append((attempts, next(attempts)))
                     self._assign(self._idle.pop(), *continued.popleft())
                 (done,), _ = ray.wait([*self._starting, *self._busy], num_returns=1)
                 if done in self._starting:
                     self._started(done)
                     continue
-                actor, treatment = self._busy.pop(done)
+                actor, attempts = self._busy.pop(done)
                 try:
-                    continued.append((treatment, treatment.send(self._outcome(done, actor))))
+                    continued.append((attempts, attempts.send(self._outcome(done, actor))))
                 except StopIteration as ended:
                     if isinstance(ended.value, UnitMarker):
                         yield ended.value
@@ -234,12 +240,12 @@ class Supervisor:
     def _workers(self) -> int:
         return len(self._starting) + len(self._idle) + len(self._busy)
 
-    def _assign(self, actor: Any, treatment: Treatment, call: Call) -> None:
+    def _assign(self, actor: Any, attempts: Attempts, call: Call) -> None:
         if call.probe is None:
-            answer = actor.annotate.remote(call.unit, call.crashed)
+            answer = actor.commit.remote(call.unit, call.crashed)
         else:
             answer = actor.probe.remote(call.unit, call.probe)
-        self._busy[answer] = actor, treatment
+        self._busy[answer] = actor, attempts
 
     def _started(self, ready: Any) -> None:
         """Let a worker that has started join the idle ones."""
@@ -265,14 +271,14 @@ class Supervisor:
         except RayError as error:
             return self._crashed(actor, self._why_died(actor, error), "node has died" in str(error))
         if started:
-            self._places[actor] = result
+            self._worker_places[actor] = result
         else:
             self._crashes_in_a_row = 0
         self._idle.append(actor)
         return None if started else result
 
     def _crashed(self, actor: Any, why: str, node_lost: bool = False) -> Crash:
-        self._places.pop(actor, None)
+        self._worker_places.pop(actor, None)
         if not node_lost:
             self._crashes_in_a_row += 1
         if self._crashes_in_a_row == CRASHES_IN_A_ROW:
@@ -283,12 +289,12 @@ class Supervisor:
         return Crash(why, node_lost)
 
     def _why_died(self, actor: Any, error: RayError) -> str:
-        place = self._places.get(actor)
-        words = "" if place is None else last_words(_log_tail(place))
+        place = self._worker_places.get(actor)
+        words = "" if place is None else crash_reason(_log_tail(place))
         return words or _ray_words(str(error))
 
 
-def last_words(log: str) -> str:
+def crash_reason(log: str) -> str:
     """Return what the end of a dead process's stderr says about its death, in one line; empty if nothing."""
     timeout = re.search(r"^Timeout \(([\d:.]+)\)!$", log, re.MULTILINE)
     fatal = re.search(r"^(?:Fatal Python error: |terminate called )(.+)$", log, re.MULTILINE)
@@ -313,17 +319,17 @@ def _ray_words(message: str) -> str:
     if "connection error code 2" in message:
         return "its process was killed without a word (out of memory, or by hand)"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return (lines[-1] if lines else "unknown")[:MOST_WORDS]
+    return (lines[-1] if lines else "unknown")[:MAX_REASON_CHARACTERS]
 
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, RayActorError):
         return f"the mask model died: {_ray_words(str(error))}"
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:MOST_WORDS] if text else type(error).__name__
+    return f"{type(error).__name__}: {text}"[:MAX_REASON_CHARACTERS] if text else type(error).__name__
 
 
-def _log_tail(place: Whereabouts) -> str:
+def _log_tail(place: WorkerPlace) -> str:
     """Return the end of a worker's stderr, from its node; empty where that cannot be had."""
     if Path(place.log).exists():
         return _read_tail(place.log)

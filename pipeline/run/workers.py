@@ -7,6 +7,7 @@ stuck.
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,15 +15,12 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from handdata.adapters import AdapterOptions
-from handdata.adapters.registry import find_adapter
 from handdata.pipeline.annotation import watchdog
-from handdata.pipeline.annotation.annotator import Annotator, GrabCutModel, MaskModel, PreparedCrop
-from handdata.pipeline.annotation.detector import HandDetector
+from handdata.pipeline.annotation.annotator import PreparedCrop
+from handdata.pipeline.annotation.factory import AnnotatorFactory, ModelFiles
 from handdata.pipeline.annotation.meter import metered
-from handdata.pipeline.run.model_files import Models
 from handdata.pipeline.run.ray_meter import RayMeter
-from handdata.pipeline.run.supervisor import Whereabouts
+from handdata.pipeline.run.supervisor import WorkerPlace
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.commit import write_unit
 from handdata.pipeline.shards.lease import Lease
@@ -142,42 +140,41 @@ class AnnotateWorker:
     """
 
     def __init__(
-        self, lease: Lease, settings: AnnotateSettings, models: Models, sam_actors: Sequence[Any], stuck_after_s: float
+        self,
+        lease: Lease,
+        settings: AnnotateSettings,
+        models: ModelFiles,
+        sam_actors: Sequence[Any],
+        stuck_after_s: float,
     ) -> None:
         watchdog.set_limit(stuck_after_s)
-        self._lease, self._settings, self._models, self._sam_actors = lease, settings, models, sam_actors
-        self._annotator_hash = settings.digest(models.hashes)
-        self._detector: HandDetector | None = None
-        self._mask_model: MaskModel | None = None
+        self._lease = lease
+        self._open_factory = partial(
+            AnnotatorFactory, settings, models, lambda checkpoint, origin: RemoteSam(origin, sam_actors)
+        )
         self._meter = RayMeter()
 
-    def open(self) -> Whereabouts:
+    def open(self) -> WorkerPlace:
         """Load the models, and return where this worker runs."""
         import cv2
 
         cv2.setNumThreads(1)
-        models = self._models
-        if models.hand_landmarker is not None:
-            self._detector = HandDetector(models.hand_landmarker, self._settings.detection_confidence)
-        if models.sam_origin is not None:
-            self._mask_model = RemoteSam(models.sam_origin, self._sam_actors)
-        elif models.grabcut:
-            self._mask_model = GrabCutModel()
-        return Whereabouts.of_this_process()
+        self._factory = self._open_factory()
+        return WorkerPlace.of_this_process()
 
-    def annotate(self, unit: PlannedUnit, crashed: Mapping[int, str]) -> UnitMarker:
+    def commit(self, unit: PlannedUnit, crashed: Mapping[int, str]) -> UnitMarker:
         """Annotate and commit one unit, unless a worker that was thought dead has done it meanwhile.
 
         Args:
-            unit: the unit.
-            crashed: why the records at these positions are refused, unseen.
+            unit: Unit of the plan.
+            crashed: Reasons why the records at these positions are rejected unseen.
 
         """
         committed = read_marker(self._lease.dataset, unit)
         if committed:
             return committed
         records = read_unit(self._lease.dataset.storage, unit)
-        samples, rejections = self._annotate(
+        samples, rejections = self._process(
             unit, [record for position, record in enumerate(records) if position not in crashed]
         )
         rejections += [
@@ -189,36 +186,27 @@ class AnnotateWorker:
             for position, why in sorted(crashed.items())
         ]
         with metered(self._meter, "write", len(samples)):
-            thresholds = self._settings.quality.thresholds()
-            return write_unit(self._lease, unit, samples, rejections, self._annotator_hash, thresholds=thresholds)
+            thresholds = self._factory.settings.quality.thresholds()
+            made_by = self._factory.annotator_hash
+            return write_unit(self._lease, unit, samples, rejections, made_by, thresholds=thresholds)
 
     def probe(self, unit: PlannedUnit, part: range) -> None:
         """Annotate some records of a unit, to see whether this process survives them."""
-        self._annotate(unit, read_unit(self._lease.dataset.storage, unit)[part.start : part.stop])
+        self._process(unit, read_unit(self._lease.dataset.storage, unit)[part.start : part.stop])
 
-    def _annotate(
+    def _process(
         self, unit: PlannedUnit, records: Sequence[HandRecord]
     ) -> tuple[list[AnnotatedSample], list[Rejection]]:
-        adapter = find_adapter(unit.source)(AdapterOptions())
-        annotator = Annotator(
-            open_mask=adapter.open_mask,
-            license=adapter.card.license,
-            settings=self._settings,
-            annotator_hash=self._annotator_hash,
-            detector=self._detector,
-            mask_model=self._mask_model,
-            meter=self._meter,
-        )
+        annotator = self._factory.for_source(unit.source, self._meter)
         with watchdog.watched():
             return annotator.process(unit.unit_id, records)
 
     def close(self) -> None:
         """Release MediaPipe before the process ends."""
-        if self._detector is not None:
-            self._detector.close()
+        self._factory.close()
 
 
-def start_sam(models: Models, gpus: int, stuck_after_s: float) -> list[Any]:
+def start_sam(models: ModelFiles, gpus: int, stuck_after_s: float) -> list[Any]:
     """Start a SAM actor a GPU, or one on the CPU."""
     if models.sam is None:
         return []

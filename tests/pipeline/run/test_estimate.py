@@ -7,12 +7,12 @@ import pytest
 
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.annotation.annotator import Annotator
+from handdata.pipeline.annotation.factory import LocalSam, ModelFiles
 from handdata.pipeline.annotation.meter import StageTally
 from handdata.pipeline.annotation.sam import SamSegmenter
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate
-from handdata.pipeline.run.estimate import LocalSam, Probe, RunEstimate, SourceEstimate
-from handdata.pipeline.run.model_files import Models
+from handdata.pipeline.run.estimate import Probe, RunEstimate, SourceEstimate
 from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.plan import preview_source, read_previewed
@@ -90,7 +90,7 @@ def test_the_slower_of_cpu_and_gpu_decides(gpus: int, seconds: float) -> None:
         cpu_actors=4,
         sam_actors=max(gpus, 1),
         gpus=gpus,
-        models=Models(None, Path("sam.pth"), "sam_vit_h", grabcut=False, hashes={}),
+        models=ModelFiles(None, Path("sam.pth"), "sam_vit_h", grabcut=False, hashes={}),
         settings=AnnotateSettings(),
     )
     assert estimate.seconds == pytest.approx(seconds)

@@ -13,8 +13,8 @@ import ray
 
 from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.pipeline.annotation.factory import ModelFiles
 from handdata.pipeline.records.ingest import ingest
-from handdata.pipeline.run.model_files import Models
 from handdata.pipeline.run.workers import SAM_OPTIONS, AnnotateWorker, SamWorker
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.lease import take_lease
@@ -67,13 +67,13 @@ def test_the_mask_model_is_busy_while_the_cpu_can_feed_it(tmp_path: Path) -> Non
     sam = sam.remote(Path("none"), "cpu", 600)
     ray.get(sam.check.remote())
     settings = AnnotateSettings(keypoints="dataset", masks="sam", image_size=64)
-    models = Models(hand_landmarker=None, sam=Path("none"), sam_origin="sam_vit_b", grabcut=False, hashes={})
+    models = ModelFiles(hand_landmarker=None, sam=Path("none"), sam_origin="sam_vit_b", grabcut=False, hashes={})
     worker = ray.remote(num_cpus=1)(AnnotateWorker)
     workers = [worker.remote(lease, settings, models, [sam], 600) for _ in range(2)]
     ray.get([each.open.remote() for each in workers])
 
     turns = zip(cycle(workers), units, strict=False)
-    markers = ray.get([each.annotate.remote(unit, {}) for each, unit in turns])
+    markers = ray.get([each.commit.remote(unit, {}) for each, unit in turns])
 
     assert sum(marker.samples for marker in markers) == 240
     busy = sorted(ray.get(sam.busy.remote()))
