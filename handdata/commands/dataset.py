@@ -139,7 +139,7 @@ def annotate(
         Dataset(storage, dataset), tuple(source or ()), limit=limit, sample=sample, overwrite=overwrite
     )
     models = ModelPaths(settings.weights, sam_checkpoint)
-    cluster = Cluster(cpus=cpus, gpus=gpus, address=address)
+    cluster = Cluster(cpus=cpus, gpus=gpus, address=address, stuck_after_s=settings.stuck_after_s)
     if plan:
         from handdata.commands.estimate import show_estimate
         from handdata.pipeline.run.estimate import estimate_run
@@ -152,7 +152,6 @@ def annotate(
             annotation,
             models,
             cluster,
-            stuck_after_s=settings.stuck_after_s,
             on_plan=lambda to_do, done: progress.set(0, f"({done:,} done before)" if done else "", to_do),
             on_unit=lambda marker: progress.advance(marker.records),
         )

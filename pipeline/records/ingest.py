@@ -36,7 +36,7 @@ from handdata.pipeline.records.stored import (
 )
 from handdata.pipeline.records.tombstones import read_tombstones
 from handdata.pipeline.storage import Storage, table_to_parquet
-from handdata.pipeline.storage.layout import records_folder, rejected_folder, tombstones_folder
+from handdata.pipeline.storage.layout import records_folder, rejected_folder, staging_folder, tombstones_folder
 from handdata.schemas import (
     DuplicateRecordError,
     HandRecord,
@@ -121,7 +121,7 @@ def ingest(
     if not partitions:
         wanted = f" of split {split}" if split else ""
         raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
-    stagings = f".staging-{source}"
+    stagings = staging_folder(source)
     storage.remove(stagings)  # of ingests that were killed
     staging = f"{stagings}/{uuid.uuid4().hex[:8]}"
     try:

@@ -9,7 +9,13 @@ import pyarrow as pa
 
 from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones
 from handdata.pipeline.storage import Storage, table_to_parquet
-from handdata.pipeline.storage.layout import INGEST_SUMMARY, records_folder, rejected_folder
+from handdata.pipeline.storage.layout import (
+    RECORDS,
+    ingest_summary_file,
+    list_sources,
+    records_folder,
+    rejected_folder,
+)
 from handdata.schemas import RunError, UsageError
 from handdata.schemas.arrays import BoolArray
 
@@ -54,9 +60,7 @@ class IngestSummary:
 
 def ingested_sources(storage: Storage) -> list[str]:
     """Return the sources that have complete records in the workspace, sorted."""
-    names = storage.list_folders("records")
-    found = (name.removeprefix("source=") for name in names if name.startswith("source="))
-    return sorted(source for source in found if storage.exists(f"{records_folder(source)}/{INGEST_SUMMARY}"))
+    return [source for source in list_sources(storage, RECORDS) if storage.exists(ingest_summary_file(source))]
 
 
 def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
@@ -66,7 +70,7 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
         UsageError: the source was not ingested into this workspace.
 
     """
-    name = f"{records_folder(source)}/{INGEST_SUMMARY}"
+    name = ingest_summary_file(source)
     if not storage.exists(name):
         raise UsageError(
             f"{storage.describe()} has no records of source {source}", f"run `handdata ingest --source {source}` first"
@@ -131,7 +135,7 @@ def drop_records(storage: Storage, tombstones: Tombstones) -> tuple[int, int]:
         return 0, 0
     before = after = read_ingest_summary(storage, source)
     if tombstones.of_source():
-        storage.remove(f"{records_folder(source)}/{INGEST_SUMMARY}")
+        storage.remove(ingest_summary_file(source))
         storage.remove(records_folder(source))
         storage.remove(rejected_folder("ingest", source))
         return before.records, sum(before.rejected.values())
@@ -145,7 +149,7 @@ def drop_records(storage: Storage, tombstones: Tombstones) -> tuple[int, int]:
 def write_ingest_summary(storage: Storage, summary: IngestSummary) -> None:
     """Store what an ingest did; with it the files that it names take the place of earlier ones."""
     document = json.dumps(asdict(summary), indent=2).encode()
-    storage.write_bytes(f"{records_folder(summary.source)}/{INGEST_SUMMARY}", document)
+    storage.write_bytes(ingest_summary_file(summary.source), document)
 
 
 def read_record_keys(storage: Storage, source: str, columns: list[str]) -> pa.Table:

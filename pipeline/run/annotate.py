@@ -6,7 +6,7 @@ with the records, and a unit is the only thing that a failure repeats.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,8 @@ from typing import Any
 
 import ray
 
-from handdata.pipeline.records.stored import ingested_sources, read_ingest_summary
+from handdata.pipeline.annotation.factory import ModelFiles
+from handdata.pipeline.records.stored import IngestSummary, ingested_sources, read_ingest_summary
 from handdata.pipeline.run.annotator_choice import choose_annotator
 from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.run.model_files import find_models
@@ -22,12 +23,12 @@ from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
 from handdata.pipeline.run.supervisor import Supervisor
 from handdata.pipeline.run.workers import AnnotateWorker, start_sam
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.shards import read_markers
 from handdata.pipeline.shards.commit import remove_orphans
 from handdata.pipeline.shards.lease import Lease, take_lease
-from handdata.pipeline.shards.manifest import is_summed_up, write_manifest
-from handdata.pipeline.shards.plan import abandon_plan, plan_source
+from handdata.pipeline.shards.plan import PlannedUnit, abandon_plan, plan_source
 from handdata.pipeline.shards.settle import is_settled, settle
+from handdata.pipeline.shards.state import DatasetState, read_state, write_manifest
+from handdata.pipeline.storage import Dataset
 from handdata.schemas import DatasetManifest, UnitMarker, UsageError
 
 
@@ -36,11 +37,11 @@ class AnnotateSummary:
     """What one ``annotate`` run did, and what the dataset now holds.
 
     Args:
-        records: taken up by this run.
-        samples: written by this run.
-        rejected: refused by this run, per reason.
-        flags: samples of this run per flag.
-        manifest: of the whole dataset.
+        records: Records that this run took up.
+        samples: Samples that this run wrote.
+        rejected: Rejected records of this run per reason.
+        flags: Samples of this run per flag.
+        manifest: Manifest of the whole dataset.
 
     """
 
@@ -57,41 +58,39 @@ def annotate(
     models: ModelPaths = ModelPaths(),
     cluster: Cluster = Cluster(),
     *,
-    stuck_after_s: float = 600,
     on_plan: Callable[[int, int], None] | None = None,
     on_unit: Callable[[UnitMarker], None] | None = None,
 ) -> AnnotateSummary:
     """Annotate all planned and not yet finished records of some sources.
+
+    The state of the dataset is read once, once more when the run has the lease, and followed from then on. A run that
+    finds nothing to do takes no lease, starts no cluster and writes nothing.
 
     Args:
         request: Which records, into which dataset.
         settings: What makes a sample.
         models: Where model files are looked for.
         cluster: Where the run computes.
-        stuck_after_s: A worker without progress for so long is ended, and counts as crashed.
-        on_plan: Called with (records to do, records done by earlier runs) before the work begins.
-        on_unit: Called with each marker as its unit is finished.
+        on_plan: Function called with (records to do, records done by earlier runs) before the work begins.
+        on_unit: Function called with each marker as its unit is finished.
 
     Raises:
-        UsageError: a source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
-        WeightsError: a model file is missing.
-        LeaseLostError: another run has started on the dataset.
-        StorageError: the workspace is full, or away for longer than retries last.
-        RunError: workers die whatever they do.
+        UsageError: A source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
+        WeightsError: A model file is missing.
+        LeaseLostError: Another run has started on the dataset.
+        StorageError: The workspace is full, or away for longer than retries last.
+        RunError: Workers die whatever they do.
 
     """
-    dataset, storage = request.dataset, request.dataset.storage
-    names = list(request.sources) or ingested_sources(storage)
-    if not names:
-        raise UsageError(f"{storage.describe()} has no records", "run `handdata ingest --source NAME` first")
-    ingests = {name: read_ingest_summary(storage, name) for name in names}
-    storage.check_writable()
+    dataset = request.dataset
+    ingests = ingests_of(request)
+    dataset.storage.check_writable()
     files = find_models(settings, models)
     lease: Lease | None = None
-    if not is_settled(dataset):  # a command that changes datasets was interrupted
-        lease = take_lease(dataset)
-        settle(lease)
-    annotator = choose_annotator(dataset, settings, files.hashes, names, overwrite=request.overwrite)
+    state = read_state(dataset)
+    if not is_settled(state):  # a command that changes datasets was interrupted
+        lease, state = _take_over(dataset)
+    annotator = choose_annotator(state, settings, files.hashes, list(ingests), overwrite=request.overwrite)
     settings = annotator.settings
     made: list[UnitMarker] = []
     with ExitStack() as stack:
@@ -99,61 +98,59 @@ def annotate(
             # First the cluster: where there is none, or too small a one, nothing is removed.
             stack.enter_context(connected(cluster.address, cluster.cpus))
             count_workers(cluster)
-            lease = lease or take_lease(dataset)
-            for name in annotator.overwritten:
-                abandon_plan(lease, name)
-            settle(lease)
-        markers = read_markers(dataset)
-        finished = {marker.unit_id for marker in markers}
-        units = []
-        for name in names:
-            units += plan_source(dataset, name, settings.image_size, limit=request.limit, sample=request.sample)
-        to_do = [unit for unit in units if unit.unit_id not in finished]
-        if lease is None and (to_do or not is_summed_up(dataset, markers)):
-            lease = take_lease(dataset)
-        markers = read_markers(dataset)  # again: the run before may have gone on until now
-        finished = {marker.unit_id for marker in markers}
-        to_do = [unit for unit in to_do if unit.unit_id not in finished]
-        if on_plan:
-            done = sum(marker.records for marker in markers if marker.source in names)
-            on_plan(sum(unit.rows for unit in to_do), done)
+            if lease is None:
+                lease, state = _take_over(dataset)
+            state = _take_back(lease, state, annotator.overwritten)
+        for name in ingests:
+            planned = plan_source(dataset, name, settings.image_size, limit=request.limit, sample=request.sample)
+            state = state.with_units(name, planned)
         sum_up = partial(
-            write_manifest,
-            dataset,
+            DatasetState.sum_up,
             image_size=settings.image_size,
             annotators={annotator.hash: {"settings": settings.identity(), "models": files.hashes}},
             licenses={name: ingest.license for name, ingest in ingests.items()},
             quality=settings.quality.thresholds(),
         )
+        if lease is None and (state.to_do(ingests) or not state.is_summed_up(sum_up(state))):
+            lease, state = _take_over(dataset)
+        to_do = state.to_do(ingests)
+        if on_plan:
+            on_plan(
+                sum(unit.rows for unit in to_do), sum(each.records for each in state.markers if each.source in ingests)
+            )
         if lease and to_do:
-            sum_up()  # who reads or continues an unfinished dataset learns from it what its rows are
+            state = write_manifest(state, sum_up(state))  # says of an unfinished dataset what its rows are
             stack.enter_context(connected(cluster.address, cluster.cpus))
-            workers = count_workers(cluster)
-            actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
-            sam_actors = start_sam(files, cluster.gpus, stuck_after_s)
-            supervisor = Supervisor(lambda: actor.remote(lease, settings, files, sam_actors, stuck_after_s), workers)
-            # The longest first, so that at the end no worker waits long for another.
-            for marker in supervisor.run(sorted(to_do, key=lambda unit: -unit.rows)):
+            for marker in _commit_units(lease, to_do, settings, files, cluster):
                 made.append(marker)
                 if on_unit:
                     on_unit(marker)
+            state = state.with_markers(made)
     if lease:
-        remove_orphans(lease)
-    manifest = sum_up()
-    return AnnotateSummary(
-        records=sum(marker.records for marker in made),
-        samples=sum(marker.samples for marker in made),
-        rejected=dict(sorted(sum((Counter(marker.rejected) for marker in made), Counter()).items())),
-        flags=dict(sorted(sum((Counter(marker.flags) for marker in made), Counter()).items())),
-        manifest=manifest,
-    )
+        remove_orphans(lease, state)
+        state = write_manifest(state, sum_up(state))
+    return _summary(made, sum_up(state))
+
+
+def ingests_of(request: AnnotateRequest) -> dict[str, IngestSummary]:
+    """Return the ingests of the sources that a request names, or of all sources of the workspace.
+
+    Raises:
+        UsageError: There is none, or a source was not ingested.
+
+    """
+    storage = request.dataset.storage
+    names = list(request.sources) or ingested_sources(storage)
+    if not names:
+        raise UsageError(f"{storage.describe()} has no records", "run `handdata ingest --source NAME` first")
+    return {name: read_ingest_summary(storage, name) for name in names}
 
 
 def count_workers(cluster: Cluster) -> int:
     """Return how many CPU actors the cluster runs at a time, at most as many as were asked for.
 
     Raises:
-        UsageError: it lacks the GPUs.
+        UsageError: The cluster lacks the GPUs.
 
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -165,3 +162,48 @@ def count_workers(cluster: Cluster) -> int:
         )
     cores = max(1, int(resources.get("CPU", 1)))
     return min(cluster.cpus or cores, cores)
+
+
+def _take_over(dataset: Dataset) -> tuple[Lease, DatasetState]:
+    """Take the lease, read what the run before has done until now, and settle what a command has left unsettled."""
+    lease = take_lease(dataset)
+    state = read_state(dataset)
+    if not is_settled(state):
+        state, _ = settle(lease, state)
+    return lease, state
+
+
+def _take_back(lease: Lease, state: DatasetState, sources: Sequence[str]) -> DatasetState:
+    """Remove the units of some sources, so that their records are planned anew."""
+    for name in sources:
+        abandon_plan(lease, name)
+        state = state.with_units(name, ())
+    state, _ = settle(lease, state)
+    return state
+
+
+def _commit_units(
+    lease: Lease, units: Sequence[PlannedUnit], settings: AnnotateSettings, files: ModelFiles, cluster: Cluster
+) -> Iterator[UnitMarker]:
+    """Yield the marker of each unit as the cluster's workers commit it."""
+    workers = count_workers(cluster)
+    actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
+    sam_actors = start_sam(files, cluster.gpus, cluster.stuck_after_s)
+    supervisor = Supervisor(lambda: actor.remote(lease, settings, files, sam_actors, cluster.stuck_after_s), workers)
+    # The longest first, so that at the end no worker waits long for another.
+    yield from supervisor.run(sorted(units, key=lambda unit: -unit.rows))
+
+
+def _summary(made: Sequence[UnitMarker], manifest: DatasetManifest) -> AnnotateSummary:
+    rejected: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
+    for marker in made:
+        rejected.update(marker.rejected)
+        flags.update(marker.flags)
+    return AnnotateSummary(
+        records=sum(marker.records for marker in made),
+        samples=sum(marker.samples for marker in made),
+        rejected=dict(sorted(rejected.items())),
+        flags=dict(sorted(flags.items())),
+        manifest=manifest,
+    )

@@ -1,4 +1,4 @@
-"""Which settings a run annotates with: those of the dataset, or a clear refusal that names what differs.
+"""Which settings a run annotates with: those of the dataset, or an error that names what differs.
 
 Sources are added to a dataset months apart, and rows that were made differently must not be mixed without a word.
 """
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from handdata.pipeline.settings import FLAG_THRESHOLDS, AnnotateSettings, QualitySettings
-from handdata.pipeline.shards import read_manifest, read_markers
 from handdata.pipeline.shards.plan import is_of_last_ingest
+from handdata.pipeline.shards.state import DatasetState
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import UnitMarker, UsageError
 
@@ -18,9 +18,9 @@ class ChosenAnnotator:
     """What a run annotates with.
 
     Args:
-        settings: with the dataset's own thresholds where none were given.
-        hash: the ``annotator_hash`` of its rows.
-        overwritten: sources whose units were made otherwise, to be annotated again.
+        settings: Settings of the run, with the dataset's own thresholds where none were given.
+        hash: ``annotator_hash`` of its rows.
+        overwritten: Sources whose units were made otherwise, to be annotated again.
 
     """
 
@@ -30,7 +30,7 @@ class ChosenAnnotator:
 
 
 def choose_annotator(
-    dataset: Dataset,
+    state: DatasetState,
     settings: AnnotateSettings,
     model_hashes: Mapping[str, str],
     sources: Sequence[str],
@@ -43,18 +43,17 @@ def choose_annotator(
     further runs take them over. All else decides what a row is, and must be what it was for the rows of these sources.
 
     Args:
-        dataset: The dataset.
-        settings: as given; thresholds that were not set are the dataset's.
+        state: State of the dataset.
+        settings: Settings as given; thresholds that were not set are the dataset's.
         model_hashes: SHA-256 of the model files by name.
-        sources: to annotate.
-        overwrite: annotate those sources again of which a unit was made with other settings, models or records.
+        sources: Sources to annotate.
+        overwrite: Whether sources are annotated again that have a unit made with other settings, models or records.
 
     Raises:
-        UsageError: settings differ; the message names which.
+        UsageError: Settings differ; the message names which.
 
     """
-    markers = read_markers(dataset)
-    manifest = read_manifest(dataset) if dataset.storage.exists(dataset.manifest_file) else None
+    dataset, markers, manifest = state.dataset, state.markers, state.manifest
     own = dict(manifest.quality) if manifest and markers else {}
     given = {name: getattr(settings.quality, name) for name in settings.quality.model_fields_set - {"reject"}}
     quality = QualitySettings(**{**own, **given}, reject=settings.quality.reject)
@@ -80,7 +79,7 @@ def choose_annotator(
         )
     other = {name: value for name, value in given.items() if own.get(name, value) != value}
     if staying and other:
-        _refuse_thresholds(where, own, other, quality)
+        _reject_thresholds(where, own, other, quality)
     return ChosenAnnotator(settings, annotator_hash, overwritten)
 
 
@@ -91,13 +90,13 @@ def _made_otherwise(
     return tuple(source for source in sources if source in other_settings or not is_of_last_ingest(dataset, source))
 
 
-def _refuse_thresholds(
+def _reject_thresholds(
     where: str, own: Mapping[str, float], other: Mapping[str, float], quality: QualitySettings
 ) -> None:
     changes = [f"{name} {own[name]:g} -> {value:g}" for name, value in sorted(other.items())]
-    gated = {FLAG_THRESHOLDS.get(flag) for flag in quality.reject}
+    rejecting = {FLAG_THRESHOLDS.get(flag) for flag in quality.reject}
     hint = "--dataset NAME keeps both"
-    if not gated & other.keys():
+    if not rejecting & other.keys():
         options = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in sorted(other.items()))
         hint = f"`handdata flag {options}` changes all rows, without any model; {hint}"
     raise UsageError(f"the samples in {where} are flagged by other thresholds: {'; '.join(changes)}", hint)

@@ -16,17 +16,16 @@ import ray
 from handdata.pipeline.annotation.annotator import BATCH_ROWS
 from handdata.pipeline.annotation.factory import AnnotatorFactory, LocalSam, ModelFiles
 from handdata.pipeline.annotation.meter import Stage, StageTally, metered
-from handdata.pipeline.records.stored import ingested_sources, read_ingest_summary
-from handdata.pipeline.run.annotate import count_workers
+from handdata.pipeline.run.annotate import count_workers, ingests_of
 from handdata.pipeline.run.annotator_choice import choose_annotator
 from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.run.model_files import find_models
 from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.shards import read_markers
 from handdata.pipeline.shards.plan import preview_source, read_previewed, read_unit, row_group_sizes
+from handdata.pipeline.shards.state import read_state
 from handdata.pipeline.storage import table_to_parquet
-from handdata.schemas import HandRecord, UsageError, samples_to_table
+from handdata.schemas import HandRecord, samples_to_table
 
 PROBE_RECORDS = 64
 """Records that the probe takes, of all sources together."""
@@ -129,17 +128,19 @@ def estimate_run(
     models: ModelPaths = ModelPaths(),
     cluster: Cluster = Cluster(),
 ) -> RunEstimate:
-    """Return what ``annotate`` would do with the same arguments; raises what it would raise."""
+    """Return what ``annotate`` would do with the same arguments.
+
+    Raises:
+        UsageError: A source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
+        WeightsError: A model file is missing.
+
+    """
     dataset, storage = request.dataset, request.dataset.storage
-    names = list(request.sources) or ingested_sources(storage)
-    if not names:
-        raise UsageError(f"{storage.describe()} has no records", "run `handdata ingest --source NAME` first")
-    for name in names:
-        read_ingest_summary(storage, name)
+    names = list(ingests_of(request))
     files = find_models(settings, models)
-    markers = read_markers(dataset)
-    settings = choose_annotator(dataset, settings, files.hashes, names, overwrite=False).settings
-    finished = {marker.unit_id for marker in markers}
+    state = read_state(dataset)
+    settings = choose_annotator(state, settings, files.hashes, names, overwrite=False).settings
+    finished = state.finished
     most = _SLOW_PROBE_RECORDS if files.sam and not cluster.gpus else PROBE_RECORDS
     runs_each = max(1, most // BATCH_ROWS // len(names))
     estimates = {}
@@ -165,7 +166,7 @@ def estimate_run(
                 probe = ray.get(worker.probe.remote(name, records[:most]))
             estimates[name] = SourceEstimate(
                 records_to_do=sum(unit.rows for unit in begun) + sum(map(len, previewed)),
-                records_done=sum(marker.records for marker in markers if marker.source == name),
+                records_done=sum(marker.records for marker in state.markers if marker.source == name),
                 units_to_do=len(units),
                 probe=probe,
             )

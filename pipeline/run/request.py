@@ -34,12 +34,14 @@ class Cluster:
         cpus: CPU actors; by default one for each core of the machine or cluster.
         gpus: SAM actors, each with one GPU.
         address: Ray cluster address; by default a local cluster is started, or ``RAY_ADDRESS`` is used.
+        stuck_after_s: Seconds without progress after which a worker is ended, and counts as crashed.
 
     """
 
     cpus: int | None = None
     gpus: int = 0
     address: str | None = None
+    stuck_after_s: float = 600
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from handdata.pipeline.shards.lease import Lease
-from handdata.pipeline.shards.markers import encode_marker, files_of, read_marker, read_markers
-from handdata.pipeline.shards.plan import PlannedUnit, planned_sources, row_group_sizes, stored_units
+from handdata.pipeline.shards.markers import encode_marker, files_of, read_marker
+from handdata.pipeline.shards.plan import PlannedUnit, row_group_sizes
+from handdata.pipeline.shards.state import DatasetState
 from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
+from handdata.pipeline.storage.layout import list_sources
 from handdata.schemas import (
     AnnotatedSample,
     LeaseLostError,
@@ -33,17 +35,17 @@ def write_unit(
     """Commit what a unit made, and return the marker that counts: an earlier writer's where there is one.
 
     Args:
-        lease: of the run.
-        unit: as planned.
-        samples: its rows.
-        rejections: its refused records.
-        annotator_hash: of the settings and model files.
-        thresholds: behind the flags.
+        lease: Lease of the run on the dataset.
+        unit: Unit of the plan.
+        samples: Rows of the unit.
+        rejections: Rejected records of the unit.
+        annotator_hash: Hash of the settings and model files.
+        thresholds: Thresholds behind the flags.
 
     Raises:
-        LeaseLostError: another run has taken the dataset over; nothing was added.
-        RunError: samples and rejections do not add up to the unit's records.
-        StorageError: a file cannot be written.
+        LeaseLostError: Another run has taken the dataset over; nothing was added.
+        RunError: Samples and rejections do not add up to the unit's records.
+        StorageError: A file cannot be written.
 
     """
     if len(samples) + len(rejections) != unit.rows:
@@ -81,17 +83,17 @@ def rewrite_unit(
     """Replace rows of a finished unit, and return its new marker.
 
     Each file is replaced under its own name, at once; then comes the marker, and a file that has no row left goes last.
-    Whoever is interrupted rewrites the unit again: what is in the files decides, not what the marker says of them.
+    After an interruption the unit is rewritten again: what is in the files decides, not what the marker says of them.
 
     Args:
-        lease: on the dataset.
-        marker: the unit's new marker; files and counts of replaced rows are filled in.
-        samples: all its samples now, of ``SAMPLE_SCHEMA``, in the order of before; None leaves them as they are.
-        rejections: all its refused records now, of ``REJECTION_SCHEMA``; None leaves them as they are.
+        lease: Lease of the run on the dataset.
+        marker: New marker of the unit; files and counts of replaced rows are filled in.
+        samples: All its samples from now on, of ``SAMPLE_SCHEMA``, in the earlier order; None leaves them as they are.
+        rejections: All its rejected records from now on, of ``REJECTION_SCHEMA``; None leaves them as they are.
 
     Raises:
-        LeaseLostError: another run has taken the dataset over.
-        StorageError: a file cannot be written.
+        LeaseLostError: Another run has taken the dataset over.
+        StorageError: A file cannot be written.
 
     """
     dataset, storage = lease.dataset, lease.dataset.storage
@@ -137,10 +139,9 @@ def _replace_file(
 
 def remove_derived(lease: Lease, marker: UnitMarker) -> None:
     """Remove what the trainer stored beside a unit's shards: latents show what a shard showed, row by row."""
-    storage, latents = lease.dataset.storage, lease.dataset.latents_folder
-    for folder in storage.list_folders(latents):
-        for name in marker.files:
-            storage.remove(f"{latents}/{folder}/{name.removeprefix('data/')}")
+    for shard in marker.files:
+        for name in lease.dataset.derived_files(shard):
+            lease.dataset.storage.remove(name)
 
 
 def remove_unit(lease: Lease, marker: UnitMarker) -> None:
@@ -152,24 +153,26 @@ def remove_unit(lease: Lease, marker: UnitMarker) -> None:
         lease.dataset.storage.remove(name)
 
 
-def remove_orphans(lease: Lease) -> int:
+def remove_orphans(lease: Lease, state: DatasetState) -> int:
     """Remove files that killed or late writers left and that nobody can commit any more; return how many.
 
+    Args:
+        lease: Lease of the run on the dataset.
+        state: State of the dataset, read under this lease, with the changes that the run has made since. A unit whose
+            marker it lacks counts as unfinished, so that its files stay.
+
     Raises:
-        LeaseLostError: another run has taken the dataset over.
-        StorageError: a file cannot be removed.
+        LeaseLostError: Another run has taken the dataset over.
+        StorageError: A file cannot be removed.
 
     """
     dataset, storage = lease.dataset, lease.dataset.storage
-    committed = [name.removeprefix("source=") for name in storage.list_folders(dataset.markers_folder)]
-    sources = sorted({*committed, *planned_sources(dataset)})
+    sources = sorted({*list_sources(storage, dataset.markers_folder), *state.units})
     rejected = [dataset.rejected_folder(source) for source in sources]
     folders = [dataset.data_folder, dataset.markers_folder, *rejected]
     files = [name for folder in folders for name in storage.list_files(folder, ".parquet")]
-    markers = read_markers(dataset)
-    finished = {marker.unit_id for marker in markers}
-    planned = {unit.unit_id for source in sources for unit in stored_units(dataset, source)}
-    named = {name for marker in markers for name in files_of(dataset, marker)}
+    finished, planned = state.finished, state.planned
+    named = {name for marker in state.markers for name in files_of(dataset, marker)}
     orphans = [
         name for name in files if name not in named and (unit_of(name) in finished or unit_of(name) not in planned)
     ]
@@ -190,7 +193,7 @@ def _write_files(lease: Lease, unit: PlannedUnit, samples: pa.Table, rejections:
     written_bytes = 0
     if len(samples):
         data = table_to_parquet(samples, _sample_groups(samples))
-        files.append(f"data/source={unit.source}/split={unit.split}/{_file_name(unit_id, data)}")
+        files.append(dataset.shard_in_dataset(unit.source, unit.split, _file_name(unit_id, data)))
         storage.write_bytes(dataset.path(files[0]), data)
         written_bytes = len(data)
     if len(rejections):

@@ -1,73 +1,71 @@
 """The manifest of a dataset, summed from its markers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from handdata._version import __version__
-from handdata.pipeline.shards.markers import read_markers
-from handdata.pipeline.shards.plan import planned_sources, stored_units
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import DatasetManifest, Split, SplitCounts, UnitMarker, UsageError
+
+
+def encode_manifest(manifest: DatasetManifest) -> bytes:
+    """Return a manifest as the content of its file."""
+    return manifest.model_dump_json(indent=2).encode()
+
+
+def find_manifest(dataset: Dataset) -> DatasetManifest | None:
+    """Return a dataset's manifest, None where there is none."""
+    name = dataset.manifest_file
+    if not dataset.storage.exists(name):
+        return None
+    return DatasetManifest.model_validate_json(dataset.storage.read_bytes(name))
 
 
 def read_manifest(dataset: Dataset) -> DatasetManifest:
     """Return a dataset's manifest.
 
     Raises:
-        UsageError: the workspace has no such dataset.
+        UsageError: The workspace has no such dataset.
 
     """
-    name = dataset.manifest_file
-    if not dataset.storage.exists(name):
+    manifest = find_manifest(dataset)
+    if manifest is None:
         raise UsageError(f"{dataset.storage.describe()} has no annotated dataset", "run `handdata annotate` first")
-    return DatasetManifest.model_validate_json(dataset.storage.read_bytes(name))
+    return manifest
 
 
-def is_summed_up(dataset: Dataset, markers: Sequence[UnitMarker]) -> bool:
-    """Return whether the manifest counts as many units as there are markers: the last run came to its end."""
-    if not dataset.storage.exists(dataset.manifest_file):
-        return False
-    sources = read_manifest(dataset).sources
-    return sum(counts.units for splits in sources.values() for counts in splits.values()) == len(markers)
-
-
-def write_manifest(
-    dataset: Dataset,
+def sum_manifest(
+    earlier: DatasetManifest | None,
+    markers: Iterable[UnitMarker],
+    planned_units: int,
     *,
     image_size: int | None = None,
     annotators: Mapping[str, dict[str, object]] | None = None,
     licenses: Mapping[str, str] | None = None,
     quality: Mapping[str, float] | None = None,
-    planned_units: int | None = None,
 ) -> DatasetManifest:
-    """Sum the manifest from the markers and write it.
+    """Return the manifest of a dataset with these markers.
 
     Args:
-        dataset: The dataset.
-        image_size: side of the crops, pixels; None keeps the earlier one.
-        annotators: settings and model hashes of this run, by ``annotator_hash``; those of earlier runs are kept.
-        licenses: of this run's sources; those of earlier runs are kept.
-        quality: thresholds behind the flags; None keeps the earlier ones.
-        planned_units: units planned in the whole dataset; None counts the plan's.
+        earlier: Manifest so far; None where there is none.
+        markers: Markers of all finished units, in the order of their files.
+        planned_units: Number of units planned in the whole dataset.
+        image_size: Side of the crops, pixels; None keeps the earlier one.
+        annotators: Settings and model hashes of this run by ``annotator_hash``; those of earlier runs are kept.
+        licenses: Licences of this run's sources; those of earlier runs are kept.
+        quality: Thresholds behind the flags; None keeps the earlier ones.
 
     """
-    name = dataset.manifest_file
-    earlier = read_manifest(dataset) if image_size is None or dataset.storage.exists(name) else None
-    markers = read_markers(dataset)
     sources: dict[str, dict[Split, SplitCounts]] = {}
+    finished_units = 0
     for marker in markers:
         sources.setdefault(marker.source, {}).setdefault(marker.split, SplitCounts()).add(marker)
-    if planned_units is None:
-        planned_units = sum(len(stored_units(dataset, name)) for name in planned_sources(dataset))
-    manifest = DatasetManifest(
+        finished_units += 1
+    return DatasetManifest(
         handdata_version=__version__,
         image_size=image_size or (earlier.image_size if earlier else 0),
         annotator_hashes=(earlier.annotator_hashes if earlier else {}) | dict(annotators or {}),
         quality=dict(quality) if quality is not None else earlier.quality if earlier else {},
         sources=sources,
         licenses=(earlier.licenses if earlier else {}) | dict(licenses or {}),
-        complete=len(markers) == planned_units,
+        complete=finished_units == planned_units,
     )
-    data = manifest.model_dump_json(indent=2).encode()
-    if not dataset.storage.exists(name) or dataset.storage.read_bytes(name) != data:
-        dataset.storage.write_bytes(name, data)
-    return manifest

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -26,6 +26,7 @@ from handdata.pipeline.records.stored import RECORD_ROW_GROUP_ROWS, read_ingest_
 from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones, read_tombstones
 from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.storage import Dataset, Storage
+from handdata.pipeline.storage.layout import list_sources
 from handdata.schemas import RECORD_SCHEMA, ROW_GROUP_ROWS, HandRecord, Split, records_from_table
 from handdata.schemas.arrays import BoolArray
 
@@ -68,7 +69,7 @@ class PlannedUnit:
 
 def planned_sources(dataset: Dataset) -> list[str]:
     """Return the sources that a dataset has a plan of, sorted."""
-    return [name.removeprefix("source=") for name in dataset.storage.list_folders(dataset.plans_folder)]
+    return list_sources(dataset.storage, dataset.plans_folder)
 
 
 def unit_rows(image_size: int, records: int) -> int:
@@ -139,8 +140,8 @@ def _store_generation(dataset: Dataset, source: str, parts: Sequence[pl.DataFram
     The records come first, under a name that no other run writes; the list of units, which names them, is created last.
     """
     generation = len(_generations(dataset, source))
-    base = f"{dataset.plan_folder(source)}/generation-{generation:03d}"
-    plan_file = f"{base}-{uuid.uuid4().hex[:8]}.parquet"
+    name = dataset.generation_file(source, generation)
+    plan_file = dataset.generation_records_file(source, generation, uuid.uuid4().hex[:8])
     units = []
     for ordinal, part in enumerate(parts):
         split: Split = part["split"][0]
@@ -152,8 +153,8 @@ def _store_generation(dataset: Dataset, source: str, parts: Sequence[pl.DataFram
         "units": [asdict(unit) for unit in units],
         "ingest": ingest_token(dataset.storage, source),
     }
-    stored = json.loads(dataset.storage.create_bytes(f"{base}.json", json.dumps(document).encode()))
-    _remove_unnamed(dataset.storage, f"{base}.json", stored)
+    stored = json.loads(dataset.storage.create_bytes(name, json.dumps(document).encode()))
+    _remove_unnamed(dataset.storage, name, stored)
 
 
 def ingest_token(storage: Storage, source: str) -> str:
@@ -175,9 +176,8 @@ def abandon_plan(lease: Lease, source: str) -> None:
         _replace_generation(lease, name, {**document, "records": 0, "units": []})
 
 
-def honours(dataset: Dataset, tombstones: Tombstones) -> bool:
-    """Return whether the plan of a source has no record that its tombstones name."""
-    units = stored_units(dataset, tombstones.source)
+def honours(units: Iterable[PlannedUnit], tombstones: Tombstones) -> bool:
+    """Return whether the planned units of a source have no record that its tombstones name."""
     return all(unit.tombstones == tombstones.digest for unit in units)
 
 

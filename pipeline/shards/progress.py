@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from handdata.pipeline.shards.markers import read_markers
-from handdata.pipeline.shards.plan import stored_units
+from handdata.pipeline.shards.plan import planned_sources, stored_units
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import Split, SplitCounts, UsageError
 
@@ -74,8 +74,7 @@ def dataset_progress(dataset: Dataset) -> DatasetProgress:
         UsageError: the workspace has no such dataset.
 
     """
-    sources = [name.removeprefix("source=") for name in dataset.storage.list_folders(dataset.plans_folder)]
-    units = [unit for source in sources for unit in stored_units(dataset, source)]
+    units = [unit for source in planned_sources(dataset) for unit in stored_units(dataset, source)]
     if not units:
         raise UsageError(f"{dataset.describe()} is no annotated dataset", "run `handdata annotate` first")
     times = dataset.storage.modified_times(dataset.markers_folder, ".json")

@@ -8,7 +8,7 @@ lease, ``annotate`` included, settles it first.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -23,13 +23,12 @@ from handdata.pipeline.records.tombstones import (
     Tombstones,
     is_among,
     proposed_tombstones,
-    read_tombstones,
     write_tombstones,
 )
 from handdata.pipeline.settings import FLAG_THRESHOLDS, QualitySettings
 from handdata.pipeline.shards.commit import remove_derived, remove_orphans, remove_unit, rewrite_unit
 from handdata.pipeline.shards.lease import Lease, take_lease
-from handdata.pipeline.shards.manifest import read_manifest, write_manifest
+from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import files_of, read_markers
 from handdata.pipeline.shards.plan import (
     PlannedUnit,
@@ -39,6 +38,7 @@ from handdata.pipeline.shards.plan import (
     stored_units,
     strike_plan,
 )
+from handdata.pipeline.shards.state import DatasetState, read_state, write_manifest
 from handdata.pipeline.storage import Dataset, Storage, list_datasets
 from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, UnitMarker, UsageError
 from handdata.schemas.arrays import BoolArray
@@ -130,45 +130,54 @@ class FlagSummary:
     manifest: DatasetManifest
 
 
-def is_settled(dataset: Dataset) -> bool:
+def is_settled(state: DatasetState) -> bool:
     """Return whether all units of a dataset are as its plan, its thresholds and the tombstones say."""
-    for source in planned_sources(dataset):
-        tombstones = read_tombstones(dataset.storage, source)
-        if not honours(dataset, tombstones):
-            return False
-    return not any(True for _ in _pending(dataset, {}))
+    if not all(honours(state.units[source], tombstones) for source, tombstones in state.tombstones.items()):
+        return False
+    return not any(True for _ in _pending(state))
 
 
-def settle(lease: Lease, on_unit: Callable[[int, int], None] | None = None) -> Settled:
+def settle(
+    lease: Lease, state: DatasetState, on_unit: Callable[[int, int], None] | None = None
+) -> tuple[DatasetState, Settled]:
     """Bring all units of a dataset into line with its plan, its thresholds and the tombstones.
 
     Args:
-        lease: on the dataset.
-        on_unit: called with (units done, units to look at).
+        lease: Lease of the run on the dataset.
+        state: State of the dataset, read under this lease.
+        on_unit: Function called with (units done, units to look at).
+
+    Returns:
+        The state afterwards, and what changed.
 
     Raises:
-        LeaseLostError: another run has taken the dataset over.
-        StorageError: a file cannot be read or written.
+        LeaseLostError: Another run has taken the dataset over.
+        StorageError: A file cannot be read or written.
 
     """
-    dataset, storage = lease.dataset, lease.dataset.storage
     total = Settled()
-    pending = list(_pending(dataset, {}))
+    pending = list(_pending(state))
+    made, removed = [], []
     with ThreadPoolExecutor(SETTLING_THREADS) as pool:
         for done, change in enumerate(pool.map(partial(_settle_unit, lease), pending), start=1):
             _add(total, change)
+            if change.new is None:
+                removed.append(change.marker.unit_id)
+            else:
+                made.append(change.new)
             if on_unit:
                 on_unit(done, len(pending))
-    for source in planned_sources(dataset):
-        tombstones = read_tombstones(storage, source)
+    state = state.with_markers(made, removed)
+    for source, tombstones in state.tombstones.items():
         if tombstones:
-            if not honours(dataset, tombstones):
-                _remove_unfinished(lease, source)
+            if not honours(state.units[source], tombstones):
+                _remove_unfinished(lease, state, source)
             strike_plan(lease, tombstones)
-    remove_orphans(lease)
-    if storage.exists(dataset.manifest_file):
-        write_manifest(dataset)
-    return total
+            state = state.with_units(source, stored_units(state.dataset, source))
+    remove_orphans(lease, state)
+    if state.manifest:
+        state = write_manifest(state, state.sum_up())
+    return state, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,22 +192,17 @@ class _Pending:
     image_size: int
 
 
-def _pending(dataset: Dataset, proposed: Mapping[str, Tombstones]) -> Iterator[_Pending]:
-    """Yield the finished units whose markers do not say that all holds; with ``proposed`` tombstones where given."""
-    manifest = read_manifest(dataset) if dataset.storage.exists(dataset.manifest_file) else None
-    units: dict[str, PlannedUnit] = {}
-    tombstones: dict[str, Tombstones] = {}
-    for source in planned_sources(dataset):
-        units.update((unit.unit_id, unit) for unit in stored_units(dataset, source))
-        tombstones[source] = proposed.get(source) or read_tombstones(dataset.storage, source)
-    for marker in read_markers(dataset):
+def _pending(state: DatasetState) -> Iterator[_Pending]:
+    """Yield the finished units whose markers do not say that they follow plan, thresholds and tombstones."""
+    manifest, units = state.manifest, state.planned
+    for marker in state.markers:
         unit = units.get(marker.unit_id)
-        stones = tombstones.get(marker.source) or Tombstones(marker.source, ())
+        stones = state.tombstones.get(marker.source) or Tombstones(marker.source, ())
         thresholds = manifest.quality if manifest and manifest.quality else marker.thresholds
         if unit and marker.tombstones == stones.digest and marker.thresholds == thresholds:
             continue
         image_size = _image_size(manifest, marker) if manifest else 0
-        yield _Pending(dataset, marker, unit, stones, thresholds, image_size)
+        yield _Pending(state.dataset, marker, unit, stones, thresholds, image_size)
 
 
 def _image_size(manifest: DatasetManifest, marker: UnitMarker) -> int:
@@ -272,8 +276,7 @@ def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
     if not change.kept_rejected.all():
         (name,) = marker.rejected_files
         rejections = storage.read_parquet(name).filter(pa.array(change.kept_rejected))
-    rewrite_unit(lease, change.new, samples, rejections)
-    return change
+    return replace(change, new=rewrite_unit(lease, change.new, samples, rejections))
 
 
 def _add(total: Settled, change: UnitChange) -> None:
@@ -285,12 +288,12 @@ def _add(total: Settled, change: UnitChange) -> None:
     total.flags_after.update(change.new.flags if change.new else {})
 
 
-def _remove_unfinished(lease: Lease, source: str) -> None:
+def _remove_unfinished(lease: Lease, state: DatasetState, source: str) -> None:
     """Remove what killed writers left of a source's unfinished units: it may show what was dropped."""
     dataset, storage = lease.dataset, lease.dataset.storage
-    files = storage.list_files(f"{dataset.data_folder}/source={source}", ".parquet")
+    files = storage.list_files(dataset.source_data_folder(source), ".parquet")
     files += storage.list_files(dataset.rejected_folder(source), ".parquet")
-    named = {name for marker in read_markers(dataset) for name in files_of(dataset, marker)}
+    named = {name for marker in state.markers for name in files_of(dataset, marker)}
     lease.check()
     for name in files:
         if name not in named:
@@ -306,11 +309,11 @@ def flag(
 
     Args:
         dataset: The dataset.
-        thresholds: new values by the names of their settings; the others stay.
-        on_unit: called with (units done, units to look at).
+        thresholds: New values by the names of their settings; the others stay.
+        on_unit: Function called with (units done, units to look at).
 
     Raises:
-        UsageError: there is no such dataset, or a gate with one of the thresholds rejects records in it.
+        UsageError: There is no such dataset, or a gate with one of the thresholds rejects records in it.
 
     """
     manifest = read_manifest(dataset)
@@ -320,14 +323,15 @@ def flag(
         for name, value in wanted.items()
         if manifest.quality.get(name) != value
     }
-    _refuse_gates(dataset, manifest, changed)
+    _require_no_gates(dataset, manifest, changed)
     lease = take_lease(dataset)
-    write_manifest(dataset, quality=wanted)
-    settled = settle(lease, on_unit)
-    return FlagSummary(settled, changed, read_manifest(dataset))
+    state = read_state(dataset)
+    state = write_manifest(state, state.sum_up(quality=wanted))
+    state, settled = settle(lease, state, on_unit)
+    return FlagSummary(settled, changed, state.manifest or manifest)
 
 
-def _refuse_gates(dataset: Dataset, manifest: DatasetManifest, changed: Mapping[str, object]) -> None:
+def _require_no_gates(dataset: Dataset, manifest: DatasetManifest, changed: Mapping[str, object]) -> None:
     in_use = {marker.annotator_hash for marker in read_markers(dataset)}
     for annotator_hash in sorted(in_use & manifest.annotator_hashes.keys()):
         settings = manifest.annotator_hashes[annotator_hash]["settings"]
@@ -372,7 +376,8 @@ def drop(
     datasets: dict[str, Settled] = {}
     for dataset in list_datasets(storage):
         if source in planned_sources(dataset):
-            datasets[dataset.name] = settle(take_lease(dataset), on_unit)
+            lease = take_lease(dataset)
+            _, datasets[dataset.name] = settle(lease, read_state(dataset), on_unit)
     records, rejected = drop_records(storage, tombstones)
     left = read_ingest_summary(storage, source).records if source in ingested_sources(storage) else 0
     return DropSummary(source, records, rejected, datasets, left)
@@ -392,7 +397,7 @@ def _preview(storage: Storage, tombstones: Tombstones) -> DropSummary:
     for dataset in list_datasets(storage):
         if source in planned_sources(dataset):
             datasets[dataset.name] = Settled()
-            for pending in _pending(dataset, {source: tombstones}):
+            for pending in _pending(read_state(dataset).with_tombstones(tombstones)):
                 if pending.marker.source == source:
                     _add(datasets[dataset.name], _compare(pending))
     return DropSummary(source, records, rejected, datasets, left)

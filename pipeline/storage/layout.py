@@ -28,9 +28,31 @@ INGEST_SUMMARY = "_ingest.json"
 underscore hides it from table readers."""
 
 
+RECORDS = "records"
+"""Folder of the records of all sources."""
+
+RESERVED = (RECORDS, "rejected", "dropped", "runs")
+"""Names in a workspace that no dataset can have."""
+
+
+def list_sources(storage: Storage, folder: str) -> list[str]:
+    """Return the sources that have a folder of their own (``source=<s>``) in a folder, sorted."""
+    return [name.removeprefix("source=") for name in storage.list_folders(folder) if name.startswith("source=")]
+
+
 def records_folder(source: str) -> str:
     """Return the folder of a source's records in a workspace."""
-    return f"records/source={source}"
+    return f"{RECORDS}/source={source}"
+
+
+def ingest_summary_file(source: str) -> str:
+    """Return the name of the summary of a source's ingest."""
+    return f"{records_folder(source)}/{INGEST_SUMMARY}"
+
+
+def staging_folder(source: str) -> str:
+    """Return the hidden folder of what ingests of a source have not finished."""
+    return f".staging-{source}"
 
 
 def tombstones_folder(source: str) -> str:
@@ -93,6 +115,14 @@ class Dataset:
         """Return the folder of a source's plan."""
         return f"{self.plans_folder}/source={source}"
 
+    def generation_file(self, source: str, generation: int) -> str:
+        """Return the name of the list of units of a generation of a source's plan."""
+        return f"{self.plan_folder(source)}/generation-{generation:03d}.json"
+
+    def generation_records_file(self, source: str, generation: int, token: str) -> str:
+        """Return the name of a file of the records of a generation; its token tells it from other writers' files."""
+        return f"{self.generation_file(source, generation).removesuffix('.json')}-{token}.parquet"
+
     @property
     def markers_folder(self) -> str:
         """Folder of the markers of finished units of all sources."""
@@ -107,6 +137,15 @@ class Dataset:
         """Folder of the samples of all sources."""
         return self.path("data")
 
+    def source_data_folder(self, source: str) -> str:
+        """Return the folder of a source's samples."""
+        return f"{self.data_folder}/source={source}"
+
+    @staticmethod
+    def shard_in_dataset(source: str, split: str, name: str) -> str:
+        """Return the name of a file of samples, relative to the dataset, as markers hold it."""
+        return f"data/source={source}/split={split}/{name}"
+
     def rejected_folder(self, source: str) -> str:
         """Return the folder of a source's rejected records; further datasets of a workspace have one each."""
         return rejected_folder("annotate" if self.name == DATASET else f"annotate-{self.name}", source)
@@ -115,6 +154,16 @@ class Dataset:
     def latents_folder(self) -> str:
         """Folder of the latents of all autoencoders."""
         return self.path("latents")
+
+    def derived_files(self, shard: str) -> list[str]:
+        """Return the names of the files of latents that belong to a shard, for all autoencoders.
+
+        Args:
+            shard: Name of the shard, relative to the dataset.
+
+        """
+        folders = self.storage.list_folders(self.latents_folder)
+        return [f"{self.latents_folder}/{folder}/{shard.removeprefix('data/')}" for folder in folders]
 
 
 def list_datasets(storage: Storage) -> list[Dataset]:

@@ -25,8 +25,9 @@ from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_row_group
 from handdata.pipeline.shards.commit import write_unit
 from handdata.pipeline.shards.lease import take_lease
-from handdata.pipeline.shards.manifest import write_manifest
+from handdata.pipeline.shards.manifest import sum_manifest
 from handdata.pipeline.shards.plan import PlannedUnit
+from handdata.pipeline.shards.state import read_state, write_manifest
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
     AnnotatedSample,
@@ -136,13 +137,16 @@ def add_unit(storage: Storage, samples: list[AnnotatedSample], rejections: int =
 
 
 def finish(storage: Storage, licenses: dict[str, str] | None = None) -> None:
-    write_manifest(
-        Dataset(storage),
+    state = read_state(Dataset(storage))
+    manifest = sum_manifest(
+        state.manifest,
+        state.markers,
+        len(state.markers),
         image_size=SIZE,
         annotators={"abc": {"settings": AnnotateSettings().model_dump(mode="json"), "models": {}}},
         licenses=licenses or {"dexycb": "CC BY-NC 4.0"},
-        planned_units=len(storage.list_files("dataset/units", ".json")),
     )
+    write_manifest(state, manifest)
 
 
 @pytest.fixture(scope="module")

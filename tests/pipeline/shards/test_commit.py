@@ -15,6 +15,7 @@ from handdata.pipeline.shards.commit import remove_orphans, remove_unit, rewrite
 from handdata.pipeline.shards.lease import take_lease
 from handdata.pipeline.shards.markers import read_marker
 from handdata.pipeline.shards.plan import PlannedUnit
+from handdata.pipeline.shards.state import read_state
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
     REJECTION_SCHEMA,
@@ -114,7 +115,7 @@ def test_a_writer_may_stop_at_any_step(storage: Storage, step: int) -> None:
             assert read_marker(Dataset(storage), UNIT) is None
     lease = take_lease(Dataset(storage))
     marker = write_unit(lease, UNIT, samples(), [REFUSED], "second")
-    remove_orphans(lease)
+    remove_orphans(lease, read_state(Dataset(storage)))
     assert marker.samples == 2
     assert read_markers(Dataset(storage)) == [marker]
     assert files(storage) == named_files(storage)
@@ -143,7 +144,7 @@ def test_a_rewrite_may_stop_at_any_step(storage: Storage, step: int) -> None:
     marker = read_marker(Dataset(storage), UNIT)
     if marker == before:
         marker = drop_one()
-    remove_orphans(take_lease(Dataset(storage)))
+    remove_orphans(take_lease(Dataset(storage)), read_state(Dataset(storage)))
     assert (marker.records, marker.samples, marker.rejected) == (1, 1, {})
     assert files(storage) == named_files(storage) == [f"dataset/{marker.files[0]}"]
 
@@ -155,7 +156,7 @@ def test_files_of_an_unfinished_unit_are_no_orphans(storage: Storage) -> None:
     write_unit(lease, UNIT, samples(), [REFUSED], "hash")
     (marker,) = storage.list_files("dataset/units", ".json")
     storage.remove(marker)
-    assert remove_orphans(lease) == 0
+    assert remove_orphans(lease, read_state(Dataset(storage))) == 0
     assert len(files(storage)) == 2
 
 
@@ -165,7 +166,7 @@ def test_files_of_a_unit_that_is_not_planned_any_more_are_orphans(storage: Stora
     assert files(storage) == []
     storage.write_bytes(f"dataset/data/source=synthetic/split=train/{UNIT.unit_id}-00000000.parquet", b"late")
     storage.write_bytes("dataset/plan/source=synthetic/generation-000.json", b'{"records": 0, "units": []}')
-    assert remove_orphans(lease) == 1
+    assert remove_orphans(lease, read_state(Dataset(storage))) == 1
 
 
 def test_orphans_are_left_to_the_run_that_has_the_lease(storage: Storage) -> None:
@@ -175,7 +176,7 @@ def test_orphans_are_left_to_the_run_that_has_the_lease(storage: Storage) -> Non
     storage.write_bytes(orphan, storage.read_bytes(f"dataset/{marker.files[0]}"))
     lease = take_lease(Dataset(storage))
     with pytest.raises(LeaseLostError):
-        remove_orphans(late)
+        remove_orphans(late, read_state(Dataset(storage)))
     assert storage.exists(orphan)
-    assert remove_orphans(lease) == 1
+    assert remove_orphans(lease, read_state(Dataset(storage))) == 1
     assert files(storage) == named_files(storage)

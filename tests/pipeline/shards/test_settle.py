@@ -21,6 +21,7 @@ from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.settings import AnnotateSettings, QualitySettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest, read_markers
 from handdata.pipeline.shards.settle import drop, flag, is_settled
+from handdata.pipeline.shards.state import read_state
 from handdata.pipeline.storage import Dataset, Storage, blob_places
 from handdata.schemas import UsageError
 
@@ -190,7 +191,7 @@ def test_killed_at_any_point_readers_see_each_row_once_and_the_command_goes_on(
     else:
         drop(storage, "subject", [subject], "synthetic")
         assert subject not in all_text(workspace, "subject_id")
-    assert is_settled(Dataset(storage))
+    assert is_settled(read_state(Dataset(storage)))
     counts = read_manifest(Dataset(storage)).sources["synthetic"].values()
     assert sum(of.samples for of in counts) == sum(in_folder(workspace).values())
 

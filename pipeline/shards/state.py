@@ -1,0 +1,127 @@
+"""The state of a dataset: its plan, its markers, its manifest and the tombstones of its sources, read together.
+
+On an object store a reading of all markers is a request a unit. A command therefore reads the state before it takes the
+lease, to see whether there is anything to do, once more when it has the lease, and follows its own changes from there.
+
+Why the second reading is enough: once the lease is taken, nobody else commits, rewrites or removes a unit, with one
+exception: a writer of an earlier run that passed its last check of the lease a moment before. What such a writer does
+to a unit after the reading is safe whether or not the holder of the lease sees it:
+
+- The unit is one that the holder processes: markers are created, never overwritten, so that the holder's worker
+  receives the marker that counts, whoever made it, and so does the state.
+- The unit is planned, but of a source that the holder does not process: the state counts it as unfinished, so that its
+  files are no orphans. The manifest lacks it until the next run, which sees that the markers sum up to another one.
+- The unit is not planned any more (dropped, or to be annotated again): the next command finds the dataset unsettled and
+  removes the marker, as it would if the writer were later still.
+- The unit is rewritten late: the holder makes the same of it, by the same tombstones and thresholds, or the next
+  command finds it unsettled.
+
+Readers of samples read the markers themselves (``list_shards``): they see each unit once at any time.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from handdata.pipeline.records.tombstones import Tombstones, read_tombstones
+from handdata.pipeline.shards.manifest import encode_manifest, find_manifest, sum_manifest
+from handdata.pipeline.shards.markers import read_markers
+from handdata.pipeline.shards.plan import PlannedUnit, planned_sources, stored_units
+from handdata.pipeline.storage import Dataset
+from handdata.schemas import DatasetManifest, UnitMarker
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetState:
+    """What a dataset was when it was read, with the changes that its reader has made since.
+
+    Args:
+        dataset: The dataset.
+        units: Planned units by source, in the order of their generations.
+        tombstones: Tombstones of the planned sources.
+        manifest: The manifest; None before the first run has written it.
+        markers: Markers of the finished units, in the order of their files.
+
+    """
+
+    dataset: Dataset
+    units: Mapping[str, tuple[PlannedUnit, ...]]
+    tombstones: Mapping[str, Tombstones]
+    manifest: DatasetManifest | None
+    markers: tuple[UnitMarker, ...]
+
+    @property
+    def finished(self) -> set[str]:
+        """Ids of the finished units."""
+        return {marker.unit_id for marker in self.markers}
+
+    @property
+    def planned(self) -> dict[str, PlannedUnit]:
+        """Planned units of all sources by their ids."""
+        return {unit.unit_id: unit for units in self.units.values() for unit in units}
+
+    def to_do(self, sources: Iterable[str]) -> list[PlannedUnit]:
+        """Return the planned units of some sources that are not finished."""
+        finished = self.finished
+        return [unit for source in sources for unit in self.units.get(source, ()) if unit.unit_id not in finished]
+
+    def with_units(self, source: str, units: Iterable[PlannedUnit]) -> "DatasetState":
+        """Return the state with another plan of a source."""
+        return replace(self, units={**self.units, source: tuple(units)})
+
+    def with_tombstones(self, tombstones: Tombstones) -> "DatasetState":
+        """Return the state with other tombstones of a source."""
+        return replace(self, tombstones={**self.tombstones, tombstones.source: tombstones})
+
+    def with_markers(self, made: Iterable[UnitMarker], removed: Iterable[str] = ()) -> "DatasetState":
+        """Return the state with some markers new or replaced, and those of some units removed."""
+        markers = {marker.unit_id: marker for marker in (*self.markers, *made)}
+        for unit_id in removed:
+            markers.pop(unit_id, None)
+
+        def file_of(marker: UnitMarker) -> str:
+            return self.dataset.marker_file(marker.source, marker.unit_id)
+
+        return replace(self, markers=tuple(sorted(markers.values(), key=file_of)))
+
+    def sum_up(
+        self,
+        *,
+        image_size: int | None = None,
+        annotators: Mapping[str, dict[str, object]] | None = None,
+        licenses: Mapping[str, str] | None = None,
+        quality: Mapping[str, float] | None = None,
+    ) -> DatasetManifest:
+        """Return the manifest that this state should have; ``sum_manifest`` describes the arguments."""
+        return sum_manifest(
+            self.manifest,
+            self.markers,
+            sum(map(len, self.units.values())),
+            image_size=image_size,
+            annotators=annotators,
+            licenses=licenses,
+            quality=quality,
+        )
+
+    def is_summed_up(self, manifest: DatasetManifest) -> bool:
+        """Return whether the stored manifest is this one, so that it need not be written."""
+        return self.manifest is not None and encode_manifest(self.manifest) == encode_manifest(manifest)
+
+
+def read_state(dataset: Dataset) -> DatasetState:
+    """Read the state of a dataset; it is empty where there is none."""
+    manifest = find_manifest(dataset)
+    sources = planned_sources(dataset)
+    return DatasetState(
+        dataset=dataset,
+        units={source: tuple(stored_units(dataset, source)) for source in sources},
+        tombstones={source: read_tombstones(dataset.storage, source) for source in sources},
+        manifest=manifest,
+        markers=tuple(read_markers(dataset)),
+    )
+
+
+def write_manifest(state: DatasetState, manifest: DatasetManifest) -> DatasetState:
+    """Store a manifest unless it is the stored one, and return the state with it; for the holder of the lease only."""
+    if not state.is_summed_up(manifest):
+        state.dataset.storage.write_bytes(state.dataset.manifest_file, encode_manifest(manifest))
+    return replace(state, manifest=manifest)
