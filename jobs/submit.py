@@ -28,11 +28,11 @@ class Cluster:
     """The jobs of a Ray cluster.
 
     Args:
-        address: of its dashboard (``http://HEAD:8265``), or one that ``ray.init`` takes; by default ``RAY_ADDRESS``, or
-            the cluster on this machine.
+        address: Address of its dashboard (``http://HEAD:8265``), or one that ``ray.init`` takes; by default
+            ``RAY_ADDRESS``, or the cluster on this machine.
 
     Raises:
-        RunError: no cluster answers there, or it refuses the token.
+        RunError: No cluster answers there, or it refuses the token.
 
     """
 
@@ -52,8 +52,9 @@ class Cluster:
         """Submit ``handdata ARGUMENTS`` and return the job's id.
 
         Args:
-            arguments: the command line.
-            gpus: that the command itself uses, on one node; none for commands that start actors of their own.
+            arguments: Command line.
+            gpus: Number of GPUs that the command itself uses, on one node; none for commands that start actors of their
+                own.
 
         """
         settings = {name: value for name, value in os.environ.items() if name.startswith("HANDDATA_")}
@@ -69,12 +70,12 @@ class Cluster:
         """Pass a job's log on as it comes, until the job ends; return the command's exit code.
 
         Args:
-            job_id: of a job of this cluster.
-            write: is given pieces of the log.
-            note: is given a line whenever the reason why the job does not run yet changes.
+            job_id: Id of a job of this cluster.
+            write: Function called with pieces of the log.
+            note: Function called with a line whenever the reason changes why the job does not run yet.
 
         Raises:
-            RunError: the job was stopped, or died otherwise than by an exit code of ours, or the cluster is gone.
+            RunError: The job was stopped, or died otherwise than by an exit code of ours, or the cluster is gone.
 
         """
         from ray.job_submission import JobStatus

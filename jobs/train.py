@@ -155,6 +155,6 @@ def _notes_folder(storage: Storage, run: str) -> Iterator[dict[str, Any]]:
     name = f"{run_folder(run)}/{_RAY_TRAIN}"
     storage.remove(name)
     try:
-        yield storage.arrow_place(run_folder(run))
+        yield storage.arrow_filesystem(run_folder(run))
     finally:
         storage.remove(name)

@@ -119,7 +119,9 @@ def _dataset_name(name: str | None) -> str | None:
     """
     if name is None:
         return None
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in ("records", "rejected", "dropped", "runs"):
+    from handdata.pipeline.storage.layout import RESERVED  # not at the top: help answers without Arrow
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in RESERVED:
         raise UsageError(
             f"--dataset {name}: not a name for a folder of the workspace", "use letters, digits, dots, - and _"
         )

@@ -92,19 +92,19 @@ def ingest(
     """Replace a source's records in a workspace by those of the dataset at ``root``.
 
     Args:
-        adapter_type: the source's adapter.
-        root: the dataset's folder, or the folder that holds it.
-        storage: the workspace.
-        split: take only this split.
-        limit: stop after this many records.
-        stride: keep each frame whose number is a multiple of this; stills are numbered 0 and all kept.
-        options: for the adapter.
-        on_progress: called with (finished partitions, all partitions, records so far).
+        adapter_type: Adapter of the source.
+        root: Folder of the dataset, or the folder that holds it.
+        storage: The workspace.
+        split: The only split to take; None for all.
+        limit: Number of records after which to stop.
+        stride: Number by which the numbers of kept frames are divisible; stills are numbered 0 and all kept.
+        options: Options for the adapter.
+        on_progress: Function called with (finished partitions, all partitions, records so far).
 
     Raises:
         UsageError: ``root`` is not a folder, or not this dataset.
-        DuplicateRecordError: two label files gave one id; both are named.
-        StorageError: the workspace cannot be written.
+        DuplicateRecordError: Two label files gave one id; both are named.
+        StorageError: The workspace cannot be written.
 
     """
     source = adapter_type.card.name
@@ -136,11 +136,11 @@ def ingest(
             total.rejected.update(counts.rejected)
             if on_progress:
                 on_progress(finished, len(jobs), total.records)
-        _refuse_duplicates(root, storage, staging, partitions, total)
-        _refuse_missing(storage, staging, total.records)
+        _reject_duplicates(root, storage, staging, partitions, total)
+        _require_all(storage, staging, total.records)
         if tombstones:
-            staged, refused = (storage.list_files(f"{staging}/{kind}", ".parquet") for kind in ("records", "rejected"))
-            strike_records(storage, staged, refused, tombstones)
+            staged, rejected = (storage.list_files(f"{staging}/{kind}", ".parquet") for kind in ("records", "rejected"))
+            strike_records(storage, staged, rejected, tombstones)
         files = _move_in(storage, f"{staging}/records", records_folder(source))
         rejected_files = _move_in(storage, f"{staging}/rejected", rejected_folder("ingest", source))
         summary = IngestSummary(
@@ -166,7 +166,7 @@ def ingest(
     return summary
 
 
-def _refuse_missing(storage: Storage, staging: str, records: int) -> None:
+def _require_all(storage: Storage, staging: str, records: int) -> None:
     """Raise where the staged files do not hold all records."""
     staged = 0
     for name in storage.list_files(f"{staging}/records", ".parquet"):
@@ -250,11 +250,11 @@ def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
     counts = PartitionCounts()
     records = _PartWriter(job, "records")
     rejections = _PartWriter(job, "rejected")
-    for table, refused in _taken(job, limit):
+    for table, rejected in _taken(job, limit):
         records.add(table)
-        rejections.add(rejections_to_table(refused))
+        rejections.add(rejections_to_table(rejected))
         counts.records += len(table)
-        counts.rejected.update(rejection.reason.value for rejection in refused)
+        counts.rejected.update(row.reason.value for row in rejected)
     records.flush()
     rejections.flush()
     counts.splits = Counter({job.partition.split: counts.records} if counts.records else {})
@@ -290,7 +290,7 @@ def _taken_of_rows(
 
 
 def _fenced_batch(
-    fence: Fence, table: pa.Table, refused: list[tuple[int, Rejection]]
+    fence: Fence, table: pa.Table, rejected: list[tuple[int, Rejection]]
 ) -> tuple[pa.Table, list[tuple[int, Rejection]]]:
     """Return what ``RecordBatch.read`` does, with the rejections that ``fenced`` makes."""
     outside: list[tuple[int, Rejection]] = []
@@ -300,40 +300,40 @@ def _fenced_batch(
         except RecordError as error:
             outside.append((row, rejection(table["record_id"][row].as_py(), image_uri, error)))
     if not outside:
-        return table, refused
+        return table, rejected
     rows = [row for row, _ in outside]
     left = table.take(np.delete(np.arange(len(table)), rows))
-    every = sorted([*refused, *outside], key=lambda place: place[0])
+    every = sorted([*rejected, *outside], key=lambda numbered: numbered[0])
     return left, [(row - bisect_left(rows, row), found) for row, found in every]
 
 
 def _taken_of_batches(
     batches: Iterator[tuple[pa.Table, list[tuple[int, Rejection]]]], stride: int, limit: int | None
 ) -> Iterator[tuple[pa.Table, list[Rejection]]]:
-    for table, refused in batches:
+    for table, rejected in batches:
         kept = np.flatnonzero(table["frame_index"].to_numpy() % stride == 0)[:limit]
         if len(kept) < len(table):
             table = table.take(kept)
         if limit is None:
-            yield table, [rejection for _, rejection in refused]
+            yield table, [row for _, row in rejected]
             continue
         # As row by row: what comes after the last record that the limit leaves is not reached.
-        yield table, [rejection for before, rejection in refused if np.searchsorted(kept, before) < limit]
+        yield table, [row for before, row in rejected if np.searchsorted(kept, before) < limit]
         limit -= len(kept)
         if limit <= 0:
             return
 
 
-def _refuse_duplicates(
+def _reject_duplicates(
     root: Path, storage: Storage, staging: str, partitions: Sequence[Partition], total: PartitionCounts
 ) -> None:
-    """Refuse staged records whose id another one has: the later ones of a label file that names a frame twice.
+    """Reject staged records whose id another one has: the later ones of a label file that names a frame twice.
 
     Such a key is bad input, and the first record stands. Two label files that name one frame are a dataset that is
     there twice, or an adapter that does not merge what it should.
 
     Raises:
-        DuplicateRecordError: two label files gave one id, or two images of a folder; both are named.
+        DuplicateRecordError: Two label files gave one id, or two images of a folder; both are named.
 
     """
     files = storage.list_files(f"{staging}/records", ".parquet")
@@ -344,10 +344,10 @@ def _refuse_duplicates(
     for name in files:
         ordinal = int(name.rpartition("/part-")[2].partition("-")[0])
         partition = partitions[ordinal]
-        places = pl.DataFrame(storage.read_parquet(name, ["record_id", "image_uri", "split"])).with_row_index()
+        rows = pl.DataFrame(storage.read_parquet(name, ["record_id", "image_uri", "split"])).with_row_index()
         later: list[int] = []
-        refused: list[Rejection] = []
-        for row, record_id, image_uri, split in places.filter(pl.col("record_id").is_in(doubled)).iter_rows():
+        rejected: list[Rejection] = []
+        for row, record_id, image_uri, split in rows.filter(pl.col("record_id").is_in(doubled)).iter_rows():
             if record_id not in first:
                 first[record_id] = (partition, image_uri)
                 continue
@@ -361,15 +361,15 @@ def _refuse_duplicates(
                 )
             later.append(row)
             detail = f"{', '.join(partition.paths)}: names {record_id} more than once; the first one was taken"
-            refused.append(rejection(record_id, image_uri, RecordError(RejectReason.LABEL_CORRUPT, detail)))
+            rejected.append(rejection(record_id, image_uri, RecordError(RejectReason.LABEL_CORRUPT, detail)))
             total.splits[split] -= 1
         if later:
-            left = np.delete(np.arange(len(places)), later)
+            left = np.delete(np.arange(len(rows)), later)
             table = storage.read_parquet(name).take(left)
             storage.write_bytes(name, table_to_parquet(table, RECORD_ROW_GROUP_ROWS))
             storage.write_bytes(
                 f"{staging}/rejected/{Path(name).stem}-doubled.parquet",
-                table_to_parquet(rejections_to_table(refused), RECORD_ROW_GROUP_ROWS),
+                table_to_parquet(rejections_to_table(rejected), RECORD_ROW_GROUP_ROWS),
             )
             total.records -= len(later)
             total.rejected[RejectReason.LABEL_CORRUPT.value] += len(later)

@@ -31,17 +31,17 @@ class IngestSummary:
     """What an ingest did, as stored beside the records.
 
     Args:
-        source: its name.
-        root: the folder that was read.
-        partitions: how many shares it was read in.
-        records: usable records.
-        splits: records per split.
-        rejected: refused records per reason.
-        license: of the data.
-        files: of the records, in the order of the ingest, relative to the workspace.
-        rejected_files: of the refused records.
-        dropped: records left out because a tombstone names them.
-        tombstones: digest of the tombstones that were honoured.
+        source: Name of the source.
+        root: Folder that was read.
+        partitions: Number of shares in which it was read.
+        records: Number of usable records.
+        splits: Records per split.
+        rejected: Rejected records per reason.
+        license: Licence of the data.
+        files: Files of the records, in the order of the ingest, relative to the workspace.
+        rejected_files: Files of the rejected records, relative to the workspace.
+        dropped: Number of records that were left out because a tombstone names them.
+        tombstones: Digest of the tombstones that were honoured.
 
     """
 
@@ -67,7 +67,7 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
     """Return what the ingest of a source did.
 
     Raises:
-        UsageError: the source was not ingested into this workspace.
+        UsageError: The source was not ingested into this workspace.
 
     """
     name = ingest_summary_file(source)
@@ -81,7 +81,7 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
 def struck_rows(
     storage: Storage, files: Sequence[str], rejected_files: Sequence[str], tombstones: Tombstones
 ) -> tuple[dict[str, BoolArray], dict[str, BoolArray]]:
-    """Return, by file, which rows of records and of refused records tombstones name."""
+    """Return, by file, which rows of records and of rejected records tombstones name."""
     keys = {name: storage.read_parquet(name, [*KEY_COLUMNS, "split"]) for name in files}
     struck = {name: tombstones.strike(table) for name, table in keys.items()}
     gone = [keys[name].filter(pa.array(rows)) for name, rows in struck.items() if rows.any()]
@@ -94,9 +94,9 @@ def struck_rows(
 def strike_records(
     storage: Storage, files: Sequence[str], rejected_files: Sequence[str], tombstones: Tombstones
 ) -> None:
-    """Take dropped rows out of files of records and of refused records; each file is replaced at once.
+    """Take dropped rows out of files of records and of rejected records; each file is replaced at once.
 
-    Refused records go first: which of them belong to a dropped subject is known only while its records are there.
+    Rejected records go first: which of them belong to a dropped subject is known only while its records are there.
     """
     struck, struck_rejected = struck_rows(storage, files, rejected_files, tombstones)
     for name, rows in (*struck_rejected.items(), *struck.items()):
@@ -127,7 +127,7 @@ def drop_records(storage: Storage, tombstones: Tombstones) -> tuple[int, int]:
     """Take what the tombstones of a source name out of its ingested records, for good.
 
     Returns:
-        How many records and how many refused records were removed.
+        How many records and how many rejected records were removed.
 
     """
     source = tombstones.source
@@ -156,7 +156,7 @@ def read_record_keys(storage: Storage, source: str, columns: list[str]) -> pa.Ta
     """Return some columns of all of a source's records, with ``file`` (position in the summary) and ``row`` of each.
 
     Raises:
-        RunError: the folder holds no record file although its ingest is complete.
+        RunError: The folder holds no record file although its ingest is complete.
 
     """
     tables = []

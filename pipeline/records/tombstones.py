@@ -25,7 +25,7 @@ DropKind = Literal["source", "sequence", "subject", "record"]
 _COLUMN: Final[dict[DropKind, str]] = {"sequence": "sequence_id", "subject": "subject_id", "record": "record_id"}
 
 KEY_COLUMNS: Final = ("record_id", *(column for column in _COLUMN.values() if column != "record_id"))
-"""The columns of records and samples that tombstones look at."""
+"""Columns of records and samples by which tombstones name rows."""
 
 
 class Tombstone(BaseModel):
@@ -78,12 +78,12 @@ class Tombstones:
         return dropped
 
     def strike_rejected(self, record_ids: pa.ChunkedArray, dropped: pa.Table) -> BoolArray:
-        """Return which refused records are dropped; their tables hold ids only.
+        """Return which rejected records are dropped; their tables hold ids only.
 
         Args:
-            record_ids: of the refused records.
-            dropped: ``KEY_COLUMNS`` and ``split`` of usable records that are dropped: a refused record of a sequence
-                of which a subject was dropped goes as well.
+            record_ids: Ids of the rejected records.
+            dropped: ``KEY_COLUMNS`` and ``split`` of usable records that are dropped: a rejected record goes as well
+                where its sequence shows a dropped subject.
 
         """
         if self.of_source():

@@ -38,7 +38,7 @@ def connect(address: str) -> None:
     """Make this process a driver of a running cluster.
 
     Raises:
-        RunError: there is none at the address, or it does not take the token.
+        RunError: There is none at the address, or it does not take the token.
 
     """
     import ray
@@ -80,7 +80,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     A process that is a driver already stays one.
 
     Raises:
-        RunError: as ``connect`` and ``start_local``.
+        RunError: The cluster cannot be reached, or Ray does not start.
 
     """
     import ray

@@ -30,7 +30,7 @@ from handdata.schemas import HandRecord, samples_to_table
 PROBE_RECORDS = 64
 """Records that the probe takes, of all sources together."""
 _SLOW_PROBE_RECORDS = 8
-"""The same where SAM has no GPU: its largest model takes ten seconds a picture there."""
+"""Records that the probe takes where SAM has no GPU: its largest model takes ten seconds an image there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Probe:
     """What the stages took for some records of one source, on one core and one GPU.
 
     Args:
-        records: how many.
-        samples: how many of them became samples.
-        seconds: of each stage.
-        masked: records whose mask a model made.
-        bytes: of the samples, as stored.
+        records: Number of records.
+        samples: Number of those that became samples.
+        seconds: Seconds of each stage.
+        masked: Number of records whose mask a model made.
+        bytes: Size of the samples, as stored.
 
     """
 
@@ -58,10 +58,10 @@ class SourceEstimate:
     """What a run would do for one source.
 
     Args:
-        records_to_do: of units that have no marker yet.
-        records_done: of finished units.
-        units_to_do: units of the former.
-        probe: of a few of its records; None where nothing is to be done.
+        records_to_do: Number of records of unfinished units.
+        records_done: Number of records of finished units.
+        units_to_do: Number of unfinished units.
+        probe: Probe of a few of its records; None where nothing is to be done.
 
     """
 
@@ -76,12 +76,12 @@ class RunEstimate:
     """What a run would do.
 
     Args:
-        sources: by name.
-        cpu_actors: that decode, detect, crop, encode and write, each on one core.
-        sam_actors: that make masks; 0 without SAM.
-        gpus: of the SAM actors.
-        models: model files by name.
-        settings: of the run.
+        sources: Estimates of the sources by name.
+        cpu_actors: Number of actors that decode, detect, crop, encode and write, each on one core.
+        sam_actors: Number of actors that make masks; 0 without SAM.
+        gpus: Number of GPUs of the SAM actors.
+        models: Model files of the run.
+        settings: Settings of the run.
 
     """
 
@@ -94,7 +94,7 @@ class RunEstimate:
 
     @property
     def records_to_do(self) -> int:
-        """Of all sources."""
+        """Records to do in all sources."""
         return sum(source.records_to_do for source in self.sources.values())
 
     @property
@@ -117,7 +117,7 @@ class RunEstimate:
 
     @property
     def bytes(self) -> float:
-        """Of the samples."""
+        """Size of the samples that the run would store."""
         probes = ((source.records_to_do, source.probe) for source in self.sources.values() if source.probe)
         return sum(records * probe.bytes / probe.records for records, probe in probes)
 

@@ -290,8 +290,8 @@ class Supervisor:
 
     def _why_died(self, actor: Any, error: RayError) -> str:
         place = self._worker_places.get(actor)
-        words = "" if place is None else crash_reason(_log_tail(place))
-        return words or _ray_words(str(error))
+        reason = "" if place is None else crash_reason(_log_tail(place))
+        return reason or _gist(str(error))
 
 
 def crash_reason(log: str) -> str:
@@ -301,16 +301,16 @@ def crash_reason(log: str) -> str:
     if timeout:
         # The watched thread is the main one, which comes last.
         where = re.findall(r"most recent call first\):\n  File \"([^\"]+)\", line (\d+) in (\S+)", log)[-1:]
-        words = f"stuck for more than {timeout[1]}"
+        reason = f"stuck for more than {timeout[1]}"
     elif fatal:
         where = re.findall(r"most recent call first\):\n  File \"([^\"]+)\", line (\d+) in (\S+)", log)[:1]
-        words = fatal[1]
+        reason = fatal[1]
     else:
         return ""
-    return words + "".join(f" in {function} ({Path(file).name}:{line})" for file, line, function in where)
+    return reason + "".join(f" in {function} ({Path(file).name}:{line})" for file, line, function in where)
 
 
-def _ray_words(message: str) -> str:
+def _gist(message: str) -> str:
     """Return the gist of Ray's message about a dead actor."""
     if "node has died" in message:
         return "its node has died"
@@ -324,7 +324,7 @@ def _ray_words(message: str) -> str:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, RayActorError):
-        return f"the mask model died: {_ray_words(str(error))}"
+        return f"the mask model died: {_gist(str(error))}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:MAX_REASON_CHARACTERS] if text else type(error).__name__
 

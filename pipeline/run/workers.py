@@ -1,7 +1,6 @@
 """The Ray actors of ``annotate``: one takes whole units through all stages, one serves SAM's masks to several of those.
 
-Thin shells around ``pipeline.annotate`` and ``pipeline.sam``: models are loaded on the worker, a watchdog ends what is
-stuck.
+Thin shells around ``pipeline.annotation``: models are loaded on the worker, a watchdog ends what is stuck.
 """
 
 import itertools
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 
 SAM_OPTIONS: Final[dict[str, Any]] = {
     "num_cpus": 0,
-    # Two calls at a time: while one is on the GPU, the other's pictures are resized.
+    # Two calls at a time: while one is on the GPU, the other's images are resized.
     "max_concurrency": 2,
     # Ray starts an actor that died again, and repeats the calls that it was busy with once; if it dies over a call
     # again, that call's unit is tried again as a whole.
@@ -60,9 +59,9 @@ class SamWorker:
     """SAM on one GPU, or on the CPU where there is none; runs as a Ray actor.
 
     Args:
-        checkpoint: at the same path on every node.
-        device: of torch.
-        stuck_after_s: a batch that takes longer ends the process.
+        checkpoint: SAM's checkpoint, at the same path on every node.
+        device: Device of torch.
+        stuck_after_s: Seconds after which a batch ends the process.
 
     """
 
@@ -131,11 +130,11 @@ class AnnotateWorker:
     """Takes whole units through all stages and commits them; runs as a Ray actor with one CPU.
 
     Args:
-        lease: of this run on the dataset.
-        settings: what makes a sample.
-        models: model files, at the same paths on every node.
+        lease: Lease of this run on the dataset.
+        settings: What makes a sample.
+        models: Model files, at the same paths on every node.
         sam_actors: Ray handles of the SAM workers, none without SAM.
-        stuck_after_s: a record that takes longer ends the process.
+        stuck_after_s: Seconds after which a record ends the process.
 
     """
 

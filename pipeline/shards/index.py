@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import read_markers
-from handdata.pipeline.storage import Dataset, Storage, blob_places
+from handdata.pipeline.storage import Dataset, Storage, blob_ranges
 from handdata.schemas import FORMAT_VERSION, Split, UsageError
 
 
@@ -18,10 +18,10 @@ class Shard:
     """One Parquet file of annotated samples.
 
     Args:
-        name: relative to the workspace.
-        source: of all its rows.
-        split: of all its rows.
-        unit_id: the unit that wrote it.
+        name: Name of the file, relative to the workspace.
+        source: Source of all its rows.
+        split: Split of all its rows.
+        unit_id: Unit that wrote it.
 
     """
 
@@ -40,7 +40,7 @@ def list_shards(
     """Return the committed shards of a dataset, sorted; of these sources and splits where given.
 
     Raises:
-        UsageError: there is no dataset, or a newer handdata wrote it.
+        UsageError: There is no dataset, or a newer handdata wrote it.
 
     """
     manifest = read_manifest(dataset)
@@ -61,7 +61,11 @@ def read_index(storage: Storage, shards: Sequence[Shard], columns: Sequence[str]
     """Return small columns of all rows of some shards, with where each row lies.
 
     Besides ``columns`` the result has ``shard`` (position in ``shards``), ``row_group`` and ``row`` (in the row group).
-    Pictures are not read.
+    Images are not read.
+
+    Raises:
+        UsageError: There are no shards.
+
     """
     frames = [
         read_shard_index(storage, shard, columns).with_columns(shard=pl.lit(position, pl.Int32))
@@ -86,12 +90,12 @@ def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blo
             row_group=pl.Series(np.repeat(np.arange(len(groups)), groups), dtype=pl.Int32),
         )
         for name in blobs:
-            places = blob_places(file, name)
+            ranges = blob_ranges(file, name)
             table = table.with_columns(
                 pl.lit(None, pl.UInt32).alias(f"{name}_{part}")
-                if places is None
+                if ranges is None
                 else pl.Series(f"{name}_{part}", values)
-                for part, values in zip(("start", "bytes"), (None, None) if places is None else places.T, strict=True)
+                for part, values in zip(("start", "bytes"), (None, None) if ranges is None else ranges.T, strict=True)
             )
     return table
 

@@ -32,7 +32,7 @@ class Lease:
         """Return if no other run has started on the dataset.
 
         Raises:
-            LeaseLostError: one has, or the dataset was removed.
+            LeaseLostError: Another has, or the dataset was removed.
 
         """
         storage, name = self.dataset.storage, self.dataset.lease_file

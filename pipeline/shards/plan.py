@@ -48,13 +48,13 @@ class PlannedUnit:
     """One unit and where its records lie.
 
     Args:
-        unit_id: unique name, also of the files that the unit writes.
-        source: of all its records.
-        split: of all its records.
-        rows: number of records.
+        unit_id: Unique name, also of the files that the unit writes.
+        source: Source of all its records.
+        split: Split of all its records.
+        rows: Number of records.
         plan_file: Parquet file that holds the records, relative to the workspace.
-        row_group: the unit's row group in that file.
-        tombstones: digest of the source's tombstones that the records honour.
+        row_group: The unit's row group in that file.
+        tombstones: Digest of the source's tombstones that the records honour.
 
     """
 
@@ -98,10 +98,10 @@ def plan_source(
 
     Args:
         dataset: The dataset.
-        source: an ingested source.
-        image_size: side of the crops, pixels; bounds the bytes of a unit.
-        limit: plan only the first this many records, in the order of sequences and frames.
-        sample: plan only this many records, spread evenly over the sequences.
+        source: An ingested source.
+        image_size: Side of the crops, pixels; bounds the bytes of a unit.
+        limit: Number of records to plan, the first in the order of sequences and frames.
+        sample: Number of records to plan, spread evenly over the sequences.
 
     """
     while True:
@@ -182,7 +182,7 @@ def honours(units: Iterable[PlannedUnit], tombstones: Tombstones) -> bool:
 
 
 def strike_plan(lease: Lease, tombstones: Tombstones) -> None:
-    """Take the dropped records of a source out of its plan, and units of which none is left."""
+    """Take the dropped records of a source out of its plan, and remove units that have none left."""
     storage = lease.dataset.storage
     for name in _generations(lease.dataset, tombstones.source):
         document = json.loads(storage.read_bytes(name))
@@ -340,10 +340,10 @@ def _gathered(storage: Storage, source: str, parts: Sequence[pl.DataFrame]) -> I
             return parquet.read_row_group(group)
 
     for part in parts:
-        places = part.select("file", "row").with_row_index("order")
-        places = places.with_columns(group=pl.col("row") // RECORD_ROW_GROUP_ROWS)
+        wanted = part.select("file", "row").with_row_index("order")
+        wanted = wanted.with_columns(group=pl.col("row") // RECORD_ROW_GROUP_ROWS)
         tables, order = [], []
-        for (file, group), rows in places.group_by("file", "group", maintain_order=True):
+        for (file, group), rows in wanted.group_by("file", "group", maintain_order=True):
             offsets = (rows["row"] - int(group) * RECORD_ROW_GROUP_ROWS).to_arrow()
             tables.append(row_group(int(file), int(group)).take(offsets))
             order.append(rows["order"].to_numpy())

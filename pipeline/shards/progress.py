@@ -20,9 +20,9 @@ class SplitProgress:
     """One split of one source.
 
     Args:
-        planned_records: in all its units.
-        planned_units: units planned so far.
-        done: what the finished units hold.
+        planned_records: Number of records in all its units.
+        planned_units: Number of units planned so far.
+        done: What the finished units hold.
 
     """
 
@@ -36,10 +36,10 @@ class DatasetProgress:
     """How far a dataset is.
 
     Args:
-        splits: by source and split, sorted.
-        records_to_do: records of the units that are not finished.
-        records_per_s: of the last ten minutes in which units were finished; None where none was.
-        last_unit_age_s: how long ago the last unit was finished, by this machine's clock; None before the first.
+        splits: Progress by source and split, sorted.
+        records_to_do: Number of records of the units that are not finished.
+        records_per_s: Rate of the last ten minutes in which units were finished; None where none was.
+        last_unit_age_s: Age of the last finished unit, by this machine's clock; None before the first.
 
     """
 
@@ -71,7 +71,7 @@ def dataset_progress(dataset: Dataset) -> DatasetProgress:
     """Return how far a dataset is, running or finished.
 
     Raises:
-        UsageError: the workspace has no such dataset.
+        UsageError: The workspace has no such dataset.
 
     """
     units = [unit for source in planned_sources(dataset) for unit in stored_units(dataset, source)]

@@ -1,6 +1,6 @@
 """Changing a dataset after annotation: other thresholds, dropped records, a source that is annotated again.
 
-A command first stores what shall hold, in one small file: thresholds in the manifest, a tombstone, an emptied plan.
+A command first stores what is to hold, in one small file: thresholds in the manifest, a tombstone, an emptied plan.
 ``settle`` then brings the units into line with it. Whatever was interrupted, the next command that takes the dataset's
 lease, ``annotate`` included, settles it first.
 """
@@ -44,7 +44,7 @@ from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, UnitMarker, UsageEr
 from handdata.schemas.arrays import BoolArray
 
 SETTLING_THREADS = 4
-"""Units rewritten at once; each holds up to 128 MiB of pictures some times over."""
+"""Units rewritten at once; each takes several times its images in memory, which are up to 128 MiB."""
 
 
 @dataclass(slots=True)
@@ -52,12 +52,12 @@ class Settled:
     """What changed in one dataset.
 
     Args:
-        units: how many were looked at.
-        rewritten: how many of them lost rows or got other flags.
-        samples: removed.
-        rejected: refused records removed.
-        flags_before: samples per flag in the units looked at.
-        flags_after: the same now.
+        units: Number of units that were compared.
+        rewritten: Number of those that lost rows or got other flags.
+        samples: Number of samples that were removed.
+        rejected: Number of rejected records that were removed.
+        flags_before: Samples per flag in the compared units, before.
+        flags_after: Samples per flag in the compared units, now.
 
     """
 
@@ -74,11 +74,11 @@ class UnitChange:
     """What a finished unit has to become.
 
     Args:
-        marker: as it is.
-        new: as it shall be, None where the unit goes.
-        kept_samples: which of its rows stay.
-        kept_rejected: which of its refused records stay.
-        flags: of the samples that stay; None where they have them already.
+        marker: Marker as it is.
+        new: Marker as it has to be; None where the unit goes.
+        kept_samples: Which of its rows stay.
+        kept_rejected: Which of its rejected records stay.
+        flags: Flags of the samples that stay; None where they have them already.
 
     """
 
@@ -99,11 +99,11 @@ class DropSummary:
     """What ``drop`` removed, or would remove.
 
     Args:
-        source: that it was removed from.
-        records: ingested records.
-        rejected: records that the ingest had refused.
-        datasets: by name, what changed in each.
-        left: records of the source that stay.
+        source: Source of the dropped records.
+        records: Number of ingested records that were removed.
+        rejected: Number of removed records that the ingest had rejected.
+        datasets: What changed in each dataset, by name.
+        left: Number of records of the source that stay.
 
     """
 
@@ -119,9 +119,9 @@ class FlagSummary:
     """What ``flag`` changed.
 
     Args:
-        settled: units and flags.
-        changed: thresholds that are new, by name: before and after.
-        manifest: of the dataset now.
+        settled: Units and flags that changed.
+        changed: New thresholds by name: before and after.
+        manifest: Manifest of the dataset now.
 
     """
 
@@ -145,7 +145,7 @@ def settle(
     Args:
         lease: Lease of the run on the dataset.
         state: State of the dataset, read under this lease.
-        on_unit: Function called with (units done, units to look at).
+        on_unit: Function called with (units done, units to compare).
 
     Returns:
         The state afterwards, and what changed.
@@ -266,7 +266,7 @@ def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
         samples = storage.read_parquet(dataset.path(name)).filter(pa.array(change.kept_samples))
         samples = samples.replace_schema_metadata(
             SAMPLE_SCHEMA.metadata
-        )  # where pictures lay is not where they will lie
+        )  # the byte ranges of its images will be others
         if change.flags is not None:
             column = SAMPLE_SCHEMA.field("flags")
             flags = pa.array([list(names) for names in change.flags], column.type)
@@ -310,7 +310,7 @@ def flag(
     Args:
         dataset: The dataset.
         thresholds: New values by the names of their settings; the others stay.
-        on_unit: Function called with (units done, units to look at).
+        on_unit: Function called with (units done, units to compare).
 
     Raises:
         UsageError: There is no such dataset, or a gate with one of the thresholds rejects records in it.
@@ -357,15 +357,15 @@ def drop(
     """Remove records for good, from all datasets of a workspace, and leave a tombstone.
 
     Args:
-        storage: the workspace.
-        kind: what ``values`` name.
-        values: ids of sequences, subjects or records; none with kind ``source``.
-        source: of the ids; None where only one source has them.
-        dry_run: only count.
-        on_unit: called with (units done, units to look at) for each dataset.
+        storage: The workspace.
+        kind: What ``values`` name.
+        values: Ids of sequences, subjects or records; none with kind ``source``.
+        source: Source of the ids; None where only one source has them.
+        dry_run: Whether to count only.
+        on_unit: Function called with (units done, units to compare) for each dataset.
 
     Raises:
-        UsageError: no source has such an id, or several have.
+        UsageError: No source has such an id, or several have.
 
     """
     source = source or _source_of(storage, kind, values)

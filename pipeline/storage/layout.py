@@ -8,7 +8,8 @@
     W/dataset/data/source=<s>/split=<sp>/<unit>-<token>.parquet
     W/dataset/latents/<autoencoder>/...
     W/dataset/dataset.json                                           the manifest
-    W/runs/<run>/
+    W/runs/<run>/settings.json, metrics.jsonl, samples/step-<step>.png, checkpoints/step-<step>/
+    W/.staging-<s>/<token>/                                          an ingest under way
 
 Names are relative to the workspace. A workspace can hold several datasets; the rejected rows of another than
 ``dataset`` lie in ``rejected/annotate-<name>``.
@@ -30,6 +31,9 @@ underscore hides it from table readers."""
 
 RECORDS = "records"
 """Folder of the records of all sources."""
+
+RAY_TRAIN = "ray_train"
+"""Name by which Ray Train knows a run, and of the folder of its notes."""
 
 RESERVED = (RECORDS, "rejected", "dropped", "runs")
 """Names in a workspace that no dataset can have."""
@@ -73,6 +77,31 @@ def run_folder(run: str) -> str:
 def metrics_file(run: str) -> str:
     """Return the name of a training run's curves."""
     return f"{run_folder(run)}/metrics.jsonl"
+
+
+def run_settings_file(run: str) -> str:
+    """Return the name of a training run's settings."""
+    return f"{run_folder(run)}/settings.json"
+
+
+def run_samples_file(run: str, step: int) -> str:
+    """Return the name of the image of samples that a training run drew at a step."""
+    return f"{run_folder(run)}/samples/step-{step:08d}.png"
+
+
+def checkpoints_folder(run: str) -> str:
+    """Return the folder of a training run's checkpoints."""
+    return f"{run_folder(run)}/checkpoints"
+
+
+def checkpoint_folder(run: str, step: int) -> str:
+    """Return the folder of the checkpoint of a step."""
+    return f"{checkpoints_folder(run)}/step-{step:08d}"
+
+
+def ray_train_folder(run: str) -> str:
+    """Return the folder of Ray Train's notes, which is there while a training run is under way."""
+    return f"{run_folder(run)}/{RAY_TRAIN}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Parquet files in which each picture can be read on its own."""
+"""Parquet files in which each image can be read on its own."""
 
 import base64
 import json
@@ -12,23 +12,23 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-PLACES_KEY = b"handdata.places"
-"""Key of a Parquet file's metadata: where each value of its binary columns lies in the file."""
+RANGES_KEY = b"handdata.places"
+"""Key of a Parquet file's metadata: the byte range of each value of its binary columns."""
 
 
 def table_to_parquet(table: pa.Table, row_group_rows: list[int] | int) -> bytes:
     """Return a table as the bytes of a Parquet file.
 
-    Binary columns (encoded pictures do not compress) are stored as they are, and the file's metadata says at which
-    bytes each value lies, so that one picture can be read without the row group around it: see ``blob_places``.
+    Binary columns (encoded images do not compress) are stored as they are, and the file's metadata says at which
+    bytes each value lies, so that one image can be read without the row group around it: see ``blob_ranges``.
 
     Args:
-        table: the rows.
-        row_group_rows: rows of each row group in turn, or the most rows of any.
+        table: Rows of the file.
+        row_group_rows: Rows of each row group in turn, or the most rows of any.
 
     """
-    # A table that was read from such a file carries its places.
-    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != PLACES_KEY}
+    # A table that was read from such a file carries its byte ranges.
+    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != RANGES_KEY}
     table = table.replace_schema_metadata(metadata or None)
     sink = BytesIO()
     blobs = _blob_columns(table)
@@ -43,34 +43,34 @@ def table_to_parquet(table: pa.Table, row_group_rows: list[int] | int) -> bytes:
                 writer.write_table(table.slice(start, rows), row_group_size=rows)
                 start += rows
         if blobs:
-            places = _find_blobs(sink.getvalue(), list(blobs.values()))
+            ranges = _find_blobs(sink.getvalue(), list(blobs.values()))
             encoded = {
-                name: base64.b64encode(place.tobytes()).decode() for name, place in zip(blobs, places, strict=True)
+                name: base64.b64encode(column.tobytes()).decode() for name, column in zip(blobs, ranges, strict=True)
             }
-            writer.add_key_value_metadata({PLACES_KEY: json.dumps(encoded)})
+            writer.add_key_value_metadata({RANGES_KEY: json.dumps(encoded)})
     return sink.getvalue()
 
 
-def blob_places(file: pq.ParquetFile, column: str) -> NDArray[np.uint32] | None:
+def blob_ranges(file: pq.ParquetFile, column: str) -> NDArray[np.uint32] | None:
     """Return the first byte and the number of bytes (N, 2) of a binary column's values; 0, 0 for a null.
 
     None where the file does not say, or where what it says is not true of it: other software, which wrote it again, may
     have copied its metadata.
     """
-    encoded = json.loads((file.metadata.metadata or {}).get(PLACES_KEY, "{}")).get(column)
+    encoded = json.loads((file.metadata.metadata or {}).get(RANGES_KEY, "{}")).get(column)
     if encoded is None:
         return None
-    places = np.frombuffer(base64.b64decode(encoded), "<u4").reshape(-1, 2)
-    return places if len(places) == file.metadata.num_rows and _places_fit(file.metadata, column, places) else None
+    ranges = np.frombuffer(base64.b64decode(encoded), "<u4").reshape(-1, 2)
+    return ranges if len(ranges) == file.metadata.num_rows and _ranges_fit(file.metadata, column, ranges) else None
 
 
-def _places_fit(metadata: pq.FileMetaData, column: str, places: NDArray[np.uint32]) -> bool:
-    """Tell whether in each row group the column ends with the last value that ``places`` has there."""
+def _ranges_fit(metadata: pq.FileMetaData, column: str, ranges: NDArray[np.uint32]) -> bool:
+    """Tell whether in each row group the column ends with the last value that ``ranges`` has there."""
     paths = [metadata.row_group(0).column(number).path_in_schema for number in range(metadata.num_columns)]
     number = next(number for number, path in enumerate(paths) if path in (column, f"{column}.bytes"))
     first = 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        ends = places[first : first + group.num_rows].sum(axis=1)
+        ends = ranges[first : first + group.num_rows].sum(axis=1)
         chunk = group.column(number)
         if ends.any() and ends.max() != chunk.data_page_offset + chunk.total_compressed_size:
             return False
@@ -79,7 +79,7 @@ def _places_fit(metadata: pq.FileMetaData, column: str, places: NDArray[np.uint3
 
 
 def _blob_columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Return the binary columns, and the ``bytes`` of those that hold encoded pictures."""
+    """Return the binary columns, and the ``bytes`` of those that hold encoded images."""
     blobs = {}
     for field in table.schema:
         if pa.types.is_binary(field.type):
@@ -91,7 +91,7 @@ def _blob_columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 def _find_blobs(data: bytes, columns: Sequence[pa.ChunkedArray]) -> list[NDArray[np.uint32]]:
     """Return where the values of columns lie in the bytes of a Parquet file that holds them uncompressed."""
-    places = [np.zeros((len(column), 2), "<u4") for column in columns]
+    ranges = [np.zeros((len(column), 2), "<u4") for column in columns]
     # A row group holds its values column by column, each in the order of rows: a search goes on where the last ended.
     ends = [0] * len(columns)
     for number, column in enumerate(columns):
@@ -100,9 +100,9 @@ def _find_blobs(data: bytes, columns: Sequence[pa.ChunkedArray]) -> list[NDArray
                 continue
             blob = value.as_buffer()
             start = data.index(memoryview(blob), ends[number]) if blob.size else ends[number]
-            places[number][row] = start, blob.size
+            ranges[number][row] = start, blob.size
             ends[number] = start + blob.size
-    return places
+    return ranges
 
 
 def _compression(schema: pa.Schema, blobs: Collection[str]) -> dict[str, str]:
@@ -114,5 +114,5 @@ def _compression(schema: pa.Schema, blobs: Collection[str]) -> dict[str, str]:
 
 
 def _dictionary_columns(table: pa.Table) -> list[str]:
-    """Return the text columns: pictures and coordinates hardly repeat, and trying costs time and memory."""
+    """Return the text columns: images and coordinates hardly repeat, and trying costs time and memory."""
     return [field.name for field in table.schema if pa.types.is_string(field.type)]

@@ -144,7 +144,7 @@ class Storage:
         """Return a file's size in bytes.
 
         Raises:
-            StorageError: it is missing.
+            StorageError: It is missing.
 
         """
         with self._named_errors("read", name):
@@ -155,7 +155,7 @@ class Storage:
         """Return a file's content.
 
         Raises:
-            StorageError: it is missing or unreadable.
+            StorageError: It is missing or unreadable.
 
         """
         with self._named_errors("read", name):
@@ -177,7 +177,7 @@ class Storage:
         """Return parts of files, each given as (name, first byte, number of bytes); at once where the store can.
 
         Raises:
-            StorageError: a file is missing, unreadable or too short.
+            StorageError: A file is missing, unreadable or too short.
 
         """
         if not ranges:
@@ -339,7 +339,7 @@ class Storage:
         """Write and remove a small file.
 
         Raises:
-            StorageError: the folder cannot be created or written.
+            StorageError: The folder cannot be created or written.
 
         """
         probe = f".probe-{uuid.uuid4().hex[:8]}"
@@ -350,8 +350,8 @@ class Storage:
             except StorageError as error:
                 raise error.__cause__ or error from None
 
-    def arrow_place(self, folder: str) -> dict[str, Any]:
-        """Return a folder as Ray takes places: ``storage_path`` and, for a URL, ``storage_filesystem``."""
+    def arrow_filesystem(self, folder: str) -> dict[str, Any]:
+        """Return a folder as Ray's arguments ``storage_path`` and, for a URL, ``storage_filesystem``."""
         if self.is_local:
             return {"storage_path": self._path(folder)}
         return {
@@ -363,7 +363,7 @@ class Storage:
         """Open a Parquet file for reading by row group.
 
         Raises:
-            StorageError: it is missing or not a Parquet file.
+            StorageError: It is missing or not a Parquet file.
 
         """
         with self._named_errors("read", name):

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handdata.pipeline.shards import Shard, list_shards, read_manifest
-from handdata.pipeline.storage import Dataset, Storage, blob_places, table_to_parquet
+from handdata.pipeline.storage import Dataset, Storage, blob_ranges, table_to_parquet
 from handdata.schemas import KEYPOINT_COUNT, UsageError
 from handdata.schemas.arrays import BoolArray, FloatArray
 from handdata.schemas.sample import PIXEL_COLUMNS
@@ -262,7 +262,7 @@ class LatentReader:
 
     def _read_places(self, name: str) -> NDArray[np.uint32]:
         with self._storage.open_parquet(name) as file:
-            places = blob_places(file, "latent")
+            places = blob_ranges(file, "latent")
         if places is None:
             raise UsageError(f"{self._storage.describe(name)} was not written by `handdata encode`", "remove it")
         return places

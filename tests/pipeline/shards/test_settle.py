@@ -22,7 +22,7 @@ from handdata.pipeline.settings import AnnotateSettings, QualitySettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest, read_markers
 from handdata.pipeline.shards.settle import drop, flag, is_settled
 from handdata.pipeline.shards.state import read_state
-from handdata.pipeline.storage import Dataset, Storage, blob_places
+from handdata.pipeline.storage import Dataset, Storage, blob_ranges
 from handdata.schemas import UsageError
 
 SMALL = AnnotateSettings(masks="dataset", image_size=64)
@@ -128,7 +128,7 @@ def test_pictures_are_found_by_their_place_and_stale_latents_are_gone(workspace:
     for shard in list_shards(Dataset(storage)):
         data = storage.read_bytes(shard.name)
         with storage.open_parquet(shard.name) as file:
-            places = blob_places(file, "image")
+            places = blob_ranges(file, "image")
             assert places is not None
             images = file.read(["image"])["image"].to_pylist()
         assert [data[first : first + size] for first, size in places.tolist()] == [row["bytes"] for row in images]

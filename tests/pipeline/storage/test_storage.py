@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from handdata.pipeline.storage import Storage, blob_places, store, table_to_parquet
+from handdata.pipeline.storage import Storage, blob_ranges, store, table_to_parquet
 from handdata.schemas import StorageError
 from tests.fixtures.faults import FaultyS3
 
@@ -131,9 +131,9 @@ def test_parts_of_files_are_read_without_the_rest(storage: Storage) -> None:
     storage.write_bytes("a/rows.parquet", table_to_parquet(table, 128))
     storage.write_bytes("a/other.bin", b"0123456789")
     with storage.open_parquet("a/rows.parquet") as file:
-        places = {name: blob_places(file, name) for name in columns}
+        places = {name: blob_ranges(file, name) for name in columns}
         assert file.read().equals(table)
-        assert blob_places(file, "name") is None
+        assert blob_ranges(file, "name") is None
     image, mask = places["image"], places["hand_mask"]
     assert image is not None
     assert mask is not None
