@@ -50,13 +50,14 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def ray_head(**variables: str) -> Iterator[Head]:
-    """Start a head node with two CPUs on ports of its own, and stop it however the block ends."""
+def ray_head(cpus: int, **variables: str) -> Iterator[Head]:
+    """Start a head node on ports of its own, and stop it however the block ends."""
     gcs, dashboard, agent, client, metrics = free_ports(5)
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: the path of a socket has at most 107 bytes
     command = [
-        f"{Path(sys.executable).parent}/ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
-        f"--temp-dir={folder}", f"--port={gcs}", f"--dashboard-port={dashboard}",
+        f"{Path(sys.executable).parent}/ray", "start", "--head", "--block", f"--num-cpus={cpus}",
+        "--disable-usage-stats", "--include-log-monitor=false", f"--temp-dir={folder}",
+        f"--port={gcs}", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
         f"--metrics-export-port={metrics}",
     ]  # fmt: skip
@@ -86,7 +87,7 @@ def wait_for(found: Callable[[], re.Match[str] | None], timeout_s: float) -> re.
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """A head that asks for a token."""
-    with ray_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as running:
+    with ray_head(2, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as running:
         yield running
 
 
@@ -234,7 +235,7 @@ def test_interrupting_says_that_the_job_goes_on(head: Head, shell: Shell) -> Non
 
 
 def test_a_cluster_without_authentication_needs_no_token(shell: Shell) -> None:
-    with ray_head(RAY_AUTH_MODE="disabled") as head:
+    with ray_head(0, RAY_AUTH_MODE="disabled") as head:
         failed = shell.run(
             "submit", "ingest", "--address", head.dashboard, "--", "-s", "rhd", "--root", "/no", "-w", "/w"
         )
