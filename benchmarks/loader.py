@@ -342,7 +342,7 @@ def our_batches(folder: Path, size: int, workers: int, stored: bool) -> Iterable
         config = AutoencoderConfig(kind="sd-vae", weights=str(folder / "vae"))
         latents = open_latents(Dataset(storage), load_autoencoder(config), config, size)
     moving = PairConfig(video=1, view=0, still=0)
-    dataset = PairDataset(storage, image_size=size, split="train", pairs=moving, latents=latents)
+    dataset = PairDataset(Dataset(storage), image_size=size, split="train", pairs=moving, latents=latents)
     pairs = FRAMES_A_BATCH // 2
     return pair_batches(dataset, [range(start, start + pairs) for start in range(0, 10**6, pairs)], workers)
 

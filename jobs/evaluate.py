@@ -17,7 +17,8 @@ from handdata.schemas import Split, UsageError
 from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.autoencoders import load_autoencoder
 from handdata.trainer.checkpoints import load_for_sampling
-from handdata.trainer.data.pairs import PairDataset
+from handdata.trainer.data.pairs import open_pairs
+from handdata.trainer.data.splits import TRAINED_FIRST
 from handdata.trainer.evaluation import MovedPair, Scores, compare, mean_picture, moved_pairs, pose_of_truth
 from handdata.trainer.figures import draw_skeleton
 from handdata.trainer.presets import PairConfig, Preset
@@ -105,9 +106,7 @@ def evaluate(
     model, config = load_for_sampling(request.checkpoint)
     preset = Preset.model_validate(config).choosing_rows(dataset=request.dataset)
     moving = preset.pairs.model_copy(update={"video": 1.0, "view": 0.0, "still": 0.0, "sources": {}})
-    dataset = PairDataset(
-        storage, image_size=preset.image_size, split=request.split, pairs=moving, data=preset.data, seed=request.seed
-    )
+    dataset = open_pairs(storage, preset, request.split, pairs=moving, seed=request.seed)
     pairs = moved_pairs(dataset, request.count, request.least_motion)
     autoencoder = load_autoencoder(preset.autoencoder)
     generated: list[ByteArray] = []
@@ -152,12 +151,10 @@ def evaluate(
 
 
 def _mean_of_training(storage: Storage, preset: Preset) -> ByteArray:
-    """Return the mean picture of the training split, or of what there is."""
-    for split in ("train", "val", "test"):
+    """Return the mean image of the split to train on, or of what the preset chooses of the others."""
+    for split in TRAINED_FIRST:
         try:
-            dataset = PairDataset(
-                storage, image_size=preset.image_size, split=split, pairs=PairConfig(), data=preset.data
-            )
+            dataset = open_pairs(storage, preset, split, pairs=PairConfig())
         except UsageError:
             continue
         rows = [dataset.rows_at(position)[0] for position in range(min(len(dataset), _MEAN_OF))]

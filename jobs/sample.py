@@ -19,14 +19,15 @@ from handdata.pipeline.annotation.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import Split, UsageError, samples_to_table
+from handdata.schemas import UsageError, samples_to_table
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.autoencoders import load_autoencoder
 from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame
-from handdata.trainer.data.pairs import PairDataset
+from handdata.trainer.data.pairs import PairDataset, open_pairs
 from handdata.trainer.data.reading import decode_frame
+from handdata.trainer.data.splits import SHOWN_FIRST, shown_split
 from handdata.trainer.figures import figure, filmstrip, grid
 from handdata.trainer.presets import DataConfig, PairConfig, Preset
 from handdata.trainer.tasks import gesture_transfer, pose_frame, read_keypoints, repair, unconditional, video
@@ -193,11 +194,14 @@ class Sampling:
         return [(self._frame(reference), self._frame(target))] if reference and target else []
 
     def _pairs(self, pairs: PairConfig, where: str | None = None) -> PairDataset:
-        """Return pairs of the held-out split."""
+        """Return pairs of the split to show."""
+        split = shown_split(Dataset(self._storage, self._preset.data.dataset))
+        return open_pairs(self._storage, self._of_rows(where), split, pairs=pairs, seed=self._request.seed)
+
+    def _of_rows(self, where: str | None = None) -> Preset:
+        """Return the preset with another choice of rows than the run's: a condition, or all."""
         data = DataConfig(dataset=self._preset.data.dataset, where=where)
-        split = _held_out_split(Dataset(self._storage, data.dataset))
-        size, seed = self._preset.image_size, self._request.seed
-        return PairDataset(self._storage, image_size=size, split=split, pairs=pairs, data=data, seed=seed)
+        return self._preset.model_copy(update={"data": data})
 
     def _drawn_pairs(self) -> list[tuple[Frame, Frame]]:
         """Return moments of held-out videos, or, in a dataset without videos, views of a moment."""
@@ -243,10 +247,9 @@ class Sampling:
         return dataset, dataset.rows_at(0)[0]
 
     def _sample(self, name: str) -> tuple[PairDataset, int]:
-        for split in ("val", "test", "train"):
+        for split in SHOWN_FIRST:
             try:
-                data = DataConfig(dataset=self._preset.data.dataset)
-                dataset = PairDataset(self._storage, image_size=self._preset.image_size, split=split, data=data)
+                dataset = open_pairs(self._storage, self._of_rows(), split, pairs=PairConfig())
                 return dataset, dataset.find(name)
             except UsageError:
                 continue
@@ -264,13 +267,6 @@ class Sampling:
             return decode_frame(samples_to_table([sample]), 0)
         dataset, row = self._sample(name)
         return dataset.frame(row)
-
-
-def _held_out_split(dataset: Dataset) -> Split:
-    """Return the split to show: validation, else test, else what there is."""
-    present = {split for splits in read_manifest(dataset).sources.values() for split in splits}
-    order: tuple[Split, ...] = ("val", "test", "train")
-    return next((split for split in order if split in present), "train")
 
 
 def _around_hands(frame: Frame) -> BoolArray:

@@ -30,6 +30,9 @@ Flag = Literal[
 ROW_GROUP_ROWS: Final = 128
 """Most rows of a row group of an annotated shard."""
 
+JPEG_SIGNATURE: Final = b"\xff\xd8\xff"
+"""First bytes of a JPEG file."""
+
 
 class EncodedImage(BaseModel):
     """An encoded image inside a row, in the form that Hugging Face ``datasets`` decodes."""

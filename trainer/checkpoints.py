@@ -46,7 +46,6 @@ from handdata.trainer.weights import (
 
 __all__ = [
     "Resumed",
-    "best_checkpoint",
     "export_foundhand",
     "import_foundhand",
     "import_imagenet_dit",
@@ -135,13 +134,6 @@ def latest_checkpoint(run_url: str) -> str | None:
         if _is_complete(fs, folder):
             return str(fs.unstrip_protocol(folder))
     return None
-
-
-def best_checkpoint(run_url: str) -> str | None:
-    """Return the URL of the run's complete checkpoint of the lowest validation loss, None where none was validated."""
-    fs, root = fsspec.core.url_to_fs(run_url)
-    folder = _best_folder(fs, f"{root}/checkpoints")
-    return None if folder is None else str(fs.unstrip_protocol(folder))
 
 
 def load_checkpoint(

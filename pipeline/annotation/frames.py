@@ -15,11 +15,10 @@ from handdata.adapters.reading.video import VideoReader
 from handdata.pipeline.annotation.watchdog import beat
 from handdata.schemas import HandRecord, RecordError, RejectReason
 from handdata.schemas.arrays import ByteArray
+from handdata.schemas.sample import JPEG_SIGNATURE
 
 # A truncated file must raise, not fill up with grey; another library in the process may have switched this on.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-
-_START_OF_JPEG = b"\xff\xd8\xff"
 
 
 def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, ByteArray | RecordError]]:
@@ -100,7 +99,7 @@ def decode_image(data: bytes, uri: str) -> ByteArray:
 
 def _decode_jpeg(data: bytes) -> ByteArray | None:
     """Decode a faultless colour JPEG to the same values as Pillow, in a third of the time; None for anything else."""
-    if not data.startswith(_START_OF_JPEG):
+    if not data.startswith(JPEG_SIGNATURE):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)

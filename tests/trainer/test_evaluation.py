@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import UsageError
 from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
@@ -155,7 +155,7 @@ def storage(tmp_path: Path) -> Storage:
 
 def test_only_pairs_that_move_are_drawn_and_none_twice(storage: Storage) -> None:
     videos = PairConfig(video=1, view=0, still=0)
-    dataset = PairDataset(storage, image_size=32, split="val", pairs=videos)
+    dataset = PairDataset(Dataset(storage), image_size=32, split="val", pairs=videos)
     every = moved_pairs(dataset, 100, 0)
     assert len(every) == 3 * 4 * 3  # ordered pairs of four frames
     motions = sorted(pair.motion for pair in every)

@@ -12,7 +12,7 @@ import torch
 
 from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError, WeightsError
-from handdata.trainer.checkpoints import best_checkpoint, load_for_sampling
+from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.loop import train
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import (
@@ -126,17 +126,13 @@ def test_the_best_checkpoint_outlives_the_last_ones(storage: Storage) -> None:
     watchful = MonitoringConfig(checkpoint_every=1, validate_every=1, keep_last=1)
     # A learning rate that makes it worse from step to step.
     preset = changed(SMALL, learning_rate=0.05, warmup_steps=0, ema_decay=0.0)
-    summary = train(preset.model_copy(update={"monitoring": watchful}), storage, "run", steps=6, device="cpu")
+    train(preset.model_copy(update={"monitoring": watchful}), storage, "run", steps=6, device="cpu")
     curve = [json.loads(line) for line in storage.read_bytes("runs/run/metrics.jsonl").splitlines()]
     losses = {line["step"]: line["validation_loss"] for line in curve if "validation_loss" in line}
     best = min(losses, key=lambda step: losses[step])
-    assert best_checkpoint(summary.run_url) == storage_url(storage, f"runs/run/checkpoints/step-{best:08d}")
+    assert best < 6
     kept = storage.list_folders("runs/run/checkpoints")
     assert kept == sorted({f"step-{best:08d}", "step-00000006"})
-
-
-def storage_url(storage: Storage, name: str) -> str:
-    return f"file://{storage.describe(name)}"
 
 
 def test_samples_are_drawn_while_the_run_goes_on(storage: Storage) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handdata.pictures.png import encode_png
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import UsageError
 from handdata.trainer.autoencoders import PixelAutoencoder
 from handdata.trainer.conditioning import Task
@@ -26,7 +26,7 @@ PRESET = PRESETS["tiny"].model_copy(
 @pytest.fixture
 def dataset(tmp_path: Path) -> PairDataset:
     write_dataset(Storage(tmp_path), [sample("wave", frame) for frame in range(3)])
-    return PairDataset(Storage(tmp_path), image_size=32, split="train")
+    return PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train")
 
 
 @pytest.fixture

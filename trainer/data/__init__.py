@@ -1,1 +1,1 @@
-"""From annotated shards to batches of frame pairs: index, candidates, order, reading, augmentation, stacking."""
+"""From annotated shards to batches of frame pairs. README.md says which module does what, in the order of the data."""

@@ -1,12 +1,12 @@
-"""Geometry and colour changes of one frame: picture, mask, keypoints and validity together.
+"""Geometry and colour changes of one frame: image, mask, keypoints and validity together.
 
-Every function takes a ``Frame`` and returns a new one whose labels are true of its picture. Pixel (0, 0) is the centre
+Every function takes a ``Frame`` and returns a new one whose labels are true of its image. Pixel (0, 0) is the centre
 of the top-left pixel, so that mirroring is x' = W - 1 - x and resizing by a factor s is x' = (x + 0.5) s - 0.5.
 
 The paper names random gamma, a left/right hand swap, a horizontal flip that teaches chirality, and crops. A mirrored
-picture of a right hand is a picture of a left hand, so both mirrorings exchange the 42 rows. They differ in what they
-are applied to, see ``augment_pair``: the flip mirrors both frames, so that each hand is seen as right and as left; the
-swap mirrors the reference alone, so that a right hand's looks are carried to the left hand's pose.
+image of a right hand is an image of a left hand, so both mirrorings exchange the 42 rows. They differ in what they are
+applied to, see ``augment_pair``: the flip mirrors both frames, so that each hand is seen as right and as left; the swap
+mirrors the reference alone, so that a right hand's appearance is carried to the left hand's pose.
 """
 
 from dataclasses import dataclass, replace
@@ -21,14 +21,14 @@ from handdata.trainer.presets import AugmentationConfig
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture and its labels.
+    """One image and its labels.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         mask: (H, W) uint8, 255 on the hands; zeros where there is no mask.
-        known: (H, W) uint8, 255 where there was a picture, 0 in the crop's padding.
+        known: (H, W) uint8, 255 where the crop shows the source image, 0 in its padding.
         keypoints: (42, 2) pixels.
-        valid: (42,) annotated and inside the picture.
+        valid: (42,) annotated and inside the image.
 
     """
 
@@ -53,7 +53,7 @@ def mirror(frame: Frame) -> Frame:
 
 
 def crop(frame: Frame, left: int, top: int, side: int) -> Frame:
-    """Cut the square of whole pixels whose first one is (left, top); it must lie inside the picture."""
+    """Cut the square of whole pixels whose first one is (left, top); it must lie inside the image."""
     rows, columns = slice(top, top + side), slice(left, left + side)
     keypoints = frame.keypoints - np.array([left, top], dtype=np.float32)
     return Frame(
@@ -72,9 +72,9 @@ def resize(frame: Frame, size: int) -> Frame:
         return frame
     shrinks = side > size
 
-    def resized(picture: ByteArray, enlarging: int) -> ByteArray:
+    def resized(plane: ByteArray, enlarging: int) -> ByteArray:
         interpolation = cv2.INTER_AREA if shrinks else enlarging
-        return np.asarray(cv2.resize(picture, (size, size), interpolation=interpolation), dtype=np.uint8)
+        return np.asarray(cv2.resize(plane, (size, size), interpolation=interpolation), dtype=np.uint8)
 
     keypoints = np.asarray((frame.keypoints + 0.5) * (size / side) - 0.5, dtype=np.float32)
     return Frame(
@@ -91,11 +91,6 @@ def change_gamma(frame: Frame, gamma: float) -> Frame:
     """Raise brightness (0 to 1) to the power ``gamma``: above 1 darkens."""
     table = np.round(255 * (np.arange(256) / 255) ** gamma).astype(np.uint8)
     return replace(frame, image=np.asarray(cv2.LUT(frame.image, table), dtype=np.uint8))
-
-
-def _mirrored(picture: ByteArray) -> ByteArray:
-    # 30 times faster than a copy of picture[:, ::-1].
-    return np.asarray(cv2.flip(picture, 1), dtype=np.uint8)
 
 
 def random_crop(frame: Frame, smallest: float, rng: np.random.Generator) -> Frame:
@@ -116,8 +111,17 @@ def augment_pair(
 ) -> tuple[Frame, Frame | None]:
     """Change a pair at random and resize it to ``size`` pixels.
 
-    Crops are drawn for each frame, gamma and flip for the pair. The hand swap is left out where both frames show the
-    ``same_moment``: the mirror image of a view is not another camera's view of it.
+    Crops are drawn for each frame, gamma and flip for the pair.
+
+    Args:
+        target: Square frame.
+        reference: Square frame, or None for a still.
+        same_moment: Both frames show one moment. Hands are not swapped then: the mirror image of a view is not another
+            camera's view of it.
+        size: Side of both results, pixels.
+        config: Ranges and chances of the changes.
+        rng: Source of all draws.
+
     """
     # All draws are made always: what one pair becomes does not depend on whether it has a reference.
     flips, swaps = rng.random(2) < (config.flip, config.hand_swap)
@@ -137,9 +141,20 @@ def augment_alone(
 ) -> Frame:
     """Change one frame at random and resize it to ``size`` pixels.
 
-    Flip and gamma are drawn from ``shared``, which frames that may become a pair start alike; the crop from ``own``.
+    Args:
+        frame: Square frame.
+        size: Side of the result, pixels.
+        config: Ranges and chances of the changes.
+        shared: Source of flip and gamma, equal for frames that may become a pair.
+        own: Source of the crop.
+
     """
     flips = shared.random() < config.flip
     gamma = float(np.exp(shared.uniform(-1, 1) * np.log(config.max_gamma)))
     frame = resize(random_crop(frame, config.smallest_crop, own), size)
     return change_gamma(mirror(frame) if flips else frame, gamma)
+
+
+def _mirrored(plane: ByteArray) -> ByteArray:
+    # 30 times faster than a copy of plane[:, ::-1].
+    return np.asarray(cv2.flip(plane, 1), dtype=np.uint8)

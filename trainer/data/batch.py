@@ -1,4 +1,4 @@
-"""A pair of frames, and batches that are filled in place."""
+"""A pair of frames as tensors, and batches of pairs that are filled in place."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from handdata.trainer.data.augment import Frame
 class FramePair(NamedTuple):
     """One pair, or a batch of N pairs (then each field has a first axis N).
 
-    Pictures are uint8; S is the training size in pixels. Of stored latents (``DataConfig.latents``) the two images are
+    Images are uint8; S is the training size in pixels. With stored latents (``DataConfig.latents``) the two images are
     float16 moments of the posterior instead, (2, C, h, w) mean and log variance or (1, C, h, w) the latent itself, and
     weight and mask have the latent's size.
     """
@@ -24,11 +24,11 @@ class FramePair(NamedTuple):
     target_image: Tensor
     """(3, S, S) RGB."""
     target_weight: Tensor
-    """(1, S, S) 255 where the crop shows the picture, 0 where it lies outside: the loss counts nothing there."""
+    """(1, S, S) 255 where the crop shows the source image, 0 where it lies outside: the loss counts nothing there."""
     target_keypoints: Tensor
     """(42, 2) float32, pixels, (0, 0) the centre of the top-left pixel."""
     target_valid: Tensor
-    """(42,) bool, annotated and inside the picture."""
+    """(42,) bool, annotated and inside the image."""
     reference_image: Tensor
     reference_mask: Tensor
     """(1, S, S) 255 on the hands."""
@@ -37,7 +37,7 @@ class FramePair(NamedTuple):
     reference_dropped: Tensor
     """() bool: there is no reference; its fields are zeros."""
     task: Tensor
-    """() int64, a ``Task``. Stills ask for a pose change, as the published repair without a reference does."""
+    """() int64, a ``Task``. A still asks for a pose change, as the published repair without a reference does."""
 
 
 def stack_pairs(pairs: Iterable[tuple[Frame, Frame | None]], tasks: Sequence[Task], size: int) -> FramePair:
@@ -49,13 +49,13 @@ def stack_pairs(pairs: Iterable[tuple[Frame, Frame | None]], tasks: Sequence[Tas
 
 
 class PairStack:
-    """A batch that is filled pair by pair: pictures are copied, if at all, while the processor's cache holds them."""
+    """A batch that is filled pair by pair: images are copied, if at all, while the processor's cache holds them."""
 
     def __init__(self, count: int, size: int) -> None:
         self._targets, self._references = _FrameStack(count, size), _FrameStack(count, size)
 
-    def places(self, number: int) -> tuple[ByteArray, ByteArray]:
-        """Return where a pair's pictures will lie: a picture that is made there need not be copied."""
+    def images(self, number: int) -> tuple[ByteArray, ByteArray]:
+        """Return the memory of a pair's images: an image that is made in it need not be copied."""
         return self._targets.image[number], self._references.image[number]
 
     def put(self, number: int, target: Frame, reference: Frame | None) -> None:
@@ -104,5 +104,5 @@ class _FrameStack:
             field[number] = 0
 
 
-def _channels_first(pictures: ByteArray) -> Tensor:
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+def _channels_first(images: ByteArray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -1,4 +1,9 @@
-"""Which rows can be the reference of a target, and how one is drawn."""
+"""Which rows can be the reference of a target, and how one is drawn.
+
+A reference is another moment of the same video (same sequence and camera), the same moment seen by another camera, or
+nothing (a still: an image that is its own reference teaches to copy). All are found by two sorted orders of the rows:
+by video and time, and by moment.
+"""
 
 from collections.abc import Sequence
 from typing import Final
@@ -16,15 +21,27 @@ VIDEO, VIEW, STILL = range(3)
 KINDS: Final = ("video", "view", "still")
 """Their names, as ``PairConfig`` has them."""
 
+_TOLERANCE: Final = 1e-6
+"""Slack of times, in units of the largest gap: keeps frames at exactly that gap, whatever the rounding."""
+_SMALLEST_GAP: Final = 1e-3
+"""Smallest gap that the log-uniform density is computed at, in the same units."""
+
 
 class PairCandidates:
-    """For every row, the rows that can be its reference, kept as places in two sorted orders.
+    """For every row, the rows that can be its reference, kept as ranks in two sorted orders.
 
     Memory is a few integers a row; drawing is a lookup.
     """
 
     def __init__(self, rows: pl.DataFrame, sources: Sequence[tuple[str, int, int]], config: PairConfig) -> None:
-        """Sort rows (of ``read_rows``) by video and time, and by moment. ``sources``: name, first row, one past."""
+        """Sort rows by video and time, and by moment.
+
+        Args:
+            rows: Table of ``read_rows``.
+            sources: Name, first row and one past the last row of each source.
+            config: Weights of the kinds of pairs, and the largest gap.
+
+        """
         self._config = config
         self._sources = [name for name, _, _ in sources]
         self._source_starts = np.array([first for _, first, _ in sources] + [len(rows)])
@@ -43,10 +60,10 @@ class PairCandidates:
         source = np.repeat(np.arange(len(sources)), np.diff(self._source_starts))
         targets = np.flatnonzero((fits & (self._weights > 0)[source]).any(axis=1)).astype(np.int32)
         self.arrays = {
-            "fits": fits,
-            "time": time,
+            "fits": fits,  # by row and kind
+            "time": time,  # by rank in by_video
             "by_video": by_video,
-            "in_video": _inverse(by_video),
+            "in_video": _inverse(by_video),  # each row's rank in it
             "video_starts": _run_starts(video),
             "by_moment": by_moment,
             "in_moment": _inverse(by_moment),
@@ -55,7 +72,12 @@ class PairCandidates:
         }
 
     def source_targets(self, shard_starts: NDArray[np.int64]) -> list[SourceTargets]:
-        """Return the sources to mix; ``shard_starts`` are the rows that begin new files."""
+        """Return the sources to mix.
+
+        Args:
+            shard_starts: Rows that begin new files.
+
+        """
         targets = self.arrays["targets"]
         file_starts = np.searchsorted(targets, shard_starts)
         source_starts = np.searchsorted(targets, self._source_starts)
@@ -66,12 +88,12 @@ class PairCandidates:
         for number, name in enumerate(self._sources):
             if name in shares:
                 first, stop = source_starts[number : number + 2]
-                inside = file_starts[(file_starts >= first) & (file_starts <= stop)]
-                sources.append(SourceTargets(name, shares[name], np.unique(inside)))
+                own_starts = file_starts[(file_starts >= first) & (file_starts <= stop)]
+                sources.append(SourceTargets(name, shares[name], np.unique(own_starts)))
         return sources
 
     def target(self, number: int) -> int:
-        """Return the row of a target, of those that some kind of pair with a positive weight fits."""
+        """Return the row of a target by its index in the list of all targets: rows that can be in a wanted pair."""
         return int(self.arrays["targets"][number])
 
     def draw(self, target: int, rng: np.random.Generator) -> tuple[int, int | None]:
@@ -82,20 +104,6 @@ class PairCandidates:
             return kind, None
         return kind, self._draw_moment(target, rng) if kind == VIDEO else self._draw_view(target, rng)
 
-    def kind_shares(self) -> dict[str, NDArray[np.float64]]:
-        """Return the expected share of each kind (3,) among the pairs of each source."""
-        targets = self.arrays["targets"]
-        bounds = np.searchsorted(targets, self._source_starts)
-        shares = {}
-        for number, name in enumerate(self._sources):
-            fits = self.arrays["fits"][targets[bounds[number] : bounds[number + 1]]]
-            # Eight ways to fit are fewer than the rows.
-            ways, counts = np.unique(fits @ np.array([1, 2, 4]), return_counts=True)
-            weights = (ways[:, None] >> np.arange(len(KINDS)) & 1) * self._weights[number]
-            share = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
-            shares[name] = (share * counts[:, None]).sum(axis=0) / max(1, len(fits))
-        return shares
-
     def video_rows(self, row: int) -> list[int]:
         """Return the rows of a row's video, in order of time."""
         first, stop = _run_around(self.arrays["video_starts"], int(self.arrays["in_video"][row]))
@@ -105,13 +113,13 @@ class PairCandidates:
         return int(np.searchsorted(self._source_starts, row, side="right")) - 1
 
     def _draw_moment(self, target: int, rng: np.random.Generator) -> int:
-        place = int(self.arrays["in_video"][target])
-        first, stop = _run_around(self.arrays["video_starts"], place)
+        rank = int(self.arrays["in_video"][target])
+        first, stop = _run_around(self.arrays["video_starts"], rank)
         time = self.arrays["time"][first:stop]
-        now = time[place - first]
+        now = time[rank - first]
         low, high = np.searchsorted(time, [now - 1 - _TOLERANCE, now + 1 + _TOLERANCE])
         weights = self._gap_weights(np.abs(time[low:high] - now))
-        weights[place - first - low] = 0
+        weights[rank - first - low] = 0
         return int(self.arrays["by_video"][first + low + _drawn(weights, rng)])
 
     def _gap_weights(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -123,15 +131,10 @@ class PairCandidates:
         return np.ones_like(gaps)
 
     def _draw_view(self, target: int, rng: np.random.Generator) -> int:
-        place = int(self.arrays["in_moment"][target])
-        first, stop = _run_around(self.arrays["moment_starts"], place)
+        rank = int(self.arrays["in_moment"][target])
+        first, stop = _run_around(self.arrays["moment_starts"], rank)
         other = first + int(rng.integers(stop - first - 1))
-        return int(self.arrays["by_moment"][other + (other >= place)])
-
-
-_TOLERANCE: Final = 1e-6
-"""Of times in units of the largest gap: keeps frames at exactly that gap, whatever the rounding."""
-_SMALLEST_GAP: Final = 1e-3
+        return int(self.arrays["by_moment"][other + (other >= rank)])
 
 
 def _kind_weights(config: PairConfig, source: str) -> list[float]:
@@ -145,12 +148,13 @@ def _kind_weights(config: PairConfig, source: str) -> list[float]:
 
 
 def _drawn(weights: NDArray[np.float64], rng: np.random.Generator) -> int:
-    """Draw a place by weight: what ``rng.choice`` does, without its checks, which take as long as all else."""
+    """Draw an index by weight: what ``rng.choice`` does, without its checks, which take as long as all else."""
     shares = np.cumsum(weights)
     return int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))
 
 
 def _numbered(groups: pl.Series) -> NDArray[np.int32]:
+    """Return the number of each row's group, in the groups' order."""
     return groups.rank("dense").to_numpy().astype(np.int32)
 
 
@@ -160,13 +164,15 @@ def _run_starts(values: NDArray[np.generic]) -> NDArray[np.int32]:
     return np.append(starts, len(values)).astype(np.int32)
 
 
-def _run_around(starts: NDArray[np.int32], place: int) -> tuple[int, int]:
-    # Of another type than the array, the number would have a copy made of the whole array.
-    run = int(starts.searchsorted(np.int32(place), side="right"))
+def _run_around(starts: NDArray[np.int32], rank: int) -> tuple[int, int]:
+    """Return the first rank of the run that a rank lies in, and the one past its last."""
+    # A number of another type than the array's would have the whole array copied.
+    run = int(starts.searchsorted(np.int32(rank), side="right"))
     return int(starts[run - 1]), int(starts[run])
 
 
 def _inverse(order: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the rank of each row in an order of rows."""
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order), dtype=np.int32)
     return inverse

@@ -1,4 +1,4 @@
-"""Stored latents: the autoencoder's answer computed once, and training from it instead of from pictures.
+"""Stored latents: the autoencoder's answer computed once, and training from it instead of from images.
 
 ``handdata encode`` writes, for every shard, one file of the same name (which holds a hash of the shard's content):
 
@@ -38,9 +38,9 @@ from handdata.trainer.data.reading import (
     LABEL_COLUMNS,
     EncodedFrame,
     ExpectedRows,
+    images_of,
     labels_of,
     largest_reduction,
-    pictures_of,
     require_rows,
 )
 from handdata.trainer.data.sample_index import READERS
@@ -56,7 +56,7 @@ LATENT_SCHEMA: Final = pa.schema(
     ]
 )
 """``latent``: float16, little-endian, (channels, h, w): the posterior's mean, its log variance where it has one, the
-share of each latent pixel that shows the picture (0 to 1), and the hand mask (0 or 1). Keypoints are pixels of the
+share of each latent pixel that shows the source image (0 to 1), and the hand mask (0 or 1). Keypoints are pixels of the
 variant at the training size; valid = annotated and inside it."""
 
 ROWS_A_GROUP: Final = 128
@@ -64,14 +64,14 @@ FINGERPRINT_DIGITS: Final = 8
 
 
 class LatentSettings(Config):
-    """``latents.json``: what stands behind the files of a folder of latents."""
+    """``latents.json``: the settings that the files of a folder of latents were made with."""
 
     autoencoder: str
     fingerprint: str
     image_size: int
     variants: int
     augmentation: AugmentationConfig
-    """Of the variants after the first."""
+    """Random changes of the variants after the first."""
     latent_channels: int
     has_variance: bool
     latent_size: int
@@ -84,11 +84,13 @@ class EncodeSummary:
 
     folder: str
     shards: int
-    """Encoded by this call."""
+    """Shards that this call encoded."""
     done_before: int
+    """Shards that were encoded before."""
     rows: int
-    """Of latents, encoded by this call."""
+    """Rows of latents that this call wrote."""
     bytes: int
+    """Size of the files that this call wrote."""
 
 
 class StoredFrames(NamedTuple):
@@ -97,7 +99,7 @@ class StoredFrames(NamedTuple):
     moments: NDArray[np.float16]
     """(N, 2, C, h, w) mean and log variance, or (N, 1, C, h, w)."""
     weight: NDArray[np.float16]
-    """(N, h, w) share of each latent pixel that shows the picture."""
+    """(N, h, w) share of each latent pixel that shows the source image."""
     mask: NDArray[np.float16]
     """(N, h, w) 1 on the hands."""
     keypoints: FloatArray
@@ -118,7 +120,7 @@ def fingerprint(autoencoder: Autoencoder) -> str:
 
 
 def latents_folder(dataset: Dataset, config: AutoencoderConfig, autoencoder: Autoencoder, image_size: int) -> str:
-    """Return where the latents of an autoencoder lie in a workspace, at one size of pictures."""
+    """Return where the latents of an autoencoder lie in a workspace, at one image size."""
     return f"{dataset.latents_folder}/{config.kind}-{fingerprint(autoencoder)}-{image_size}px"
 
 
@@ -136,10 +138,20 @@ def encode(
 ) -> EncodeSummary:
     """Store the latents of all shards of a dataset; shards that are done are skipped.
 
-    ``variants`` above 1: that many less one further forms of each picture, changed at random as ``augmentation`` says.
-    ``on_shard`` is told how many of how many shards are done.
+    Args:
+        dataset: Dataset to encode.
+        autoencoder: Autoencoder that ``config`` names.
+        config: Settings of the autoencoder.
+        image_size: Side of the encoded images, pixels.
+        variants: Number of stored forms of each image; all but the first are changed at random.
+        augmentation: Random changes of these forms; None takes the default ones.
+        device: Device of the autoencoder.
+        batch_size: Images that are encoded at once.
+        on_shard: Called after each shard with (shards done, shards in all).
 
-    Raises ``UsageError`` where the folder holds latents of other settings.
+    Raises:
+        UsageError: the folder holds latents of other settings.
+
     """
     storage = dataset.storage
     stored_side = read_manifest(dataset).image_size
@@ -183,7 +195,12 @@ def encode(
 def open_latents(
     dataset: Dataset, autoencoder: Autoencoder, config: AutoencoderConfig, image_size: int
 ) -> "LatentStore":
-    """Return the stored latents of an autoencoder at a size. Raises ``UsageError`` where there are none."""
+    """Return the stored latents of an autoencoder at an image size.
+
+    Raises:
+        UsageError: there are none.
+
+    """
     folder = latents_folder(dataset, config, autoencoder, image_size)
     storage = dataset.storage
     settings = _read_settings(storage, folder)
@@ -204,14 +221,21 @@ class LatentStore:
     settings: LatentSettings
 
     def reader(self, shards: Sequence[Shard], expected: ExpectedRows) -> "LatentReader":
-        """Return a reader of the latents of some shards. Raises ``UsageError`` where one is not encoded."""
+        """Return a reader of the latents of some shards.
+
+        Raises:
+            UsageError: a shard is not encoded.
+
+        """
         return LatentReader(self, shards, expected)
 
 
 class LatentReader:
     """Frames of stored latents, by shard, row and variant. Threads may read at once.
 
-    Raises ``RunError`` where a file does not hold the ``expected`` rows any more.
+    Raises:
+        RunError: a file does not hold the ``expected`` rows any more.
+
     """
 
     def __init__(self, store: LatentStore, shards: Sequence[Shard], expected: ExpectedRows) -> None:
@@ -227,9 +251,9 @@ class LatentReader:
                 "run `handdata encode` again: it continues where it stopped",
             )
         with ThreadPoolExecutor(READERS) as readers:
-            places = list(readers.map(self._read_places, self._names))
-        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in places])])
-        self._places = np.concatenate(places)
+            ranges = list(readers.map(self._read_ranges, self._names))
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in ranges])])
+        self._ranges = np.concatenate(ranges)
         self._labels = lru_cache(CACHED_LABELS)(self._read_labels)
 
     @property
@@ -238,10 +262,15 @@ class LatentReader:
         return self._settings.variants
 
     def read(self, wanted: Sequence[tuple[int, int, int]]) -> StoredFrames:
-        """Return frames given as (shard, row in its file, variant), read at once."""
+        """Return frames, their latents read at once.
+
+        Args:
+            wanted: (shard, row in its file, variant) of each frame.
+
+        """
         rows = [(shard, variant * self._rows_of(shard) + row) for shard, row, variant in wanted]
-        places = self._places[[self._starts[shard] + row for shard, row in rows]].tolist()
-        ranges = [(self._names[shard], start, length) for (shard, _), (start, length) in zip(rows, places, strict=True)]
+        bounds = self._ranges[[self._starts[shard] + row for shard, row in rows]].tolist()
+        ranges = [(self._names[shard], start, length) for (shard, _), (start, length) in zip(rows, bounds, strict=True)]
         settings = self._settings
         channels, side = settings.latent_channels, settings.latent_size
         moments = 2 if settings.has_variance else 1
@@ -260,12 +289,13 @@ class LatentReader:
     def _rows_of(self, shard: int) -> int:
         return int(self._starts[shard + 1] - self._starts[shard]) // self.variants
 
-    def _read_places(self, name: str) -> NDArray[np.uint32]:
+    def _read_ranges(self, name: str) -> NDArray[np.uint32]:
+        """Return where each row's latent lies in a file: (rows, 2) first byte and number of bytes."""
         with self._storage.open_parquet(name) as file:
-            places = blob_ranges(file, "latent")
-        if places is None:
+            ranges = blob_ranges(file, "latent")
+        if ranges is None:
             raise UsageError(f"{self._storage.describe(name)} was not written by `handdata encode`", "remove it")
-        return places
+        return ranges
 
     def _read_labels(self, shard: int) -> tuple[FloatArray, BoolArray]:
         name, labels = self._names[shard], ("keypoints_2d", "keypoints_valid")
@@ -293,7 +323,7 @@ class _Variants:
 
     def __getitem__(self, position: int) -> Frame:
         variant, row = divmod(position, len(self.ids))
-        image, mask = pictures_of(self._table, row)
+        image, mask = images_of(self._table, row)
         encoded = EncodedFrame(
             image, mask, self._labels.keypoints[row], self._labels.valid[row], self._labels.pad_ltrb[row]
         )
@@ -332,10 +362,10 @@ def _encoded_table(
 def _encoded_batch(
     frames: Sequence[Frame], autoencoder: Autoencoder, side: int, device: str | torch.device
 ) -> NDArray[np.float16]:
-    """Return (N, channels, h, w), as ``LATENT_SCHEMA`` says."""
+    """Return the latents of some frames (N, channels, h, w), as ``LATENT_SCHEMA`` says."""
 
-    def stacked(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-        return torch.from_numpy(np.stack(pictures)).to(device)
+    def stacked(planes: Sequence[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(planes)).to(device)
 
     images = stacked([frame.image for frame in frames]).permute(0, 3, 1, 2)
     posterior = autoencoder.encode(images.float() / 127.5 - 1)

@@ -1,4 +1,8 @@
-"""Batches of pairs, decoded ahead by threads."""
+"""Batches of pairs, made ahead of the caller by threads.
+
+Threads, not processes: simplejpeg and OpenCV decode outside Python's lock, and a batch that stays in its process is not
+copied. Sending one to another process costs about as much as decoding it.
+"""
 
 import ctypes
 from collections import deque
@@ -12,16 +16,20 @@ from handdata.trainer.data.batch import FramePair
 from handdata.trainer.data.pairs import PairDataset
 
 BATCHES_AHEAD: Final = 2
-"""Of each decoding thread."""
+"""Batches that each decoding thread is ahead of the caller."""
 
 KEPT_FREE_BYTES: Final = 512 << 20
-"""Freed memory that the process keeps for the next pictures and activations."""
+"""Freed memory that the process keeps for the next images and activations."""
 
 
 def pair_batches(dataset: PairDataset, batches: Iterable[Sequence[int]], threads: int = 0) -> Iterator[FramePair]:
-    """Yield batches of pairs, each given as positions, in their order.
+    """Yield batches of pairs in their order.
 
-    ``threads`` decode ahead of the caller, ``BATCHES_AHEAD`` batches each; 0: the caller itself decodes.
+    Args:
+        dataset: Pairs by position.
+        batches: Positions of each batch.
+        threads: Number of threads that decode ahead, ``BATCHES_AHEAD`` batches each; with 0 the caller itself decodes.
+
     """
     keep_freed_memory()
     if not threads:
@@ -41,7 +49,7 @@ def pair_batches(dataset: PairDataset, batches: Iterable[Sequence[int]], threads
 
 
 def keep_freed_memory() -> None:
-    """Have glibc reuse what pictures, batches and activations leave; nothing happens with another C library.
+    """Have glibc reuse what images, batches and activations leave; nothing happens with another C library.
 
     By default it may give their pages back to the kernel and get them anew, zeroed: up to a third of the loader's time
     (``benchmarks/loader.py``), and a twentieth of a training step on the CPU. It holds for the whole process.

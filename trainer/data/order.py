@@ -4,8 +4,8 @@ Where a target comes in the order follows from (seed, position) alone. Processes
 by sharing out positions, whatever their number, and a run goes on at any position without replaying what came before:
 the state of the order is one integer.
 
-``len(order)`` positions are an epoch. In it a source has a fixed number of places, by its weight, spread evenly: each
-``MIXED_POSITIONS`` have their part of them. A source goes through its own targets again and again, each time in another
+``len(order)`` positions are an epoch. A source has a fixed number of them (its quota), by its weight, spread evenly:
+each ``MIXED_POSITIONS`` have their part of it. A source goes through its own targets again and again, each time in another
 order: its files at random, then rows at random within ``SHUFFLED_FILES`` of them, which bounds what a process keeps of
 the files, and what the operating system must cache of them. With one source an epoch shows each target once.
 """
@@ -22,10 +22,20 @@ MIXED_POSITIONS: Final = 4096
 SHUFFLED_FILES: Final = 64
 _CACHED_WINDOWS_A_SOURCE: Final = 2
 
+_MIX, _FILES, _ROWS = 2, 3, 4
+"""Last number of the seeds here, so that no two kinds of draws share one."""
+
 
 @dataclass(frozen=True)
 class SourceTargets:
-    """The targets of a source: ``file_starts`` (files + 1,) rising positions in the list of all targets."""
+    """The targets of a source.
+
+    Args:
+        name: Name of the source.
+        share: Relative share of the source among the positions of an epoch.
+        file_starts: (files + 1,) index of each file's first target in the list of all targets, and of the list's end.
+
+    """
 
     name: str
     share: float
@@ -36,19 +46,19 @@ class SourceTargets:
 
 
 class TargetOrder:
-    """Which target (a position in the list of all targets) comes at a position of the order."""
+    """Which target (an index in the list of all targets) comes at a position of the endless order."""
 
     def __init__(self, sources: Sequence[SourceTargets], seed: int) -> None:
         """Mix sources with targets. Their shares are relative to each other."""
         self._sources = sources
         self._seed = seed
         self._length = sum(map(len, sources))
-        self._places = _whole_shares([source.share for source in sources], self._length)
+        self._quotas = _quotas([source.share for source in sources], self._length)
         windows = max(1, self._length // MIXED_POSITIONS)
-        # Places of each source (columns) in the first so many parts (rows) of an epoch.
-        self._mixed = np.arange(windows + 1)[:, None] * self._places[None, :] // windows
+        # Positions of each source (columns) in the first so many parts (rows) of an epoch.
+        self._mixed = np.arange(windows + 1)[:, None] * self._quotas[None, :] // windows
         self._mixed_starts = self._mixed.sum(axis=1)
-        # Kept for the places nearby, which come next. Threads may ask at once.
+        # Kept for the positions nearby, which come next. Threads may ask at once.
         self._mix = lru_cache(2)(self._shuffled_mix)
         self._file_order = lru_cache(2 * len(sources))(self._shuffled_files)
         self._window = lru_cache(_CACHED_WINDOWS_A_SOURCE * len(sources))(self._shuffled_window)
@@ -57,8 +67,8 @@ class TargetOrder:
         return self._length
 
     def __getitem__(self, position: int) -> int:
-        source, place = self._place(position)
-        turn, index = divmod(place, len(self._sources[source]))
+        source, own_position = self._in_source(position)
+        turn, index = divmod(own_position, len(self._sources[source]))
         _, starts = self._file_order(source, turn)
         window = int(np.searchsorted(starts, index, side="right")) - 1
         return int(self._window(source, turn, window)[index - starts[window]])
@@ -67,18 +77,12 @@ class TargetOrder:
         """Return how often each source's targets have been shown, on average, when ``position`` comes next."""
         epochs = position / self._length
         return {
-            source.name: epochs * int(places) / len(source)
-            for source, places in zip(self._sources, self._places, strict=True)
+            source.name: epochs * int(quota) / len(source)
+            for source, quota in zip(self._sources, self._quotas, strict=True)
         }
 
-    def shares(self) -> dict[str, float]:
-        """Return each source's share of an epoch."""
-        return {
-            source.name: int(places) / self._length for source, places in zip(self._sources, self._places, strict=True)
-        }
-
-    def _place(self, position: int) -> tuple[int, int]:
-        """Return the source of a position, and the place in the source's own endless order."""
+    def _in_source(self, position: int) -> tuple[int, int]:
+        """Return the source of a position, and the position in the source's own endless order."""
         if len(self._sources) == 1:
             return 0, position
         epoch, index = divmod(position, self._length)
@@ -87,7 +91,7 @@ class TargetOrder:
         offset = index - int(self._mixed_starts[window])
         source = int(mix[offset])
         before = int(np.count_nonzero(mix[:offset] == source))
-        return source, epoch * int(self._places[source]) + int(self._mixed[window, source]) + before
+        return source, epoch * int(self._quotas[source]) + int(self._mixed[window, source]) + before
 
     def _shuffled_mix(self, epoch: int, window: int) -> NDArray[np.int64]:
         """Return the source of each position of a part of an epoch."""
@@ -111,26 +115,22 @@ class TargetOrder:
         return np.random.default_rng([self._seed, source, turn, window, _ROWS]).permutation(targets)
 
 
-_MIX, _FILES, _ROWS = 2, 3, 4
-"""Last number of the seeds here, so that no two kinds of draws share one."""
-
-
 def source_shares(sizes: Mapping[str, int], weights: Mapping[str, float], temperature: float) -> dict[str, float]:
     """Return the relative share of each source with targets: weight x size^(1 / temperature); weight 1 where unnamed.
 
-    Sources of no share are left out.
+    Sources whose share is zero are not in it.
     """
     shares = {name: weights.get(name, 1.0) * size ** (1 / temperature) for name, size in sizes.items() if size}
     return {name: share for name, share in shares.items() if share > 0}
 
 
-def _whole_shares(shares: Sequence[float], total: int) -> NDArray[np.int64]:
-    """Divide ``total`` places by shares, each at least one; the largest remainders are rounded up."""
+def _quotas(shares: Sequence[float], total: int) -> NDArray[np.int64]:
+    """Divide ``total`` positions by shares, each at least one; the largest remainders are rounded up."""
     exact = np.array(shares) / sum(shares) * total
-    places = np.maximum(np.floor(exact).astype(np.int64), 1)
-    left = total - int(places.sum())
+    quotas = np.maximum(np.floor(exact).astype(np.int64), 1)
+    left = total - int(quotas.sum())
     if left > 0:
-        places[np.argsort(places - exact, kind="stable")[:left]] += 1
+        quotas[np.argsort(quotas - exact, kind="stable")[:left]] += 1
     else:
-        places[int(np.argmax(places))] += left
-    return places
+        quotas[int(np.argmax(quotas))] += left
+    return quotas

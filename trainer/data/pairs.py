@@ -1,16 +1,8 @@
-"""Pairs of frames from annotated shards: which reference goes with which target, and their pictures.
-
-Every usable row is the target of pairs. Its reference is another moment of the same video (same sequence and camera),
-the same moment seen by another camera, or nothing (a still: the reference is dropped, since a picture that is its own
-reference teaches to copy). Both frames of a pair say the same about which hands are spoken for, see
-``handdata.trainer.data.sample_index``.
+"""The pairs of a split by position: ties index, candidates, order, readers and augmentation together.
 
 A pair is named by its position in an endless order (``handdata.trainer.data.order``). All that is random about a pair
 follows from (seed, position), so threads and processes share the work by sharing out positions, and a run resumes at
 any position without replaying what came before.
-
-Batches are made by threads, not processes: simplejpeg and OpenCV decode outside Python's lock, and a batch that stays
-in its process is not copied. Sending one to another process costs about as much as decoding it.
 """
 
 from collections.abc import Sequence
@@ -28,23 +20,57 @@ from handdata.schemas.arrays import ByteArray
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame, augment_pair, resize
 from handdata.trainer.data.batch import FramePair, PairStack
-from handdata.trainer.data.candidates import KINDS, VIEW, PairCandidates
+from handdata.trainer.data.candidates import VIEW, PairCandidates
 from handdata.trainer.data.latents import LatentReader, LatentStore
 from handdata.trainer.data.order import TargetOrder
 from handdata.trainer.data.reading import EncodedFrame, FrameReader, WantedFrame, largest_reduction
 from handdata.trainer.data.sample_index import read_rows, source_ranges
-from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
+from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig, Preset
+
+
+def open_pairs(
+    storage: Storage,
+    preset: Preset,
+    split: Split,
+    *,
+    pairs: PairConfig | None = None,
+    augmentation: AugmentationConfig | None = None,
+    latents: LatentStore | None = None,
+    seed: int = 0,
+) -> "PairDataset":
+    """Open the pairs of a split as a preset chooses rows and image size.
+
+    Args:
+        storage: Workspace of the preset's dataset.
+        preset: Settings of a run.
+        split: Split of the pairs.
+        pairs: Kinds of pairs and their weights; None takes the preset's.
+        augmentation: Random changes; with None images are only resized.
+        latents: Stored latents that pairs hold instead of images.
+        seed: Seed of all that is random about pairs.
+
+    Raises:
+        UsageError: no row is usable, or the settings name a source or a condition that does not fit the dataset.
+
+    """
+    return PairDataset(
+        Dataset(storage, preset.data.dataset),
+        image_size=preset.image_size,
+        split=split,
+        pairs=pairs or preset.pairs,
+        augmentation=augmentation,
+        data=preset.data,
+        latents=latents,
+        seed=seed,
+    )
 
 
 class PairDataset:
-    """The pairs of some shards, by position. Pictures are read on demand; threads may ask at once.
-
-    Raises ``UsageError`` where no row is usable.
-    """
+    """The pairs of a split, by position. Images are read on demand; threads may ask at once."""
 
     def __init__(
         self,
-        storage: Storage,
+        dataset: Dataset,
         *,
         image_size: int,
         split: Split,
@@ -56,33 +82,45 @@ class PairDataset:
     ) -> None:
         """Read the index of a split.
 
-        ``augmentation`` None: pictures are resized and nothing else. ``latents``: pairs hold these instead of
-        pictures, a random variant each where there is augmentation, else the unchanged one.
+        Args:
+            dataset: Dataset that holds the split.
+            image_size: Side of the images of pairs, pixels.
+            split: Split whose rows are targets and references.
+            pairs: Kinds of pairs and their weights; None takes the default ones.
+            augmentation: Random changes; with None images are only resized.
+            data: Choice of rows; None takes all usable ones.
+            latents: Stored latents that pairs hold instead of images: a random variant of each pair where there is
+                augmentation, else the unchanged one.
+            seed: Seed of all that is random about pairs.
+
+        Raises:
+            UsageError: no row is usable, or the settings name a source or a condition that does not fit the dataset.
+
         """
+        storage = dataset.storage
         self.storage = storage
         self.image_size = image_size
         self.augmentation = augmentation
         self.seed = seed
         pairs, data = pairs or PairConfig(), data or DataConfig()
-        manifest = read_manifest(Dataset(storage, data.dataset))
+        manifest = read_manifest(dataset)
         unknown = sorted(pairs.sources.keys() - manifest.sources.keys())
         if unknown:
             raise UsageError(
                 f"pairs.sources names {unknown[0]}, which {storage.describe()} does not hold",
                 f"there are {', '.join(manifest.sources)}",
             )
-        self.shards = sorted(
-            list_shards(Dataset(storage, data.dataset), splits=[split]), key=lambda shard: shard.source
-        )
+        self.shards = sorted(list_shards(dataset, splits=[split]), key=lambda shard: shard.source)
         if not self.shards:
             raise UsageError(f"{storage.describe()} has no samples in split {split}", "annotate more samples")
-        rows = read_rows(storage, self.shards, split, data)
+        rows = read_rows(dataset, self.shards, split, data)
         counts = np.bincount(rows["shard"].to_numpy(), minlength=len(self.shards))
         self._shard_starts = np.concatenate([[0], np.cumsum(counts)])
         sources = list(source_ranges(self.shards, counts))
         self._candidates = PairCandidates(rows, sources, pairs)
-        places = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$").fill_null(0)).to_numpy(order="c")
-        self._rows = {"row": rows["row"].to_numpy(), "places": places, "sample": rows["sample"].to_numpy()}
+        ranges = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$").fill_null(0)).to_numpy(order="c")
+        self._rows = {"row": rows["row"].to_numpy(), "ranges": ranges, "sample": rows["sample"].to_numpy()}
+        self._sequences = rows["sequence_id"]
         targets = self._candidates.source_targets(self._shard_starts)
         if not targets:
             raise UsageError(
@@ -106,7 +144,7 @@ class PairDataset:
     def batch(self, positions: Sequence[int]) -> FramePair:
         """Return the pairs at some positions, stacked; what they need of files is read at once.
 
-        Pictures lie in memory as they were decoded, channels last, behind (N, 3, S, S).
+        Images lie in memory as they were decoded, channels last, behind (N, 3, S, S).
         """
         drawn = [self.rows_at(position) for position in positions]
         tasks = [Task.VIEW_CHANGE if kind == VIEW else Task.POSE_CHANGE for _, _, kind in drawn]
@@ -117,7 +155,7 @@ class PairDataset:
                 [
                     self._wanted(row, with_mask)
                     for target, reference, _ in drawn
-                    # Nobody looks at a target's mask: it is what the network shall draw.
+                    # Nobody looks at a target's mask: the network has to draw it.
                     for row, with_mask in ((target, False), (reference, True))
                     if row is not None
                 ]
@@ -126,7 +164,7 @@ class PairDataset:
         stack = PairStack(len(positions), self.image_size)
         for number, (position, (_, reference, kind)) in enumerate(zip(positions, drawn, strict=True)):
             frames = next(encoded), None if reference is None else next(encoded)
-            stack.put(number, *self._decoded(position, kind, *frames, stack.places(number)))
+            stack.put(number, *self._decoded(position, kind, *frames, stack.images(number)))
         return stack.pairs(tasks)
 
     def rows_at(self, position: int) -> tuple[int, int | None, int]:
@@ -139,16 +177,13 @@ class PairDataset:
         """Return how often each source's targets have been shown, on average, before ``position``."""
         return self._order.effective_epochs(position)
 
-    def mixture(self) -> dict[str, dict[str, float]]:
-        """Return the expected share of each kind of pair of each source in what is trained on; all together 1."""
-        kinds = self._candidates.kind_shares()
-        return {
-            source: {kind: share * kinds[source][number] for number, kind in enumerate(KINDS)}
-            for source, share in self._order.shares().items()
-        }
-
     def find(self, sample_id: str) -> int:
-        """Return the row of a sample. Raises ``UsageError`` where it is not in this split, or left out."""
+        """Return the row of a sample.
+
+        Raises:
+            UsageError: it is not among the usable rows of this split.
+
+        """
         found = np.flatnonzero(self._rows["sample"] == pl.Series([sample_id]).hash()[0])
         if not len(found):
             raise UsageError(f"no sample {sample_id} in {self.storage.describe()}")
@@ -160,11 +195,10 @@ class PairDataset:
 
     def sequence_id(self, row: int) -> str:
         """Return the sequence that a row belongs to."""
-        shard, place = self._place(row)
-        return str(self.storage.read_parquet(self.shards[shard].name, ["sequence_id"])["sequence_id"][place])
+        return str(self._sequences[row])
 
     def frame(self, row: int) -> Frame:
-        """Return a row's picture and labels at the training size."""
+        """Return a row's image and labels at the training size."""
         (encoded,) = self._reader.read([self._wanted(row, with_mask=True)])
         return resize(encoded.decode(), self.image_size)
 
@@ -174,11 +208,11 @@ class PairDataset:
         kind: int,
         target: EncodedFrame,
         reference: EncodedFrame | None,
-        places: tuple[ByteArray, ByteArray],
+        into: tuple[ByteArray, ByteArray],
     ) -> tuple[Frame, Frame | None]:
-        """Return both frames of a pair at the training size, their pictures in ``places`` where they may lie there."""
-        frame = target.decode(self._reduction, places[0])
-        other = None if reference is None else reference.decode(self._reduction, places[1])
+        """Return both frames of a pair at the training size, their images in the memory ``into`` where they fit it."""
+        frame = target.decode(self._reduction, into[0])
+        other = None if reference is None else reference.decode(self._reduction, into[1])
         if self.augmentation is None:
             return resize(frame, self.image_size), None if other is None else resize(other, self.image_size)
         rng = np.random.default_rng([self.seed, position, 1])
@@ -191,6 +225,7 @@ class PairDataset:
         drawn: Sequence[tuple[int, int | None, int]],
         tasks: Sequence[Task],
     ) -> FramePair:
+        """Return the pairs at some positions, with stored latents instead of images."""
         variants = [0] * len(positions)
         if self.augmentation is not None:
             rngs = (np.random.default_rng([self.seed, position, 1]) for position in positions)
@@ -198,7 +233,7 @@ class PairDataset:
         present = np.array([reference is not None for _, reference, _ in drawn])
         rows = [(target, variant) for (target, _, _), variant in zip(drawn, variants, strict=True)]
         rows += [(row, variant) for (_, row, _), variant in zip(drawn, variants, strict=True) if row is not None]
-        frames = latents.read([(*self._place(row), variant) for row, variant in rows])
+        frames = latents.read([(*self._in_shard(row), variant) for row, variant in rows])
         count = len(positions)
 
         def targets(field: NDArray[np.generic]) -> Tensor:
@@ -225,19 +260,19 @@ class PairDataset:
         )
 
     def _rows_of_shard(self, shard: int) -> tuple[NDArray[np.integer], NDArray[np.uint64]]:
+        """Return the used rows of a shard, and the hashes of their sample ids."""
         first, stop = self._shard_starts[shard : shard + 2]
         return self._rows["row"][first:stop], self._rows["sample"][first:stop]
 
-    def _place(self, row: int) -> tuple[int, int]:
-        """Return a row's shard, and where it stands in it."""
+    def _in_shard(self, row: int) -> tuple[int, int]:
+        """Return a row's shard, and its row in the shard's file."""
         shard = int(np.searchsorted(self._shard_starts, row, side="right")) - 1
         return shard, int(self._rows["row"][row])
 
     def _wanted(self, row: int, with_mask: bool) -> WantedFrame:
-        shard, place = self._place(row)
-        image_start, image_bytes, mask_start, mask_bytes = self._rows["places"][row].tolist()
-        places = (image_start, image_bytes), (mask_start, mask_bytes if with_mask else 0)
-        return WantedFrame(shard, place, places if image_bytes else None, with_mask)
+        image_start, image_bytes, mask_start, mask_bytes = self._rows["ranges"][row].tolist()
+        ranges = (image_start, image_bytes), (mask_start, mask_bytes if with_mask else 0)
+        return WantedFrame(*self._in_shard(row), ranges if image_bytes else None, with_mask)
 
 
 def _levels(shares: NDArray[np.float16]) -> ByteArray:

@@ -1,4 +1,4 @@
-"""Reading chosen frames of annotated shards: only the bytes of their pictures, decoded no larger than needed."""
+"""Reading chosen frames of annotated shards: only the bytes of their images, decoded no larger than needed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,44 +16,57 @@ from handdata.pipeline.shards import Shard, read_row_group
 from handdata.pipeline.storage import Storage
 from handdata.schemas import KEYPOINT_COUNT, RunError
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
-from handdata.schemas.sample import PIXEL_COLUMNS
+from handdata.schemas.sample import JPEG_SIGNATURE, PIXEL_COLUMNS
 from handdata.trainer.data.augment import Frame
 
 LABEL_COLUMNS: Final = ("keypoints_2d", "keypoints_valid", "pad_ltrb")
 
 ExpectedRows = Callable[[int], tuple[NDArray[np.integer], NDArray[np.uint64]]]
-"""Returns, of a shard by its number, rows and the hashes of their sample ids (polars' own)."""
+"""Shard's number -> its rows that are used, and the hashes of their sample ids (polars' own)."""
 
 CACHED_LABELS: Final = 192
 """Files whose labels a process holds, at most 0.8 MB each: those among which rows are shuffled, and neighbours."""
 
 CACHED_ROW_GROUPS: Final = 32
-"""Row groups of pictures that a process holds, of files that do not say where each picture lies."""
+"""Row groups of images that a process holds, of files that do not say where each image lies."""
 
 CACHED_RECTANGLES: Final = 16
-"""Planes of a picture's size; most frames have no padding and share one."""
+"""Planes of an image's size that a process holds; most frames have no padding and share one."""
 
 LARGEST_ENLARGEMENT: Final = 1.2
-"""A picture is decoded at a half, a quarter or an eighth where no crop of it is then enlarged by more than this.
+"""An image is decoded at a half, a quarter or an eighth where no crop of it is then enlarged by more than this.
 
-As much as the default crops of 0.85 ask for when pictures have twice the training size. On 26 photographs the result
+As much as the default crops of 0.85 ask for when images have twice the training size. On 26 photographs the result
 differs from that of full decoding (49 dB at the smallest crop) as much as one resizing filter from another (50 dB).
 """
+
+_READ_ANEW: Final = "did drop, flag or annotate --overwrite change the dataset? --resume goes on with what is there now"
+
+_MOST_PIXELS: Final = 1 << 30
+"""Largest number of pixels of a JPEG image, as OpenCV allows for other formats."""
+
+# OpenCV's flags "reduced, grey" hold the reduction alone; "RGB" beside them makes the image coloured.
+_REDUCED: Final = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
+}
 
 
 class Labels(NamedTuple):
     """The labels of a file's N rows."""
 
     keypoints: FloatArray
-    """(N, 42, 2) pixels of the stored picture."""
+    """(N, 42, 2) pixels of the stored image."""
     valid: BoolArray
     pad_ltrb: FloatArray
-    """(N, 4) pixels of the stored picture."""
+    """(N, 4) pixels of the stored image."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """One row as stored; ``mask`` None where it has none, or where none was asked for."""
+    """One row as stored; ``mask`` is None where it has none, or where none was asked for."""
 
     image: bytes
     mask: bytes | None
@@ -62,12 +75,17 @@ class EncodedFrame:
     pad_ltrb: FloatArray
 
     def decode(self, reduction: int = 1, into: ByteArray | None = None) -> Frame:
-        """Decode the picture and its mask at 1 / ``reduction`` (1, 2, 4 or 8) of the stored side, a multiple of it.
+        """Decode the image and its mask.
 
-        Where ``into`` (S, S, 3) has the picture's size and the picture is a JPEG, it is decoded into it, and the frame
-        holds it. Raises ``RunError`` for a picture that cannot be decoded.
+        Args:
+            reduction: 1, 2, 4 or 8, by which the stored side is divided; it is a multiple of it.
+            into: Memory (S, S, 3) that a JPEG of this size is decoded into; the frame then holds it.
+
+        Raises:
+            RunError: the image cannot be decoded.
+
         """
-        image = _decode_picture(self.image, reduction, into)
+        image = _decode_image(self.image, reduction, into)
         side = image.shape[0]
         mask = _rectangle(side, 0, 0, 0, 0)
         if self.mask is not None:
@@ -85,10 +103,22 @@ class EncodedFrame:
         )
 
 
+class WantedFrame(NamedTuple):
+    """A row of a shard, and where its image and mask lie in the file."""
+
+    shard: int
+    row: int
+    ranges: tuple[tuple[int, int], tuple[int, int]] | None
+    """(first byte, bytes) of image and mask; None where the file does not say."""
+    with_mask: bool = True
+
+
 class FrameReader:
     """Frames of some shards, by file and row. Threads may read at once.
 
-    Raises ``RunError`` where a file does not hold the ``expected`` rows any more.
+    Raises:
+        RunError: a file does not hold the ``expected`` rows any more.
+
     """
 
     def __init__(self, storage: Storage, shards: Sequence[Shard], expected: ExpectedRows) -> None:
@@ -98,23 +128,23 @@ class FrameReader:
         self._labels = lru_cache(CACHED_LABELS)(self._read_labels)
         self._row_group = lru_cache(CACHED_ROW_GROUPS)(self._read_row_group)
 
-    def read(self, wanted: Sequence["WantedFrame"]) -> list[EncodedFrame]:
-        """Return frames as stored, their pictures read at once."""
+    def read(self, wanted: Sequence[WantedFrame]) -> list[EncodedFrame]:
+        """Return frames as stored; the bytes of all are read at once."""
         ranges = [
             (self._shards[frame.shard].name, start, length)
             for frame in wanted
-            if frame.places is not None
-            for start, length in frame.places
+            if frame.ranges is not None
+            for start, length in frame.ranges
             if length
         ]
         parts = iter(self._storage.read_ranges(ranges))
         encoded = []
         for frame in wanted:
-            if frame.places is None:
-                image, mask = self._pictures(frame.shard, frame.row)
+            if frame.ranges is None:
+                image, mask = self._images(frame.shard, frame.row)
             else:
                 image = next(parts)
-                mask = next(parts) if frame.places[1][1] else None
+                mask = next(parts) if frame.ranges[1][1] else None
             labels = self._labels(frame.shard)
             encoded.append(
                 EncodedFrame(
@@ -133,32 +163,27 @@ class FrameReader:
         require_rows(self._storage.describe(name), table["sample_id"], *self._expected(shard))
         return labels_of(table)
 
-    def _pictures(self, shard: int, row: int) -> tuple[bytes, bytes | None]:
-        """Return the encoded picture and mask of a row through its whole row group."""
+    def _images(self, shard: int, row: int) -> tuple[bytes, bytes | None]:
+        """Return the encoded image and mask of a row through its whole row group."""
         with self._storage.open_parquet(self._shards[shard].name) as file:
             ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
         group = int(np.searchsorted(ends, row, side="right"))
         table = self._row_group(shard, group)
-        return pictures_of(table, row - int(ends[group]) + len(table))
+        return images_of(table, row - int(ends[group]) + len(table))
 
     def _read_row_group(self, shard: int, group: int) -> pa.Table:
         return read_row_group(self._storage, self._shards[shard], group, PIXEL_COLUMNS)
 
 
-class WantedFrame(NamedTuple):
-    """A row of a file, and where its picture and mask lie in it: (first byte, bytes); None where that is not known."""
-
-    shard: int
-    row: int
-    places: tuple[tuple[int, int], tuple[int, int]] | None
-    with_mask: bool = True
-
-
 def largest_reduction(stored_side: int, size: int, smallest_crop: float) -> int:
-    """Return the reduction, 1, 2, 4 or 8, to decode pictures at for training at ``size`` pixels.
+    """Return the reduction, 1, 2, 4 or 8, to decode images at for training at ``size`` pixels.
 
-    ``smallest_crop`` is the least share of a picture's side that a crop keeps; 1 where pictures are not cropped, which
-    are then never enlarged.
+    Args:
+        stored_side: Side of the stored images, pixels.
+        size: Side of the training images, pixels.
+        smallest_crop: Least share of an image's side that a crop keeps; 1 where images are not cropped, which are then
+            never enlarged.
+
     """
     enlargement = 1 if smallest_crop == 1 else LARGEST_ENLARGEMENT
     fits = [
@@ -169,8 +194,31 @@ def largest_reduction(stored_side: int, size: int, smallest_crop: float) -> int:
     return max(fits, default=1)
 
 
+def decode_frame(table: pa.Table, row: int) -> Frame:
+    """Decode one row of a table of samples.
+
+    Raises:
+        RunError: its image cannot be decoded.
+
+    """
+    image, mask = images_of(table, row)
+    labels = labels_of(table.slice(row, 1))
+    return EncodedFrame(image, mask, labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0]).decode()
+
+
 def require_rows(name: str, sample_ids: pa.ChunkedArray, rows: NDArray[np.integer], hashes: NDArray[np.uint64]) -> None:
-    """Raise ``RunError`` where a file's rows are not the samples of which the index was made."""
+    """Check that a file's rows are still the samples that the index was made of.
+
+    Args:
+        name: Name of the file in messages.
+        sample_ids: Column of the whole file.
+        rows: Rows that are used.
+        hashes: Hashes of their sample ids when the index was made.
+
+    Raises:
+        RunError: they are not.
+
+    """
     found = pl.Series(sample_ids).hash().to_numpy()
     if len(rows) and (rows.max() >= len(found) or not np.array_equal(found[rows], hashes)):
         raise RunError(f"{name} has changed since this run began", _READ_ANEW)
@@ -190,57 +238,42 @@ def labels_of(table: pa.Table) -> Labels:
     )
 
 
-def pictures_of(table: pa.Table, row: int) -> tuple[bytes, bytes | None]:
-    """Return the encoded picture and mask of a row of a table with both columns."""
+def images_of(table: pa.Table, row: int) -> tuple[bytes, bytes | None]:
+    """Return the encoded image and mask of a row of a table with both columns."""
     mask = table["hand_mask"][row].as_py()
     return table["image"][row].as_py()["bytes"], None if mask is None else mask["bytes"]
 
 
-_READ_ANEW: Final = "did drop, flag or annotate --overwrite change the dataset? --resume goes on with what is there now"
-
-_JPEG: Final = b"\xff\xd8\xff"
-_MOST_PIXELS: Final = 1 << 30
-"""Of a JPEG picture, as OpenCV allows for the others."""
-
-# OpenCV's flags "reduced, grey" hold the reduction alone; "RGB" beside them makes the picture coloured.
-_REDUCED: Final = {
-    1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
-}
-
-
-def _decode_picture(data: bytes, reduction: int, into: ByteArray | None) -> ByteArray:
-    if not data.startswith(_JPEG):
+def _decode_image(data: bytes, reduction: int, into: ByteArray | None) -> ByteArray:
+    if not data.startswith(JPEG_SIGNATURE):
         return _decode_by_opencv(data, _REDUCED[reduction])
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if height * width > _MOST_PIXELS:
             raise _unreadable()
         height, width = height // reduction, width // reduction
-        place = into if into is not None and into.shape == (height, width, 3) else None
-        picture = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=height, min_width=width, min_factor=reduction, buffer=place
+        buffer = into if into is not None and into.shape == (height, width, 3) else None
+        image = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=height, min_width=width, min_factor=reduction, buffer=buffer
         )
     except ValueError as error:
         raise _unreadable() from error
-    return np.asarray(picture, dtype=np.uint8)
+    return np.asarray(image, dtype=np.uint8)
 
 
 def _decode_by_opencv(data: bytes, flag: int) -> ByteArray:
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    if picture is None:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    if image is None:
         raise _unreadable()
-    return np.asarray(picture, dtype=np.uint8)
+    return np.asarray(image, dtype=np.uint8)
 
 
 def _unreadable() -> RunError:
-    return RunError("a shard holds a picture that cannot be decoded, or has changed while it was read", _READ_ANEW)
+    return RunError("a shard holds an image that cannot be decoded, or has changed while it was read", _READ_ANEW)
 
 
 def _known(size: int, pad_ltrb: FloatArray) -> ByteArray:
-    """Return (size, size): 255 on pixels that lie wholly inside the picture; read-only."""
+    """Return (size, size): 255 on pixels that lie wholly inside the source image; read-only."""
     left, top, right, bottom = np.ceil(pad_ltrb).astype(int).tolist()
     return _rectangle(size, left, top, size - right, size - bottom)
 
@@ -252,10 +285,3 @@ def _rectangle(size: int, left: int, top: int, right: int, bottom: int) -> ByteA
     pixels[top:bottom, left:right] = 255
     pixels.setflags(write=False)
     return pixels
-
-
-def decode_frame(table: pa.Table, row: int) -> Frame:
-    """Decode one row of a table of samples. Raises ``RunError`` for a picture that cannot be decoded."""
-    image, mask = pictures_of(table, row)
-    labels = labels_of(table.slice(row, 1))
-    return EncodedFrame(image, mask, labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0]).decode()

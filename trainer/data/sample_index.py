@@ -1,4 +1,7 @@
-"""The rows that a run trains on, chosen by their small columns. A row costs about 50 bytes of memory."""
+"""The rows of a split that pairs are made of, chosen by their small columns.
+
+A row costs about 54 bytes of memory. Of its names only the sequence is kept, by a number; the others become hashes.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +12,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from handdata.pipeline.shards import Shard, list_shards, read_shard_index
-from handdata.pipeline.storage import Dataset, Storage
+from handdata.pipeline.storage import Dataset
 from handdata.schemas import Split, UsageError
 from handdata.schemas.sample import PIXEL_COLUMNS, SAMPLE_SCHEMA
+from handdata.trainer.data.splits import HELD_OUT
 from handdata.trainer.presets import DataConfig
 
-LEFT_OUT_FLAG: Final = "unlabelled_hand"
+UNLABELLED_FLAG: Final = "unlabelled_hand"
+"""Flag of rows that are rejected unless the settings take them."""
 
 INDEX_COLUMNS: Final = (
     "sample_id",
@@ -32,35 +37,36 @@ INDEX_COLUMNS: Final = (
     "flags",
 )
 
-HELD_OUT: Final[dict[Split, tuple[Split, ...]]] = {"train": ("val", "test"), "val": ("test",), "test": ()}
-"""The splits whose physical frames a split must not show."""
-
-_EXAMPLE: Final = "an example: --where \"source = 'hagrid' AND sharpness > 50 AND NOT array_contains(flags, 'blurry')\""
-
 READERS: Final = 16
 """Files whose index is read at once: on object stores waiting costs the time."""
 
+_EXAMPLE: Final = "an example: --where \"source = 'hagrid' AND sharpness > 50 AND NOT array_contains(flags, 'blurry')\""
 
-def read_rows(storage: Storage, shards: Sequence[Shard], split: Split, data: DataConfig) -> pl.DataFrame:
-    """Return the usable rows of a split, in the order of ``shards``, without names: groups are 64-bit hashes.
 
-    Columns: ``shard`` and ``row`` in its file, where its pictures lie (``image_start``, ``image_bytes``, ``hand_mask_
-    start``, ``hand_mask_bytes``; null where unknown), ``sample``, ``video``, ``moment``, ``timestamp_s``,
-    ``frame_index``.
+def read_rows(dataset: Dataset, shards: Sequence[Shard], split: Split, data: DataConfig) -> pl.DataFrame:
+    """Return the usable rows of a split, in the order of ``shards``.
 
-    Left out are rows that ``data`` does not choose, rows whose physical frame another source shows too (the one that
+    Not usable are rows that ``data`` does not choose, rows whose physical frame another source shows too (the one that
     took it stays, else the first), and those whose physical frame belongs to a split that is held out from this one.
 
-    Raises ``UsageError`` for a condition that is no condition on a sample's columns.
+    Returns:
+        ``shard`` and ``row`` in its file; where its image and mask lie (``image_start``, ``image_bytes``,
+        ``hand_mask_start``, ``hand_mask_bytes``; null where unknown); 64-bit hashes of its names and groups
+        (``sample``, ``video``, ``moment``); ``sequence_id`` (categorical), ``timestamp_s``, ``frame_index``.
+
+    Raises:
+        UsageError: ``data.where`` is no condition on a sample's columns.
+
     """
+    storage = dataset.storage
     condition, columns = parse_condition(data.where)
     wanted = list(dict.fromkeys((*INDEX_COLUMNS, *columns)))
-    held_out = list_shards(Dataset(storage, data.dataset), splits=HELD_OUT[split])
+    held_out = list_shards(dataset, splits=HELD_OUT[split])
 
     def rows_of(position: int) -> pl.DataFrame:
         table = read_shard_index(storage, shards[position], wanted, PIXEL_COLUMNS)
         chosen = table.drop("row").with_row_index("row").filter(_chosen(table, condition, data))
-        return _without_names(chosen, position)
+        return _kept_columns(chosen, position)
 
     def origins_of(shard: Shard) -> pl.Series:
         return read_shard_index(storage, shard, ["record_id", "origin_id"]).select(_physical_frame()).to_series()
@@ -74,7 +80,12 @@ def read_rows(storage: Storage, shards: Sequence[Shard], split: Split, data: Dat
 
 
 def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
-    """Return an SQL expression as polars' own, and the columns that it reads. Raises ``UsageError``."""
+    """Return an SQL expression as polars' own, and the columns that it reads.
+
+    Raises:
+        UsageError: it is no SQL, or no condition on a sample's columns.
+
+    """
     if text is None:
         return pl.lit(True), []
     known = [name for name in SAMPLE_SCHEMA.names if name not in PIXEL_COLUMNS]
@@ -102,7 +113,7 @@ def _chosen(table: pl.DataFrame, condition: pl.Expr, data: DataConfig) -> pl.Ser
     if data.licences:
         chosen = chosen & pl.col("license").is_in(list(data.licences))
     if not data.unlabelled_hands:
-        chosen = chosen & ~pl.col("flags").list.contains(LEFT_OUT_FLAG)
+        chosen = chosen & ~pl.col("flags").list.contains(UNLABELLED_FLAG)
     try:  # a condition without columns is a single value
         return table.select(pl.repeat(True, pl.len()) & chosen).to_series().fill_null(False)
     except pl.exceptions.PolarsError as error:
@@ -114,9 +125,9 @@ def _physical_frame() -> pl.Expr:
     return pl.coalesce("origin_id", "record_id").hash().alias("origin")
 
 
-def _without_names(table: pl.DataFrame, shard: int) -> pl.DataFrame:
+def _kept_columns(table: pl.DataFrame, shard: int) -> pl.DataFrame:
     """Return what is kept of a file's rows."""
-    # A pair agrees on which hands are spoken for. Where a hand is labelled (or said to be absent) in one frame and
+    # Both frames of a pair know of the same hands. Where a hand is labelled (or said to be absent) in one frame and
     # nothing is known of it in the other, the latter may show it without keypoints: such frames are never paired.
     known = [
         pl.col("keypoints_origin").list.get(hand).is_not_null() | (pl.col("hand_state").list.get(hand) == "absent")
@@ -136,13 +147,14 @@ def _without_names(table: pl.DataFrame, shard: int) -> pl.DataFrame:
         pl.col("origin_id").is_not_null().alias("repacked"),
         group("source", "split", "sequence_id", "camera_id").alias("video"),
         group("source", "split", "sequence_id", "frame_index").alias("moment"),
+        pl.col("sequence_id").cast(pl.Categorical),
         "timestamp_s",
         "frame_index",
     )
 
 
 def without_repeats(rows: pl.DataFrame, shards: Sequence[Shard]) -> pl.DataFrame:
-    """Leave out physical frames that another source shows too, or that a repacking one shows again."""
+    """Reject rows whose physical frame another source shows too, or a repacking source shows again."""
     names = sorted({shard.source for shard in shards})
     source = np.array([names.index(shard.source) for shard in shards], np.int32)[rows["shard"].to_numpy()]
     ranked = rows.with_columns(rank=pl.Series(source)).with_columns(

@@ -105,8 +105,8 @@ def preset_for(config: AutoencoderConfig, autoencoder: Autoencoder) -> Preset:
 def test_stored_latents_give_the_loss_of_pictures(storage: Storage, config: AutoencoderConfig, tmp_path: Path) -> None:
     autoencoder, _ = encoded(storage, config)
     store = open_latents(Dataset(storage), autoencoder, config, SIZE)
-    from_pictures = PairDataset(storage, image_size=SIZE, split="train")
-    from_latents = PairDataset(storage, image_size=SIZE, split="train", latents=store)
+    from_pictures = PairDataset(Dataset(storage), image_size=SIZE, split="train")
+    from_latents = PairDataset(Dataset(storage), image_size=SIZE, split="train", latents=store)
     trainer = Trainer(preset_for(config, autoencoder), "cpu")
     timesteps = torch.arange(12) * 83
 
@@ -135,7 +135,10 @@ def test_encoding_again_does_nothing_and_goes_on_where_it_stopped(storage: Stora
     storage.remove(second)
     with pytest.raises(UsageError, match="1 of 1 shards have no latents"):
         PairDataset(
-            storage, image_size=SIZE, split="val", latents=open_latents(Dataset(storage), autoencoder, vae, SIZE)
+            Dataset(storage),
+            image_size=SIZE,
+            split="val",
+            latents=open_latents(Dataset(storage), autoencoder, vae, SIZE),
         )
     _, rest = encoded(storage, vae)
     assert (rest.shards, rest.done_before) == (1, 1)
@@ -162,7 +165,7 @@ def test_variants_are_flipped_and_darkened_alike_in_a_sequence(tmp_path: Path) -
     changes = AugmentationConfig(max_gamma=2, flip=0.5, smallest_crop=0.9)
     encode(Dataset(storage), autoencoder, config, SIZE, variants=6, augmentation=changes)
     store = open_latents(Dataset(storage), autoencoder, config, SIZE)
-    dataset = PairDataset(storage, image_size=SIZE, split="train", latents=store)
+    dataset = PairDataset(Dataset(storage), image_size=SIZE, split="train", latents=store)
     reader = store.reader(dataset.shards, dataset._rows_of_shard)
     plain = reader.read([(0, row, 0) for row in range(8)])
     flips = []
@@ -190,7 +193,9 @@ def test_a_pair_is_of_one_variant_and_training_draws_it(storage: Storage) -> Non
     storage.remove(folder)
     encode(Dataset(storage), autoencoder, config, SIZE, variants=3, augmentation=AugmentationConfig(flip=1.0))
     store = open_latents(Dataset(storage), autoencoder, config, SIZE)
-    dataset = PairDataset(storage, image_size=SIZE, split="train", latents=store, augmentation=AugmentationConfig())
+    dataset = PairDataset(
+        Dataset(storage), image_size=SIZE, split="train", latents=store, augmentation=AugmentationConfig()
+    )
     seen = set()
     for pair in (dataset[position] for position in range(36)):
         left = bool(pair.target_valid[21:].any())
@@ -204,7 +209,7 @@ def test_a_pair_is_of_one_variant_and_training_draws_it(storage: Storage) -> Non
 def test_a_batch_of_latents_is_stacked(storage: Storage, vae: AutoencoderConfig) -> None:
     autoencoder, _ = encoded(storage, vae)
     store = open_latents(Dataset(storage), autoencoder, vae, SIZE)
-    dataset = PairDataset(storage, image_size=SIZE, split="train", latents=store)
+    dataset = PairDataset(Dataset(storage), image_size=SIZE, split="train", latents=store)
     batch = dataset.batch([0, 1, 2])
     assert batch.target_image.shape == (3, 2, 4, 8, 8)
     assert batch.target_image.dtype == torch.float16

@@ -49,7 +49,6 @@ def test_sources_are_mixed_by_their_shares_all_through_an_epoch() -> None:
     shown = np.array([order[position] for position in range(len(order))])
     for part in np.split(shown[:12_000], 6):
         assert np.mean(part >= 9000) == pytest.approx(0.75, abs=0.05)
-    assert order.shares() == {"source0": 0.25, "source1": 0.75}
     assert order.effective_epochs(2 * len(order)) == {"source0": 2 * 3000 / 9000, "source1": 2 * 9000 / 3000}
 
 

@@ -22,7 +22,7 @@ from handdata.trainer.data.augment import resize
 from handdata.trainer.data.candidates import STILL, VIDEO, VIEW
 from handdata.trainer.data.loading import BATCHES_AHEAD, pair_batches
 from handdata.trainer.data.pairs import PairDataset
-from handdata.trainer.data.reading import EncodedFrame, labels_of, largest_reduction, pictures_of
+from handdata.trainer.data.reading import EncodedFrame, images_of, labels_of, largest_reduction
 from handdata.trainer.inputs import pair_conditions
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
 from tests.fixtures.samples import SIZE, sample, write_dataset
@@ -41,7 +41,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 
 def dataset(storage: Storage, seed: int = 0, **weights: object) -> PairDataset:
-    return PairDataset(storage, image_size=32, split="train", pairs=PairConfig.model_validate(weights), seed=seed)
+    return PairDataset(
+        Dataset(storage), image_size=32, split="train", pairs=PairConfig.model_validate(weights), seed=seed
+    )
 
 
 def rows_of(storage: Storage) -> list[dict[str, object]]:
@@ -180,7 +182,7 @@ def test_an_unknown_sample_is_named(storage: Storage) -> None:
 
 def test_padding_outside_the_picture_has_no_weight(tmp_path: Path) -> None:
     write_dataset(Storage(tmp_path), [sample("edge", 0, pad_ltrb=(6.0, 0.0, 0.0, 11.2))])
-    pairs = PairDataset(Storage(tmp_path), image_size=SIZE, split="train")
+    pairs = PairDataset(Dataset(Storage(tmp_path)), image_size=SIZE, split="train")
     weight = pairs[0].target_weight[0]
     assert not weight[:, :6].any()
     assert not weight[-12:].any()
@@ -189,7 +191,7 @@ def test_padding_outside_the_picture_has_no_weight(tmp_path: Path) -> None:
 
 def test_augmented_pairs_are_the_same_for_the_same_position(storage: Storage) -> None:
     def made() -> PairDataset:
-        return PairDataset(storage, image_size=32, split="train", augmentation=AugmentationConfig(), seed=3)
+        return PairDataset(Dataset(storage), image_size=32, split="train", augmentation=AugmentationConfig(), seed=3)
 
     first, again = made()[17], made()[17]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
@@ -199,13 +201,13 @@ def test_augmented_pairs_are_the_same_for_the_same_position(storage: Storage) ->
 def test_a_split_without_usable_rows_is_refused(tmp_path: Path) -> None:
     write_dataset(Storage(tmp_path), [sample("hidden", 0, flags=["unlabelled_hand"])])
     with pytest.raises(UsageError, match="no usable pairs"):
-        PairDataset(Storage(tmp_path), image_size=32, split="train")
+        PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train")
 
 
 def gaps_drawn(storage: Storage, **settings: object) -> np.ndarray:
     """Return the gaps (seconds) of many pairs whose target is the middle frame of a long video."""
     pairs = PairDataset(
-        storage,
+        Dataset(storage),
         image_size=8,
         split="train",
         pairs=PairConfig.model_validate({"video": 1, "view": 0, "still": 0, **settings}),
@@ -272,7 +274,7 @@ def test_pairs_agree_on_which_hands_are_spoken_for(tmp_path: Path) -> None:
 def test_rows_are_chosen_by_an_expression_over_their_columns(storage: Storage) -> None:
     def rows(where: str) -> int:
         data = DataConfig(where=where)
-        return len(PairDataset(storage, image_size=32, split="train", data=data))
+        return len(PairDataset(Dataset(storage), image_size=32, split="train", data=data))
 
     assert rows("sequence_id = 'wave' AND frame_index >= 10") == 20
     assert rows("camera_id IN ('b')") == 40
@@ -292,12 +294,12 @@ def test_rows_are_chosen_by_an_expression_over_their_columns(storage: Storage) -
 )
 def test_a_wrong_expression_is_refused_in_one_line(storage: Storage, where: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        PairDataset(storage, image_size=32, split="train", data=DataConfig(where=where))
+        PairDataset(Dataset(storage), image_size=32, split="train", data=DataConfig(where=where))
 
 
 def test_flagged_rows_are_left_out_unless_asked_for(storage: Storage) -> None:
     data = DataConfig(unlabelled_hands=True)
-    assert len(PairDataset(storage, image_size=32, split="train", data=data)) == len(dataset(storage)) + 1
+    assert len(PairDataset(Dataset(storage), image_size=32, split="train", data=data)) == len(dataset(storage)) + 1
 
 
 def many_sources() -> list[AnnotatedSample]:
@@ -343,18 +345,15 @@ def test_no_physical_frame_is_trained_twice_or_across_splits(sources: Storage) -
 
 
 def test_licences_choose_rows(sources: Storage) -> None:
-    pairs = PairDataset(sources, image_size=32, split="train", data=DataConfig(licences=("MIT", "CC0")))
+    pairs = PairDataset(Dataset(sources), image_size=32, split="train", data=DataConfig(licences=("MIT", "CC0")))
     assert shown(pairs) == {f"s{number}" for number in range(10)}
     with pytest.raises(UsageError, match="no usable pairs"):
-        PairDataset(sources, image_size=32, split="train", data=DataConfig(licences=("CC0",)))
+        PairDataset(Dataset(sources), image_size=32, split="train", data=DataConfig(licences=("CC0",)))
 
 
 def test_sources_and_kinds_are_mixed_by_weight_and_temperature(sources: Storage) -> None:
-    assert dataset(sources).mixture() == {
-        "dart": {"video": 0, "view": 0, "still": pytest.approx(30 / 43)},
-        "foundhand10m": {"video": 0, "view": 0, "still": pytest.approx(3 / 43)},
-        "rhd": {"video": 0, "view": 0, "still": pytest.approx(10 / 43)},
-    }
+    by_size = dataset(sources)
+    assert by_size.effective_epochs(len(by_size)) == {"dart": 1, "foundhand10m": 1, "rhd": 1}
     pairs = dataset(sources, temperature=1e9, sources={"rhd": {"weight": 2}, "foundhand10m": {"weight": 0}})
     epoch = len(pairs)
     assert epoch == 40
@@ -367,7 +366,6 @@ def test_sources_and_kinds_are_mixed_by_weight_and_temperature(sources: Storage)
 def test_kinds_of_pairs_have_their_own_weights_in_a_source(storage: Storage) -> None:
     pairs = dataset(storage, sources={"synthetic": {"video": 0, "view": 1, "still": 0}})
     assert {pairs.rows_at(position)[2] for position in range(len(pairs))} == {VIEW}
-    assert pairs.mixture() == {"synthetic": {"video": 0, "view": 1, "still": 0}}
 
 
 def test_a_weight_for_a_source_that_is_not_there_is_refused(storage: Storage) -> None:
@@ -419,7 +417,7 @@ def test_reduced_decoding_keeps_pictures_and_labels_in_place(tmp_path: Path) -> 
     jpeg = EncodedImage(bytes=cv2.imencode(".jpg", bgr)[1].tobytes())
     made = made.model_copy(update={"image": jpeg})
     table = samples_to_table([made])
-    image, mask = pictures_of(table, 0)
+    image, mask = images_of(table, 0)
     labels = labels_of(table)
     encoded = EncodedFrame(image, mask, labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0])
     small, full = encoded.decode(4), resize(encoded.decode(), 64)
@@ -438,7 +436,7 @@ def jpeg_frame(size: int = 64) -> EncodedFrame:
     jpeg = EncodedImage(bytes=cv2.imencode(".jpg", picture)[1].tobytes())
     table = samples_to_table([made.model_copy(update={"image": jpeg})])
     labels = labels_of(table)
-    return EncodedFrame(*pictures_of(table, 0), labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0])
+    return EncodedFrame(*images_of(table, 0), labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0])
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
