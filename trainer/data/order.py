@@ -5,9 +5,9 @@ by sharing out positions, whatever their number, and a run goes on at any positi
 the state of the order is one integer.
 
 ``len(order)`` positions are an epoch. A source has a fixed number of them (its quota), by its weight, spread evenly:
-each ``MIXED_POSITIONS`` have their part of it. A source goes through its own targets again and again, each time in another
-order: its files at random, then rows at random within ``SHUFFLED_FILES`` of them, which bounds what a process keeps of
-the files, and what the operating system must cache of them. With one source an epoch shows each target once.
+each ``MIXED_POSITIONS`` have their part of it. A source goes through its own targets again and again, each time in
+another order: its files at random, then rows at random within ``SHUFFLED_FILES`` of them, which bounds what a process
+keeps of the files, and what the operating system must cache of them. With one source an epoch shows each target once.
 """
 
 from collections.abc import Mapping, Sequence
