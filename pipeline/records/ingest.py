@@ -124,20 +124,12 @@ def ingest(
     stagings = staging_folder(source)
     storage.remove(stagings)  # of ingests that were killed
     staging = f"{stagings}/{uuid.uuid4().hex[:8]}"
+    jobs = [
+        _Job(adapter, root, partition, ordinal, storage, staging, limit, stride)
+        for ordinal, partition in enumerate(partitions)
+    ]
     try:
-        jobs = [
-            _Job(adapter, root, partition, ordinal, storage, staging, limit, stride)
-            for ordinal, partition in enumerate(partitions)
-        ]
-        total = PartitionCounts()
-        for finished, counts in enumerate(_run(jobs, limit), start=1):
-            total.records += counts.records
-            total.splits.update(counts.splits)
-            total.rejected.update(counts.rejected)
-            if on_progress:
-                on_progress(finished, len(jobs), total.records)
-        _reject_duplicates(root, storage, staging, partitions, total)
-        _require_all(storage, staging, total.records)
+        total = _stage(jobs, on_progress)
         if tombstones:
             staged, rejected = (storage.list_files(f"{staging}/{kind}", ".parquet") for kind in ("records", "rejected"))
             strike_records(storage, staged, rejected, tombstones)
@@ -157,13 +149,33 @@ def ingest(
         if tombstones:
             summary = recounted(storage, summary, tombstones)
         write_ingest_summary(storage, summary)
-        for folder in (records_folder(source), rejected_folder("ingest", source)):
-            for name in set(storage.list_files(folder, ".parquet")) - {*files, *rejected_files}:
-                storage.remove(name)
+        _remove_earlier(storage, summary)
     finally:
         storage.remove(stagings)
     drop_records(storage, read_tombstones(storage, source))  # what was dropped meanwhile
     return summary
+
+
+def _stage(jobs: Sequence[_Job], on_progress: Callable[[int, int, int], None] | None) -> PartitionCounts:
+    """Write the records of all partitions to the staging folder, each id once, and return what they gave."""
+    total = PartitionCounts()
+    for finished, counts in enumerate(_run(jobs), start=1):
+        total.records += counts.records
+        total.splits.update(counts.splits)
+        total.rejected.update(counts.rejected)
+        if on_progress:
+            on_progress(finished, len(jobs), total.records)
+    _reject_duplicates(jobs, total)
+    _require_all(jobs[0].storage, jobs[0].staging, total.records)
+    return total
+
+
+def _remove_earlier(storage: Storage, summary: IngestSummary) -> None:
+    """Remove the files of earlier ingests, which a summary does not name."""
+    named = {*summary.files, *summary.rejected_files}
+    for folder in (records_folder(summary.source), rejected_folder("ingest", summary.source)):
+        for name in set(storage.list_files(folder, ".parquet")) - named:
+            storage.remove(name)
 
 
 def _require_all(storage: Storage, staging: str, records: int) -> None:
@@ -190,8 +202,9 @@ def _move_in(storage: Storage, staged: str, final: str) -> tuple[str, ...]:
     return tuple(moved)
 
 
-def _run(jobs: Sequence[_Job], limit: int | None) -> Iterator[PartitionCounts]:
+def _run(jobs: Sequence[_Job]) -> Iterator[PartitionCounts]:
     """Run the jobs in order, in parallel unless a limit makes each depend on those before it."""
+    limit = jobs[0].limit
     workers = min(os.cpu_count() or 1, len(jobs))
     if limit is not None or workers == 1:
         remaining = limit
@@ -324,9 +337,7 @@ def _taken_of_batches(
             return
 
 
-def _reject_duplicates(
-    root: Path, storage: Storage, staging: str, partitions: Sequence[Partition], total: PartitionCounts
-) -> None:
+def _reject_duplicates(jobs: Sequence[_Job], total: PartitionCounts) -> None:
     """Reject staged records whose id another one has: the later ones of a label file that names a frame twice.
 
     Such a key is bad input, and the first record stands. Two label files that name one frame are a dataset that is
@@ -336,6 +347,7 @@ def _reject_duplicates(
         DuplicateRecordError: Two label files gave one id, or two images of a folder; both are named.
 
     """
+    root, storage, staging = jobs[0].root, jobs[0].storage, jobs[0].staging
     files = storage.list_files(f"{staging}/records", ".parquet")
     doubled = _doubled_ids(storage, files)
     if not doubled:
@@ -343,7 +355,7 @@ def _reject_duplicates(
     first: dict[str, tuple[Partition, str]] = {}
     for name in files:
         ordinal = int(name.rpartition("/part-")[2].partition("-")[0])
-        partition = partitions[ordinal]
+        partition = jobs[ordinal].partition
         rows = pl.DataFrame(storage.read_parquet(name, ["record_id", "image_uri", "split"])).with_row_index()
         later: list[int] = []
         rejected: list[Rejection] = []
