@@ -166,7 +166,7 @@ def test_jobs_run_the_code_and_settings_of_the_submitter(annotated: tuple[Path, 
     assert pq.read_table(workspace / "dataset" / "data").num_rows == 46
 
 
-def test_rays_metrics_count_rows_and_refusals_of_each_stage(annotated: tuple[Path, str]) -> None:
+def test_rays_metrics_count_rows_and_rejections_of_each_stage(annotated: tuple[Path, str]) -> None:
     _, metrics = annotated
     found = re.findall(r"^(ray_handdata_\w+)\{(.*)\} ([\d.e+]+)$", metrics, re.MULTILINE)
     sums: dict[tuple[str, ...], float] = {}

@@ -116,9 +116,9 @@ def test_a_key_that_a_label_file_names_twice_is_one_record_and_one_rejection(tmp
     assert (summary.records, summary.splits, summary.rejected) == (2, {"train": 2}, {"label_corrupt": 1})
     records = read_records(workspace, "hagrid")
     assert [(record.sequence_id, record.subject_id) for record in records] == [("a", "one"), ("b", "one")]
-    (refused,) = pq.read_table(workspace / "rejected/ingest/source=hagrid").to_pylist()
-    assert (refused["record_id"], refused["image_uri"]) == ("hagrid/train/a/000000-0", records[0].image_uri)
-    assert "ann_train_val/call.json: names hagrid/train/a/000000-0 more than once" in refused["detail"]
+    (rejected,) = pq.read_table(workspace / "rejected/ingest/source=hagrid").to_pylist()
+    assert (rejected["record_id"], rejected["image_uri"]) == ("hagrid/train/a/000000-0", records[0].image_uri)
+    assert "ann_train_val/call.json: names hagrid/train/a/000000-0 more than once" in rejected["detail"]
 
 
 def test_two_images_of_a_folder_with_one_id_fail_and_are_both_named(tmp_path: Path, shared_dir: Path) -> None:

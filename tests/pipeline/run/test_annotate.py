@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 MASKS_WITH_ARM = {"400002", "400009", "400012", "400018", "400023", "400037", "400041", "400048", "400064"}
 """Looked at by eye: these masks go on up the arm. That of 400016 misses the hand; in 400027, 400030 and 400059 the
-picture, or the mask, ends little behind the wrist."""
+image, or the mask, ends little behind the wrist."""
 
 SMALL = AnnotateSettings(masks="dataset", image_size=64)
 
@@ -173,7 +173,7 @@ def test_a_unit_without_marker_is_done_again_and_counted_once(annotated_syntheti
     assert summary.manifest.complete
 
 
-def test_other_settings_on_an_annotated_source_are_refused(annotated_synthetic: Path) -> None:
+def test_other_settings_on_an_annotated_source_are_an_error(annotated_synthetic: Path) -> None:
     with pytest.raises(UsageError, match="annotated with other settings"):
         annotate(AnnotateRequest(Dataset(Storage(annotated_synthetic))), AnnotateSettings(masks="none", image_size=64))
 

@@ -76,7 +76,7 @@ def test_a_plan_of_a_finished_dataset_has_nothing_to_do(workspace: Path, run_com
     assert "Nothing to do" in run_command(*options).out
 
 
-def test_a_plan_refuses_what_the_run_would_refuse(workspace: Path, run_command) -> None:
+def test_a_plan_raises_what_the_run_would_raise(workspace: Path, run_command) -> None:
     result = run_command("annotate", "-w", workspace, "--gpus", 8, "--plan")
     assert result.code == 2
     assert "--gpus 8 was asked for, the cluster has 0" in result.err

@@ -320,7 +320,7 @@ def test_the_disk_on_which_ray_spills_is_nearly_or_wholly_full(
     assert rows_of(workspace) == head.undisturbed
 
 
-def test_records_that_crash_their_worker_are_refused_and_the_rest_goes_through(head: Head, tmp_path: Path) -> None:
+def test_records_that_crash_their_worker_are_rejected_and_the_rest_goes_through(head: Head, tmp_path: Path) -> None:
     ids = sorted(head.undisturbed)
     # Units hold two records: the first of one, both of another, the second of a third. Stuck costs ten seconds a call.
     poison = {ids[2]: "segfault", ids[20]: "error", ids[21]: "error", ids[41]: "stuck"}
@@ -333,7 +333,7 @@ def test_records_that_crash_their_worker_are_refused_and_the_rest_goes_through(h
 
 
 @pytest.mark.soak
-def test_a_record_that_eats_all_memory_is_refused_and_the_rest_goes_through(head: Head, tmp_path: Path) -> None:
+def test_a_record_that_eats_all_memory_is_rejected_and_the_rest_goes_through(head: Head, tmp_path: Path) -> None:
     memory = psutil.virtual_memory()
     limit = (memory.total - memory.available + (3 << 30)) / memory.total
     system = {"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 50}

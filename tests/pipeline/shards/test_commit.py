@@ -28,7 +28,7 @@ from handdata.schemas import (
 from tests.fixtures.samples import sample
 
 UNIT = PlannedUnit("synthetic-train-000-000000", "synthetic", "train", 3, "", 0)
-REFUSED = Rejection(record_id="c", image_uri="c.jpg", reason=RejectReason.NO_HAND_FOUND, detail="")
+REJECTED = Rejection(record_id="c", image_uri="c.jpg", reason=RejectReason.NO_HAND_FOUND, detail="")
 
 
 def samples(flags: tuple[str, ...] = ()) -> list[AnnotatedSample]:
@@ -49,15 +49,15 @@ def named_files(storage: Storage) -> list[str]:
 
 def test_the_first_of_two_writers_counts_and_the_other_leaves_no_file(storage: Storage) -> None:
     lease = take_lease(Dataset(storage))
-    first = write_unit(lease, UNIT, samples(), [REFUSED], "first")
-    second = write_unit(lease, UNIT, samples(("blurry",)), [REFUSED], "second")
+    first = write_unit(lease, UNIT, samples(), [REJECTED], "first")
+    second = write_unit(lease, UNIT, samples(("blurry",)), [REJECTED], "second")
     assert second == first
     assert files(storage) == named_files(storage)
 
 
 def test_a_unit_written_again_is_the_same_files(storage: Storage) -> None:
-    first = write_unit(take_lease(Dataset(storage)), UNIT, samples(), [REFUSED], "hash")
-    assert write_unit(take_lease(Dataset(storage)), UNIT, samples(), [REFUSED], "hash") == first
+    first = write_unit(take_lease(Dataset(storage)), UNIT, samples(), [REJECTED], "hash")
+    assert write_unit(take_lease(Dataset(storage)), UNIT, samples(), [REJECTED], "hash") == first
     assert len(files(storage)) == 2
 
 
@@ -65,7 +65,7 @@ def test_a_run_that_was_taken_over_adds_nothing(storage: Storage) -> None:
     late = take_lease(Dataset(storage))
     take_lease(Dataset(storage))
     with pytest.raises(LeaseLostError, match="taken over by process"):
-        write_unit(late, UNIT, samples(), [REFUSED], "hash")
+        write_unit(late, UNIT, samples(), [REJECTED], "hash")
     assert files(storage) == []
     assert read_markers(Dataset(storage)) == []
 
@@ -109,12 +109,12 @@ def test_a_writer_may_stop_at_any_step(storage: Storage, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         changes = stop_at(patch, step)
         try:
-            write_unit(late, UNIT, samples(("blurry",)), [REFUSED], "first")
+            write_unit(late, UNIT, samples(("blurry",)), [REJECTED], "first")
         except Stopped:
             assert changes() == step < 3
             assert read_marker(Dataset(storage), UNIT) is None
     lease = take_lease(Dataset(storage))
-    marker = write_unit(lease, UNIT, samples(), [REFUSED], "second")
+    marker = write_unit(lease, UNIT, samples(), [REJECTED], "second")
     remove_orphans(lease, read_state(Dataset(storage)))
     assert marker.samples == 2
     assert read_markers(Dataset(storage)) == [marker]
@@ -124,7 +124,7 @@ def test_a_writer_may_stop_at_any_step(storage: Storage, step: int) -> None:
 
 @pytest.mark.parametrize("step", range(6))
 def test_a_rewrite_may_stop_at_any_step(storage: Storage, step: int) -> None:
-    before = write_unit(take_lease(Dataset(storage)), UNIT, samples(), [REFUSED], "hash")
+    before = write_unit(take_lease(Dataset(storage)), UNIT, samples(), [REJECTED], "hash")
     old_rows = rows(storage)
 
     def drop_one() -> UnitMarker:
@@ -153,7 +153,7 @@ def test_files_of_an_unfinished_unit_are_no_orphans(storage: Storage) -> None:
     lease = take_lease(Dataset(storage))
     plan = {"records": 3, "units": [asdict(UNIT)], "ingest": ""}
     storage.write_bytes("dataset/plan/source=synthetic/generation-000.json", json.dumps(plan).encode())
-    write_unit(lease, UNIT, samples(), [REFUSED], "hash")
+    write_unit(lease, UNIT, samples(), [REJECTED], "hash")
     (marker,) = storage.list_files("dataset/units", ".json")
     storage.remove(marker)
     assert remove_orphans(lease, read_state(Dataset(storage))) == 0
@@ -162,7 +162,7 @@ def test_files_of_an_unfinished_unit_are_no_orphans(storage: Storage) -> None:
 
 def test_files_of_a_unit_that_is_not_planned_any_more_are_orphans(storage: Storage) -> None:
     lease = take_lease(Dataset(storage))
-    remove_unit(lease, write_unit(lease, UNIT, samples(), [REFUSED], "hash"))
+    remove_unit(lease, write_unit(lease, UNIT, samples(), [REJECTED], "hash"))
     assert files(storage) == []
     storage.write_bytes(f"dataset/data/source=synthetic/split=train/{UNIT.unit_id}-00000000.parquet", b"late")
     storage.write_bytes("dataset/plan/source=synthetic/generation-000.json", b'{"records": 0, "units": []}')
@@ -171,7 +171,7 @@ def test_files_of_a_unit_that_is_not_planned_any_more_are_orphans(storage: Stora
 
 def test_orphans_are_left_to_the_run_that_has_the_lease(storage: Storage) -> None:
     late = take_lease(Dataset(storage))
-    marker = write_unit(late, UNIT, samples(), [REFUSED], "hash")
+    marker = write_unit(late, UNIT, samples(), [REJECTED], "hash")
     orphan = f"dataset/data/source=synthetic/split=train/{UNIT.unit_id}-00000000.parquet"
     storage.write_bytes(orphan, storage.read_bytes(f"dataset/{marker.files[0]}"))
     lease = take_lease(Dataset(storage))

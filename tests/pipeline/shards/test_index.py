@@ -26,7 +26,7 @@ def test_every_reader_opens_the_dataset(annotated_synthetic: Path, tmp_path: Pat
     assert loaded[0]["hand_mask"].mode == "L"
 
 
-def test_the_index_finds_every_row_without_reading_pictures(annotated_synthetic: Path) -> None:
+def test_the_index_finds_every_row_without_reading_images(annotated_synthetic: Path) -> None:
     storage = Storage(annotated_synthetic)
     shards = list_shards(Dataset(storage), splits=["train"])
     index = read_index(storage, shards, ["sample_id", "sequence_id", "frame_index"])

@@ -16,10 +16,12 @@ import pytest
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.quality import JUDGED_COLUMNS, flags_of
 from handdata.pipeline.records.ingest import ingest
+from handdata.pipeline.records.tombstones import proposed_tombstones, write_tombstones
 from handdata.pipeline.run.annotate import annotate
 from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.settings import AnnotateSettings, QualitySettings
 from handdata.pipeline.shards import list_shards, read_index, read_manifest, read_markers
+from handdata.pipeline.shards.lease import Lease, take_lease
 from handdata.pipeline.shards.settle import drop, flag, is_settled
 from handdata.pipeline.shards.state import read_state
 from handdata.pipeline.storage import Dataset, Storage, blob_ranges
@@ -108,7 +110,7 @@ def test_a_dropped_subject_is_nowhere_any_more_and_never_comes_back(
 
 
 @pytest.mark.parametrize("what", ["drop", "flag"])
-def test_pictures_are_found_by_their_place_and_stale_latents_are_gone(workspace: Path, what: str) -> None:
+def test_images_are_found_by_their_byte_ranges_and_stale_latents_are_gone(workspace: Path, what: str) -> None:
     storage, subject = Storage(workspace), subject_of(workspace)
     shards = list_shards(Dataset(storage))
     for shard in shards:
@@ -128,10 +130,10 @@ def test_pictures_are_found_by_their_place_and_stale_latents_are_gone(workspace:
     for shard in list_shards(Dataset(storage)):
         data = storage.read_bytes(shard.name)
         with storage.open_parquet(shard.name) as file:
-            places = blob_ranges(file, "image")
-            assert places is not None
+            ranges = blob_ranges(file, "image")
+            assert ranges is not None
             images = file.read(["image"])["image"].to_pylist()
-        assert [data[first : first + size] for first, size in places.tolist()] == [row["bytes"] for row in images]
+        assert [data[first : first + size] for first, size in ranges.tolist()] == [row["bytes"] for row in images]
 
 
 def test_a_dropped_source_cannot_be_ingested_again(workspace: Path, synthetic_root: Path) -> None:
@@ -143,7 +145,7 @@ def test_a_dropped_source_cannot_be_ingested_again(workspace: Path, synthetic_ro
         ingest(SyntheticAdapter, synthetic_root, storage)
 
 
-def test_an_id_that_no_record_has_is_refused(workspace: Path, run_command) -> None:
+def test_an_id_that_no_record_has_is_an_error(workspace: Path, run_command) -> None:
     result = run_command("drop", "-w", workspace, "--subject", "nobody")
     assert result.code == 2
     assert "subject nobody" in result.err
@@ -196,6 +198,23 @@ def test_killed_at_any_point_readers_see_each_row_once_and_the_command_goes_on(
     assert sum(of.samples for of in counts) == sum(in_folder(workspace).values())
 
 
+def test_what_is_dropped_while_a_run_starts_is_gone_when_the_run_ends(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, subject = Storage(workspace), subject_of(workspace)
+    next((workspace / "dataset" / "units").rglob("*.json")).unlink()
+
+    def take_after_a_drop_that_stops(dataset: Dataset) -> Lease:
+        write_tombstones(storage, proposed_tombstones(storage, "synthetic", "subject", [subject]))
+        return take_lease(dataset)
+
+    monkeypatch.setattr("handdata.pipeline.run.annotate.take_lease", take_after_a_drop_that_stops)
+    assert annotate(AnnotateRequest(Dataset(storage)), SMALL).manifest.complete
+    assert is_settled(read_state(Dataset(storage)))
+    assert subject not in all_text(workspace / "dataset", "subject_id")
+    assert in_folder(workspace) == committed(storage)
+
+
 def test_an_interrupted_drop_is_finished_by_annotate(workspace: Path) -> None:
     subject = subject_of(workspace)
     subprocess.run([sys.executable, "-c", _KILLED, str(workspace), "3", "drop", subject], timeout=120)
@@ -216,7 +235,7 @@ def test_drop_and_flag_work_on_s3(annotated_synthetic: Path, s3_bucket: str) -> 
     assert sum(committed(storage).values()) == 48 - summary.records
 
 
-def test_other_settings_are_named_and_refused_or_overwrite_or_go_beside(workspace: Path) -> None:
+def test_other_settings_are_a_named_error_or_overwrite_or_go_beside(workspace: Path) -> None:
     storage = Storage(workspace)
     other = AnnotateSettings(masks="none", image_size=32)
     with pytest.raises(UsageError, match="image_size 64 -> 32; masks dataset -> none"):

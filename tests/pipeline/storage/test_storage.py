@@ -120,26 +120,26 @@ def test_an_unknown_protocol_is_one_clear_error() -> None:
 
 
 def test_parts_of_files_are_read_without_the_rest(storage: Storage) -> None:
-    pictures = [bytes([number % 250]) * (1000 + number) for number in range(300)]
+    images = [bytes([number % 250]) * (1000 + number) for number in range(300)]
     masks = [None if number % 3 else b"mask" * number for number in range(300)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {
         name: pa.array([None if value is None else {"bytes": value, "path": None} for value in values], kind)
-        for name, values in (("image", pictures), ("hand_mask", masks))
+        for name, values in (("image", images), ("hand_mask", masks))
     }
     table = pa.table({"name": [str(number) for number in range(300)], **columns})
     storage.write_bytes("a/rows.parquet", table_to_parquet(table, 128))
     storage.write_bytes("a/other.bin", b"0123456789")
     with storage.open_parquet("a/rows.parquet") as file:
-        places = {name: blob_ranges(file, name) for name in columns}
+        ranges = {name: blob_ranges(file, name) for name in columns}
         assert file.read().equals(table)
         assert blob_ranges(file, "name") is None
-    image, mask = places["image"], places["hand_mask"]
+    image, mask = ranges["image"], ranges["hand_mask"]
     assert image is not None
     assert mask is not None
     ranges = [("a/rows.parquet", *image[number].tolist()) for number in (299, 0, 130)]
     parts = storage.read_ranges([*ranges, ("a/other.bin", 2, 3), ("a/rows.parquet", *mask[150].tolist())])
-    assert parts == [pictures[299], pictures[0], pictures[130], b"234", masks[150]]
+    assert parts == [images[299], images[0], images[130], b"234", masks[150]]
     assert not mask[1].any()
     with pytest.raises(StorageError, match="ends before byte 20"):
         storage.read_ranges([("a/other.bin", 5, 15)])

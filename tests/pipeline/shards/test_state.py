@@ -1,0 +1,81 @@
+"""A state that is followed is the state that would be read, and what it lacks does no harm."""
+
+import json
+from dataclasses import asdict
+
+from handdata.pipeline.shards.commit import remove_orphans, write_unit
+from handdata.pipeline.shards.lease import Lease, take_lease
+from handdata.pipeline.shards.plan import PlannedUnit
+from handdata.pipeline.shards.settle import is_settled
+from handdata.pipeline.shards.state import DatasetState, read_state, write_manifest
+from handdata.pipeline.storage import Dataset, Storage
+from handdata.schemas import UnitMarker
+from tests.fixtures.samples import sample
+
+
+def unit_of(source: str, ordinal: int = 0) -> PlannedUnit:
+    return PlannedUnit(f"{source}-train-000-{ordinal:06d}", source, "train", 2, "", ordinal)
+
+
+def plan(storage: Storage, source: str, *units: PlannedUnit) -> None:
+    document = {"records": 2 * len(units), "units": [asdict(unit) for unit in units], "ingest": ""}
+    storage.write_bytes(f"dataset/plan/source={source}/generation-000.json", json.dumps(document).encode())
+
+
+def commit(lease: Lease, unit: PlannedUnit) -> UnitMarker:
+    samples = [sample(f"s{unit.row_group}", frame, source=unit.source) for frame in range(2)]
+    return write_unit(lease, unit, samples, [], "hash")
+
+
+def files(storage: Storage) -> list[str]:
+    return storage.list_files("dataset/data", ".parquet")
+
+
+def read(storage: Storage) -> DatasetState:
+    return read_state(Dataset(storage))
+
+
+def test_a_state_with_made_markers_is_the_state_that_would_be_read(storage: Storage) -> None:
+    units = [unit_of("rhd"), unit_of("rhd-2"), unit_of("rhd", 1)]
+    plan(storage, "rhd", units[0], units[2])
+    plan(storage, "rhd-2", units[1])
+    lease = take_lease(Dataset(storage))
+    state = read(storage)
+    assert state.to_do(["rhd", "rhd-2"]) == [units[0], units[2], units[1]]
+    state = state.with_markers([commit(lease, unit) for unit in reversed(units)])
+    assert state.to_do(["rhd", "rhd-2"]) == []
+    assert state == read(storage)
+    state = write_manifest(state, state.sum_up(image_size=48))
+    assert state == read(storage)
+    assert state.manifest is not None
+    assert state.manifest.complete
+
+
+def test_a_unit_that_is_committed_after_the_reading_keeps_its_files_and_is_summed_up_next_time(
+    storage: Storage,
+) -> None:
+    known, late = unit_of("rhd"), unit_of("visor")
+    plan(storage, "rhd", known)
+    plan(storage, "visor", late)
+    lease = take_lease(Dataset(storage))
+    state = read(storage)
+    commit(lease, late)  # as a writer does that checked its lease a moment before this one was taken
+    state = state.with_markers([commit(lease, known)])
+    assert remove_orphans(lease, state) == 0
+    write_manifest(state, state.sum_up(image_size=48))
+    assert len(files(storage)) == 2
+    after = read(storage)
+    assert not after.is_summed_up(after.sum_up())
+    assert after.sum_up().sources["visor"]["train"].samples == 2
+
+
+def test_a_unit_that_is_committed_late_and_not_planned_any_more_is_unsettled(storage: Storage) -> None:
+    late = unit_of("rhd")
+    plan(storage, "rhd", late)
+    lease = take_lease(Dataset(storage))
+    plan(storage, "rhd")
+    state = read(storage)
+    commit(lease, late)
+    remove_orphans(lease, state)
+    assert files(storage) == []
+    assert not is_settled(read(storage))
