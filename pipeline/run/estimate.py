@@ -11,6 +11,7 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+import polars as pl
 import ray
 
 from handdata.pipeline.annotation.annotator import BATCH_ROWS
@@ -22,9 +23,9 @@ from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.run.model_files import find_models
 from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.shards.plan import preview_source, read_previewed, read_unit, row_group_sizes
+from handdata.pipeline.shards.plan import PlannedUnit, preview_source, read_previewed, read_unit, row_group_sizes
 from handdata.pipeline.shards.state import read_state
-from handdata.pipeline.storage import table_to_parquet
+from handdata.pipeline.storage import Storage, table_to_parquet
 from handdata.schemas import HandRecord, samples_to_table
 
 PROBE_RECORDS = 64
@@ -135,7 +136,7 @@ def estimate_run(
         WeightsError: A model file is missing.
 
     """
-    dataset, storage = request.dataset, request.dataset.storage
+    dataset = request.dataset
     names = list(ingests_of(request))
     files = find_models(settings, models)
     state = read_state(dataset)
@@ -153,21 +154,15 @@ def estimate_run(
                 dataset, name, settings.image_size, limit=request.limit, sample=request.sample
             )
             begun = [unit for unit in stored if unit.unit_id not in finished]
-            units = [*begun, *previewed]
             probe = None
-            if units:
-                records: list[HandRecord] = []
-                for position in range(0, len(units), ceil(len(units) / runs_each)):
-                    if position < len(begun):
-                        records += read_unit(storage, begun[position])[:BATCH_ROWS]
-                    else:
-                        records += read_previewed(storage, name, previewed[position - len(begun)].head(BATCH_ROWS))
+            if begun or previewed:
+                records = _spread_records(dataset.storage, name, begun, previewed, runs_each)
                 worker = worker or probing.remote(settings, files, "cuda" if cluster.gpus else "cpu")
                 probe = ray.get(worker.probe.remote(name, records[:most]))
             estimates[name] = SourceEstimate(
                 records_to_do=sum(unit.rows for unit in begun) + sum(map(len, previewed)),
                 records_done=sum(marker.records for marker in state.markers if marker.source == name),
-                units_to_do=len(units),
+                units_to_do=len(begun) + len(previewed),
                 probe=probe,
             )
         if worker is not None:
@@ -180,6 +175,20 @@ def estimate_run(
             models=files,
             settings=settings,
         )
+
+
+def _spread_records(
+    storage: Storage, source: str, begun: Sequence[PlannedUnit], previewed: Sequence[pl.DataFrame], runs: int
+) -> list[HandRecord]:
+    """Return the first records of so many units of a source, spread over those planned and those yet to be planned."""
+    records: list[HandRecord] = []
+    units = len(begun) + len(previewed)
+    for position in range(0, units, ceil(units / runs)):
+        if position < len(begun):
+            records += read_unit(storage, begun[position])[:BATCH_ROWS]
+        else:
+            records += read_previewed(storage, source, previewed[position - len(begun)].head(BATCH_ROWS))
+    return records
 
 
 class _ProbeWorker:

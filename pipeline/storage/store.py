@@ -279,7 +279,7 @@ class Storage:
     def modified_times(self, folder: str, suffix: str) -> dict[str, float]:
         """Return when each file below a folder was last written, in seconds since 1970 by the storage's clock.
 
-        Names are those of ``list_files``, which see.
+        Names are those that ``list_files`` returns.
         """
         names = self.list_files(folder, suffix)
         with self._named_errors("list", folder):
