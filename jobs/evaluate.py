@@ -1,7 +1,7 @@
-"""``handdata evaluate``: generated hands beside the truth, beside a copied reference and beside the mean picture."""
+"""``handdata evaluate``: generated hands beside the truth, beside a copied reference and beside the mean image."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,20 @@ from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import require_weights
 from handdata.schemas import Split, UsageError
 from handdata.schemas.arrays import ByteArray, FloatArray
-from handdata.trainer.autoencoders import load_autoencoder
-from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.data.pairs import open_pairs
 from handdata.trainer.data.splits import TRAINED_FIRST
-from handdata.trainer.evaluation import MovedPair, Scores, compare, mean_picture, moved_pairs, pose_of_truth
+from handdata.trainer.evaluation import MovedPair, Scores, compare, mean_image, moved_pairs, pose_of_truth
 from handdata.trainer.figures import draw_skeleton
-from handdata.trainer.presets import PairConfig, Preset
-from handdata.trainer.tasks import gesture_transfer
+from handdata.trainer.presets import PairConfig, Preset, SamplingOptions
+from handdata.trainer.tasks import gesture_transfer, load_sampler
 
 OURS, COPY, MEAN = "generated", "copied reference", "mean picture"
 
 _MEAN_OF = 1000
-"""Training pictures behind the mean picture."""
+"""Largest number of training images that the mean image is made of."""
 _BATCH = 32
 _DETECTOR_PX = 256
-"""Side to which small pictures are enlarged for the detector."""
+"""Side to which small images are enlarged for the detector."""
 _TILE_PX = 128
 
 
@@ -39,15 +37,13 @@ class EvaluationRequest:
     """What ``handdata evaluate`` was asked for.
 
     Args:
-        checkpoint: a checkpoint file or folder, or a run's folder.
-        dataset: whose pairs are drawn; None takes the one that the checkpoint was trained on.
-        split: whose pairs are drawn.
-        count: pairs at most.
-        least_motion: mean motion of a pair's joints, in hand lengths, at least.
-        steps: denoising steps; None takes the preset's.
-        guidance_scale: None takes the preset's.
-        seed: same seed, same pairs and pictures.
-        shown: pairs in the figure.
+        checkpoint: Path or URL of a checkpoint's file or folder, or of a run's folder.
+        dataset: Dataset of the pairs; None takes the one that the checkpoint was trained on.
+        split: Split of the pairs.
+        count: Largest number of pairs.
+        least_motion: Smallest mean motion of a pair's joints, in hand lengths.
+        options: Steps, guidance and seed; the same seed also gives the same pairs.
+        shown: Number of pairs in the figure.
 
     """
 
@@ -56,9 +52,7 @@ class EvaluationRequest:
     split: Split = "val"
     count: int = 200
     least_motion: float = 0.3
-    steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int = 0
+    options: SamplingOptions = SamplingOptions()
     shown: int = 8
 
 
@@ -67,13 +61,13 @@ class Evaluation:
     """What an evaluation found; means with 95% intervals.
 
     Args:
-        pairs: how many were drawn.
-        sequences: of how many videos.
-        motion: their mean motion in hand lengths.
-        scores: of each way to make the picture.
-        above: by how much generated pictures are above each baseline, pair by pair.
-        truth: what the detector finds in the true targets.
-        figure: rows of reference, pose, truth, generated, mean picture (H, W, 3).
+        pairs: Number of pairs.
+        sequences: Number of their videos.
+        motion: Mean motion of the pairs in hand lengths.
+        scores: Scores of each way to make the image.
+        above: Differences of generated images and each baseline, pair by pair.
+        truth: What the detector finds in the true targets.
+        figure: Rows of reference, pose, truth, generated image and mean image (H, W, 3).
 
     """
 
@@ -98,46 +92,42 @@ def evaluate(
 ) -> Evaluation:
     """Draw moved pairs of a split, generate their targets, and score them beside the baselines.
 
+    Args:
+        request: Checkpoint, pairs and options.
+        storage: Workspace of the dataset.
+        weights: Folder of MediaPipe's model; None looks in the usual places.
+        on_pair: Called with (pairs generated, pairs in all).
+
     Raises:
         UsageError: the split has no pair that moves so far.
         WeightsError: the checkpoint is missing or not one of ours, or MediaPipe's model is nowhere.
 
     """
-    model, config = load_for_sampling(request.checkpoint)
-    preset = Preset.model_validate(config).choosing_rows(dataset=request.dataset)
+    sampler = load_sampler(request.checkpoint, request.dataset)
+    preset, options = sampler.preset, request.options
     moving = preset.pairs.model_copy(update={"video": 1.0, "view": 0.0, "still": 0.0, "sources": {}})
-    dataset = open_pairs(storage, preset, request.split, pairs=moving, seed=request.seed)
+    dataset = open_pairs(storage, preset, request.split, pairs=moving, seed=options.seed)
     pairs = moved_pairs(dataset, request.count, request.least_motion)
-    autoencoder = load_autoencoder(preset.autoencoder)
     generated: list[ByteArray] = []
     remaining = iter(pairs)
     while part := list(islice(remaining, _BATCH)):
-        generated += list(
-            gesture_transfer(
-                model,
-                autoencoder,
-                preset,
-                [pair.reference for pair in part],
-                [pair.target for pair in part],
-                steps=request.steps,
-                guidance_scale=request.guidance_scale,
-                seed=request.seed + len(generated),
-            )
-        )
+        references, targets = [pair.reference for pair in part], [pair.target for pair in part]
+        of_part = replace(options, seed=options.seed + len(generated))
+        generated += list(gesture_transfer(sampler, references, targets, of_part))
         if on_pair:
             on_pair(len(generated), len(pairs))
     mean = _mean_of_training(storage, preset)
-    pictures = {
+    images = {
         OURS: generated,
         COPY: [pair.reference.image for pair in pairs],
         MEAN: [mean] * len(pairs),
     }
     with HandDetector(require_weights("hand_landmarker", weights), AnnotateSettings().detection_confidence) as detector:
 
-        def find_hands(picture: ByteArray) -> list[FloatArray]:
-            return _find_hands(detector, picture)
+        def find_hands(image: ByteArray) -> list[FloatArray]:
+            return _find_hands(detector, image)
 
-        scores, above = compare(pairs, pictures, OURS, find_hands)
+        scores, above = compare(pairs, images, OURS, find_hands)
         truth = pose_of_truth(pairs, find_hands)
     return Evaluation(
         pairs=len(pairs),
@@ -158,21 +148,21 @@ def _mean_of_training(storage: Storage, preset: Preset) -> ByteArray:
         except UsageError:
             continue
         rows = [dataset.rows_at(position)[0] for position in range(min(len(dataset), _MEAN_OF))]
-        return mean_picture([dataset.frame(row).image for row in rows])
+        return mean_image([dataset.frame(row).image for row in rows])
     raise UsageError(f"{storage.describe()} has no samples", "run `handdata annotate` first")
 
 
-def _find_hands(detector: HandDetector, picture: ByteArray) -> list[FloatArray]:
-    """Return the joints (21, 2) of the hands in a picture, which is enlarged where it is small."""
-    size = picture.shape[0]
+def _find_hands(detector: HandDetector, image: ByteArray) -> list[FloatArray]:
+    """Return the joints (21, 2) of the hands in an image, which is enlarged where it is small."""
+    size = image.shape[0]
     scale = max(_DETECTOR_PX / size, 1.0)
-    enlarged = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    enlarged = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     found = detector.detect(np.asarray(enlarged, dtype=np.uint8))
     return [np.asarray((hand.keypoints + 0.5) / scale - 0.5, dtype=np.float32) for hand in found]
 
 
 def _figure(pairs: Sequence[MovedPair], generated: Sequence[ByteArray], mean: ByteArray, shown: int) -> ByteArray:
-    """Lay out pairs of different videos, a row each: reference, pose, truth, generated, mean picture."""
+    """Lay out pairs of different videos, a row each: reference, pose, truth, generated image, mean image."""
     first = {pair.sequence: number for number, pair in reversed(list(enumerate(pairs)))}
     rows = []
     for number in list(first.values())[::-1][:shown]:
@@ -183,7 +173,7 @@ def _figure(pairs: Sequence[MovedPair], generated: Sequence[ByteArray], mean: By
     return np.asarray(np.vstack(rows), dtype=np.uint8)
 
 
-def _tile(picture: ByteArray) -> ByteArray:
-    interpolation = cv2.INTER_AREA if picture.shape[0] > _TILE_PX else cv2.INTER_CUBIC
-    resized = cv2.resize(picture, (_TILE_PX, _TILE_PX), interpolation=interpolation)
+def _tile(image: ByteArray) -> ByteArray:
+    interpolation = cv2.INTER_AREA if image.shape[0] > _TILE_PX else cv2.INTER_CUBIC
+    resized = cv2.resize(image, (_TILE_PX, _TILE_PX), interpolation=interpolation)
     return np.asarray(np.pad(resized, ((2, 2), (2, 2), (0, 0)), constant_values=255), dtype=np.uint8)

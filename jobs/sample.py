@@ -1,7 +1,7 @@
-"""``handdata sample``: find the frames that a user means, run a task on a checkpoint, return the pictures.
+"""``handdata sample``: find the frames that a user means, run a task on a checkpoint, return the images.
 
 A reference is a sample of the dataset (its id) or a photograph (a path); a target is either of these or a file of 42
-keypoints. Without any, pairs are drawn from the dataset's held-out split.
+keypoints. Without any, pairs are drawn from the dataset's held-out samples.
 """
 
 from collections import Counter
@@ -21,24 +21,23 @@ from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import UsageError, samples_to_table
 from handdata.schemas.arrays import BoolArray, ByteArray
-from handdata.trainer.autoencoders import load_autoencoder
-from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.pairs import PairDataset, open_pairs
 from handdata.trainer.data.reading import decode_frame
 from handdata.trainer.data.splits import SHOWN_FIRST, shown_split
 from handdata.trainer.figures import figure, filmstrip, grid
-from handdata.trainer.presets import DataConfig, PairConfig, Preset
-from handdata.trainer.tasks import gesture_transfer, pose_frame, read_keypoints, repair, unconditional, video
+from handdata.trainer.poses import pose_frame, read_keypoints
+from handdata.trainer.presets import DataConfig, PairConfig, Preset, SamplingOptions
+from handdata.trainer.tasks import gesture_transfer, load_sampler, repair, unconditional, video
 
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _KEYPOINT_FILES = {".npy", ".json"}
 
 _PAIRS_LOOKED_AT = 1000
-"""Pairs of the held-out split among which different sequences are chosen."""
+"""Pairs among which those of different sequences are chosen."""
 _REPAIR_MARGIN = 0.25
-"""Around the hands, in hand sizes: what is drawn anew."""
+"""Margin around the hands that is drawn anew, in hand sizes."""
 
 OnStep = Callable[[int, int], None]
 
@@ -48,16 +47,14 @@ class SampleRequest:
     """What ``handdata sample`` was asked for.
 
     Args:
-        checkpoint: a checkpoint file or folder, or a run's folder.
-        dataset: that samples come from; None takes the one that the checkpoint was trained on.
-        reference: sample id or photograph; None draws pairs from the dataset.
-        target: sample id, photograph or keypoint file; None draws it with the reference.
-        reference_source: where references are drawn; None: where the pairs are.
-        target_source: where targets are drawn.
-        count: rows of the figure where pairs are drawn, pictures, or frames of a video.
-        steps: denoising steps; None takes the preset's.
-        guidance_scale: None takes the preset's.
-        seed: same seed, same pictures.
+        checkpoint: Path or URL of a checkpoint's file or folder, or of a run's folder.
+        dataset: Dataset of the samples; None takes the one that the checkpoint was trained on.
+        reference: Sample id or photograph; None draws pairs from the dataset.
+        target: Sample id, photograph or keypoint file; None draws it with the reference.
+        reference_source: Source of the references of domain transfer.
+        target_source: Source of the targets of domain transfer.
+        count: Number of drawn pairs, of images, or of frames of a video.
+        options: Steps, guidance and seed; the same seed also gives the same pairs.
 
     """
 
@@ -68,29 +65,33 @@ class SampleRequest:
     reference_source: str | None = None
     target_source: str | None = None
     count: int = 6
-    steps: int | None = None
-    guidance_scale: float | None = None
-    seed: int = 0
+    options: SamplingOptions = SamplingOptions()
 
 
 class Sampling:
-    """A checkpoint that is asked for pictures.
-
-    Raises:
-        WeightsError: the checkpoint is missing or not one of ours.
-
-    """
+    """A request with its checkpoint loaded; each task is a method."""
 
     def __init__(
         self, request: SampleRequest, storage: Storage, settings: AnnotateSettings, weights: Path | None = None
     ) -> None:
+        """Load the checkpoint.
+
+        Args:
+            request: Checkpoint, frames and options.
+            storage: Workspace of the dataset.
+            settings: Annotation of photographs.
+            weights: Folder of MediaPipe's model; None looks in the usual places.
+
+        Raises:
+            WeightsError: the checkpoint is missing or not one of ours.
+
+        """
         self._request, self._storage, self._settings, self._weights = request, storage, settings, weights
-        self._model, config = load_for_sampling(request.checkpoint)
-        self._preset = Preset.model_validate(config).choosing_rows(dataset=request.dataset)
-        self._autoencoder = load_autoencoder(self._preset.autoencoder)
+        self._sampler = load_sampler(request.checkpoint, request.dataset)
+        self._preset = self._sampler.preset
 
     def gesture_transfer(self, progress: OnStep | None = None) -> ByteArray:
-        """Return a figure: a row for each pair with reference, target pose, target picture where known, and result.
+        """Return a figure: a row for each pair with reference, target pose, target image where known, and result.
 
         Raises:
             UsageError: a reference or target is neither a file nor a sample, shows no hand, or only one is given.
@@ -99,29 +100,30 @@ class Sampling:
         return self._transferred(self._named_pair() or self._drawn_pairs(), Task.POSE_CHANGE, progress)
 
     def domain_transfer(self, progress: OnStep | None = None) -> ByteArray:
-        """Return such a figure of poses of one source in the looks of another. Raises as ``gesture_transfer``."""
+        """Return such a figure of poses of one source with the appearance of another.
+
+        Raises:
+            UsageError: as ``gesture_transfer`` does, or the sources are not named.
+
+        """
         return self._transferred(self._named_pair() or self._pairs_across_sources(), Task.POSE_CHANGE, progress)
 
     def novel_view(self, progress: OnStep | None = None) -> ByteArray:
-        """Return such a figure of moments seen by another camera. Raises as ``gesture_transfer``."""
+        """Return such a figure of moments seen by another camera.
+
+        Raises:
+            UsageError: as ``gesture_transfer`` does.
+
+        """
         return self._transferred(self._named_pair() or self._drawn_views(), Task.VIEW_CHANGE, progress)
 
     def unconditional(self, progress: OnStep | None = None) -> ByteArray:
-        """Return a grid of pictures of which nothing is said."""
-        request = self._request
-        pictures = unconditional(
-            self._model,
-            self._autoencoder,
-            self._preset,
-            request.count,
-            steps=request.steps,
-            seed=request.seed,
-            progress=progress,
-        )
-        return grid(list(pictures))
+        """Return a grid of images without reference and pose."""
+        images = unconditional(self._sampler, self._request.count, self._request.options, progress=progress)
+        return grid(list(images))
 
     def video(self, progress: OnStep | None = None) -> tuple[ByteArray, ByteArray]:
-        """Return the frames (T, S, S, 3) of a video, and a strip of its poses and pictures.
+        """Return the frames (T, S, S, 3) of a video, and a strip of its poses and frames.
 
         The poses are those of the video that the target, a sample, belongs to; the reference is its first frame where
         none is given.
@@ -135,17 +137,7 @@ class Sampling:
         rows = dataset.video_rows(row)[: request.count]
         targets = [dataset.frame(each) for each in rows]
         reference = targets[0] if request.reference is None else self._frame(request.reference)
-        frames = video(
-            self._model,
-            self._autoencoder,
-            self._preset,
-            [reference],
-            targets,
-            steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            seed=request.seed,
-            progress=progress,
-        )
+        frames = video(self._sampler, [reference], targets, request.options, progress=progress)
         return frames, filmstrip(list(frames), targets)
 
     def fix(self, photo: Path, progress: OnStep | None = None) -> ByteArray:
@@ -157,34 +149,15 @@ class Sampling:
         """
         sample = annotate_photo(photo, self._settings, self._weights)
         frame = decode_frame(samples_to_table([sample]), 0)
-        drawn = repair(
-            self._model,
-            self._autoencoder,
-            self._preset,
-            frame,
-            _around_hands(frame),
-            steps=self._request.steps,
-            guidance_scale=self._request.guidance_scale,
-            seed=self._request.seed,
-            progress=progress,
-        )
-        picture = decode_image(read_image_file(str(photo)), str(photo))
-        return CropSquare.from_xyxy(sample.crop_xyxy, frame.image.shape[0]).paste(picture, drawn, _around_hands(frame))
+        region = _around_hands(frame)
+        drawn = repair(self._sampler, frame, region, self._request.options, progress=progress)
+        image = decode_image(read_image_file(str(photo)), str(photo))
+        return CropSquare.from_xyxy(sample.crop_xyxy, frame.image.shape[0]).paste(image, drawn, region)
 
     def _transferred(self, pairs: list[tuple[Frame, Frame]], task: Task, progress: OnStep | None) -> ByteArray:
         references, targets = map(list, zip(*pairs, strict=True))
-        generated = gesture_transfer(
-            self._model,
-            self._autoencoder,
-            self._preset,
-            references,
-            targets,
-            task=task,
-            steps=self._request.steps,
-            guidance_scale=self._request.guidance_scale,
-            seed=self._request.seed,
-            progress=progress,
-        )
+        options = self._request.options
+        generated = gesture_transfer(self._sampler, references, targets, options, task=task, progress=progress)
         return figure(references, targets, list(generated))
 
     def _named_pair(self) -> list[tuple[Frame, Frame]]:
@@ -196,7 +169,7 @@ class Sampling:
     def _pairs(self, pairs: PairConfig, where: str | None = None) -> PairDataset:
         """Return pairs of the split to show."""
         split = shown_split(Dataset(self._storage, self._preset.data.dataset))
-        return open_pairs(self._storage, self._of_rows(where), split, pairs=pairs, seed=self._request.seed)
+        return open_pairs(self._storage, self._of_rows(where), split, pairs=pairs, seed=self._request.options.seed)
 
     def _of_rows(self, where: str | None = None) -> Preset:
         """Return the preset with another choice of rows than the run's: a condition, or all."""
@@ -254,7 +227,7 @@ class Sampling:
             except UsageError:
                 continue
         raise UsageError(
-            f"{name} is neither a picture, a keypoint file nor a sample of {self._storage.describe()}",
+            f"{name} is neither an image, a keypoint file nor a sample of {self._storage.describe()}",
             "a keypoint file (.npy or .json) holds 42 x 2 pixels; sample ids are in the column sample_id",
         )
 
@@ -262,7 +235,7 @@ class Sampling:
         path = Path(name)
         if path.suffix.lower() in _KEYPOINT_FILES and path.is_file():
             return pose_frame(*read_keypoints(path), size=self._preset.image_size)
-        if path.suffix.lower() in _PICTURES and path.is_file():
+        if path.suffix.lower() in _IMAGE_FILES and path.is_file():
             sample = annotate_photo(path, self._settings, self._weights)
             return decode_frame(samples_to_table([sample]), 0)
         dataset, row = self._sample(name)

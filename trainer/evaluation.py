@@ -1,8 +1,8 @@
 """How good generated hands are: beside the truth, and beside two baselines that know nothing of diffusion.
 
 Pairs are moments of one video whose hands have moved. The network draws the target from the reference and the target's
-keypoints; copying the reference and the mean picture of the training split are what it must beat. Pictures are
-compared inside the target's hand box, grown by ``BOX_MARGIN``: the background would decide otherwise. Intervals come
+keypoints; copying the reference and the mean image of the training split are what it must beat. Images are compared
+inside the target's hand box, grown by ``BOX_MARGIN``: the background would decide otherwise. Intervals come
 from resampling videos, not pairs, since pairs of one video resemble each other (Efron and Tibshirani 1993, section
 8.3).
 """
@@ -22,17 +22,17 @@ from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.pairs import PairDataset
 
 BOX_MARGIN: Final = 0.25
-"""Of the hand box's longer side, on each side."""
+"""Share of the hand box's longer side that is added on each side."""
 SMALLEST_BOX_PX: Final = 16
-"""SSIM looks through a window of 11 pixels."""
+"""Smallest side of a box: SSIM looks through a window of 11 pixels."""
 PCK_SHARES: Final = (0.1, 0.2)
-"""A drawn joint is right within this share of the hand's length."""
+"""Shares of the hand's length within which a drawn joint is right."""
 _RESAMPLES: Final = 10_000
 _LOOKED_AT: Final = 200
-"""Pairs that are looked at for each one wanted, until enough have moved."""
+"""Largest number of pairs that are looked at for each one wanted, until enough have moved."""
 
 FindHands = Callable[[ByteArray], Sequence[FloatArray]]
-"""An (S, S, 3) RGB picture to the (21, 2) joints, pixels, of each hand that a detector finds in it."""
+"""An (S, S, 3) RGB image -> the (21, 2) joints, pixels, of each hand that a detector finds in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class MovedPair:
     """Two moments of one video.
 
     Args:
-        sequence: of both.
-        motion: mean distance of the joints that both show, in hand lengths of the target.
-        reference: what the network is shown.
-        target: what it shall draw.
+        sequence: Sequence of both.
+        motion: Mean distance of the joints that both show, in hand lengths of the target.
+        reference: Frame that the network is given.
+        target: Frame that it has to draw.
 
     """
 
@@ -109,7 +109,7 @@ def mean_motion(reference: Frame, target: Frame) -> float:
 
 
 def hand_box(frame: Frame) -> tuple[slice, slice]:
-    """Return rows and columns of the box around a frame's joints, grown by ``BOX_MARGIN``, inside the picture."""
+    """Return rows and columns of the box around a frame's joints, grown by ``BOX_MARGIN``, inside the image."""
     size = frame.image.shape[0]
     joints = frame.keypoints[frame.valid]
     low, high = joints.min(axis=0), joints.max(axis=0)
@@ -119,25 +119,25 @@ def hand_box(frame: Frame) -> tuple[slice, slice]:
     return slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0]))
 
 
-def similarity(picture: ByteArray, target: Frame) -> dict[str, float]:
-    """Return PSNR (dB) and SSIM of a picture (S, S, 3) and the true target inside the target's hand box."""
+def similarity(image: ByteArray, target: Frame) -> dict[str, float]:
+    """Return PSNR (dB) and SSIM of an image (S, S, 3) and the true target inside the target's hand box."""
     box = hand_box(target)
     drawn, true = (
-        torch.from_numpy(np.ascontiguousarray(image[box])).permute(2, 0, 1)[None].float()
-        for image in (picture, target.image)
+        torch.from_numpy(np.ascontiguousarray(pixels[box])).permute(2, 0, 1)[None].float()
+        for pixels in (image, target.image)
     )
     ssim = structural_similarity_index_measure(drawn, true, data_range=255.0)
     assert isinstance(ssim, torch.Tensor)  # without its map of local values
     return {"psnr": float(peak_signal_noise_ratio(drawn, true, data_range=255.0)), "ssim": float(ssim)}
 
 
-def correct_joints(picture: ByteArray, target: Frame, find_hands: FindHands) -> dict[str, float]:
-    """Return how much of the target's pose a detector finds in a picture (S, S, 3), as shares of hands and joints.
+def correct_joints(image: ByteArray, target: Frame, find_hands: FindHands) -> dict[str, float]:
+    """Return how much of the target's pose a detector finds in an image (S, S, 3), as shares of hands and joints.
 
     ``detected``: hands for which a detection lies within a hand's length on average; ``pck@...``: visible joints
     within that share of the hand's length, those of hands that are not detected counted as wrong.
     """
-    found = list(find_hands(picture))
+    found = list(find_hands(image))
     detected: list[bool] = []
     distances: list[float] = []
     for rows in map(hand_rows, SIDES):
@@ -155,7 +155,7 @@ def correct_joints(picture: ByteArray, target: Frame, find_hands: FindHands) -> 
 
 
 def interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> Interval:
-    """Return the mean of values with its 95% bootstrap interval, resampling whole groups."""
+    """Return the mean of values with its 95% bootstrap interval, which resamples whole groups."""
     names, group = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.bincount(group, weights=np.asarray(values, dtype=np.float64))
     counts = np.bincount(group)
@@ -170,23 +170,23 @@ Scores = dict[str, Interval]
 
 
 def compare(
-    pairs: Sequence[MovedPair], pictures: Mapping[str, Sequence[ByteArray]], ours: str, find_hands: FindHands
+    pairs: Sequence[MovedPair], images: Mapping[str, Sequence[ByteArray]], ours: str, find_hands: FindHands
 ) -> tuple[dict[str, Scores], dict[str, Scores]]:
-    """Return the scores of each way to make pictures of the targets, and by how much ``ours`` is above each other way.
+    """Return the scores of each way to make images of the targets, and by how much ``ours`` is above each other way.
 
     Args:
-        pairs: with the true targets.
-        pictures: by way, one picture (S, S, 3) a pair.
-        ours: the way that is compared with each other, pair by pair.
-        find_hands: a detector, for the drawn pose.
+        pairs: Pairs with the true targets.
+        images: One image (S, S, 3) a pair, for each way.
+        ours: Way that is compared with each other one, pair by pair.
+        find_hands: Detector of the drawn pose.
 
     """
     marks = {
         way: [
-            similarity(picture, pair.target) | correct_joints(picture, pair.target, find_hands)
-            for pair, picture in zip(pairs, made, strict=True)
+            similarity(image, pair.target) | correct_joints(image, pair.target, find_hands)
+            for pair, image in zip(pairs, made, strict=True)
         ]
-        for way, made in pictures.items()
+        for way, made in images.items()
     }
     above = {
         way: [
@@ -212,7 +212,7 @@ def _summed_up(marks: Sequence[Mapping[str, float]], pairs: Sequence[MovedPair])
     return {name: interval([mark[name] for mark in marks], groups) for name in marks[0]}
 
 
-def mean_picture(pictures: Sequence[ByteArray]) -> ByteArray:
-    """Return the mean of pictures (S, S, 3)."""
-    total: NDArray[np.float64] = np.mean(np.stack(pictures), axis=0)
+def mean_image(images: Sequence[ByteArray]) -> ByteArray:
+    """Return the mean of images (S, S, 3)."""
+    total: NDArray[np.float64] = np.mean(np.stack(images), axis=0)
     return np.asarray(np.round(total), dtype=np.uint8)

@@ -6,6 +6,7 @@ show and check settings at once. What a run was trained with is embedded in its 
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -171,6 +172,27 @@ class SamplingConfig(Config):
     """Guide the first so many latent channels; None: all (the published sampler: 3)."""
     clip_x0: float | None = Field(default=None, gt=0)
     """Keep each step's estimate of the clean latent within +- this value; 1 for pixels, None for latents."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """What a caller chooses for one call of a task.
+
+    Args:
+        steps: Number of denoising steps; None takes the preset's.
+        guidance_scale: Scale of classifier-free guidance; None takes the preset's.
+        seed: Seed of all that is random: the same seed gives the same images.
+
+    """
+
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+
+    def applied_to(self, config: SamplingConfig) -> SamplingConfig:
+        """Return a preset's settings with these in their place, where they are given."""
+        changes = {"steps": self.steps, "guidance_scale": self.guidance_scale}
+        return config.model_copy(update={name: value for name, value in changes.items() if value is not None})
 
 
 class DataConfig(Config):

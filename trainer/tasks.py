@@ -1,12 +1,11 @@
-"""What a trained network is asked to do: transfer, views, video, repair, free samples; and the figures that show it.
+"""Tasks of a trained network: gesture transfer, views, video, repair and unconditional samples.
 
-Frames are square crops around the hands, as annotated samples are. Where one comes from (a sample, a photograph whose
-keypoints a detector found, a file of keypoints) is the caller's business.
+Frames are square crops around the hands, as annotated samples are. The caller decides where one comes from (a sample, a
+photograph whose keypoints a detector found, a file of keypoints).
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -14,128 +13,205 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handdata.schemas import KEYPOINT_COUNT, UsageError, inside
-from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
-from handdata.trainer.autoencoders import Autoencoder
+from handdata.schemas import KEYPOINT_COUNT
+from handdata.schemas.arrays import BoolArray, ByteArray
+from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
+from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
 from handdata.trainer.data.augment import Frame, resize
 from handdata.trainer.data.batch import FramePair, stack_pairs
 from handdata.trainer.diffusion import draw_noise
 from handdata.trainer.inputs import encode_images, pair_conditions
-from handdata.trainer.presets import Preset, SamplingConfig
+from handdata.trainer.poses import pose_frame
+from handdata.trainer.presets import Preset, SamplingConfig, SamplingOptions
 from handdata.trainer.samplers import Predict, Progress, denoise, guided, repaint, sample
 
 
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A network with all that tasks need beside it.
+
+    Args:
+        network: Trained two-frame diffusion transformer.
+        autoencoder: Autoencoder of the network's latents.
+        preset: Settings that the network was trained with.
+
+    """
+
+    network: nn.Module
+    autoencoder: Autoencoder
+    preset: Preset
+
+
+def load_sampler(checkpoint: str, dataset: str | None = None) -> Sampler:
+    """Load a checkpoint's network with averaged weights, and its autoencoder.
+
+    Args:
+        checkpoint: Path or URL of a checkpoint's file or folder, or of a run's folder.
+        dataset: Dataset that the preset names instead of the one that the network was trained on.
+
+    Raises:
+        WeightsError: the checkpoint, or the autoencoder's weights, are missing or not readable.
+
+    """
+    network, config = load_for_sampling(checkpoint)
+    preset = Preset.model_validate(config).choosing_rows(dataset=dataset)
+    return Sampler(network, load_autoencoder(preset.autoencoder), preset)
+
+
 def gesture_transfer(
-    model: nn.Module,
-    autoencoder: Autoencoder,
-    preset: Preset,
+    sampler: Sampler,
     references: Sequence[Frame | None],
     targets: Sequence[Frame],
+    options: SamplingOptions = SamplingOptions(),
     *,
     task: Task = Task.POSE_CHANGE,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> ByteArray:
-    """Draw each reference's hand and surroundings in the pose of its target, as pictures (N, S, S, 3) RGB.
+    """Draw each reference's hand and surroundings in the pose of its target, as images (N, S, S, 3) RGB.
 
-    S is the preset's image size; frames of other sizes are resized. Of the targets only keypoints and validity are
-    looked at (``pose_frame`` makes a frame of nothing else). Without a reference the network imagines one. Domain
-    transfer is this with references of another dataset; novel views are this with ``Task.VIEW_CHANGE``. ``steps`` and
-    ``guidance_scale`` replace the preset's. The same ``seed`` gives the same starting noise.
+    S is the preset's image size; frames of other sizes are resized. Domain transfer is this with references of another
+    dataset; novel views are this with ``Task.VIEW_CHANGE``.
+
+    Args:
+        sampler: Network, autoencoder and preset.
+        references: Frames whose hands are drawn; where one is None the network imagines it.
+        targets: Frames whose keypoints and validity are used, and nothing else (``pose_frame`` makes such frames).
+        options: Steps, guidance and seed.
+        task: What lies between reference and target.
+        progress: Called after each denoising step.
+
     """
-    batch = _batch(model, preset, list(zip(targets, references, strict=True)), task)
-    settings = _sampling(preset, steps, guidance_scale)
-    draws = torch.Generator().manual_seed(seed)
+    batch = _batch(sampler, list(zip(targets, references, strict=True)), task)
+    draws = torch.Generator().manual_seed(options.seed)
     with torch.no_grad():
         latents = sample(
-            model,
-            *pair_conditions(batch, autoencoder, draws),
-            settings,
+            sampler.network,
+            *pair_conditions(batch, sampler.autoencoder, draws),
+            options.applied_to(sampler.preset.sampling),
             generator=draws,
-            diffusion=preset.diffusion,
+            diffusion=sampler.preset.diffusion,
             progress=progress,
         )
-        return _pictures(autoencoder.decode(latents))
+        return _images(sampler.autoencoder.decode(latents))
 
 
 def unconditional(
-    model: nn.Module,
-    autoencoder: Autoencoder,
-    preset: Preset,
-    count: int,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
+    sampler: Sampler, count: int, options: SamplingOptions = SamplingOptions(), *, progress: Progress | None = None
 ) -> ByteArray:
-    """Draw ``count`` pictures (N, S, S, 3) of which nothing is said: no reference, no keypoints, the null task."""
+    """Draw ``count`` images (N, S, S, 3) without reference, keypoints, task and guidance."""
     absent = np.zeros((KEYPOINT_COUNT, 2), np.float32), np.zeros(KEYPOINT_COUNT, np.bool_)
-    nothing = pose_frame(*absent, preset.image_size)
-    return gesture_transfer(
-        model,
-        autoencoder,
-        preset,
-        [None] * count,
-        [nothing] * count,
-        task=Task.NULL,
-        steps=steps,
-        guidance_scale=1.0,
-        seed=seed,
-        progress=progress,
-    )
+    nothing = pose_frame(*absent, sampler.preset.image_size)
+    unguided = replace(options, guidance_scale=1.0)
+    return gesture_transfer(sampler, [None] * count, [nothing] * count, unguided, task=Task.NULL, progress=progress)
 
 
 def video(
-    model: nn.Module,
-    autoencoder: Autoencoder,
-    preset: Preset,
+    sampler: Sampler,
     references: Sequence[Frame],
     targets: Sequence[Frame],
+    options: SamplingOptions = SamplingOptions(),
     *,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> ByteArray:
-    """Draw a video (T, S, S, 3) RGB: the hand of the given ``references`` in the pose of one target after another.
+    """Draw a video (T, S, S, 3) RGB: the hand of some references in the pose of one target after another.
 
     All frames start from the same noise. At each denoising step the reference is drawn at random from those given and
-    the frame made last, which has no mask (stochastic conditioning; FoundHand's published video sampler). ``progress``
-    counts frames. For the rest see ``gesture_transfer``.
+    the frame made last, which has no mask (stochastic conditioning; FoundHand's published video sampler).
+
+    Args:
+        sampler: Network, autoencoder and preset.
+        references: Frames that show the hand.
+        targets: Frames whose keypoints and validity are used, in the video's order.
+        options: Steps, guidance and seed.
+        progress: Called after each frame.
+
     """
-    settings = _sampling(preset, steps, guidance_scale)
-    draws = torch.Generator().manual_seed(seed)
-    choice = np.random.default_rng(seed)
+    autoencoder, diffusion = sampler.autoencoder, sampler.preset.diffusion
+    settings = options.applied_to(sampler.preset.sampling)
+    draws = torch.Generator().manual_seed(options.seed)
+    choice = np.random.default_rng(options.seed)
     with torch.no_grad():
         pairs = [(targets[0], reference) for reference in references]
-        _, stacked, _ = pair_conditions(_batch(model, preset, pairs, Task.POSE_CHANGE), autoencoder, draws)
+        _, stacked, _ = pair_conditions(_batch(sampler, pairs, Task.POSE_CHANGE), autoencoder, draws)
         given = list(torch.split(stacked, 1))
         shape = (1, stacked.shape[1] - CONDITION_CHANNELS, *stacked.shape[2:])
         noise = draw_noise(torch.Size(shape), stacked.device, draws)
         made: list[Tensor] = []
         frames: list[ByteArray] = []
         for number, target in enumerate(targets, start=1):
-            batch = _batch(model, preset, [(target, None)], Task.POSE_CHANGE)
+            batch = _batch(sampler, [(target, None)], Task.POSE_CHANGE)
             target_cond, _, task = pair_conditions(batch, autoencoder, draws)
-            predict = _changing_reference(model, target_cond, [*given, *made], task, settings, choice)
+            predict = _changing_reference(sampler.network, target_cond, [*given, *made], task, settings, choice)
             latent = denoise(
                 predict,
                 noise,
                 scheduler=settings.scheduler,
                 steps=settings.steps,
-                diffusion=preset.diffusion,
+                diffusion=diffusion,
                 clip_x0=settings.clip_x0,
                 generator=draws,
             )
             # The pose that a frame was asked for is the pose that it has; the target condition ends in a zero mask.
             made = [torch.cat([latent.to(target_cond.dtype), target_cond], dim=1)]
-            frames.append(_pictures(autoencoder.decode(latent))[0])
+            frames.append(_images(autoencoder.decode(latent))[0])
             if progress:
                 progress(number, len(targets))
     return np.stack(frames)
+
+
+def repair(
+    sampler: Sampler,
+    frame: Frame,
+    region: BoolArray,
+    options: SamplingOptions = SamplingOptions(),
+    *,
+    resamples: int = 10,
+    progress: Progress | None = None,
+) -> ByteArray:
+    """Draw the ``region`` of a frame's image anew, with hands at the frame's keypoints, as an image (S, S, 3) RGB.
+
+    The network is given nothing of the hands but the keypoints (the reference is dropped). What lies outside the region
+    is kept at every step (RePaint, ``samplers.repaint``), and pasted at the end.
+
+    Args:
+        sampler: Network, autoencoder and preset.
+        frame: Frame to repair.
+        region: Pixels (H, W) of the frame that are drawn anew.
+        options: Steps, guidance and seed.
+        resamples: How often RePaint takes each of its jumps.
+        progress: Called after each denoising step.
+
+    """
+    autoencoder, side = sampler.autoencoder, sampler.preset.image_size
+    settings = options.applied_to(sampler.preset.sampling)
+    draws = torch.Generator().manual_seed(options.seed)
+    frame_at_size = resize(frame, side)
+    wanted = np.asarray(cv2.resize(region.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0)
+    batch = _batch(sampler, [(frame_at_size, None)], Task.POSE_CHANGE)
+    with torch.no_grad():
+        conditions = pair_conditions(batch, autoencoder, draws)
+        known = encode_images(batch.target_image, autoencoder, draws)
+        inside_region = F.adaptive_max_pool2d(torch.from_numpy(wanted[None, None]).float(), known.shape[-2:]).bool()
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return guided(sampler.network, x_t, t, *conditions, settings.guidance_scale, settings.guided_channels)
+
+        latent = repaint(
+            predict,
+            known,
+            inside_region.to(known.device),
+            steps=settings.steps,
+            diffusion=sampler.preset.diffusion,
+            clip_x0=settings.clip_x0,
+            resamples=resamples,
+            generator=draws,
+            progress=progress,
+        )
+        drawn = _images(autoencoder.decode(latent))[0]
+    share = cv2.GaussianBlur(wanted.astype(np.float32), (0, 0), side / 128)[..., None]
+    blended = share * drawn + (1 - share) * frame_at_size.image
+    return np.asarray(np.where(wanted[..., None], np.round(blended), frame_at_size.image), dtype=np.uint8)
 
 
 def _changing_reference(
@@ -146,7 +222,7 @@ def _changing_reference(
     settings: SamplingConfig,
     choice: np.random.Generator,
 ) -> Predict:
-    """Return a network that is shown one of some references, drawn at each step."""
+    """Return a network that is given one of some references, drawn at each step."""
 
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
         reference = references[int(choice.integers(len(references)))]
@@ -155,102 +231,14 @@ def _changing_reference(
     return predict
 
 
-def repair(
-    model: nn.Module,
-    autoencoder: Autoencoder,
-    preset: Preset,
-    frame: Frame,
-    region: BoolArray,
-    *,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    seed: int = 0,
-    resamples: int = 10,
-    progress: Progress | None = None,
-) -> ByteArray:
-    """Draw the ``region`` of a picture anew, with hands at the frame's keypoints, as a picture (S, S, 3) RGB.
-
-    Nothing but the keypoints is told of the hands (the reference is dropped); what lies outside the region (H, W) of
-    the frame is kept at every step (RePaint, ``samplers.repaint``), and pasted at the end.
-    """
-    settings = _sampling(preset, steps, guidance_scale)
-    draws = torch.Generator().manual_seed(seed)
-    frame_at_size = resize(frame, preset.image_size)
-    side = preset.image_size
-    wanted = np.asarray(cv2.resize(region.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0)
-    batch = _batch(model, preset, [(frame_at_size, None)], Task.POSE_CHANGE)
-    with torch.no_grad():
-        conditions = pair_conditions(batch, autoencoder, draws)
-        known = encode_images(batch.target_image, autoencoder, draws)
-        inside_region = F.adaptive_max_pool2d(torch.from_numpy(wanted[None, None]).float(), known.shape[-2:]).bool()
-
-        def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            return guided(model, x_t, t, *conditions, settings.guidance_scale, settings.guided_channels)
-
-        latent = repaint(
-            predict,
-            known,
-            inside_region.to(known.device),
-            steps=settings.steps,
-            diffusion=preset.diffusion,
-            clip_x0=settings.clip_x0,
-            resamples=resamples,
-            generator=draws,
-            progress=progress,
-        )
-        drawn = _pictures(autoencoder.decode(latent))[0]
-    share = cv2.GaussianBlur(wanted.astype(np.float32), (0, 0), side / 128)[..., None]
-    blended = share * drawn + (1 - share) * frame_at_size.image
-    return np.asarray(np.where(wanted[..., None], np.round(blended), frame_at_size.image), dtype=np.uint8)
-
-
-def _batch(model: nn.Module, preset: Preset, pairs: Sequence[tuple[Frame, Frame | None]], task: Task) -> FramePair:
+def _batch(sampler: Sampler, pairs: Sequence[tuple[Frame, Frame | None]], task: Task) -> FramePair:
     """Return pairs of target and reference at the preset's size, on the network's device."""
-    size, device = preset.image_size, next(model.parameters()).device
+    size, device = sampler.preset.image_size, next(sampler.network.parameters()).device
     sized = ((resize(target, size), None if other is None else resize(other, size)) for target, other in pairs)
     return FramePair(*(field.to(device) for field in stack_pairs(sized, [task] * len(pairs), size)))
 
 
-def _sampling(preset: Preset, steps: int | None, guidance_scale: float | None) -> SamplingConfig:
-    changes = {"steps": steps, "guidance_scale": guidance_scale}
-    return preset.sampling.model_copy(update={name: value for name, value in changes.items() if value is not None})
-
-
-def _pictures(images: Tensor) -> ByteArray:
+def _images(decoded: Tensor) -> ByteArray:
     """Return images (N, 3, S, S), -1 to 1, as (N, S, S, 3) RGB."""
-    pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    pixels = ((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     return np.asarray(pixels.cpu().numpy(), dtype=np.uint8)
-
-
-def read_keypoints(path: Path) -> tuple[FloatArray, BoolArray]:
-    """Read 42 keypoints, pixels, from a .npy file or a .json list; absent ones are null, NaN or (0, 0).
-
-    Returns (42, 2), zeros where absent, and which are there. Raises ``UsageError`` for anything else.
-    """
-    expected = "expected 42 rows of x and y, the right hand's 21 joints first, in a .npy or .json file"
-    try:
-        content = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
-        if isinstance(content, list):
-            content = [[np.nan, np.nan] if row is None else row for row in content]
-        keypoints = np.array(content, dtype=np.float32)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"cannot read keypoints from {path}: {error}", expected) from error
-    if keypoints.shape != (KEYPOINT_COUNT, 2):
-        raise UsageError(f"{path} has shape {keypoints.shape}", expected)
-    valid = np.isfinite(keypoints).all(axis=1) & (keypoints != 0).any(axis=1)
-    if not valid.any():
-        raise UsageError(f"{path} has no keypoints", expected)
-    keypoints[~valid] = 0
-    return keypoints, valid
-
-
-def pose_frame(keypoints: FloatArray, valid: BoolArray, size: int) -> Frame:
-    """Return a frame of ``size`` pixels that has keypoints (42, 2), in its pixels, and no picture."""
-    empty = np.zeros((size, size), np.uint8)
-    return Frame(
-        image=np.zeros((size, size, 3), np.uint8),
-        mask=empty,
-        known=empty,
-        keypoints=keypoints,
-        valid=valid & inside(keypoints, size, size),
-    )

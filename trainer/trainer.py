@@ -30,7 +30,7 @@ from handdata.trainer.schedule import (
     seed_of,
     spread_timesteps,
 )
-from handdata.trainer.tasks import gesture_transfer
+from handdata.trainer.tasks import Sampler, gesture_transfer
 from handdata.trainer.weights import import_foundhand, import_imagenet_dit, read_weights
 
 
@@ -169,8 +169,8 @@ class Trainer:
 
     def draw(self, references: Sequence[Frame], targets: Sequence[Frame]) -> ByteArray:
         """Draw each reference in its target's pose, with the averaged weights, as a figure (H, W, 3)."""
-        pictures = gesture_transfer(self.averaged_model, self.autoencoder, self.preset, references, targets)
-        return figure(references, targets, list(pictures))
+        sampler = Sampler(self.averaged_model, self.autoencoder, self.preset)
+        return figure(references, targets, list(gesture_transfer(sampler, references, targets)))
 
     def start_from(self, path: str) -> None:
         """Load weights to start from: published FoundHand, an ImageNet DiT, or ours. Raises ``WeightsError``."""

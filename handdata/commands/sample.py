@@ -17,6 +17,7 @@ from handdata.commands.options import (
 )
 from handdata.console import ProgressLine, out
 from handdata.schemas import UsageError
+from handdata.trainer.presets import SamplingOptions
 
 if TYPE_CHECKING:
     from handdata.jobs.sample import Sampling
@@ -75,9 +76,7 @@ def gesture_transfer(
         reference=reference,
         target=target,
         count=count,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
+        options=SamplingOptions(steps, guidance_scale, seed),
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.gesture_transfer(lambda step, total: progress.set(step, total=total))
@@ -114,9 +113,7 @@ def domain_transfer(
         reference_source=reference_source,
         target_source=target_source,
         count=count,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
+        options=SamplingOptions(steps, guidance_scale, seed),
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.domain_transfer(lambda step, total: progress.set(step, total=total))
@@ -148,9 +145,7 @@ def novel_view(
         reference=reference,
         target=target,
         count=count,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
+        options=SamplingOptions(steps, guidance_scale, seed),
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.novel_view(lambda step, total: progress.set(step, total=total))
@@ -202,9 +197,7 @@ def video(
         reference=reference,
         target=target,
         count=count,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
+        options=SamplingOptions(steps, guidance_scale, seed),
     )
     with ProgressLine("Sampling", None, "frames") as progress:
         frames, strip = sampling.video(lambda frame, total: progress.set(frame, total=total))
@@ -228,7 +221,7 @@ def fix(
     ),
 ) -> None:
     """Generate the hands of an image anew where MediaPipe finds their keypoints; the rest stays as it is."""
-    sampling = _sampling(workspace, run, checkpoint, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    sampling = _sampling(workspace, run, checkpoint, options=SamplingOptions(steps, guidance_scale, seed))
     with ProgressLine("Repairing", None, "steps") as progress:
         image = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
     _write(out_file, image)
@@ -245,7 +238,7 @@ def unconditional(
     out_file: Figure = Path("unconditional.png"),
 ) -> None:
     """Sample unconditionally: a grid of hands, without reference or pose."""
-    sampling = _sampling(workspace, run, checkpoint, count=count, steps=steps, seed=seed)
+    sampling = _sampling(workspace, run, checkpoint, count=count, options=SamplingOptions(steps, seed=seed))
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.unconditional(lambda step, total: progress.set(step, total=total))
     _write(out_file, figure)

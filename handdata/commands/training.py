@@ -20,7 +20,7 @@ from handdata.commands.options import (
 )
 from handdata.console import ProgressLine, out, print_json, print_table
 from handdata.schemas import Split, UsageError
-from handdata.trainer.presets import PRESETS, AutoencoderConfig
+from handdata.trainer.presets import PRESETS, AutoencoderConfig, SamplingOptions
 
 if TYPE_CHECKING:
     from handdata.jobs.evaluate import Evaluation
@@ -281,9 +281,7 @@ def evaluate(
         split=split,
         count=count,
         least_motion=min_motion,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
+        options=SamplingOptions(steps, guidance_scale, seed),
     )
     with ProgressLine("Evaluating", None, "pairs") as progress:
         found = run_evaluate(request, storage, settings.weights, lambda done, total: progress.set(done, total=total))

@@ -20,8 +20,8 @@ from handdata.trainer.evaluation import (
     correct_joints,
     hand_box,
     interval,
+    mean_image,
     mean_motion,
-    mean_picture,
     moved_pairs,
     pose_of_truth,
     similarity,
@@ -111,7 +111,7 @@ def test_a_perfect_generator_is_above_both_baselines_and_copying_is_not_above_it
     pairs = [pair(seed, (8, 4)) for seed in range(14)]
     near = [np.clip(pair.target.image.astype(int) + 3, 0, 255).astype(np.uint8) for pair in pairs]
     copies = [pair.reference.image for pair in pairs]
-    mean = mean_picture(copies)
+    mean = mean_image(copies)
     pictures = {"generated": near, "copied": copies, "copied again": copies, "mean": [mean] * 14}
     find_hands = known_hands(pairs[0].target.keypoints[:21])
     scores, above = compare(pairs, pictures, "generated", find_hands)

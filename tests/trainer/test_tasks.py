@@ -14,8 +14,9 @@ from handdata.trainer.conditioning import Task
 from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.figures import draw_skeleton, figure, filmstrip, grid
 from handdata.trainer.model import DiT
-from handdata.trainer.presets import PRESETS, ModelConfig
-from handdata.trainer.tasks import gesture_transfer, pose_frame, read_keypoints, repair, unconditional, video
+from handdata.trainer.poses import pose_frame, read_keypoints
+from handdata.trainer.presets import PRESETS, ModelConfig, SamplingOptions
+from handdata.trainer.tasks import Sampler, gesture_transfer, repair, unconditional, video
 from tests.fixtures.samples import sample, write_dataset
 
 PRESET = PRESETS["tiny"].model_copy(
@@ -37,11 +38,15 @@ def network() -> DiT:
     return model.eval()
 
 
+def sampler(network: DiT) -> Sampler:
+    return Sampler(network, PixelAutoencoder(), PRESET)
+
+
 def test_gesture_transfer_draws_a_picture_for_each_pair(dataset: PairDataset, network: DiT) -> None:
     references, targets = [dataset.frame(0), dataset.frame(1)], [dataset.frame(1), dataset.frame(2)]
 
     def draw(seed: int) -> np.ndarray:
-        return gesture_transfer(network, PixelAutoencoder(), PRESET, references, targets, steps=2, seed=seed)
+        return gesture_transfer(sampler(network), references, targets, SamplingOptions(2, seed=seed))
 
     pictures = draw(0)
     assert (pictures.shape, pictures.dtype) == ((2, 32, 32, 3), np.uint8)
@@ -54,7 +59,7 @@ def test_gesture_transfer_takes_a_pose_without_a_picture(dataset: PairDataset, n
     pose = pose_frame(target.keypoints, target.valid, 32)
 
     def draw(frame: object) -> np.ndarray:
-        return gesture_transfer(network, PixelAutoencoder(), PRESET, [dataset.frame(0)], [frame], steps=2)  # type: ignore[list-item]
+        return gesture_transfer(sampler(network), [dataset.frame(0)], [frame], SamplingOptions(2))  # type: ignore[list-item]
 
     np.testing.assert_array_equal(draw(target), draw(pose))
 
@@ -65,7 +70,7 @@ def test_the_task_reaches_the_network(dataset: PairDataset, network: DiT) -> Non
 
     def draw(task: Task) -> np.ndarray:
         frames = [dataset.frame(0)], [dataset.frame(1)]
-        return gesture_transfer(network, PixelAutoencoder(), PRESET, *frames, task=task, steps=2)
+        return gesture_transfer(sampler(network), *frames, SamplingOptions(2), task=task)
 
     assert (draw(Task.POSE_CHANGE) != draw(Task.VIEW_CHANGE)).any()
 
@@ -73,7 +78,7 @@ def test_the_task_reaches_the_network(dataset: PairDataset, network: DiT) -> Non
 def test_unconditional_pictures_are_those_of_the_null_condition(network: DiT) -> None:
     asked: list[tuple[torch.Tensor, ...]] = []
     network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs))
-    pictures = unconditional(network, PixelAutoencoder(), PRESET, 3, steps=2)
+    pictures = unconditional(sampler(network), 3, SamplingOptions(2))
     assert pictures.shape == (3, 32, 32, 3)
     assert len(asked) == 2
     for _, _, target_cond, ref_cond, task in asked:
@@ -89,8 +94,7 @@ def test_frames_of_a_video_start_from_one_noise_and_are_shown_the_frame_before(
     shown: list[tuple[torch.Tensor, ...]] = []
     network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs))
     reference, targets = dataset.frame(0), [dataset.frame(row) for row in (1, 2, 1)]
-    preset = PRESET.model_copy(update={"sampling": PRESET.sampling.model_copy(update={"guidance_scale": 1.0})})
-    frames = video(network, PixelAutoencoder(), preset, [reference], targets, steps=20)
+    frames = video(sampler(network), [reference], targets, SamplingOptions(steps=20, guidance_scale=1.0))
     assert frames.shape == (3, 32, 32, 3)
     starts = [inputs[0] for inputs in shown[::20]]
     assert torch.equal(starts[0], starts[1])
@@ -114,7 +118,7 @@ def test_repair_draws_the_region_and_keeps_the_rest(dataset: PairDataset, networ
     region[8:24, 8:20] = True
 
     def draw(seed: int) -> np.ndarray:
-        return repair(network, PixelAutoencoder(), PRESET, frame, region, steps=12, resamples=2, seed=seed)
+        return repair(sampler(network), frame, region, SamplingOptions(12, seed=seed), resamples=2)
 
     drawn = draw(0)
     np.testing.assert_array_equal(drawn[~region], frame.image[~region])
