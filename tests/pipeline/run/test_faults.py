@@ -24,6 +24,7 @@ from handdata.pipeline.shards import plan, read_markers
 from handdata.pipeline.shards.settle import drop
 from handdata.pipeline.storage import Dataset, Storage
 from tests.fixtures.faults import (
+    SETTINGS,
     FaultyS3,
     driver,
     install_poisoned_source,
@@ -281,7 +282,7 @@ cp -r {workspace} {copy}
 def test_a_full_disk_stops_the_run_in_one_line_and_the_same_command_finishes(head: Head, tmp_path: Path) -> None:
     head.set_poison({})
     (tmp_path / "w").mkdir()
-    command = f"{sys.executable} -m handdata annotate -w {tmp_path}/w --image-size 64 --masks dataset"
+    command = f"{sys.executable} -m handdata annotate -w {tmp_path}/w {' '.join(SETTINGS)}"
     # A name space of its own: the small disk is there for this command and its own head only, and needs no root.
     script = FULL_DISK.format(workspace=tmp_path / "w", ingested=head.ingested, command=command, copy=tmp_path / "copy")
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=900)
@@ -307,7 +308,7 @@ def test_the_disk_on_which_ray_spills_is_nearly_or_wholly_full(
     head: Head, tmp_path: Path, filled: int, code: int
 ) -> None:
     workspace = head.new_workspace(tmp_path / "w")
-    command = f"{sys.executable} -m handdata annotate -w {workspace} --image-size 64 --masks dataset"
+    command = f"{sys.executable} -m handdata annotate -w {workspace} {' '.join(SETTINGS)}"
     disk = Path(tempfile.mkdtemp(prefix="ray-"))  # its path must be short: Ray's sockets lie below it
     script = FULL_RAY_DISK.format(disk=disk, filled=filled, command=command)
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=900)
