@@ -86,10 +86,7 @@ def annotate(
     ingests = ingests_of(request)
     dataset.storage.check_writable()
     files = find_models(settings, models)
-    lease: Lease | None = None
-    state = read_state(dataset)
-    if not is_settled(state):  # a command that changes datasets was interrupted
-        lease, state = _take_over(dataset)
+    lease, state = _settled(dataset)
     annotator = choose_annotator(state, settings, files.hashes, list(ingests), overwrite=request.overwrite)
     settings = annotator.settings
     made: list[UnitMarker] = []
@@ -101,9 +98,7 @@ def annotate(
             if lease is None:
                 lease, state = _take_over(dataset)
             state = _take_back(lease, state, annotator.overwritten)
-        for name in ingests:
-            planned = plan_source(dataset, name, settings.image_size, limit=request.limit, sample=request.sample)
-            state = state.with_units(name, planned)
+        state = _planned(state, request, list(ingests), settings.image_size)
         sum_up = partial(
             DatasetState.sum_up,
             image_size=settings.image_size,
@@ -115,9 +110,8 @@ def annotate(
             lease, state = _take_over(dataset)
         to_do = state.to_do(ingests)
         if on_plan:
-            on_plan(
-                sum(unit.rows for unit in to_do), sum(each.records for each in state.markers if each.source in ingests)
-            )
+            done = (marker.records for marker in state.markers if marker.source in ingests)
+            on_plan(sum(unit.rows for unit in to_do), sum(done))
         if lease and to_do:
             state = write_manifest(state, sum_up(state))  # says of an unfinished dataset what its rows are
             stack.enter_context(connected(cluster.address, cluster.cpus))
@@ -162,6 +156,20 @@ def count_workers(cluster: Cluster) -> int:
         )
     cores = max(1, int(resources.get("CPU", 1)))
     return min(cluster.cpus or cores, cores)
+
+
+def _settled(dataset: Dataset) -> tuple[Lease | None, DatasetState]:
+    """Read the state, and take the lease to settle it where a command that changes datasets was interrupted."""
+    state = read_state(dataset)
+    return (None, state) if is_settled(state) else _take_over(dataset)
+
+
+def _planned(state: DatasetState, request: AnnotateRequest, sources: Sequence[str], image_size: int) -> DatasetState:
+    """Plan the records of some sources that no unit has yet, and return the state with all units of the sources."""
+    for source in sources:
+        units = plan_source(state.dataset, source, image_size, limit=request.limit, sample=request.sample)
+        state = state.with_units(source, units)
+    return state
 
 
 def _take_over(dataset: Dataset) -> tuple[Lease, DatasetState]:
