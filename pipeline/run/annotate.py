@@ -64,7 +64,7 @@ def annotate(
     """Annotate all planned and not yet finished records of some sources.
 
     The state of the dataset is read once, once more when the run has the lease, and followed from then on. A run that
-    finds nothing to do takes no lease, starts no cluster and writes nothing.
+    finds nothing to do takes no lease, starts no cluster and changes nothing.
 
     Args:
         request: Which records, into which dataset.
