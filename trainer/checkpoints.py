@@ -1,4 +1,4 @@
-"""Checkpoints: weights of published networks in and out, and our own, saved so that no crash leaves half of one.
+"""Checkpoints of training runs, saved so that no crash leaves half of one; the face of published weights too.
 
 A checkpoint is a folder ``<run>/checkpoints/step-00000500/``:
 
@@ -8,8 +8,8 @@ A checkpoint is a folder ``<run>/checkpoints/step-00000500/``:
     complete.json        names and sizes of the above; written last
 
 A folder counts only once ``complete.json`` is there and the sizes agree: a process killed at any moment, or a disk that
-lost its last writes, leaves the checkpoint before it as the latest one. Folders and fsspec URLs behave alike (object
-stores cannot rename, which is why the marker and not a rename commits).
+lost its last writes, leaves the checkpoint before it as the latest one. Folders and URLs behave alike (object stores
+cannot rename, which is why the marker and not a rename commits).
 
 Nothing here unpickles foreign objects: ``torch.load`` runs with ``weights_only=True``.
 """
@@ -17,27 +17,25 @@ Nothing here unpickles foreign objects: ``torch.load`` runs with ``weights_only=
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import PurePosixPath
 from typing import Any, Final
 
-import fsspec
 import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from handdata.schemas.errors import StorageError, WeightsError
+from handdata.pipeline.storage import Storage
+from handdata.schemas.errors import WeightsError
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import ModelConfig
 from handdata.trainer.weights import (
     export_foundhand,
     import_foundhand,
     import_imagenet_dit,
-    local_copy,
     read_weights,
     state_tensors,
     torch_bytes,
@@ -61,6 +59,7 @@ MODEL_FILE: Final = "model.safetensors"
 EMA_FILE: Final = "ema.safetensors"
 STATE_FILE: Final = "state.pt"
 MARKER_FILE: Final = "complete.json"
+_CHECKPOINTS: Final = "checkpoints"
 _STEP_FOLDER: Final = re.compile(r"step-(\d+)")
 
 
@@ -89,15 +88,28 @@ def save_checkpoint(
 ) -> str:
     """Save a checkpoint of a run and return its URL.
 
-    Then all are deleted but the ``keep_last`` latest (None: keep all) and the one of the lowest ``validation_loss``.
+    Then earlier checkpoints are deleted, but for the last ones and the one of the lowest validation loss.
 
-    ``model`` and ``ema`` are plain ``DiT`` modules (unwrap DDP, ``torch.compile`` and ``AveragedModel`` first),
-    ``config`` is JSON-serialisable and has the ``ModelConfig`` under ``"model"``. The global generators of torch, CUDA,
-    numpy and Python are saved with the named ``generators``. ``data_state`` holds plain values and tensors only. Raises
-    ``StorageError`` where the folder cannot be written, ``TypeError`` for other objects in ``data_state``.
+    Args:
+        run_url: Path or URL of the run's folder.
+        step: Optimiser steps that were taken.
+        model: Plain ``DiT`` (unwrap DDP and ``torch.compile`` first).
+        ema: Plain ``DiT`` of the averaged weights (unwrap ``AveragedModel``).
+        optimizer: Optimiser of the model.
+        config: JSON-serialisable settings, with the ``ModelConfig`` under ``"model"``.
+        data_state: Further state, of plain values and tensors only.
+        schedule: Learning rate schedule of the optimiser.
+        generators: Random number generators, saved beside the global ones of torch, CUDA, numpy and Python.
+        keep_last: Number of last checkpoints that stay; None keeps all.
+        validation_loss: Loss by which the best checkpoint is known.
+
+    Raises:
+        StorageError: the folder cannot be written.
+        TypeError: ``data_state`` holds other objects.
+
     """
-    fs, root = fsspec.core.url_to_fs(run_url)
-    folder = f"{root}/checkpoints/step-{step:08d}"
+    run = Storage(run_url)
+    folder = f"{_CHECKPOINTS}/step-{step:08d}"
     metadata = {"format": "pt", "config": json.dumps(dict(config)), "step": str(step)}
     state = {
         "step": step,
@@ -109,31 +121,25 @@ def save_checkpoint(
         "data": dict(data_state or {}),
     }
     _require_plain(state["data"], "data_state")
-    try:
-        fs.makedirs(folder, exist_ok=True)
-        if fs.exists(f"{folder}/{MARKER_FILE}"):  # saved before, by a run that was resumed from an earlier step
-            fs.rm_file(f"{folder}/{MARKER_FILE}")
-        sizes = {
-            MODEL_FILE: _write(fs, f"{folder}/{MODEL_FILE}", safetensors.torch.save(state_tensors(model), metadata)),
-            EMA_FILE: _write(fs, f"{folder}/{EMA_FILE}", safetensors.torch.save(state_tensors(ema), metadata)),
-            STATE_FILE: _write(fs, f"{folder}/{STATE_FILE}", torch_bytes(state)),
-        }
-        marker = {"step": step, "sizes": sizes, "validation_loss": validation_loss}
-        _write(fs, f"{folder}/{MARKER_FILE}", json.dumps(marker).encode())
-        if keep_last is not None:
-            _prune(fs, f"{root}/checkpoints", keep_last)
-    except OSError as error:
-        raise StorageError(f"cannot write a checkpoint to {run_url}: {error}") from error
-    return str(fs.unstrip_protocol(folder))
+    run.remove(f"{folder}/{MARKER_FILE}")  # of a run that was resumed from an earlier step
+    run.remove_unfinished(folder)
+    sizes = {
+        MODEL_FILE: _write(run, f"{folder}/{MODEL_FILE}", safetensors.torch.save(state_tensors(model), metadata)),
+        EMA_FILE: _write(run, f"{folder}/{EMA_FILE}", safetensors.torch.save(state_tensors(ema), metadata)),
+        STATE_FILE: _write(run, f"{folder}/{STATE_FILE}", torch_bytes(state)),
+    }
+    marker = {"step": step, "sizes": sizes, "validation_loss": validation_loss}
+    run.write_bytes(f"{folder}/{MARKER_FILE}", json.dumps(marker).encode())
+    if keep_last is not None:
+        _prune(run, keep_last)
+    return run.url(folder)
 
 
 def latest_checkpoint(run_url: str) -> str | None:
-    """Return the URL of the run's latest complete checkpoint, None where it has none."""
-    fs, root = fsspec.core.url_to_fs(run_url)
-    for _, folder in sorted(_step_folders(fs, f"{root}/checkpoints"), reverse=True):
-        if _is_complete(fs, folder):
-            return str(fs.unstrip_protocol(folder))
-    return None
+    """Return the path or URL of the run's latest complete checkpoint, None where it has none."""
+    run = Storage(run_url)
+    latest_first = reversed(_step_folders(run))
+    return next((run.url(folder) for folder in latest_first if _read_marker(run.url(folder))), None)
 
 
 def load_checkpoint(
@@ -147,16 +153,18 @@ def load_checkpoint(
 ) -> Resumed:
     """Restore everything that ``save_checkpoint`` saved, in place, the global random number generators included.
 
-    On the CPU training goes on bit for bit as if it had not stopped. Raises ``WeightsError`` where the checkpoint is
-    incomplete or of a network of other sizes.
+    On the CPU training goes on bit for bit as if it had not stopped.
+
+    Raises:
+        WeightsError: the checkpoint is incomplete, or of a network of other sizes.
+
     """
-    fs, folder = fsspec.core.url_to_fs(checkpoint_url)
-    if not _is_complete(fs, folder):
+    checkpoint = Storage(checkpoint_url)
+    if not _read_marker(checkpoint_url):
         raise WeightsError(f"{checkpoint_url} is not a complete checkpoint", "latest_checkpoint(run) finds one")
-    _load_into(model, read_weights(f"{checkpoint_url}/{MODEL_FILE}"), checkpoint_url)
-    _load_into(ema, read_weights(f"{checkpoint_url}/{EMA_FILE}"), checkpoint_url)
-    with fs.open(f"{folder}/{STATE_FILE}", "rb") as file:
-        state = torch.load(BytesIO(file.read()), map_location="cpu", weights_only=True)
+    _load_into(model, read_weights(checkpoint.url(MODEL_FILE)), checkpoint_url)
+    _load_into(ema, read_weights(checkpoint.url(EMA_FILE)), checkpoint_url)
+    state = torch.load(BytesIO(checkpoint.read_bytes(STATE_FILE)), map_location="cpu", weights_only=True)
     configured = [
         {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
     ]
@@ -176,17 +184,23 @@ def load_checkpoint(
 def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[DiT, dict[str, Any]]:
     """Return the network with averaged weights, in evaluation mode, and the run's settings.
 
-    ``path`` (or URL) is a .safetensors file of a checkpoint, a checkpoint's folder, or a run's folder (its latest one).
-    Raises ``WeightsError`` where there is none, or where the file carries no settings (convert published weights with
-    ``import_foundhand`` instead).
+    Args:
+        path: Path or URL of a checkpoint's .safetensors file, of its folder, or of a run's folder (its latest one).
+        device: Device of the network.
+
+    Raises:
+        WeightsError: there is no checkpoint, or the file carries no settings (convert published weights with
+            ``import_foundhand`` instead).
+
     """
     file = path if path.endswith(".safetensors") else f"{_checkpoint_of(path)}/{EMA_FILE}"
+    storage = Storage(file)
+    if not storage.exists(""):
+        raise WeightsError(f"no checkpoint at {path}")
     try:
-        with local_copy(file) as local, safe_open(local, framework="pt") as opened:
+        with storage.local_copy() as local, safe_open(local, framework="pt") as opened:
             metadata = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except FileNotFoundError as error:
-        raise WeightsError(f"no checkpoint at {path}") from error
     except SafetensorError as error:
         raise WeightsError(f"{file} is not a readable file of weights: {error}") from error
     if "config" not in metadata:
@@ -200,8 +214,7 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
 
 def _checkpoint_of(path: str) -> str:
     """Return the checkpoint folder that ``path``, a checkpoint's or a run's folder, stands for."""
-    fs, folder = fsspec.core.url_to_fs(path)
-    found = path.rstrip("/") if _is_complete(fs, folder) else latest_checkpoint(path)
+    found = path.rstrip("/") if _read_marker(path) else latest_checkpoint(path)
     if found is None:
         raise WeightsError(
             f"no complete checkpoint in {path}",
@@ -219,61 +232,55 @@ def _load_into(module: nn.Module, weights: dict[str, Tensor], origin: str, assig
         ) from error
 
 
-def _write(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> int:
-    with fs.open(path, "wb") as file:
-        file.write(content)
+def _write(run: Storage, name: str, content: bytes) -> int:
+    """Write a file and return its size."""
+    run.write_bytes(name, content)
     return len(content)
 
 
-def _step_folders(fs: fsspec.AbstractFileSystem, checkpoints: str) -> Iterator[tuple[int, str]]:
-    fs.invalidate_cache()  # another process may have written since
-    if not fs.exists(checkpoints):
-        return
-    for folder in fs.ls(checkpoints, detail=False):
-        if match := _STEP_FOLDER.fullmatch(PurePosixPath(folder).name):
-            yield int(match[1]), folder
+def _step_folders(run: Storage) -> list[str]:
+    """Return the folders of a run's checkpoints, complete or not, by rising step."""
+    found = (_STEP_FOLDER.fullmatch(name) for name in run.list_folders(_CHECKPOINTS))
+    steps = sorted((int(match[1]), match[0]) for match in found if match)
+    return [f"{_CHECKPOINTS}/{name}" for _, name in steps]
 
 
-def _is_complete(fs: fsspec.AbstractFileSystem, folder: str) -> bool:
-    return _marker_of_complete(fs, folder) is not None
+def _read_marker(checkpoint_url: str) -> dict[str, Any] | None:
+    """Return the marker of a complete checkpoint, None where it is not complete.
 
-
-def _marker_of_complete(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Any] | None:
-    """Return the marker of a complete checkpoint, None where it is not complete."""
+    Files are asked for before they are read: a server that is away must not pass for a checkpoint that is not there.
+    """
+    checkpoint = Storage(checkpoint_url)
+    if not checkpoint.exists(MARKER_FILE):
+        return None
     try:
-        marker: dict[str, Any] = json.loads(fs.cat_file(f"{folder}/{MARKER_FILE}"))
-        if all(fs.size(f"{folder}/{name}") == size for name, size in marker["sizes"].items()):
-            return marker
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        pass
-    return None
+        marker: dict[str, Any] = json.loads(checkpoint.read_bytes(MARKER_FILE))
+    except json.JSONDecodeError:
+        return None
+    sizes = marker["sizes"].items()
+    return marker if all(checkpoint.exists(name) and checkpoint.size(name) == size for name, size in sizes) else None
 
 
-def _best_folder(fs: fsspec.AbstractFileSystem, checkpoints: str) -> str | None:
-    losses = {}
-    for _, folder in _step_folders(fs, checkpoints):
-        marker = _marker_of_complete(fs, folder)
-        if marker is not None and marker.get("validation_loss") is not None:
-            losses[folder] = marker["validation_loss"]
-    return min(losses, key=lambda folder: (losses[folder], folder)) if losses else None
-
-
-def _prune(fs: fsspec.AbstractFileSystem, checkpoints: str, keep_last: int) -> None:
+def _prune(run: Storage, keep_last: int) -> None:
     """Delete complete checkpoints before the ``keep_last`` latest but the best, and what crashes have left there."""
-    folders = sorted(_step_folders(fs, checkpoints), reverse=True)
-    complete = [folder for _, folder in folders if _is_complete(fs, folder)]
-    kept = complete[: max(keep_last, 1)]
-    best = _best_folder(fs, checkpoints)
-    for _, folder in folders:
-        if folder in kept or folder == best or folder > kept[-1]:
-            continue
-        if folder in complete:  # the marker first: half a deletion must not look complete
-            fs.rm_file(f"{folder}/{MARKER_FILE}")
-        fs.rm(folder, recursive=True)
+    folders = _step_folders(run)
+    markers = {folder: marker for folder in folders if (marker := _read_marker(run.url(folder)))}
+    oldest_kept = list(markers)[-max(keep_last, 1) :][0]
+    losses = ((marker.get("validation_loss"), folder) for folder, marker in markers.items())
+    _, best = min((found for found in losses if found[0] is not None), default=(None, None))
+    for folder in folders[: folders.index(oldest_kept)]:
+        if folder != best:
+            run.remove(f"{folder}/{MARKER_FILE}")  # first: half a deletion must not look complete
+            run.remove(folder)
 
 
 def _require_plain(value: object, where: str) -> None:
-    """Refuse what ``torch.load(weights_only=True)`` would refuse to read back, while there is still time."""
+    """Check that ``torch.load(weights_only=True)`` will read a value back.
+
+    Raises:
+        TypeError: it will not.
+
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
             _require_plain(key, f"a key of {where}")

@@ -1,21 +1,17 @@
-"""Weights from other places: the published FoundHand, an ImageNet DiT, and files for others."""
+"""Weights of published networks in and out: FoundHand, an ImageNet DiT, and files that the public code reads."""
 
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final
 
-import fsspec
 import safetensors.torch
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from handdata.pipeline.storage import Storage
 from handdata.schemas.errors import WeightsError
 from handdata.trainer.model import DiT
 
@@ -52,8 +48,12 @@ def write_foundhand(model: DiT, path: Path) -> None:
     """Write a network's weights as the public FoundHand code reads them.
 
     A ``.pt`` or ``.pth`` file holds them under ``ema_state_dict``, like the released one; a ``.safetensors`` file holds
-    nothing else. Raises ``WeightsError`` for a network that the published code cannot build (``qk_norm``), other file
-    names, and a folder that cannot be written.
+    nothing else.
+
+    Raises:
+        WeightsError: the published code cannot build the network (``qk_norm``), the file has another ending, or it
+            cannot be written.
+
     """
     state = export_foundhand(state_tensors(model))
     if any("_norm." in name for name in state):
@@ -74,7 +74,11 @@ def import_imagenet_dit(state: dict[str, Tensor], model: DiT) -> dict[str, Tenso
 
     The patch embedder's latent channels are copied and the others set to zero, so that the conditions say nothing at
     first; its positions become the target's. The class table stays. What ImageNet's DiT lacks (the reference's
-    positions, the task table) is as in ``model``. Raises ``WeightsError`` where sizes differ.
+    positions, the task table) is as in ``model``.
+
+    Raises:
+        WeightsError: sizes differ.
+
     """
     known = import_foundhand({name.replace("x_embedder.", "feature_aligned_embedder."): t for name, t in state.items()})
     merged = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -86,31 +90,35 @@ def import_imagenet_dit(state: dict[str, Tensor], model: DiT) -> dict[str, Tenso
             "choose the preset of the same size, such as foundhand-xl for DiT-XL/2",
         )
     for name, tensor in known.items():
-        place = merged[name]
+        ours = merged[name]
         if name == "patch_embedding.proj.weight":
-            place.zero_()
-            place = place[:, : model.latent_channels]
+            ours.zero_()
+            ours = ours[:, : model.latent_channels]
         elif name == "positions":
-            place = place[:, : model.patches]
-        if place.shape != tensor.shape:
-            raise WeightsError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(place.shape)}")
-        place.copy_(tensor)
+            ours = ours[:, : model.patches]
+        if ours.shape != tensor.shape:
+            raise WeightsError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(ours.shape)}")
+        ours.copy_(tensor)
     return merged
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors file or a PyTorch file, local or URL, on the CPU.
 
-    Of a training checkpoint the moving average is taken (``ema_state_dict`` in FoundHand's, ``ema`` in DiT's). Raises
-    ``WeightsError`` for a file that is missing, damaged or holds anything but tensors and plain values.
+    A training checkpoint gives its moving average (``ema_state_dict`` in FoundHand's, ``ema`` in DiT's).
+
+    Raises:
+        WeightsError: the file is missing or damaged, or holds anything but tensors and plain values.
+
     """
+    storage = Storage(path)
+    if not storage.exists(""):
+        raise WeightsError(f"no weights at {path}")
     try:
-        with local_copy(path) as file:
+        with storage.local_copy() as file:
             if file.suffix == ".safetensors":
                 return safetensors.torch.load_file(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"no weights at {path}") from error
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
         raise WeightsError(f"{path} is not a readable file of weights: {error}") from error
     for key in ("ema_state_dict", "ema", "model_state_dict", "model", "state_dict"):
@@ -120,15 +128,6 @@ def read_weights(path: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} holds no state dict", "expected a dictionary of tensors by parameter name")
     return content
-
-
-def _renamed(name: str, names: tuple[tuple[str, str], ...], block_names: tuple[tuple[str, str], ...]) -> str:
-    if block := re.match(r"blocks\.\d+\.", name):
-        return block[0] + _renamed(name[block.end() :], block_names, ())
-    for old, new in names:
-        if name == old or name.startswith(f"{old}."):
-            return new + name[len(old) :]
-    return name
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -143,14 +142,10 @@ def torch_bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-@contextmanager
-def local_copy(url: str) -> Iterator[Path]:
-    """Yield a local path of the file at a path or URL, downloaded to a temporary folder where it is remote."""
-    fs, path = fsspec.core.url_to_fs(url)
-    if isinstance(fs, LocalFileSystem):
-        yield Path(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / PurePosixPath(path).name
-        fs.get_file(path, str(copy))
-        yield copy
+def _renamed(name: str, names: tuple[tuple[str, str], ...], block_names: tuple[tuple[str, str], ...]) -> str:
+    if block := re.match(r"blocks\.\d+\.", name):
+        return block[0] + _renamed(name[block.end() :], block_names, ())
+    for old, new in names:
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name

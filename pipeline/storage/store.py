@@ -7,12 +7,13 @@ one's file stays.
 
 import errno
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 import fsspec
@@ -160,6 +161,27 @@ class Storage:
         """
         with self._named_errors("read", name):
             return bytes(self._filesystem.cat_file(self._path(name)))
+
+    @contextmanager
+    def local_copy(self, name: str = "") -> Iterator[Path]:
+        """Yield the path of a file on this machine: its own, or that of a temporary copy where it lies elsewhere.
+
+        Raises:
+            StorageError: the file lies elsewhere, and is missing or unreadable.
+
+        """
+        if self.is_local:
+            yield Path(self._path(name))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / PurePosixPath(self._path(name)).name
+            self._download(name, copy)
+            yield copy
+
+    @_retried
+    def _download(self, name: str, target: Path) -> None:
+        with self._named_errors("read", name):
+            self._filesystem.get_file(self._path(name), str(target))
 
     @_retried
     def read_many(self, names: Sequence[str]) -> list[bytes]:

@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from handdata.pipeline.storage import Storage
 from handdata.schemas.errors import StorageError, WeightsError
 from handdata.trainer.checkpoints import latest_checkpoint, load_checkpoint, load_for_sampling, save_checkpoint
 from handdata.trainer.model import DiT
@@ -79,6 +80,19 @@ def test_latest_checkpoint_is_the_last_complete_one_at_any_fsspec_url(where: str
     assert equal_states(model.state_dict(), run.ema.state_dict())
     assert config == CONFIG
     fs.rm(root, recursive=True)
+
+
+def test_a_server_that_is_away_does_not_pass_for_a_run_without_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(seed=0).save(str(tmp_path))
+
+    def away(storage: Storage, name: str) -> bytes:
+        raise StorageError(f"cannot read {name}: connection refused", transient=True)
+
+    monkeypatch.setattr(Storage, "read_bytes", away)
+    with pytest.raises(StorageError, match="connection refused"):
+        latest_checkpoint(str(tmp_path))
 
 
 def test_every_prefix_of_a_save_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
@@ -187,7 +201,7 @@ def test_state_that_could_not_be_read_back_is_refused_before_anything_is_written
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where the folder should be")
-    with pytest.raises(StorageError, match="cannot write a checkpoint to"):
+    with pytest.raises(StorageError, match=r"cannot write .*model\.safetensors"):
         Run(seed=0).save(str(tmp_path / "run"))
 
 

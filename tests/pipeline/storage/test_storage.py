@@ -114,6 +114,15 @@ def test_a_missing_file_is_an_error_that_names_it(storage: Storage) -> None:
         storage.read_bytes("nothing.json")
 
 
+def test_a_file_has_a_path_on_this_machine_wherever_it_lies(storage: Storage) -> None:
+    storage.write_bytes("folder/weights.bin", b"abc")
+    with storage.local_copy("folder/weights.bin") as path:
+        assert (path.name, path.read_bytes()) == ("weights.bin", b"abc")
+    assert path.exists() == storage.is_local
+    with Storage(storage.url("folder/weights.bin")).local_copy() as path:
+        assert path.read_bytes() == b"abc"
+
+
 def test_an_unknown_protocol_is_one_clear_error() -> None:
     with pytest.raises(StorageError, match="nosuch://bucket"):
         Storage("nosuch://bucket").exists("a")
