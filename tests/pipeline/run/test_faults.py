@@ -137,22 +137,25 @@ def kill_some(name: str, chance: random.Random, running: "subprocess.Popen[str]"
 @pytest.mark.parametrize("seed", [7, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(10, 20))])
 def test_drivers_and_workers_are_killed_twenty_times(head: Head, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
+    # The long runs kill workers that have loaded MediaPipe; the labels are whole, so that the rows are the same.
+    models = () if seed == 7 else ("--keypoints", "prefer-dataset")
     workspace = head.new_workspace(tmp_path / "w", {"pause_s": 0.15})
     kills = 0
     for _ in range(4):
         committed = len(read_markers(Dataset(Storage(workspace))))
-        running = head.annotate(workspace)
+        running = head.annotate(workspace, *models)
         wait_for_units(workspace, committed + chance.randrange(3), running)
         time.sleep(chance.uniform(0, 1))
         kill(running)  # the next one starts at once, while Ray still ends this one's workers
         kills += 1
     head.set_poison({"pause_s": 0.5})  # so long that the run cannot end before the last kill
-    running = head.annotate(workspace, "--json")
+    running = head.annotate(workspace, "--json", *models)
     kills += kill_some("AnnotateWorker", chance, running, 16)
     head.set_poison({})
     head.finished(running)
     assert kills == 20
-    assert rows_of(workspace) == head.undisturbed
+    ignored = {"annotator_hash"} if models else set()
+    assert without(rows_of(workspace), *ignored) == without(head.undisturbed, *ignored)
     assert rejected_of(workspace) == {}
     assert leftovers(workspace) == []
 
@@ -196,13 +199,14 @@ def test_a_worker_that_outlives_its_driver_brings_no_dropped_record_back(head: H
     head.set_poison({})
     head.finish(workspace)
     kept = {name: row for name, row in head.undisturbed.items() if row["sequence_id"] not in dropped}
-    assert without_units(rows_of(workspace)) == without_units(kept)
+    # A drop plans unfinished units anew.
+    assert without(rows_of(workspace), "unit_id") == without(kept, "unit_id")
     assert leftovers(workspace) == []
 
 
-def without_units(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What rows say beside the unit that wrote them: a drop plans unfinished units anew."""
-    return {name: {key: value for key, value in row.items() if key != "unit_id"} for name, row in rows.items()}
+def without(rows: dict[str, dict[str, Any]], *columns: str) -> dict[str, dict[str, Any]]:
+    """What rows say beside some columns."""
+    return {name: {key: value for key, value in row.items() if key not in columns} for name, row in rows.items()}
 
 
 def test_two_drivers_at_once_add_every_record_once(head: Head, tmp_path: Path) -> None:
