@@ -1,4 +1,4 @@
-"""``handdata demo``: the whole road on the synthetic source, as the same commands that a user types."""
+"""``handdata demo``: the whole pipeline on the synthetic source, as the same commands that a user types."""
 
 import shutil
 import time
@@ -8,15 +8,15 @@ from pathlib import Path
 from handdata.schemas import UsageError
 
 _MARKER = "handdata-demo"
-"""A file in the demo's folder that says that its content may be replaced."""
+"""File in the demo's folder which says that its content may be replaced."""
 
 
 def demo_commands(folder: Path) -> list[list[str]]:
-    """Return the commands of the road, in order, with all outputs below ``folder``."""
+    """Return the commands of the pipeline, in order, with all outputs below ``folder``."""
     source, workspace = folder / "synthetic", folder / "workspace"
     grid = folder / "gesture-transfer.png"
     here = ["--workspace", str(workspace)]
-    road = f"""
+    lines = f"""
         synth --out {source} --identities 16 --sequences 48 --frames 8 --cameras 2 --size 128
         ingest --source synthetic --root {source}
         annotate --masks grabcut --image-size 128
@@ -24,17 +24,17 @@ def demo_commands(folder: Path) -> list[list[str]]:
         sample gesture-transfer --run demo --n 6 --out {grid}
         report --run demo --generated {grid} --out {folder}
     """
-    commands = [line.split() for line in road.strip().splitlines()]
+    commands = [line.split() for line in lines.strip().splitlines()]
     return [command if command[0] == "synth" else command + here for command in commands]
 
 
 def run_demo(folder: Path, run_command: Callable[[Sequence[str]], None], say: Callable[[str], None]) -> Path:
-    """Run the road from scratch and return the path of its page.
+    """Run the pipeline from scratch and return the path of its page.
 
     Args:
-        folder: new, empty, or a former demo's.
-        run_command: runs one ``handdata`` command line.
-        say: prints a line for the user.
+        folder: New or empty folder, or a former demo's.
+        run_command: Runs one ``handdata`` command line.
+        say: Prints a line for the user.
 
     Raises:
         UsageError: ``folder`` holds something else.
@@ -51,5 +51,5 @@ def run_demo(folder: Path, run_command: Callable[[Sequence[str]], None], say: Ca
         say(f"\n[{number}/{len(commands)}] handdata {' '.join(command)}")
         run_command(command)
     page = folder / "report.html"
-    say(f"\nThe whole road took {time.monotonic() - started:.0f} s. Open {page.absolute()}")
+    say(f"\nThe whole pipeline took {time.monotonic() - started:.0f} s. Open {page.absolute()}")
     return page

@@ -34,7 +34,7 @@ _RAY_TRAIN = "ray_train"
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What each process is told."""
+    """What each process receives."""
 
     preset: Preset
     storage: Storage
@@ -58,12 +58,18 @@ def train_in_processes(
 ) -> TrainSummary:
     """Train a preset in several processes of a Ray cluster: the one at ``address``, or one on this machine.
 
-    With ``use_gpus`` each process has a GPU and they talk by NCCL, else a core and gloo. For the rest see
-    ``trainer.loop.train``.
+    Args:
+        preset: As of ``trainer.loop.train``, and so are ``storage``, ``run``, ``steps``, ``resume``, ``init`` and
+            ``on_step``.
+        processes: Number of processes.
+        use_gpus: Each process has a GPU and they talk by NCCL; else a core and gloo.
+        address: Ray cluster address; None starts Ray on this machine.
 
-    Raises ``UsageError``, ``WeightsError`` and ``RunError`` as ``train`` does, ``UsageError`` also where the cluster
-    lacks the GPUs or the batch cannot be shared, ``RunError`` where processes were lost more than ``MAX_RESTARTS``
-    times.
+    Raises:
+        UsageError: as ``train``, or the cluster lacks the GPUs, or the batch cannot be shared.
+        WeightsError: as ``train``.
+        RunError: as ``train``, or processes were lost more than ``MAX_RESTARTS`` times.
+
     """
     micro_batches(preset.optimisation, Process(0, processes))
     if latest_checkpoint(storage.url(run_folder(run))) and not resume:

@@ -1,6 +1,6 @@
 """Representation alignment (REPA): early tokens of the target learn what a frozen encoder sees in the clean target.
 
-    clean picture -> resize, normalise -> frozen DINOv2 -> patch features (N, P, E)  --+
+    clean image   -> resize, normalise -> frozen DINOv2 -> patch features (N, P, E)  --+
                                                                                        +--> 1 - mean cosine
     two-frame DiT -> target tokens (N, P, D) after block b -> MLP -> (N, P, E) --------+
 
@@ -23,11 +23,16 @@ from handdata.trainer.model import DiT
 from handdata.trainer.presets import AlignmentConfig
 
 
-class PictureEncoder:
-    """A frozen vision transformer that sees pictures as a grid of as many patches as the network does."""
+class ImageEncoder:
+    """A frozen vision transformer that sees images as a grid of as many patches as the network does."""
 
     def __init__(self, config: AlignmentConfig, grid_size: int, device: str | torch.device = "cpu") -> None:
-        """Load the encoder's weights from ``config.weights``, or through timm. Raises ``WeightsError``."""
+        """Load the encoder's weights from ``config.weights``, or through timm.
+
+        Raises:
+            WeightsError: they are missing, or of another network.
+
+        """
         hint = f"set alignment.weights to a file of {config.encoder}'s weights, and alignment.encoder to its timm name"
         if config.weights is not None and not Path(config.weights).is_file():
             raise WeightsError(f"no weights at {config.weights}", hint)
@@ -50,7 +55,7 @@ class PictureEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the patch features (N, P, E) of uint8 pictures (N, 3, S, S), row by row."""
+        """Return the patch features (N, P, E) of uint8 images (N, 3, S, S), row by row."""
         normalised = (images.float() / 255 - self._mean) / self._std
         # 256 px become 224 = 16 x 14, so that DINOv2's patches and the latent's cover the same squares.
         resized = F.interpolate(normalised, (self._side, self._side), mode="bicubic", align_corners=False)
@@ -85,8 +90,14 @@ class AlignedDiT(nn.Module):
 def alignment_loss(projected: Tensor, features: Tensor, known: Tensor) -> Tensor:
     """Return 1 - cosine of projected tokens and features (N, P, E), the mean over each pair's patches (N,).
 
-    (REPA minimises the negative cosine: the same gradients.) ``known`` (N, 1, S, S) weighs the patches by the share of
-    each that shows the picture; a pair without any has zero loss.
+    (REPA minimises the negative cosine: the same gradients.)
+
+    Args:
+        projected: Projected tokens of the target.
+        features: Features of the clean target.
+        known: (N, 1, S, S) 1 where the crop shows the source image. Patches are weighed by its share; a pair without
+            any has zero loss.
+
     """
     grid = round(features.shape[1] ** 0.5)
     weight = F.interpolate(known, (grid, grid), mode="area").flatten(1)  # N, P

@@ -77,7 +77,12 @@ class StableDiffusionVAE:
     scale = 0.18215
 
     def __init__(self, weights: str = STABLE_DIFFUSION_VAE, device: str | torch.device = "cpu") -> None:
-        """Load from a folder in diffusers' layout or a Hugging Face name. Raises ``WeightsError`` where that fails."""
+        """Load from a folder in diffusers' layout or a Hugging Face name.
+
+        Raises:
+            WeightsError: they cannot be loaded.
+
+        """
         try:
             vae = AutoencoderKL.from_pretrained(weights, use_safetensors=True)  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:
@@ -114,7 +119,12 @@ class TAEF2:
     """Ours: one over the latents' standard deviation, 0.78 over ten hand photographs at 256 px."""
 
     def __init__(self, weights: str, device: str | torch.device = "cpu") -> None:
-        """Load ``taef2_encoder.pth`` and ``taef2_decoder.pth`` from a folder or URL. Raises ``WeightsError``."""
+        """Load ``taef2_encoder.pth`` and ``taef2_decoder.pth`` from a folder or URL.
+
+        Raises:
+            WeightsError: a file is missing, or holds other weights.
+
+        """
         self.encoder = _load_taef2(_taef2_encoder(), f"{weights}/taef2_encoder.pth").to(device)
         self.decoder = _load_taef2(_taef2_decoder(), f"{weights}/taef2_decoder.pth").to(device)
 
@@ -133,7 +143,9 @@ class TAEF2:
 def load_autoencoder(config: AutoencoderConfig, device: str | torch.device = "cpu") -> Autoencoder:
     """Return the autoencoder that a configuration names, with its weights.
 
-    Raises ``WeightsError`` where they are missing.
+    Raises:
+        WeightsError: they are missing.
+
     """
     if config.kind == "pixel":
         return PixelAutoencoder()

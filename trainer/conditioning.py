@@ -1,4 +1,4 @@
-"""What the network is told beside the noisy target: keypoint heatmaps, hand mask, reference frame and task.
+"""What the network receives beside the noisy target: keypoint heatmaps, hand mask, reference frame and task.
 
 Shapes: N pairs, C latent channels, H x W latent pixels. Keypoints are (x, y), x right, y down; 42 of them, in the order
 of ``handdata.schemas.joints``.
@@ -80,7 +80,7 @@ def render_heatmaps(keypoints: Tensor, valid: Tensor, size: tuple[int, int]) -> 
 def target_condition(keypoints: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
     """Build the target condition (N, 43, H, W) from keypoints (N, 42, 2), latent pixels, and ``valid`` (N, 42).
 
-    The mask channel is zero, as published: the hand's outline in the target is what the network shall draw.
+    The mask channel is zero, as published: the network has to draw the hand's outline in the target.
     """
     heatmaps = render_heatmaps(keypoints, valid, size)
     return torch.cat([heatmaps, torch.zeros_like(heatmaps[:, :1])], dim=1)

@@ -164,7 +164,7 @@ class Diffusion(nn.Module):
         Squared error of the predicted noise (or of the clean latent, or the velocity, that follows from it), weighed by
         ``min_snr_gamma``, plus, where the output has a variance half, the variational term, which trains the variance
         only (improved DDPM, section 3.1: the mean's gradient is stopped). ``weight`` (N, 1, H, W) weighs latent pixels:
-        0 where the crop lies outside the picture. A sample of zero weight has zero loss.
+        0 where the crop lies outside the source image. A sample of zero weight has zero loss.
         """
         output = self.noise_output(output, self.add_noise(x0, noise, index), index)
         predicted, variance = _split(output, x0)

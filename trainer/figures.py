@@ -1,4 +1,4 @@
-"""Figures of generated hands: rows of pictures, grids, filmstrips and skeletons."""
+"""Figures of generated hands: rows of images, grids, filmstrips and skeletons."""
 
 import math
 from collections.abc import Sequence
@@ -15,25 +15,25 @@ _BORDER = ((2, 2), (2, 2), (0, 0))
 
 
 def filmstrip(frames: Sequence[ByteArray], targets: Sequence[Frame], tile_px: int = 128) -> ByteArray:
-    """Lay out a video: a column each, pose above picture."""
+    """Lay out a video: a column each, pose above frame."""
     columns = []
-    for picture, target in zip(frames, targets, strict=True):
+    for image, target in zip(frames, targets, strict=True):
         pose = resize(target, tile_px)
-        tiles = draw_skeleton(tile_px, pose.keypoints, pose.valid), _enlarged(picture, tile_px)
+        tiles = draw_skeleton(tile_px, pose.keypoints, pose.valid), _enlarged(image, tile_px)
         columns.append(np.vstack([np.pad(tile, _BORDER, constant_values=255) for tile in tiles]))
     return np.asarray(np.hstack(columns), dtype=np.uint8)
 
 
-def grid(pictures: Sequence[ByteArray], tile_px: int = 128) -> ByteArray:
-    """Lay out pictures in a square, row by row."""
-    side = math.ceil(math.sqrt(len(pictures)))
-    tiles = [np.pad(_enlarged(picture, tile_px), _BORDER, constant_values=255) for picture in pictures]
+def grid(images: Sequence[ByteArray], tile_px: int = 128) -> ByteArray:
+    """Lay out images in a square, row by row."""
+    side = math.ceil(math.sqrt(len(images)))
+    tiles = [np.pad(_enlarged(image, tile_px), _BORDER, constant_values=255) for image in images]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % side)
     return np.asarray(np.vstack([np.hstack(tiles[row : row + side]) for row in range(0, len(tiles), side)]), np.uint8)
 
 
 def draw_skeleton(size: int, keypoints: FloatArray, valid: BoolArray) -> ByteArray:
-    """Draw keypoints (42, 2), pixels of a picture of ``size``, as bones on black: right hand orange, left hand blue."""
+    """Draw keypoints (42, 2), pixels of an image of ``size``, as bones on black: right hand orange, left hand blue."""
     picture = np.zeros((size, size, 3), np.uint8)
     sub_pixel = 16
     fixed = np.round(keypoints * sub_pixel).astype(int)
@@ -50,17 +50,17 @@ def draw_skeleton(size: int, keypoints: FloatArray, valid: BoolArray) -> ByteArr
 def figure(
     references: Sequence[Frame], targets: Sequence[Frame], generated: Sequence[ByteArray], tile_px: int = 128
 ) -> ByteArray:
-    """Lay out results, a row each: reference, target pose, target picture (grey where unknown), generated picture."""
+    """Lay out results, a row each: reference, target pose, target image (grey where unknown), generated image."""
     rows = []
-    for reference, target, picture in zip(references, targets, generated, strict=True):
+    for reference, target, image in zip(references, targets, generated, strict=True):
         pose = resize(target, tile_px)
         truth = pose.image if target.known.any() else np.full_like(pose.image, 128)
         tiles = [_enlarged(reference.image, tile_px), draw_skeleton(tile_px, pose.keypoints, pose.valid)]
-        tiles += [truth, _enlarged(np.asarray(picture), tile_px)]
+        tiles += [truth, _enlarged(np.asarray(image), tile_px)]
         rows.append(np.hstack([np.pad(tile, _BORDER, constant_values=255) for tile in tiles]))
     return np.asarray(np.vstack(rows), dtype=np.uint8)
 
 
-def _enlarged(picture: ByteArray, size: int) -> ByteArray:
-    interpolation = cv2.INTER_AREA if picture.shape[0] > size else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, (size, size), interpolation=interpolation), dtype=np.uint8)
+def _enlarged(image: ByteArray, size: int) -> ByteArray:
+    interpolation = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (size, size), interpolation=interpolation), dtype=np.uint8)

@@ -18,8 +18,8 @@ class ConditionFollowing:
     """Losses over the same pairs, noise and timesteps.
 
     Args:
-        true_loss: with each target's own keypoints.
-        permuted_loss: with the keypoints of another target of the batch.
+        true_loss: Loss with each target's own keypoints.
+        permuted_loss: Loss with the keypoints of another target of the batch.
 
     """
 
@@ -37,9 +37,15 @@ def condition_following(
 ) -> ConditionFollowing:
     """Compare the loss with true and with permuted target keypoints.
 
-    Timesteps are spread evenly over 0 .. ``train_steps`` - 1 within each batch, in random order; timesteps, noise and
-    permutations follow from ``seed``, so that two networks, or one network at two times, are asked the same. A batch
-    holds at least two pairs.
+    Timesteps are spread evenly within each batch, in random order. Timesteps, noise and permutations follow from
+    ``seed``, so that two networks, or one network at two times, get the same questions.
+
+    Args:
+        batch_loss: Loss of the network.
+        batches: Batches of at least two pairs.
+        train_steps: Timesteps are 0 to this - 1.
+        seed: Seed of all draws.
+
     """
     true_losses: list[float] = []
     permuted_losses: list[float] = []

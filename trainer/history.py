@@ -104,6 +104,11 @@ class LossWatch:
     def look(self, step: int, loss: float, checkpoint_url: str | None) -> None:
         """Take the loss of a step.
 
+        Args:
+            step: Number of the step.
+            loss: Its loss.
+            checkpoint_url: Last checkpoint before it, for the message.
+
         Raises:
             RunError: it is not a finite number, or the mean of the last steps is far above its lowest value before.
 

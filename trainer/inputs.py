@@ -10,7 +10,7 @@ from handdata.trainer.diffusion import Draws
 
 
 def encode_images(images: Tensor, autoencoder: Autoencoder, draws: Draws | None = None) -> Tensor:
-    """Return latents (N, C, H, W), drawn from the posterior, of uint8 pictures (N, 3, S, S) or of stored moments."""
+    """Return latents (N, C, H, W), drawn from the posterior, of uint8 images (N, 3, S, S) or of stored moments."""
     if images.dtype == torch.uint8:
         return autoencoder.encode(images.float() / 127.5 - 1).sample(draws)
     mean, *log_variance = images.float().unbind(1)
@@ -20,7 +20,7 @@ def encode_images(images: Tensor, autoencoder: Autoencoder, draws: Draws | None 
 def pair_conditions(
     batch: FramePair, autoencoder: Autoencoder, draws: Draws | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the network is told of a batch: target condition, reference condition and task.
+    """Return what the network receives of a batch: target condition, reference condition and task.
 
     See ``handdata.trainer.conditioning``. A dropped reference is all zeros.
     """

@@ -1,6 +1,6 @@
 """Settings of each part of the trainer, and the table of presets.
 
-One frozen pydantic model a part; unknown keys are refused. This module imports no torch, so that the command line can
+One frozen pydantic model a part; unknown keys are errors. This module imports no torch, so that the command line can
 show and check settings at once. What a run was trained with is embedded in its checkpoints as ``Preset.model_dump()``.
 """
 
@@ -18,7 +18,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Config(BaseModel):
-    """Base of all settings: frozen, unknown keys refused."""
+    """Base of all settings: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,7 +31,12 @@ class AutoencoderConfig(Config):
     """Folder, URL or Hugging Face name of the weights; None: the autoencoder's own default."""
 
     def changed(self, kind: str | None, weights: str | None) -> "AutoencoderConfig":
-        """Return these settings with another kind or other weights, where given. Raises ``UsageError``."""
+        """Return these settings with another kind or other weights, where given.
+
+        Raises:
+            UsageError: there is no such kind.
+
+        """
         kept = self.weights if kind in (None, self.kind) else None
         try:
             return AutoencoderConfig.model_validate({"kind": kind or self.kind, "weights": weights or kept})
@@ -126,7 +131,7 @@ class OptimisationConfig(Config):
     """AdamW's memory of squared gradients. A run of some hundred steps needs a shorter one: the first gradients are
     large, and would hold the steps down for its whole length."""
     seed: int = Field(default=0, ge=0)
-    """Of the first weights, the order of pairs, noise and dropout."""
+    """Seed of the first weights, the order of pairs, noise and dropout."""
 
 
 class AlignmentConfig(Config):
@@ -140,7 +145,7 @@ class AlignmentConfig(Config):
     block: int = Field(default=8, gt=0)
     """The tokens after so many blocks are aligned."""
     weight: float = Field(default=0.5, gt=0)
-    """Of the alignment beside the denoising loss."""
+    """Weight of the alignment beside the denoising loss."""
     hidden_size: int = Field(default=2048, gt=0)
     """Width of the projection from tokens to features, an MLP of three layers."""
 
@@ -199,7 +204,7 @@ class DataConfig(Config):
     """Which rows of the dataset a run trains on, and in what form."""
 
     dataset: str = "dataset"
-    """Its folder in the workspace."""
+    """Folder of the dataset in the workspace."""
     where: str | None = None
     """An SQL expression over the columns of a sample: ``sharpness > 50 AND NOT array_contains(flags, 'blurry')``."""
     licences: tuple[str, ...] = ()
@@ -208,7 +213,7 @@ class DataConfig(Config):
     """Also take rows flagged ``unlabelled_hand``. They show a hand without keypoints: training on them teaches to draw
     hands that nobody asked for."""
     latents: bool = False
-    """Read the latents that ``handdata encode`` stored instead of pictures. Random changes are then those of the stored
+    """Read the latents that ``handdata encode`` stored instead of images. Random changes are then those of the stored
     variants."""
 
 
@@ -231,7 +236,7 @@ class PairConfig(Config):
     view: float = Field(default=0.2, ge=0)
     """The same moment, seen by another camera."""
     still: float = Field(default=0.2, ge=0)
-    """No reference. Rows without other moments and views are always stills (and left out at weight 0)."""
+    """No reference. Rows without other moments and views are always stills (and not used at weight 0)."""
     max_gap_s: float = Field(default=5.0, gt=0)
     """Largest time between the frames of a video pair, seconds."""
     max_gap_frames: int = Field(default=150, gt=0)
@@ -248,16 +253,16 @@ class PairConfig(Config):
 
 
 class AugmentationConfig(Config):
-    """Random changes of the pictures, drawn for each pair."""
+    """Random changes of the images, drawn for each pair."""
 
     max_gamma: float = Field(default=1.5, ge=1)
     """Gamma is drawn between one over this and this, evenly on a logarithmic scale; 1: none."""
     flip: Probability = 0.5
     """Mirror both frames, left and right hand exchanged."""
     hand_swap: Probability = 0.1
-    """Mirror the reference alone, left and right hand exchanged: looks are carried from one hand to the other."""
+    """Mirror the reference alone, left and right hand exchanged: appearance is carried from one hand to the other."""
     smallest_crop: float = Field(default=0.85, gt=0, le=1)
-    """Crops keep between this and all of the picture's side."""
+    """Crops keep between this and all of the image's side."""
 
 
 class Preset(Config):
@@ -285,7 +290,7 @@ class Preset(Config):
                 f"alignment.block {self.alignment.block} is beyond the network's {self.model.depth} blocks"
             )
         if self.alignment is not None and self.data.latents:
-            raise ValueError("alignment needs pictures, and data.latents reads stored latents instead")
+            raise ValueError("alignment needs images, and data.latents reads stored latents instead")
         return self
 
     def choosing_rows(self, where: str | None = None, licences: Sequence[str] = (), dataset: str | None = None) -> Self:
@@ -324,7 +329,7 @@ PRESETS: Final[dict[str, Preset]] = {
             learn_sigma=False,  # the fast samplers do not use it
         ),
         # Comparing noise, a small network spends its few hundred steps on copying its input, in which conditions play
-        # no part: after 400 steps the loss with permuted keypoints was 2% higher, against 17% comparing clean pictures.
+        # no part: after 400 steps the loss with permuted keypoints was 2% higher, against 17% comparing clean images.
         diffusion=DiffusionConfig(prediction="clean"),
         dropout=DropoutConfig(reference=0.05, target_keypoints=0.05, reference_mask=0.05, both=0.05),
         pairs=PairConfig(video=0.8, view=0.1, still=0.1),

@@ -43,10 +43,19 @@ def guided(
 ) -> Tensor:
     """Return the guided output (N, C or 2C, H, W) of the network: null + scale * (conditional - null).
 
-    Conditional and null (zero target, zero reference, ``Task.NULL``) go through the network as one batch. Guidance acts
-    on the first ``guided_channels`` of the predicted noise, None meaning all (the published sampler: 3 of 4, a habit of
-    DiT's); the rest, and the learned variance, are the conditional's. A scale of 1 is the conditional output, at half
-    the work.
+    Conditional and null (zero target, zero reference, ``Task.NULL``) go through the network as one batch.
+
+    Args:
+        model: Two-frame diffusion transformer.
+        x_t: Noisy latents (N, C, H, W).
+        t: Timesteps (N,).
+        target_cond: Target condition (N, 43, H, W).
+        ref_cond: Reference condition (N, C + 43, H, W).
+        task: Tasks (N,).
+        guidance_scale: Scale of the difference; 1 is the conditional output, at half the work.
+        guided_channels: Number of first channels of the predicted noise that guidance acts on; None means all (the
+            published sampler: 3 of 4, a habit of DiT's). The rest, and the learned variance, are the conditional's.
+
     """
     if guidance_scale == 1:
         plain: Tensor = model(x_t, t, target_cond, ref_cond, task)
@@ -79,9 +88,17 @@ def denoise(
 ) -> Tensor:
     """Turn noise (N, C, H, W) into a latent of the same shape by ``steps`` evaluations of ``predict``.
 
-    ``ddpm`` is the published sampler (learned variance, about 250 steps); ``ddim`` (deterministic) and ``dpm++``
-    (second order) are diffusers' and need 20 to 50. ``clip_x0`` keeps each step's estimate of the clean latent within
-    +- that value. ``generator`` draws the noise that ``ddpm`` adds at each step.
+    Args:
+        predict: Network with its conditions.
+        noise: Latent to start from.
+        scheduler: ``ddpm`` is the published sampler (learned variance, about 250 steps); ``ddim`` (deterministic) and
+            ``dpm++`` (second order) are diffusers' and need 20 to 50.
+        steps: Number of denoising steps.
+        diffusion: Noise schedule; None takes the published one.
+        clip_x0: Bound that keeps each step's estimate of the clean latent within +- its value.
+        generator: Source of the noise that ``ddpm`` adds at each step.
+        progress: Called after each step.
+
     """
     schedule = diffusion or DiffusionConfig()
     process = Diffusion(schedule).to(noise.device)
@@ -126,8 +143,19 @@ def sample(
 ) -> Tensor:
     """Draw one latent (N, C, H, W) for each of N conditions, with guidance; scaled as the network sees latents.
 
-    The starting noise is ``noise`` (N, C, H, W), or drawn by ``generator``. For unconditional samples give the null
-    conditions and a guidance scale of 1.
+    Unconditional samples take the null conditions and a guidance scale of 1.
+
+    Args:
+        model: Two-frame diffusion transformer.
+        target_cond: Target condition (N, 43, H, W).
+        ref_cond: Reference condition (N, C + 43, H, W).
+        task: Tasks (N,).
+        config: Scheduler, steps and guidance.
+        noise: Latent to start from (N, C, H, W); None draws it by ``generator``.
+        generator: Source of all noise.
+        diffusion: Noise schedule; None takes the published one.
+        progress: Called after each step.
+
     """
     if noise is None:
         channels = ref_cond.shape[1] - target_cond.shape[1]
@@ -166,8 +194,20 @@ def repaint(
     """Draw the ``region`` (N or 1, 1, H, W, bool) of a latent anew so that it fits the rest, which stays ``known``.
 
     RePaint (Lugmayr et al. 2022, algorithm 1), with the exact DDPM: after every step the rest is the known latent with
-    that step's noise. Each ``jump`` steps are taken ``resamples`` times, going back by adding noise, so that what
-    is drawn and what is known come to agree.
+    that step's noise.
+
+    Args:
+        predict: Network with its conditions.
+        known: Latent (N, C, H, W) of the whole image.
+        region: Latent pixels that are drawn anew.
+        steps: Number of denoising steps.
+        diffusion: Noise schedule; None takes the published one.
+        clip_x0: Bound that keeps each step's estimate of the clean latent within +- its value.
+        jump: Number of steps that are taken again, after going back by adding noise.
+        resamples: How often each jump is taken, so that what is drawn and what is known come to agree.
+        generator: Source of all noise.
+        progress: Called after each step, down or up.
+
     """
     schedule = diffusion or DiffusionConfig()
     process, respaced = Diffusion(schedule).to(known.device), Diffusion(schedule, steps).to(known.device)

@@ -14,7 +14,7 @@ from handdata.schemas import UsageError
 from handdata.trainer.presets import OptimisationConfig
 
 FINAL_LEARNING_RATE_SHARE: Final = 0.05
-"""Where a cosine decay ends."""
+"""Share of the learning rate that a cosine decay ends at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Process:
 
     Args:
         rank: 0 to ``count`` - 1. The first one writes checkpoints, curves and pictures.
-        count: how many there are.
+        count: Number of processes.
 
     """
 
@@ -87,7 +87,7 @@ def micro_batches(settings: OptimisationConfig, process: Process) -> int:
 class MicroBatches(Sampler[list[int]]):
     """Gives a loader the positions of one process's micro batches for the steps after ``first_step``.
 
-    Step n trains on positions (n - 1) B to n B - 1, of which each process takes its share in one run.
+    Step n trains on positions (n - 1) B to n B - 1; each process takes an unbroken share of them.
     """
 
     def __init__(self, settings: OptimisationConfig, process: Process, first_step: int, last_step: int) -> None:

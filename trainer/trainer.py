@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from handdata.schemas import WeightsError
 from handdata.schemas.arrays import ByteArray
-from handdata.trainer.alignment import AlignedDiT, PictureEncoder, alignment_loss
+from handdata.trainer.alignment import AlignedDiT, ImageEncoder, alignment_loss
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
 from handdata.trainer.checkpoints import load_checkpoint, save_checkpoint
 from handdata.trainer.conditioning import drop_conditions
@@ -50,7 +50,7 @@ class Trainer:
             self.model = DiT(**preset.model.model_dump()).to(self.device)
             self._aligned: AlignedDiT | None = None
             if preset.alignment is not None:
-                self._encoder = PictureEncoder(preset.alignment, self.model.grid_size, self.device)
+                self._encoder = ImageEncoder(preset.alignment, self.model.grid_size, self.device)
                 self._aligned = AlignedDiT(self.model, preset.alignment, self._encoder.features).to(self.device)
         self.model.activation_checkpointing = settings.activation_checkpointing
         trained = self._aligned or self.model
@@ -173,7 +173,12 @@ class Trainer:
         return figure(references, targets, list(gesture_transfer(sampler, references, targets)))
 
     def start_from(self, path: str) -> None:
-        """Load weights to start from: published FoundHand, an ImageNet DiT, or ours. Raises ``WeightsError``."""
+        """Load weights to start from: published FoundHand, an ImageNet DiT, or ours.
+
+        Raises:
+            WeightsError: they are missing, or of a network of other sizes.
+
+        """
         state = read_weights(path)
         if "x_embedder.proj.weight" in state:
             state = import_imagenet_dit(state, self.model)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from handdata.schemas.errors import WeightsError
-from handdata.trainer.alignment import AlignedDiT, PictureEncoder, alignment_loss
+from handdata.trainer.alignment import AlignedDiT, ImageEncoder, alignment_loss
 from handdata.trainer.data.batch import FramePair
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import PRESETS, AlignmentConfig, DataConfig, ModelConfig, Preset
@@ -53,7 +53,7 @@ def pairs() -> FramePair:
 
 def test_encoder_gives_one_feature_for_each_patch_of_the_network(config: AlignmentConfig) -> None:
     for grid_size, pixels in ((4, 32), (16, 64)):
-        features = PictureEncoder(config, grid_size)(torch.randint(256, (2, 3, pixels, pixels), dtype=torch.uint8))
+        features = ImageEncoder(config, grid_size)(torch.randint(256, (2, 3, pixels, pixels), dtype=torch.uint8))
         assert features.shape == (2, grid_size**2, 192)
         assert not features.requires_grad
 
@@ -65,7 +65,7 @@ def test_encoder_has_the_files_weights_and_sees_normalised_pictures(
     bare.load_state_dict(torch.load(weights_file, weights_only=True))
     images = torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8)
     expected = bare.eval().forward_features((images / 255 - 0.5) / 0.5)[:, 1:]  # this encoder's mean and deviation
-    torch.testing.assert_close(PictureEncoder(config, 14)(images), expected.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ImageEncoder(config, 14)(images), expected.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_default_encoder_is_a_pinned_dinov2_of_timm() -> None:
@@ -76,10 +76,10 @@ def test_default_encoder_is_a_pinned_dinov2_of_timm() -> None:
 
 def test_missing_encoder_weights_are_named(config: AlignmentConfig, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no weights at .*absent.pth"):
-        PictureEncoder(config.model_copy(update={"weights": f"{tmp_path}/absent.pth"}), 4)
+        ImageEncoder(config.model_copy(update={"weights": f"{tmp_path}/absent.pth"}), 4)
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="cannot load the encoder"):
-        PictureEncoder(config.model_copy(update={"weights": f"{tmp_path}/other.pth"}), 4)
+        ImageEncoder(config.model_copy(update={"weights": f"{tmp_path}/other.pth"}), 4)
 
 
 def test_loss_is_one_minus_the_cosine_where_the_crop_shows_the_picture() -> None:
