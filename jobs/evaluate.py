@@ -99,8 +99,8 @@ def evaluate(
         on_pair: Called with (pairs generated, pairs in all).
 
     Raises:
-        UsageError: the split has no pair that moves so far.
-        WeightsError: the checkpoint is missing or not one of ours, or MediaPipe's model is nowhere.
+        UsageError: The split has no pair that moves so far.
+        WeightsError: The checkpoint is missing or not one of ours, or MediaPipe's model is nowhere.
 
     """
     sampler = load_sampler(request.checkpoint, request.dataset)

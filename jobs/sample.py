@@ -83,7 +83,7 @@ class Sampling:
             weights: Folder of MediaPipe's model; None looks in the usual places.
 
         Raises:
-            WeightsError: the checkpoint is missing or not one of ours.
+            WeightsError: The checkpoint is missing or not one of ours.
 
         """
         self._request, self._storage, self._settings, self._weights = request, storage, settings, weights
@@ -94,7 +94,7 @@ class Sampling:
         """Return a figure: a row for each pair with reference, target pose, target image where known, and result.
 
         Raises:
-            UsageError: a reference or target is neither a file nor a sample, shows no hand, or only one is given.
+            UsageError: A reference or target is neither a file nor a sample, shows no hand, or only one is given.
 
         """
         return self._transferred(self._named_pair() or self._drawn_pairs(), Task.POSE_CHANGE, progress)
@@ -103,7 +103,7 @@ class Sampling:
         """Return such a figure of poses of one source with the appearance of another.
 
         Raises:
-            UsageError: as ``gesture_transfer`` does, or the sources are not named.
+            UsageError: As in ``gesture_transfer``, or the sources are not named.
 
         """
         return self._transferred(self._named_pair() or self._pairs_across_sources(), Task.POSE_CHANGE, progress)
@@ -112,7 +112,7 @@ class Sampling:
         """Return such a figure of moments seen by another camera.
 
         Raises:
-            UsageError: as ``gesture_transfer`` does.
+            UsageError: As in ``gesture_transfer``.
 
         """
         return self._transferred(self._named_pair() or self._drawn_views(), Task.VIEW_CHANGE, progress)
@@ -129,7 +129,7 @@ class Sampling:
         none is given.
 
         Raises:
-            UsageError: a reference or target is none, or the dataset has no videos.
+            UsageError: The target is no sample, the reference is neither a file nor a sample, or the dataset has no videos.
 
         """
         request = self._request
@@ -144,7 +144,7 @@ class Sampling:
         """Return a photograph (H, W, 3) RGB with its hands drawn anew where MediaPipe finds their keypoints.
 
         Raises:
-            UsageError: the file is no readable image, or shows no hand that MediaPipe finds.
+            UsageError: The file is no readable image, or shows no hand that MediaPipe finds.
 
         """
         sample = annotate_photo(photo, self._settings, self._weights)

@@ -58,17 +58,17 @@ def train_in_processes(
 ) -> TrainSummary:
     """Train a preset in several processes of a Ray cluster: the one at ``address``, or one on this machine.
 
+    The rest is as in ``trainer.loop.train``.
+
     Args:
-        preset: As of ``trainer.loop.train``, and so are ``storage``, ``run``, ``steps``, ``resume``, ``init`` and
-            ``on_step``.
         processes: Number of processes.
         use_gpus: Each process has a GPU and they talk by NCCL; else a core and gloo.
         address: Ray cluster address; None starts Ray on this machine.
 
     Raises:
-        UsageError: as ``train``, or the cluster lacks the GPUs, or the batch cannot be shared.
-        WeightsError: as ``train``.
-        RunError: as ``train``, or processes were lost more than ``MAX_RESTARTS`` times.
+        UsageError: As in ``train``, or the cluster lacks the GPUs, or the batch cannot be shared.
+        WeightsError: As in ``train``.
+        RunError: As in ``train``, or processes were lost more than ``MAX_RESTARTS`` times.
 
     """
     micro_batches(preset.optimisation, Process(0, processes))

@@ -30,7 +30,7 @@ class ImageEncoder:
         """Load the encoder's weights from ``config.weights``, or through timm.
 
         Raises:
-            WeightsError: they are missing, or of another network.
+            WeightsError: The weights are missing, or of another network.
 
         """
         hint = f"set alignment.weights to a file of {config.encoder}'s weights, and alignment.encoder to its timm name"

@@ -80,7 +80,7 @@ class StableDiffusionVAE:
         """Load from a folder in diffusers' layout or a Hugging Face name.
 
         Raises:
-            WeightsError: they cannot be loaded.
+            WeightsError: The weights cannot be loaded.
 
         """
         try:
@@ -122,7 +122,7 @@ class TAEF2:
         """Load ``taef2_encoder.pth`` and ``taef2_decoder.pth`` from a folder or URL.
 
         Raises:
-            WeightsError: a file is missing, or holds other weights.
+            WeightsError: A file is missing, or holds other weights.
 
         """
         self.encoder = _load_taef2(_taef2_encoder(), f"{weights}/taef2_encoder.pth").to(device)
@@ -144,7 +144,7 @@ def load_autoencoder(config: AutoencoderConfig, device: str | torch.device = "cp
     """Return the autoencoder that a configuration names, with its weights.
 
     Raises:
-        WeightsError: they are missing.
+        WeightsError: The weights are missing or cannot be loaded.
 
     """
     if config.kind == "pixel":

@@ -104,7 +104,7 @@ def save_checkpoint(
         validation_loss: Loss by which the best checkpoint is known.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: The folder cannot be written.
         TypeError: ``data_state`` holds other objects.
 
     """
@@ -156,7 +156,7 @@ def load_checkpoint(
     On the CPU training goes on bit for bit as if it had not stopped.
 
     Raises:
-        WeightsError: the checkpoint is incomplete, or of a network of other sizes.
+        WeightsError: The checkpoint is incomplete, or of a network of other sizes.
 
     """
     checkpoint = Storage(checkpoint_url)
@@ -189,7 +189,7 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
         device: Device of the network.
 
     Raises:
-        WeightsError: there is no checkpoint, or the file carries no settings (convert published weights with
+        WeightsError: There is no checkpoint, or the file carries no settings (convert published weights with
             ``import_foundhand`` instead).
 
     """
@@ -278,7 +278,7 @@ def _require_plain(value: object, where: str) -> None:
     """Check that ``torch.load(weights_only=True)`` will read a value back.
 
     Raises:
-        TypeError: it will not.
+        TypeError: The value holds an object that ``torch.load`` would not read back.
 
     """
     if isinstance(value, Mapping):

@@ -66,7 +66,7 @@ def moved_pairs(dataset: PairDataset, count: int, least_motion: float) -> list[M
     """Return up to ``count`` video pairs whose joints move at least ``least_motion`` hand lengths, no pair twice.
 
     Raises:
-        UsageError: no pair moves so far.
+        UsageError: No pair moves so far.
 
     """
     found: list[MovedPair] = []

@@ -110,7 +110,8 @@ class LossWatch:
             checkpoint_url: Last checkpoint before it, for the message.
 
         Raises:
-            RunError: it is not a finite number, or the mean of the last steps is far above its lowest value before.
+            RunError: The loss is not a finite number, or the mean of the last steps is far above its lowest value
+                before.
 
         """
         good = f"{checkpoint_url} is the last checkpoint before it" if checkpoint_url else "no checkpoint was saved yet"

@@ -95,9 +95,9 @@ def train(
         on_step: Called after each step.
 
     Raises:
-        UsageError: the dataset has no usable pairs, or the run exists.
-        WeightsError: weights do not fit the network.
-        RunError: the loss stops being a number or grows without end.
+        UsageError: The dataset has no usable pairs, or the run exists.
+        WeightsError: The weights do not fit the network.
+        RunError: The loss stops being a number or grows without end.
 
     """
     settings, monitoring = preset.optimisation, preset.monitoring

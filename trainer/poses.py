@@ -17,7 +17,7 @@ def read_keypoints(path: Path) -> tuple[FloatArray, BoolArray]:
         Keypoints (42, 2), zeros where absent, and which are there (42,).
 
     Raises:
-        UsageError: the file holds anything else.
+        UsageError: The file holds anything else.
 
     """
     expected = "expected 42 rows of x and y, the right hand's 21 joints first, in a .npy or .json file"

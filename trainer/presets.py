@@ -34,7 +34,7 @@ class AutoencoderConfig(Config):
         """Return these settings with another kind or other weights, where given.
 
         Raises:
-            UsageError: there is no such kind.
+            UsageError: No autoencoder has this kind.
 
         """
         kept = self.weights if kind in (None, self.kind) else None
@@ -393,7 +393,7 @@ def load_preset(name: str, changes: Path | None = None) -> Preset:
     The file nests like ``Preset``: ``[optimisation]`` with ``learning_rate = 1e-4``, and so on.
 
     Raises:
-        UsageError: there is no such preset, or the file does not parse or names an unknown or wrong setting.
+        UsageError: No preset has this name, or the file does not parse or names an unknown or wrong setting.
 
     """
     if name not in PRESETS:

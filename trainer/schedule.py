@@ -70,7 +70,7 @@ def micro_batches(settings: OptimisationConfig, process: Process) -> int:
     """Return into how many micro batches a process's share of a batch is cut.
 
     Raises:
-        UsageError: the batch cannot be shared evenly.
+        UsageError: The batch cannot be shared evenly.
 
     """
     share, rest = divmod(settings.batch_size, process.count)

@@ -51,7 +51,7 @@ def load_sampler(checkpoint: str, dataset: str | None = None) -> Sampler:
         dataset: Dataset that the preset names instead of the one that the network was trained on.
 
     Raises:
-        WeightsError: the checkpoint, or the autoencoder's weights, are missing or not readable.
+        WeightsError: The checkpoint, or the autoencoder's weights, are missing or not readable.
 
     """
     network, config = load_for_sampling(checkpoint)

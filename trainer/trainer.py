@@ -176,7 +176,7 @@ class Trainer:
         """Load weights to start from: published FoundHand, an ImageNet DiT, or ours.
 
         Raises:
-            WeightsError: they are missing, or of a network of other sizes.
+            WeightsError: The weights are missing, or of a network of other sizes.
 
         """
         state = read_weights(path)

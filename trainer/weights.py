@@ -51,7 +51,7 @@ def write_foundhand(model: DiT, path: Path) -> None:
     nothing else.
 
     Raises:
-        WeightsError: the published code cannot build the network (``qk_norm``), the file has another ending, or it
+        WeightsError: The published code cannot build the network (``qk_norm``), the file has another ending, or it
             cannot be written.
 
     """
@@ -77,7 +77,7 @@ def import_imagenet_dit(state: dict[str, Tensor], model: DiT) -> dict[str, Tenso
     positions, the task table) is as in ``model``.
 
     Raises:
-        WeightsError: sizes differ.
+        WeightsError: The sizes of the two networks differ.
 
     """
     known = import_foundhand({name.replace("x_embedder.", "feature_aligned_embedder."): t for name, t in state.items()})
@@ -108,7 +108,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     A training checkpoint gives its moving average (``ema_state_dict`` in FoundHand's, ``ema`` in DiT's).
 
     Raises:
-        WeightsError: the file is missing or damaged, or holds anything but tensors and plain values.
+        WeightsError: The file is missing or damaged, or holds anything but tensors and plain values.
 
     """
     storage = Storage(path)

@@ -167,7 +167,7 @@ class Storage:
         """Yield the path of a file on this machine: its own, or that of a temporary copy where it lies elsewhere.
 
         Raises:
-            StorageError: the file lies elsewhere, and is missing or unreadable.
+            StorageError: The file lies elsewhere, and is missing or unreadable.
 
         """
         if self.is_local:

@@ -150,7 +150,7 @@ def encode(
         on_shard: Called after each shard with (shards done, shards in all).
 
     Raises:
-        UsageError: the folder holds latents of other settings.
+        UsageError: The folder holds latents of other settings.
 
     """
     storage = dataset.storage
@@ -198,7 +198,7 @@ def open_latents(
     """Return the stored latents of an autoencoder at an image size.
 
     Raises:
-        UsageError: there are none.
+        UsageError: The dataset has no latents of this autoencoder at this size.
 
     """
     folder = latents_folder(dataset, config, autoencoder, image_size)
@@ -224,7 +224,7 @@ class LatentStore:
         """Return a reader of the latents of some shards.
 
         Raises:
-            UsageError: a shard is not encoded.
+            UsageError: A shard is not encoded.
 
         """
         return LatentReader(self, shards, expected)
@@ -234,7 +234,7 @@ class LatentReader:
     """Frames of stored latents, by shard, row and variant. Threads may read at once.
 
     Raises:
-        RunError: a file does not hold the ``expected`` rows any more.
+        RunError: A file does not hold the ``expected`` rows any more.
 
     """
 

@@ -50,7 +50,7 @@ def open_pairs(
         seed: Seed of all that is random about pairs.
 
     Raises:
-        UsageError: no row is usable, or the settings name a source or a condition that does not fit the dataset.
+        UsageError: No row is usable, or the settings name a source or a condition that does not fit the dataset.
 
     """
     return PairDataset(
@@ -94,7 +94,7 @@ class PairDataset:
             seed: Seed of all that is random about pairs.
 
         Raises:
-            UsageError: no row is usable, or the settings name a source or a condition that does not fit the dataset.
+            UsageError: No row is usable, or the settings name a source or a condition that does not fit the dataset.
 
         """
         storage = dataset.storage
@@ -181,7 +181,7 @@ class PairDataset:
         """Return the row of a sample.
 
         Raises:
-            UsageError: it is not among the usable rows of this split.
+            UsageError: The sample is not among the usable rows of this split.
 
         """
         found = np.flatnonzero(self._rows["sample"] == pl.Series([sample_id]).hash()[0])

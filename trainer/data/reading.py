@@ -82,7 +82,7 @@ class EncodedFrame:
             into: Memory (S, S, 3) that a JPEG of this size is decoded into; the frame then holds it.
 
         Raises:
-            RunError: the image cannot be decoded.
+            RunError: The image cannot be decoded.
 
         """
         image = _decode_image(self.image, reduction, into)
@@ -117,7 +117,7 @@ class FrameReader:
     """Frames of some shards, by file and row. Threads may read at once.
 
     Raises:
-        RunError: a file does not hold the ``expected`` rows any more.
+        RunError: A file does not hold the ``expected`` rows any more.
 
     """
 
@@ -198,7 +198,7 @@ def decode_frame(table: pa.Table, row: int) -> Frame:
     """Decode one row of a table of samples.
 
     Raises:
-        RunError: its image cannot be decoded.
+        RunError: The row's image cannot be decoded.
 
     """
     image, mask = images_of(table, row)
@@ -216,7 +216,7 @@ def require_rows(name: str, sample_ids: pa.ChunkedArray, rows: NDArray[np.intege
         hashes: Hashes of their sample ids when the index was made.
 
     Raises:
-        RunError: they are not.
+        RunError: The file no longer holds these samples in these rows.
 
     """
     found = pl.Series(sample_ids).hash().to_numpy()

@@ -83,7 +83,7 @@ def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
     """Return an SQL expression as polars' own, and the columns that it reads.
 
     Raises:
-        UsageError: it is no SQL, or no condition on a sample's columns.
+        UsageError: The text is no SQL, or no condition on a sample's columns.
 
     """
     if text is None:

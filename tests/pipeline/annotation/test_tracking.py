@@ -56,7 +56,7 @@ class SquareDetector:
     """Sees all squares of an image; in video mode it may lose its way.
 
     Args:
-        drift: pixels that the video mode strays more with each frame since its restart.
+        drift: Pixels that the video mode strays more with each frame since its restart.
 
     """
 
