@@ -25,7 +25,7 @@ class Layout:
 
     Args:
         name: Name that users know, for messages ("v1", "cropped images").
-        patterns: Globs relative to the root, each of which must match at least once.
+        patterns: Globs relative to the root; each must match at least once.
 
     """
 

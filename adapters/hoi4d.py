@@ -18,9 +18,9 @@ the left model first.
 A frame without a pickle says nothing: hands, above all left ones, are often visible and not labelled. They are
 ``unknown``.
 
-**Masks** colour the right hand, with the forearm, as label 2 in every class. Of the left hand only buckets, lamps and
-chairs have a label (``definitions/motion segmentation/label.csv``), so elsewhere a frame with a labelled left hand has
-no complete mask.
+**Masks** colour the right hand, with the forearm, as label 2 in every class. The left hand has a label only in
+buckets, lamps and chairs (``definitions/motion segmentation/label.csv``), so elsewhere a frame with a labelled left
+hand has no complete mask.
 
 **Splits**: only the clips of the repository's release.txt are published with labels, and they are train; those that the
 list testset.txt names too are test.

@@ -9,8 +9,8 @@ Layout (https://mks0601.github.io/ReInterHand/, https://github.com/facebookresea
     <capture>/orig_fits/{right,left}/Keypoints/keypoint-<frame>.json    24 points
 
 where ``<light>`` is ``envmap_per_frame`` or ``envmap_per_segment``: the same poses, cameras and frame numbers under
-other lights, so that a sequence is a capture and its light. Lengths are millimetres; X_camera = R X_world + t. Of the
-24 points of a hand two are inner joints (of thumb and little finger) and one is the forearm's end; the other 21 are
+other lights, so that a sequence is a capture and its light. Lengths are millimetres; X_camera = R X_world + t. Two of
+the 24 points of a hand are inner joints (of thumb and little finger) and one is the forearm's end; the other 21 are
 always valid. A hand without a file is ``unknown``. Frame numbers are those of the recording: ``timestamp_s`` counts
 from the start of the capture's clock. Frames whose joints mostly lie outside the head camera's image are kept.
 

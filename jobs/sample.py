@@ -129,7 +129,7 @@ class Sampling:
         none is given.
 
         Raises:
-            UsageError: The target is no sample, the reference neither a file nor a sample, or the dataset has no videos.
+            UsageError: The target is no sample, the reference neither file nor sample, or the dataset has no videos.
 
         """
         request = self._request

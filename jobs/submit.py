@@ -107,11 +107,11 @@ class Cluster:
     def _wait_for_start(self, job_id: str, note: Callable[[str], None]) -> None:
         from ray.job_submission import JobStatus
 
-        told = None
+        last_message = None
         while (job := self._client.get_job_info(job_id)).status == JobStatus.PENDING:
-            if job.message != told:
-                told = job.message
-                note(f"job {job_id}: {told}")
+            if job.message != last_message:
+                last_message = job.message
+                note(f"job {job_id}: {last_message}")
             time.sleep(_POLL_S)
 
     async def _pass_log_on(self, job_id: str, write: Callable[[str], None]) -> None:

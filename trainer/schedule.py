@@ -1,4 +1,4 @@
-"""What of a training run follows from its step: learning rate, timesteps, random numbers, micro batches."""
+"""What follows from a step of a training run: learning rate, timesteps, random numbers, micro batches."""
 
 import math
 from collections.abc import Iterator

@@ -130,7 +130,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 class _Scanner:
-    """A position in a JSON file, of which one window is in memory."""
+    """A position in a JSON file; one window of the file is in memory."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self._path = path

@@ -1,7 +1,7 @@
 """Pickled labels read as data: numpy arrays, scalars and plain containers, and no code.
 
 RHD, DART, HOI4D and RenderIH ship pickles, ARCTIC ships ``np.save`` of a dict. A pickle is a program; this reader runs
-it with a short list of names, none of which is the real thing:
+it with a short list of names, each replaced by a stand-in:
 
 - numpy's constructors are stand-ins. They build arrays with ``np.frombuffer``, after the size has been compared with
   the bytes that are there. numpy's own ``__setstate__`` trusts the pickle (a dtype with forged flags makes it take

@@ -81,7 +81,7 @@ def build_mesh(shape: HandShape) -> HandMesh:
     capsules = build_capsules(shape)
     axes = _grid_axes(shape)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    # Of the two directions this one winds faces outwards on our axes; a test measures the enclosed volume.
+    # This direction winds faces outwards on our axes; a test measures the enclosed volume.
     positions, faces, _, _ = marching_cubes(  # type: ignore[no-untyped-call]
         signed_distance(grid, capsules), 0.0, gradient_direction="descent"
     )

@@ -174,8 +174,8 @@ def thumb_opposition(world: NDArray[np.floating]) -> float:
 def side_vote(named: Side, score: float, opposition: float) -> float:
     """Return the evidence of MediaPipe's name and the hand's shape for the right hand (above 0) or the left (below 0).
 
-    It is the probability of the right hand minus that of the left. Of the hands in synthetic frames that MediaPipe
-    names wrongly, half have the thumb where it belongs.
+    It is the probability of the right hand minus that of the left. Half of the hands in synthetic frames that
+    MediaPipe names wrongly have the thumb where it belongs.
 
     Args:
         named: Side that MediaPipe names.

@@ -195,8 +195,8 @@ def find_hands(
 def merge(detections: Sequence[Detection]) -> list[Detection]:
     """Return each hand once, the most confident first.
 
-    Of several detections of a hand the one that saw it nearest to the best size is kept. All vote on its side; a
-    detection counts more, the nearer to the best size it saw the hand.
+    The detection that saw a hand nearest to the best size is kept. All detections of it vote on its side; one that saw
+    the hand nearer to the best size counts more.
     """
     groups: list[list[Detection]] = []
     for detection in sorted(detections, key=_misfit):

@@ -391,7 +391,7 @@ def _reject_duplicates(jobs: Sequence[_Job], total: PartitionCounts) -> None:
 def _doubled_ids(storage: Storage, files: Sequence[str]) -> list[str]:
     """Return the ids that occur more than once in staged records.
 
-    Of all ids only hashes are held at once, eight bytes each; two ids that share one are told apart at the end.
+    Only the hashes of all ids are held at once, eight bytes each. Ids that share a hash are compared at the end.
     """
     hashes = [pl.Series(storage.read_parquet(name, ["record_id"])["record_id"]).hash() for name in files]
     if not hashes:

@@ -1,4 +1,4 @@
-"""Where normalized records and rejected rows lie in a workspace, and reading them back."""
+"""Reading normalized records and rejected rows back; ``storage.layout`` says where they are."""
 
 import json
 from collections import Counter
@@ -40,7 +40,7 @@ class IngestSummary:
         license: Licence of the data.
         files: Files of the records, in the order of the ingest, relative to the workspace.
         rejected_files: Files of the rejected records, relative to the workspace.
-        dropped: Number of records that were left out because a tombstone names them.
+        dropped: Number of records that were skipped because a tombstone names them.
         tombstones: Digest of the tombstones that were honoured.
 
     """

@@ -1,6 +1,6 @@
 """What was dropped from a workspace and must never come back: consent withdrawn, a licence ended.
 
-A tombstone is one small file, ``W/dropped/source=<s>/<when>-<token>.json``. Ingest, planning and annotation leave out
+A tombstone is one small file, ``W/dropped/source=<s>/<when>-<token>.json``. Ingest, planning and annotation skip
 whatever it names. To take something back, delete its tombstone and ingest the source again.
 """
 

@@ -140,10 +140,10 @@ def _draw_record(record: HandRecord, image: ByteArray, mask: BoolArray | None, t
             side, centre = max(32, int(2 * (high - low).max())), (low + high) / 2
     left, top = np.round(centre - (side - 1) / 2).astype(int).tolist()
     square = CropSquare(left=left, top=top, side=side, size=tile_px)
-    picture = square.cut(image)
+    crop = square.cut(image)
     if mask is not None:
-        picture = draw_mask(picture, square.cut_mask(mask))
-    return draw_keypoints(picture, square.to_crop(record.keypoints_2d), record.keypoints_valid)
+        crop = draw_mask(crop, square.cut_mask(mask))
+    return draw_keypoints(crop, square.to_crop(record.keypoints_2d), record.keypoints_valid)
 
 
 def tail(identity: str) -> str:

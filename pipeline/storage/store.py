@@ -263,8 +263,8 @@ class Storage:
     def create_bytes(self, name: str, data: bytes) -> bytes:
         """Write a file unless there is one, and return what it holds now: ``data``, or an earlier writer's bytes.
 
-        Of several writers exactly one wins, on local disk (a hard link) and on S3 (a conditional request). Other object
-        stores are asked first and written then, which two writers within a moment can pass.
+        Exactly one of several writers wins on local disk (a hard link) and on S3 (a conditional request). Other object
+        stores are asked whether the file exists before it is written; two writers at the same moment can both pass.
         """
         with self._named_errors("write", name):
             target = self._path(name)
@@ -285,7 +285,7 @@ class Storage:
     def list_files(self, folder: str, suffix: str) -> list[str]:
         """Return the names of all files below a folder that end in ``suffix``, sorted; none if it is absent.
 
-        Names that begin with a dot or an underscore, of files or of folders below ``folder``, are left out.
+        Names that begin with a dot or an underscore, of files or of folders below ``folder``, are skipped.
         """
         with self._named_errors("list", folder):
             base = self._path(folder)

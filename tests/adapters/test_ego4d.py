@@ -132,8 +132,8 @@ def test_a_record_says_who_and_when(dataset: Path) -> None:
 
 
 def test_a_still_outranks_a_sequence_about_the_same_hand(tmp_path: Path) -> None:
-    write_hint(tmp_path / "TEST_ego4d_seq", CLIP_A, 2, "r", hint_points(9), ACTION, picture=True)
-    write_hint(tmp_path / "TEST_ego4d_img", CLIP_A, 2, "r", hint_points(0), OTHER_ACTION, picture=True)
+    write_hint(tmp_path / "TEST_ego4d_seq", CLIP_A, 2, "r", hint_points(9), ACTION, with_image=True)
+    write_hint(tmp_path / "TEST_ego4d_img", CLIP_A, 2, "r", hint_points(0), OTHER_ACTION, with_image=True)
     (record,) = records_of(tmp_path).values()
     assert_hand_is(record, "right", 0)
     assert Path(record.image_uri).parent.name == "TEST_ego4d_img"
@@ -177,8 +177,8 @@ def test_missing_clips_are_rejected_frame_by_frame(tmp_path: Path) -> None:
     ],
 )
 def test_a_malformed_hint_file_rejects_its_frame_alone(tmp_path: Path, content: Any, reason: RejectReason) -> None:
-    write_hint(tmp_path / "VAL_ego4d_img", CLIP_A, 1, "l", hint_points(0), picture=True)
-    bad = write_hint(tmp_path / "VAL_ego4d_img", CLIP_A, 2, "l", hint_points(0), picture=True)
+    write_hint(tmp_path / "VAL_ego4d_img", CLIP_A, 1, "l", hint_points(0), with_image=True)
+    bad = write_hint(tmp_path / "VAL_ego4d_img", CLIP_A, 2, "l", hint_points(0), with_image=True)
     bad.write_text(content if isinstance(content, str) else json.dumps(content))
     record, row = ingest(tmp_path)
     assert isinstance(record, HandRecord) and isinstance(row, Rejection)
@@ -187,13 +187,13 @@ def test_a_malformed_hint_file_rejects_its_frame_alone(tmp_path: Path, content: 
 
 def test_keypoints_may_carry_a_third_number(tmp_path: Path) -> None:
     points = [[*point, 2] for point in hint_points(3)]
-    write_hint(tmp_path / "VAL_ego4d_img", CLIP_A, 1, "l", points, picture=True)
+    write_hint(tmp_path / "VAL_ego4d_img", CLIP_A, 1, "l", points, with_image=True)
     (record,) = records_of(tmp_path).values()
     assert_hand_is(record, "left", 3)
 
 
 def test_a_file_that_is_not_named_as_hint_s_are_is_rejected_alone(tmp_path: Path) -> None:
-    write_hint(tmp_path / "VAL_ego4d_img", CLIP_A, 1, "l", hint_points(0), picture=True)
+    write_hint(tmp_path / "VAL_ego4d_img", CLIP_A, 1, "l", hint_points(0), with_image=True)
     (tmp_path / "VAL_ego4d_img/notes.json").write_text("[]")
     row, record = ingest(tmp_path)
     assert isinstance(row, Rejection) and isinstance(record, HandRecord)

@@ -14,7 +14,7 @@ from handdata.adapters.renderih import RenderIHAdapter
 from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, RecordError, Rejection, RejectReason, UsageError
 from tests.fixtures.mano import write_mano
-from tests.fixtures.renderih import FIRST_ID, Scene, write_picture, write_renderih
+from tests.fixtures.renderih import FIRST_ID, Scene, write_image, write_renderih
 
 
 @pytest.fixture(scope="module")
@@ -59,42 +59,42 @@ def test_images_and_labels_of_all_ids_become_rows_in_order(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_keypoints_are_the_projections_of_both_posed_hands(tmp_path: Path, mano_dir: Path, seed: int) -> None:
-    scene = write_picture(tmp_path / "train", seed, with_handdict=False)
+    scene = write_image(tmp_path / "train", seed, with_handdict=False)
     assert_holds_the_scene(only(tmp_path, mano_dir), scene)
 
 
 def test_the_joints_of_step_seven_are_read_where_mano_is_not_given(tmp_path: Path) -> None:
-    scene = write_picture(tmp_path / "train", 5)
+    scene = write_image(tmp_path / "train", 5)
     assert_holds_the_scene(only(tmp_path), scene)
 
 
 def test_the_folder_train_may_be_missing(tmp_path: Path) -> None:
-    scene = write_picture(tmp_path / "renderih", 5)
+    scene = write_image(tmp_path / "renderih", 5)
     assert_holds_the_scene(only(tmp_path), scene)
 
 
 def test_without_mano_and_without_joints_the_command_says_what_to_do_before_it_starts(tmp_path: Path) -> None:
-    write_picture(tmp_path / "train", 5, with_handdict=False)
+    write_image(tmp_path / "train", 5, with_handdict=False)
     with pytest.raises(UsageError, match=r"MANO parameters.*no ori_handdict .*--mano.*step7_gen_annotations"):
         ingest(tmp_path)
 
 
 def test_a_mano_folder_without_the_files_is_an_error_at_once(tmp_path: Path) -> None:
-    write_picture(tmp_path / "train", 5)
+    write_image(tmp_path / "train", 5)
     with pytest.raises(UsageError, match=r"MANO_RIGHT\.pkl does not exist"):
         ingest(tmp_path, mano_dir=tmp_path)
 
 
 def test_an_image_without_its_joints_is_one_rejection(tmp_path: Path) -> None:
-    write_picture(tmp_path / "train", 5)
-    write_picture(tmp_path / "train", 6, with_handdict=False)
+    write_image(tmp_path / "train", 5)
+    write_image(tmp_path / "train", 6, with_handdict=False)
     _, row = ingest(tmp_path)
     assert isinstance(row, Rejection) and row.reason == RejectReason.LABEL_MISSING
     assert "ori_handdict/6.npy does not exist" in row.detail
 
 
 def test_there_are_no_masks(tmp_path: Path) -> None:
-    write_picture(tmp_path / "train", 5)
+    write_image(tmp_path / "train", 5)
     record = only(tmp_path)
     assert not record.has_mask
     with pytest.raises(RecordError, match="mask_unreadable"):
@@ -137,8 +137,8 @@ def test_a_damaged_label_is_one_rejection_and_the_others_go_through(
     detail: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_picture(tmp_path / "train", 5, replace=replace)
-    write_picture(tmp_path / "train", 6)
+    write_image(tmp_path / "train", 5, replace=replace)
+    write_image(tmp_path / "train", 6)
     row, record = ingest(tmp_path, mano_dir)
     assert isinstance(row, Rejection) and isinstance(record, HandRecord)
     assert (row.reason, row.record_id) == (reason, "renderih/train/5/000000-0")
@@ -147,7 +147,7 @@ def test_a_damaged_label_is_one_rejection_and_the_others_go_through(
 
 
 def test_a_hand_behind_the_camera_is_unknown(tmp_path: Path, mano_dir: Path) -> None:
-    write_picture(tmp_path / "train", 5, with_handdict=False)
+    write_image(tmp_path / "train", 5, with_handdict=False)
     label_path = tmp_path / "train/color_annot/5.pkl"
     label = pickle.loads(label_path.read_bytes())
     label["camera"]["t"] = np.array([[0, 0, -5]], dtype=np.float32)

@@ -189,12 +189,12 @@ def test_the_commands_exit_code_is_the_jobs(head: Head, shell: Shell) -> None:
     assert "has no records of source rhd" in done.stdout
 
 
-@pytest.mark.parametrize(("token", "told"), [("", "asks for a token"), ("wrong-" + TOKEN, "refuses the token")])
-def test_a_missing_or_wrong_token_is_one_line(head: Head, shell: Shell, token: str, told: str) -> None:
+@pytest.mark.parametrize(("token", "problem"), [("", "asks for a token"), ("wrong-" + TOKEN, "refuses the token")])
+def test_a_missing_or_wrong_token_is_one_line(head: Head, shell: Shell, token: str, problem: str) -> None:
     done = shell.run("submit", "annotate", "--address", head.dashboard, "--", "-w", "/w", RAY_AUTH_TOKEN=token)
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()
-    assert error == f"error: the Ray cluster at {head.dashboard} {told}"
+    assert error == f"error: the Ray cluster at {head.dashboard} {problem}"
     assert "RAY_AUTH_TOKEN" in hint
 
 
@@ -250,7 +250,7 @@ def test_nobody_there_is_one_line(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("annotate", "--", "--no-such-option"), "No such option"),
         (("annotate",), "the workspace ./workspace is relative to a folder of this machine"),
@@ -258,11 +258,13 @@ def test_nobody_there_is_one_line(shell: Shell) -> None:
         (("report",), "Invalid value"),
     ],
 )
-def test_what_cannot_work_on_a_cluster_is_wrong_usage_here(run_command, arguments, told, monkeypatch, tmp_path) -> None:
+def test_what_cannot_work_on_a_cluster_is_wrong_usage_here(
+    run_command, arguments, message, monkeypatch, tmp_path
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = run_command("submit", *arguments)
     assert result.code == 2
-    assert told in result.err
+    assert message in result.err
 
 
 def test_status_of_a_finished_dataset_needs_no_cluster(annotated: tuple[Path, str], run_command) -> None:

@@ -1,4 +1,4 @@
-"""The demo's commands are the user's; run whole, the road ends in a network that follows its conditions."""
+"""The demo's commands are the user's; run one after another, they end in a network that follows its conditions."""
 
 import json
 from pathlib import Path

@@ -41,13 +41,13 @@ def small_preset(config: AlignmentConfig | None) -> Preset:
 def pairs() -> FramePair:
     generator = torch.Generator().manual_seed(0)
 
-    def picture(channels: int) -> Tensor:
+    def image(channels: int) -> Tensor:
         return torch.randint(256, (2, channels, 32, 32), generator=generator, dtype=torch.uint8)
 
     keypoints, valid = torch.rand(2, 42, 2, generator=generator) * 32, torch.ones(2, 42, dtype=torch.bool)
     return FramePair(
-        picture(3), torch.full((2, 1, 32, 32), 255, dtype=torch.uint8), keypoints, valid,
-        picture(3), picture(1), keypoints, valid, torch.zeros(2, dtype=torch.bool), torch.zeros(2, dtype=torch.long),
+        image(3), torch.full((2, 1, 32, 32), 255, dtype=torch.uint8), keypoints, valid,
+        image(3), image(1), keypoints, valid, torch.zeros(2, dtype=torch.bool), torch.zeros(2, dtype=torch.long),
     )  # fmt: skip
 
 
@@ -58,9 +58,7 @@ def test_encoder_gives_one_feature_for_each_patch_of_the_network(config: Alignme
         assert not features.requires_grad
 
 
-def test_encoder_has_the_files_weights_and_sees_normalised_pictures(
-    config: AlignmentConfig, weights_file: Path
-) -> None:
+def test_encoder_has_the_files_weights_and_sees_normalised_images(config: AlignmentConfig, weights_file: Path) -> None:
     bare = timm.create_model(ENCODER, num_classes=0)
     bare.load_state_dict(torch.load(weights_file, weights_only=True))
     images = torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8)
@@ -82,7 +80,7 @@ def test_missing_encoder_weights_are_named(config: AlignmentConfig, tmp_path: Pa
         ImageEncoder(config.model_copy(update={"weights": f"{tmp_path}/other.pth"}), 4)
 
 
-def test_loss_is_one_minus_the_cosine_where_the_crop_shows_the_picture() -> None:
+def test_loss_is_one_minus_the_cosine_where_the_crop_shows_the_image() -> None:
     projected = torch.tensor([[[1.0, 0], [0, 2], [3, 0], [1, 1]]])  # grid of 2 x 2
     features = torch.tensor([[[5.0, 0], [0, -1], [0, 1], [0, 0.1]]])
     known = torch.ones(1, 1, 8, 8)
@@ -125,11 +123,11 @@ def test_training_draws_tokens_towards_the_features_and_checkpoints_hold_the_net
     assert resumed.training_step([pairs()]) == trainer.training_step([pairs()])
 
 
-def test_settings_that_cannot_be_aligned_are_refused() -> None:
+def test_settings_that_cannot_be_aligned_are_an_error() -> None:
     preset = PRESETS["tiny"].model_dump()
     with pytest.raises(ValidationError, match="beyond the network's 4 blocks"):
         Preset.model_validate(preset | {"alignment": AlignmentConfig(block=5).model_dump()})
-    with pytest.raises(ValidationError, match="needs pictures"):
+    with pytest.raises(ValidationError, match="needs images"):
         changes = {"alignment": AlignmentConfig(block=2).model_dump(), "data": DataConfig(latents=True).model_dump()}
         Preset.model_validate(preset | changes)
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):

@@ -168,7 +168,7 @@ def test_sampling_needs_nothing_but_the_file(tmp_path: Path) -> None:
     assert ModelConfig.model_validate(config["model"]) == SIZES
 
 
-def test_files_that_are_no_checkpoint_are_refused_with_what_to_give(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint_are_an_error_that_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no complete checkpoint in .*give a run's folder"):
         load_for_sampling(str(tmp_path))
     with pytest.raises(WeightsError, match="no checkpoint at"):
@@ -184,7 +184,7 @@ def test_files_that_are_no_checkpoint_are_refused_with_what_to_give(tmp_path: Pa
         run.resume(str(tmp_path))
 
 
-def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_size_is_an_error(tmp_path: Path) -> None:
     run = Run(seed=0)
     checkpoint = run.save(str(tmp_path))
     other = DiT(**SIZES.model_copy(update={"depth": 3}).model_dump())
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
         load_checkpoint(checkpoint, other, run.ema, run.optimizer)
 
 
-def test_state_that_could_not_be_read_back_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_state_that_could_not_be_read_back_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
     run = Run(seed=0)
     with pytest.raises(TypeError, match=r"data_state\['rows'\]\[0\] is a int64"):
         save_checkpoint(str(tmp_path), 1, run.model, run.ema, run.optimizer, CONFIG, data_state={"rows": [np.int64(3)]})
@@ -261,7 +261,7 @@ def test_imagenet_weights_start_a_network_that_ignores_its_conditions() -> None:
     assert torch.equal(*outputs)
 
 
-def test_imagenet_weights_of_another_size_are_refused() -> None:
+def test_imagenet_weights_of_another_size_are_an_error() -> None:
     model = DiT(**SIZES.model_dump())
     deeper = DiT(**SIZES.model_copy(update={"depth": 3}).model_dump())
     wider = DiT(**SIZES.model_copy(update={"hidden_size": 64}).model_dump())

@@ -123,7 +123,7 @@ def test_loss_without_learned_variance_is_the_squared_error() -> None:
     assert not loss.variational.any()
 
 
-def test_loss_ignores_what_lies_outside_the_picture() -> None:
+def test_loss_ignores_what_lies_outside_the_image() -> None:
     output, x0, noise = torch.randn(2, 6, 4, 4), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     inside = torch.ones(2, 1, 4, 4)
     inside[0, :, :, :2] = 0

@@ -1,4 +1,4 @@
-"""What evaluation promises: perfect pictures score as they must, baselines as they do, intervals cover the truth."""
+"""What evaluation promises: perfect images score as they must, baselines as they do, intervals cover the truth."""
 
 import json
 from collections.abc import Callable
@@ -38,13 +38,13 @@ OPEN_HAND = np.array(
 
 
 def frame(seed: int, shift: tuple[float, float] = (0, 0), length: float = 24, size: int = 64) -> Frame:
-    """A picture of noise with an open right hand of about that length, its wrist at (32, 44) plus ``shift``."""
+    """An image of noise with an open right hand of about that length, its wrist at (32, 44) plus ``shift``."""
     rng = np.random.default_rng(seed)
     keypoints = np.zeros((42, 2), np.float32)
     keypoints[:21] = OPEN_HAND * length + (32, 44) + np.array(shift)
     plane = np.full((size, size), 255, np.uint8)
-    picture = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-    return Frame(image=picture, mask=plane, known=plane, keypoints=keypoints, valid=np.arange(42) < 21)
+    pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Frame(image=pixels, mask=plane, known=plane, keypoints=keypoints, valid=np.arange(42) < 21)
 
 
 def pair(seed: int, shift: tuple[float, float]) -> MovedPair:
@@ -64,7 +64,7 @@ def test_hands_that_only_one_frame_shows_do_not_count_as_moved() -> None:
     assert mean_motion(frame(0), hidden) == 0
 
 
-def test_the_box_holds_the_hand_and_stays_in_the_picture() -> None:
+def test_the_box_holds_the_hand_and_stays_in_the_image() -> None:
     for shift in ((0, 0), (25, 15), (-28, -18)):
         target = frame(0, shift)
         rows, columns = hand_box(target)
@@ -112,16 +112,16 @@ def test_a_perfect_generator_is_above_both_baselines_and_copying_is_not_above_it
     near = [np.clip(pair.target.image.astype(int) + 3, 0, 255).astype(np.uint8) for pair in pairs]
     copies = [pair.reference.image for pair in pairs]
     mean = mean_image(copies)
-    pictures = {"generated": near, "copied": copies, "copied again": copies, "mean": [mean] * 14}
+    images = {"generated": near, "copied": copies, "copied again": copies, "mean": [mean] * 14}
     find_hands = known_hands(pairs[0].target.keypoints[:21])
-    scores, above = compare(pairs, pictures, "generated", find_hands)
+    scores, above = compare(pairs, images, "generated", find_hands)
     for baseline in ("copied", "mean"):
         assert above[baseline]["psnr"].low > 10
         assert above[baseline]["ssim"].low > 0.5
         assert scores["generated"]["psnr"].mean - scores[baseline]["psnr"].mean == pytest.approx(
             above[baseline]["psnr"].mean
         )
-    _, above = compare(pairs, pictures, "copied", find_hands)
+    _, above = compare(pairs, images, "copied", find_hands)
     assert above["copied again"]["psnr"].low == above["copied again"]["psnr"].high == 0
     assert pose_of_truth(pairs, find_hands)["pck@0.1"].mean == 1
 

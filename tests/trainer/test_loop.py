@@ -215,7 +215,7 @@ def test_exported_weights_come_back_as_those_of_the_run(
     assert all(torch.equal(value, expected[key]) for key, value in trainer.model.state_dict().items())
 
 
-def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_size_are_an_error(tmp_path: Path) -> None:
     other = DiT(**SMALL.model.model_copy(update={"depth": 1}).model_dump())
     safetensors.torch.save_file(other.state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="does not fit this network"):

@@ -233,7 +233,7 @@ def test_output_ignores_what_is_dropped(dropped: str) -> None:
 # ------------------------------------------------------------------------------------------ presets
 
 
-def test_settings_refuse_unknown_keys_and_sizes_that_do_not_divide() -> None:
+def test_unknown_keys_and_sizes_that_do_not_divide_are_errors() -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         ModelConfig.model_validate({**PRESETS["tiny"].model.model_dump(), "heads": 4})
     with pytest.raises(ValidationError, match="input_size 9 is not a multiple of patch_size 2"):
@@ -309,8 +309,8 @@ def test_taef2_reproduces_hand_photographs_at_33_to_42_db(shared_dir: Path) -> N
     autoencoder = TAEF2(str(shared_dir / "weights"))
     ratios = []
     for photograph in sorted((shared_dir / "data" / "FoundHand10M").rglob("*.jpg"))[::6]:
-        picture = Image.open(photograph).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS)
-        images = pil_to_tensor(picture).unsqueeze(0) / 127.5 - 1
+        shown = Image.open(photograph).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS)
+        images = pil_to_tensor(shown).unsqueeze(0) / 127.5 - 1
         latents = autoencoder.encode(images).sample()
         assert latents.shape == (1, 32, 32, 32)
         assert 0.7 < float(latents.std()) < 1.3

@@ -69,7 +69,7 @@ def test_an_error_of_ours_comes_back_as_it_is_and_is_not_tried_again(storage: St
         train_in_processes(wild, storage, "wild", processes=2, use_gpus=False, steps=20)
 
 
-def test_more_gpus_than_there_are_and_uneven_shares_are_refused(storage: Storage, tmp_path: Path) -> None:
+def test_more_gpus_than_there_are_and_uneven_shares_are_errors(storage: Storage, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="8 GPUs were asked for, the cluster has 0"):
         train_in_processes(PRESET, storage, "many", processes=8, use_gpus=True)
     with pytest.raises(UsageError, match="cannot be cut into 3 shares"):

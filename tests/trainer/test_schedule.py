@@ -19,7 +19,7 @@ def test_processes_and_micro_batches_share_every_position_once(processes: int, m
     assert positions == list(range(5 * 12, 8 * 12))
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+def test_a_batch_that_cannot_be_shared_evenly_is_an_error() -> None:
     with pytest.raises(UsageError, match="batch of 4 pairs cannot be cut into 3 shares"):
         micro_batches(SMALL.optimisation, Process(0, 3))
     with pytest.raises(UsageError, match="micro batches of 3"):

@@ -42,19 +42,19 @@ def sampler(network: DiT) -> Sampler:
     return Sampler(network, PixelAutoencoder(), PRESET)
 
 
-def test_gesture_transfer_draws_a_picture_for_each_pair(dataset: PairDataset, network: DiT) -> None:
+def test_gesture_transfer_draws_an_image_for_each_pair(dataset: PairDataset, network: DiT) -> None:
     references, targets = [dataset.frame(0), dataset.frame(1)], [dataset.frame(1), dataset.frame(2)]
 
     def draw(seed: int) -> np.ndarray:
         return gesture_transfer(sampler(network), references, targets, SamplingOptions(2, seed=seed))
 
-    pictures = draw(0)
-    assert (pictures.shape, pictures.dtype) == ((2, 32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(pictures, draw(0))
-    assert (pictures != draw(1)).any()
+    images = draw(0)
+    assert (images.shape, images.dtype) == ((2, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(images, draw(0))
+    assert (images != draw(1)).any()
 
 
-def test_gesture_transfer_takes_a_pose_without_a_picture(dataset: PairDataset, network: DiT) -> None:
+def test_gesture_transfer_takes_a_pose_without_an_image(dataset: PairDataset, network: DiT) -> None:
     target = dataset.frame(1)
     pose = pose_frame(target.keypoints, target.valid, 32)
 
@@ -75,17 +75,17 @@ def test_the_task_reaches_the_network(dataset: PairDataset, network: DiT) -> Non
     assert (draw(Task.POSE_CHANGE) != draw(Task.VIEW_CHANGE)).any()
 
 
-def test_unconditional_pictures_are_those_of_the_null_condition(network: DiT) -> None:
+def test_unconditional_images_are_those_of_the_null_condition(network: DiT) -> None:
     asked: list[tuple[torch.Tensor, ...]] = []
     network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs))
-    pictures = unconditional(sampler(network), 3, SamplingOptions(2))
-    assert pictures.shape == (3, 32, 32, 3)
+    images = unconditional(sampler(network), 3, SamplingOptions(2))
+    assert images.shape == (3, 32, 32, 3)
     assert len(asked) == 2
     for _, _, target_cond, ref_cond, task in asked:
         assert not target_cond.any()
         assert not ref_cond.any()
         assert (task == Task.NULL).all()
-    assert grid(list(pictures), tile_px=32).shape == (2 * 36, 2 * 36, 3)
+    assert grid(list(images), tile_px=32).shape == (2 * 36, 2 * 36, 3)
 
 
 def test_frames_of_a_video_start_from_one_noise_and_are_shown_the_frame_before(
@@ -161,7 +161,7 @@ def test_keypoints_are_read_from_numpy_and_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[[1, 2]]", json.dumps([None] * 42), json.dumps([["a", "b"]] * 42)])
-def test_a_file_that_holds_no_keypoints_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_holds_no_keypoints_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "pose.json").write_text(text)
     with pytest.raises(UsageError, match="expected 42 rows"):
         read_keypoints(tmp_path / "pose.json")

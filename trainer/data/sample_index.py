@@ -1,6 +1,6 @@
 """The rows of a split that pairs are made of, chosen by their small columns.
 
-A row costs about 54 bytes of memory. Of its names only the sequence is kept, by a number; the others become hashes.
+A row costs about 54 bytes of memory. Its sequence is kept as a number of a list of names, its other names as hashes.
 """
 
 from collections.abc import Iterator, Sequence

@@ -27,7 +27,7 @@ def frame_with(places: list[tuple[int, int]], seen: int = 42) -> Frame:
 
 
 def frame_with_dot(place: tuple[int, int], joint: int) -> Frame:
-    """One joint is annotated; its place is a bright square of five pixels, in the picture and in the mask."""
+    """One joint is annotated; its place is a bright square of five pixels, in the image and in the mask."""
     frame = frame_with([place] * 42)
     x, y = place
     image, mask = np.zeros_like(frame.image), np.zeros_like(frame.mask)
@@ -36,8 +36,8 @@ def frame_with_dot(place: tuple[int, int], joint: int) -> Frame:
     return replace(frame, image=image, mask=mask, valid=np.arange(42) == joint)
 
 
-def centre(picture: np.ndarray) -> np.ndarray:
-    weight = picture.astype(float)
+def centre(plane: np.ndarray) -> np.ndarray:
+    weight = plane.astype(float)
     rows, columns = np.indices(weight.shape)
     return np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
 

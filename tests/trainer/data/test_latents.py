@@ -102,27 +102,27 @@ def preset_for(config: AutoencoderConfig, autoencoder: Autoencoder) -> Preset:
     )
 
 
-def test_stored_latents_give_the_loss_of_pictures(storage: Storage, config: AutoencoderConfig, tmp_path: Path) -> None:
+def test_stored_latents_give_the_loss_of_images(storage: Storage, config: AutoencoderConfig, tmp_path: Path) -> None:
     autoencoder, _ = encoded(storage, config)
     store = open_latents(Dataset(storage), autoencoder, config, SIZE)
-    from_pictures = PairDataset(Dataset(storage), image_size=SIZE, split="train")
+    from_images = PairDataset(Dataset(storage), image_size=SIZE, split="train")
     from_latents = PairDataset(Dataset(storage), image_size=SIZE, split="train", latents=store)
     trainer = Trainer(preset_for(config, autoencoder), "cpu")
     timesteps = torch.arange(12) * 83
 
     def losses(dataset: PairDataset) -> torch.Tensor:
         batch = dataset.batch(range(12))
-        # A network that is new answers zero, whatever it is told.
+        # A new network answers zero to every input.
         torch.manual_seed(1)
         for weight in trainer.model.parameters():
             torch.nn.init.normal_(weight, std=0.1)
         with torch.no_grad():
             return trainer.losses(trainer.model, batch, timesteps, torch.Generator().manual_seed(0))
 
-    pictures, latents = losses(from_pictures), losses(from_latents)
-    assert torch.isfinite(pictures).all()
-    assert pictures.std() > 0.01
-    torch.testing.assert_close(latents, pictures, rtol=1e-3, atol=1e-3)
+    images, latents = losses(from_images), losses(from_latents)
+    assert torch.isfinite(images).all()
+    assert images.std() > 0.01
+    torch.testing.assert_close(latents, images, rtol=1e-3, atol=1e-3)
 
 
 def test_encoding_again_does_nothing_and_goes_on_where_it_stopped(storage: Storage, vae: AutoencoderConfig) -> None:
@@ -157,7 +157,7 @@ def test_other_weights_and_other_settings_are_other_latents(storage: Storage, va
 
 
 def test_variants_are_flipped_and_darkened_alike_in_a_sequence(tmp_path: Path) -> None:
-    """Latents of the pixel autoencoder are pictures, so what was done to them can be seen."""
+    """Latents of the pixel autoencoder are images, so what was done to them can be seen."""
     storage = Storage(tmp_path)
     write_dataset(storage, [sample("wave", frame, timestamp_s=frame / 10, size=128) for frame in range(8)])
     config = AutoencoderConfig(kind="pixel")
@@ -177,7 +177,7 @@ def test_variants_are_flipped_and_darkened_alike_in_a_sequence(tmp_path: Path) -
         for row in range(8):
             keypoints, moments = changed.keypoints[row], changed.moments[row]
             joints = keypoints[FLIP_PERMUTATION] if flips[-1] else keypoints
-            # The hand's disc lies where the joints are, in the picture and in the mask.
+            # The hand's disc lies where the joints are, in the image and in the mask.
             middle = joints[:21].mean(axis=0)
             x, y = np.round(middle).astype(int)
             assert changed.mask[row, y, x] == 1

@@ -149,8 +149,8 @@ def test_threads_do_not_run_ahead_without_end_and_stop_with_the_caller(storage: 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_a_picture_that_cannot_be_decoded_stops_the_batches_with_one_line(tmp_path: Path) -> None:
-    broken = {"image": EncodedImage(bytes=b"\xff\xd8\xff no picture")}
+def test_an_image_that_cannot_be_decoded_stops_the_batches_with_one_line(tmp_path: Path) -> None:
+    broken = {"image": EncodedImage(bytes=b"\xff\xd8\xff no image")}
     samples = [sample("wave", frame, timestamp_s=frame / 10).model_copy(update=broken) for frame in range(8)]
     write_dataset(Storage(tmp_path), samples)
     with pytest.raises(RunError, match="cannot be decoded"):
@@ -168,7 +168,7 @@ def test_a_still_has_an_empty_reference_condition(storage: Storage) -> None:
     assert not ref_cond.any()
 
 
-def test_keypoints_are_resized_with_their_picture(storage: Storage) -> None:
+def test_keypoints_are_resized_with_their_image(storage: Storage) -> None:
     pairs = dataset(storage)
     row = pairs.find("synthetic/train/wave/000003-a")
     frame, stored = pairs.frame(row), sample("wave", 3, "a", timestamp_s=0.3)
@@ -180,7 +180,7 @@ def test_an_unknown_sample_is_named(storage: Storage) -> None:
         dataset(storage).find("nobody")
 
 
-def test_padding_outside_the_picture_has_no_weight(tmp_path: Path) -> None:
+def test_padding_outside_the_image_has_no_weight(tmp_path: Path) -> None:
     write_dataset(Storage(tmp_path), [sample("edge", 0, pad_ltrb=(6.0, 0.0, 0.0, 11.2))])
     pairs = PairDataset(Dataset(Storage(tmp_path)), image_size=SIZE, split="train")
     weight = pairs[0].target_weight[0]
@@ -198,7 +198,7 @@ def test_augmented_pairs_are_the_same_for_the_same_position(storage: Storage) ->
     assert not torch.equal(first.target_image, made()[18].target_image)
 
 
-def test_a_split_without_usable_rows_is_refused(tmp_path: Path) -> None:
+def test_a_split_without_usable_rows_is_an_error(tmp_path: Path) -> None:
     write_dataset(Storage(tmp_path), [sample("hidden", 0, flags=["unlabelled_hand"])])
     with pytest.raises(UsageError, match="no usable pairs"):
         PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train")
@@ -242,7 +242,7 @@ def test_gaps_follow_the_configured_distribution(
     assert gaps.mean() == pytest.approx(expected_mean_s, rel=0.06)
 
 
-def test_pairs_agree_on_which_hands_are_spoken_for(tmp_path: Path) -> None:
+def test_pairs_agree_on_which_hands_are_known(tmp_path: Path) -> None:
     """Frames in which nothing is known of the left hand are not paired with frames that know it."""
     known = [("labelled", "labelled"), ("labelled", "absent"), ("labelled", "unknown")]
     samples = [
@@ -292,12 +292,12 @@ def test_rows_are_chosen_by_an_expression_over_their_columns(storage: Storage) -
         ("flags > 3", "does not fit the columns"),
     ],
 )
-def test_a_wrong_expression_is_refused_in_one_line(storage: Storage, where: str, message: str) -> None:
+def test_a_wrong_expression_is_an_error_of_one_line(storage: Storage, where: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         PairDataset(Dataset(storage), image_size=32, split="train", data=DataConfig(where=where))
 
 
-def test_flagged_rows_are_left_out_unless_asked_for(storage: Storage) -> None:
+def test_flagged_rows_are_not_used_unless_asked_for(storage: Storage) -> None:
     data = DataConfig(unlabelled_hands=True)
     assert len(PairDataset(Dataset(storage), image_size=32, split="train", data=data)) == len(dataset(storage)) + 1
 
@@ -368,7 +368,7 @@ def test_kinds_of_pairs_have_their_own_weights_in_a_source(storage: Storage) -> 
     assert {pairs.rows_at(position)[2] for position in range(len(pairs))} == {VIEW}
 
 
-def test_a_weight_for_a_source_that_is_not_there_is_refused(storage: Storage) -> None:
+def test_a_weight_for_a_source_that_is_not_there_is_an_error(storage: Storage) -> None:
     with pytest.raises(UsageError, match="names hagrid"):
         dataset(storage, sources={"hagrid": {"weight": 2}})
 
@@ -392,7 +392,7 @@ def test_only_the_bytes_of_chosen_frames_are_read(storage: Storage, monkeypatch:
     assert 0 < sum(read) < stored / 5
 
 
-def test_shards_that_do_not_say_where_their_pictures_lie_are_read_too(storage: Storage, tmp_path: Path) -> None:
+def test_shards_that_do_not_say_where_their_images_lie_are_read_too(storage: Storage, tmp_path: Path) -> None:
     """Rewritten by other software, a shard keeps its rows and loses our metadata."""
     shutil.copytree(storage.url(), tmp_path, dirs_exist_ok=True)
     other = Storage(tmp_path)
@@ -407,11 +407,11 @@ def test_shards_that_do_not_say_where_their_pictures_lie_are_read_too(storage: S
 @pytest.mark.parametrize(("size", "smallest_crop", "reduction"), [
     (256, 1.0, 2), (256, 0.85, 2), (256, 0.8, 1), (257, 1.0, 1), (64, 1.0, 8), (32, 0.9, 8), (512, 1.0, 1),
 ])  # fmt: skip
-def test_pictures_are_decoded_no_larger_than_training_needs(size: int, smallest_crop: float, reduction: int) -> None:
+def test_images_are_decoded_no_larger_than_training_needs(size: int, smallest_crop: float, reduction: int) -> None:
     assert largest_reduction(512, size, smallest_crop) == reduction
 
 
-def test_reduced_decoding_keeps_pictures_and_labels_in_place(tmp_path: Path) -> None:
+def test_reduced_decoding_keeps_images_and_labels_in_place(tmp_path: Path) -> None:
     made = sample("large", 0, size=256, pad_ltrb=(10.0, 0.0, 0.0, 20.0))
     bgr = cv2.imdecode(np.frombuffer(made.image.bytes, np.uint8), cv2.IMREAD_COLOR)
     jpeg = EncodedImage(bytes=cv2.imencode(".jpg", bgr)[1].tobytes())
@@ -431,16 +431,16 @@ def test_reduced_decoding_keeps_pictures_and_labels_in_place(tmp_path: Path) -> 
 
 def jpeg_frame(size: int = 64) -> EncodedFrame:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    picture = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)
+    resized = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)
     made = sample("still", 0, size=size)
-    jpeg = EncodedImage(bytes=cv2.imencode(".jpg", picture)[1].tobytes())
+    jpeg = EncodedImage(bytes=cv2.imencode(".jpg", resized)[1].tobytes())
     table = samples_to_table([made.model_copy(update={"image": jpeg})])
     labels = labels_of(table)
     return EncodedFrame(*images_of(table, 0), labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0])
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
-def test_a_picture_is_decoded_into_its_place_as_opencv_would_decode_it(reduction: int) -> None:
+def test_an_image_is_decoded_into_its_place_as_opencv_would_decode_it(reduction: int) -> None:
     encoded, side = jpeg_frame(), 64 // reduction
     place = np.empty((3, side, side, 3), np.uint8)
     frame = encoded.decode(reduction, place[1])
@@ -455,13 +455,13 @@ def test_a_picture_is_decoded_into_its_place_as_opencv_would_decode_it(reduction
     assert not other_size.any()
 
 
-def test_a_picture_whose_end_is_missing_is_not_shown_half_grey() -> None:
+def test_an_image_whose_end_is_missing_is_not_shown_half_grey() -> None:
     whole = jpeg_frame()
     with pytest.raises(RunError, match="cannot be decoded"):
         replace(whole, image=whole.image[:-40]).decode()
 
 
-def test_a_picture_that_announces_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_announces_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handdata.trainer.data.reading._MOST_PIXELS", 64 * 64 - 1)
     with pytest.raises(RunError, match="cannot be decoded"):
         jpeg_frame().decode()
