@@ -18,7 +18,7 @@ from ray.util.queue import Queue
 
 from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import run_folder
+from handdata.pipeline.storage.layout import RAY_TRAIN, ray_train_folder, run_folder
 from handdata.schemas import HandDataError, RunError, StorageError, UsageError
 from handdata.trainer.checkpoints import latest_checkpoint
 from handdata.trainer.loop import OnStep, TrainSummary, train
@@ -27,9 +27,6 @@ from handdata.trainer.schedule import Process, micro_batches
 
 MAX_RESTARTS = 3
 """A group of processes that is lost is started again this often."""
-
-_RAY_TRAIN = "ray_train"
-"""Folder in a run's folder where Ray Train keeps notes of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +95,7 @@ def _run_task(task: _Task, processes: int, use_gpus: bool, on_step: OnStep | Non
                 train_loop_config={"task": task, "messages": messages},
                 scaling_config=ray.train.ScalingConfig(num_workers=processes, use_gpu=use_gpus),
                 run_config=ray.train.RunConfig(
-                    name=_RAY_TRAIN, failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS), **notes
+                    name=RAY_TRAIN, failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS), **notes
                 ),
             ).fit()
     except ray.train.TrainingFailedError as error:
@@ -158,7 +155,7 @@ def _listen(messages: Queue, outcome: list[TrainSummary | HandDataError], on_ste
 @contextmanager
 def _notes_folder(storage: Storage, run: str) -> Iterator[dict[str, Any]]:
     """Yield where Ray Train keeps its notes: all nodes must see the place. It is removed when training ends."""
-    name = f"{run_folder(run)}/{_RAY_TRAIN}"
+    name = ray_train_folder(run)
     storage.remove(name)
     try:
         yield storage.arrow_filesystem(run_folder(run))

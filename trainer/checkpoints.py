@@ -16,7 +16,6 @@ Nothing here unpickles foreign objects: ``torch.load`` runs with ``weights_only=
 
 import json
 import random
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -29,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import checkpoint_in_run, list_checkpoints
 from handdata.schemas.errors import WeightsError
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import ModelConfig
@@ -59,8 +59,6 @@ MODEL_FILE: Final = "model.safetensors"
 EMA_FILE: Final = "ema.safetensors"
 STATE_FILE: Final = "state.pt"
 MARKER_FILE: Final = "complete.json"
-_CHECKPOINTS: Final = "checkpoints"
-_STEP_FOLDER: Final = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def save_checkpoint(
 
     """
     run = Storage(run_url)
-    folder = f"{_CHECKPOINTS}/step-{step:08d}"
+    folder = checkpoint_in_run(step)
     metadata = {"format": "pt", "config": json.dumps(dict(config)), "step": str(step)}
     state = {
         "step": step,
@@ -138,7 +136,7 @@ def save_checkpoint(
 def latest_checkpoint(run_url: str) -> str | None:
     """Return the path or URL of the run's latest complete checkpoint, None where it has none."""
     run = Storage(run_url)
-    latest_first = reversed(_step_folders(run))
+    latest_first = reversed(list_checkpoints(run))
     return next((run.url(folder) for folder in latest_first if _read_marker(run.url(folder))), None)
 
 
@@ -238,13 +236,6 @@ def _write(run: Storage, name: str, content: bytes) -> int:
     return len(content)
 
 
-def _step_folders(run: Storage) -> list[str]:
-    """Return the folders of a run's checkpoints, complete or not, by rising step."""
-    found = (_STEP_FOLDER.fullmatch(name) for name in run.list_folders(_CHECKPOINTS))
-    steps = sorted((int(match[1]), match[0]) for match in found if match)
-    return [f"{_CHECKPOINTS}/{name}" for _, name in steps]
-
-
 def _read_marker(checkpoint_url: str) -> dict[str, Any] | None:
     """Return the marker of a complete checkpoint, None where it is not complete.
 
@@ -263,7 +254,7 @@ def _read_marker(checkpoint_url: str) -> dict[str, Any] | None:
 
 def _prune(run: Storage, keep_last: int) -> None:
     """Delete complete checkpoints before the ``keep_last`` latest but the best, and what crashes have left there."""
-    folders = _step_folders(run)
+    folders = list_checkpoints(run)
     markers = {folder: marker for folder in folders if (marker := _read_marker(run.url(folder)))}
     oldest_kept = list(markers)[-max(keep_last, 1) :][0]
     losses = ((marker.get("validation_loss"), folder) for folder, marker in markers.items())

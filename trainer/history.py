@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from torch.utils.tensorboard import SummaryWriter
 
 from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import metrics_file, run_folder
+from handdata.pipeline.storage.layout import metrics_file, run_folder, run_samples_file, tensorboard_folder
 from handdata.schemas import RunError
 from handdata.schemas.arrays import ByteArray
 
@@ -46,7 +46,9 @@ class RunHistory:
         if not storage.is_local:
             return
         folder = storage.url(run_folder(run)).removeprefix("file://")
-        self._tensorboard = SummaryWriter(f"{folder}/tensorboard", purge_step=first_step + 1)
+        self._tensorboard = SummaryWriter(
+            storage.url(tensorboard_folder(run)).removeprefix("file://"), purge_step=first_step + 1
+        )
         if importlib.util.find_spec("wandb") and any(os.environ.get(name) for name in WANDB_VARIABLES):
             import wandb
 
@@ -79,7 +81,7 @@ class RunHistory:
 
     def add_picture(self, step: int, png: bytes, pixels: ByteArray) -> None:
         """Add a grid of samples (H, W, 3): a PNG in the run's folder, and on the dashboards."""
-        self._storage.write_bytes(f"{run_folder(self._run)}/samples/step-{step:08d}.png", png)
+        self._storage.write_bytes(run_samples_file(self._run, step), png)
         if self._tensorboard is not None:
             self._tensorboard.add_image("samples", pixels, step, dataformats="HWC")
         if self._wandb is not None:

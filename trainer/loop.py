@@ -24,7 +24,7 @@ import torch.distributed
 
 from handdata.pictures.png import encode_png
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.pipeline.storage.layout import run_folder
+from handdata.pipeline.storage.layout import run_folder, run_settings_file
 from handdata.schemas import UsageError
 from handdata.trainer.autoencoders import load_autoencoder
 from handdata.trainer.checkpoints import latest_checkpoint
@@ -143,7 +143,7 @@ def train(
             take_step()
         return TrainSummary(run_url, run_url, trainer.step, None, None, None)
 
-    storage.write_bytes(f"{run_folder(run)}/settings.json", preset.model_dump_json(indent=2).encode())
+    storage.write_bytes(run_settings_file(run), preset.model_dump_json(indent=2).encode())
     with RunHistory(storage, run, first_step, preset.model_dump(mode="json")) as history:
         for step in range(first_step + 1, total + 1):
             take_step()

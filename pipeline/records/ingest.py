@@ -36,7 +36,13 @@ from handdata.pipeline.records.stored import (
 )
 from handdata.pipeline.records.tombstones import read_tombstones
 from handdata.pipeline.storage import Storage, table_to_parquet
-from handdata.pipeline.storage.layout import records_folder, rejected_folder, staging_folder, tombstones_folder
+from handdata.pipeline.storage.layout import (
+    records_folder,
+    rejected_folder,
+    staged_folder,
+    staging_folder,
+    tombstones_folder,
+)
 from handdata.schemas import (
     DuplicateRecordError,
     HandRecord,
@@ -131,10 +137,12 @@ def ingest(
     try:
         total = _stage(jobs, on_progress)
         if tombstones:
-            staged, rejected = (storage.list_files(f"{staging}/{kind}", ".parquet") for kind in ("records", "rejected"))
+            staged, rejected = (
+                storage.list_files(staged_folder(staging, kind), ".parquet") for kind in ("records", "rejected")
+            )
             strike_records(storage, staged, rejected, tombstones)
-        files = _move_in(storage, f"{staging}/records", records_folder(source))
-        rejected_files = _move_in(storage, f"{staging}/rejected", rejected_folder("ingest", source))
+        files = _move_in(storage, staged_folder(staging, "records"), records_folder(source))
+        rejected_files = _move_in(storage, staged_folder(staging, "rejected"), rejected_folder("ingest", source))
         summary = IngestSummary(
             source=source,
             root=str(root),
@@ -181,7 +189,7 @@ def _remove_earlier(storage: Storage, summary: IngestSummary) -> None:
 def _require_all(storage: Storage, staging: str, records: int) -> None:
     """Raise where the staged files do not hold all records."""
     staged = 0
-    for name in storage.list_files(f"{staging}/records", ".parquet"):
+    for name in storage.list_files(staged_folder(staging, "records"), ".parquet"):
         with storage.open_parquet(name) as file:
             staged += file.metadata.num_rows
     if staged != records:
@@ -251,7 +259,7 @@ class _PartWriter:
 
     def _write(self, rows: int) -> None:
         table = pa.concat_tables(self._tables).combine_chunks()
-        name = f"{self._job.staging}/{self._folder}/part-{self._job.ordinal:05d}-{self._files:04d}.parquet"
+        name = f"{self._folder}/part-{self._job.ordinal:05d}-{self._files:04d}.parquet"
         self._job.storage.write_bytes(name, table_to_parquet(table.slice(0, rows), RECORD_ROW_GROUP_ROWS))
         self._files += 1
         self._rows -= rows
@@ -261,8 +269,8 @@ class _PartWriter:
 def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
     """Write one partition's records and rejections to the staging folder."""
     counts = PartitionCounts()
-    records = _PartWriter(job, "records")
-    rejections = _PartWriter(job, "rejected")
+    records = _PartWriter(job, staged_folder(job.staging, "records"))
+    rejections = _PartWriter(job, staged_folder(job.staging, "rejected"))
     for table, rejected in _taken(job, limit):
         records.add(table)
         rejections.add(rejections_to_table(rejected))
@@ -348,7 +356,7 @@ def _reject_duplicates(jobs: Sequence[_Job], total: PartitionCounts) -> None:
 
     """
     root, storage, staging = jobs[0].root, jobs[0].storage, jobs[0].staging
-    files = storage.list_files(f"{staging}/records", ".parquet")
+    files = storage.list_files(staged_folder(staging, "records"), ".parquet")
     doubled = _doubled_ids(storage, files)
     if not doubled:
         return
@@ -380,7 +388,7 @@ def _reject_duplicates(jobs: Sequence[_Job], total: PartitionCounts) -> None:
             table = storage.read_parquet(name).take(left)
             storage.write_bytes(name, table_to_parquet(table, RECORD_ROW_GROUP_ROWS))
             storage.write_bytes(
-                f"{staging}/rejected/{Path(name).stem}-doubled.parquet",
+                f"{staged_folder(staging, 'rejected')}/{Path(name).stem}-doubled.parquet",
                 table_to_parquet(rejections_to_table(rejected), RECORD_ROW_GROUP_ROWS),
             )
             total.records -= len(later)

@@ -15,7 +15,9 @@ Names are relative to the workspace. A workspace can hold several datasets; the 
 ``dataset`` lie in ``rejected/annotate-<name>``.
 """
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from handdata.pipeline.storage.store import Storage
 
@@ -28,9 +30,11 @@ INGEST_SUMMARY = "_ingest.json"
 """Beside a source's records: what the ingest did, and which files it wrote; only those exist for readers. Its leading
 underscore hides it from table readers."""
 
-
 RECORDS = "records"
 """Folder of the records of all sources."""
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a training run's checkpoints, in the folder of the run."""
 
 RAY_TRAIN = "ray_train"
 """Name by which Ray Train knows a run, and of the folder of its notes."""
@@ -59,6 +63,11 @@ def staging_folder(source: str) -> str:
     return f".staging-{source}"
 
 
+def staged_folder(staging: str, kind: Literal["records", "rejected"]) -> str:
+    """Return the folder of the records or the rejected rows of one ingest that is under way."""
+    return f"{staging}/{kind}"
+
+
 def tombstones_folder(source: str) -> str:
     """Return the folder of a source's tombstones."""
     return f"dropped/source={source}"
@@ -85,23 +94,34 @@ def run_settings_file(run: str) -> str:
 
 
 def run_samples_file(run: str, step: int) -> str:
-    """Return the name of the image of samples that a training run drew at a step."""
+    """Return the name of the figure of samples that a training run drew at a step."""
     return f"{run_folder(run)}/samples/step-{step:08d}.png"
 
 
-def checkpoints_folder(run: str) -> str:
-    """Return the folder of a training run's checkpoints."""
-    return f"{run_folder(run)}/checkpoints"
-
-
-def checkpoint_folder(run: str, step: int) -> str:
-    """Return the folder of the checkpoint of a step."""
-    return f"{checkpoints_folder(run)}/step-{step:08d}"
+def tensorboard_folder(run: str) -> str:
+    """Return the folder of a training run's TensorBoard files."""
+    return f"{run_folder(run)}/tensorboard"
 
 
 def ray_train_folder(run: str) -> str:
     """Return the folder of Ray Train's notes, which is there while a training run is under way."""
     return f"{run_folder(run)}/{RAY_TRAIN}"
+
+
+def checkpoint_in_run(step: int) -> str:
+    """Return the folder of the checkpoint of a step, relative to the folder of its run."""
+    return f"{CHECKPOINTS}/step-{step:08d}"
+
+
+def list_checkpoints(run: Storage) -> list[str]:
+    """Return the folders of a run's checkpoints, complete or not, by rising step, relative to the run's folder.
+
+    Args:
+        run: Folder of the run, wherever it lies.
+
+    """
+    steps = (re.fullmatch(r"step-(\d+)", name) for name in run.list_folders(CHECKPOINTS))
+    return [f"{CHECKPOINTS}/{found[0]}" for found in sorted(filter(None, steps), key=lambda found: int(found[1]))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +208,27 @@ class Dataset:
         """Return the names of the files of latents that belong to a shard, for all autoencoders.
 
         Args:
-            shard: Name of the shard, relative to the dataset.
+            shard: Name of the shard in the workspace.
 
         """
         folders = self.storage.list_folders(self.latents_folder)
-        return [f"{self.latents_folder}/{folder}/{shard.removeprefix('data/')}" for folder in folders]
+        return [latents_file(f"{self.latents_folder}/{folder}", shard) for folder in folders]
+
+
+def latents_file(folder: str, shard: str) -> str:
+    """Return the name of the latents of a shard in the folder of an autoencoder's latents.
+
+    Args:
+        folder: Folder of the latents in the workspace.
+        shard: Name of the shard in the workspace.
+
+    """
+    return f"{folder}/{'/'.join(shard.split('/')[-3:])}"  # source, split and file
+
+
+def latents_settings_file(folder: str) -> str:
+    """Return the name of the file that says how the latents of a folder were made."""
+    return f"{folder}/latents.json"
 
 
 def list_datasets(storage: Storage) -> list[Dataset]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from handdata.pipeline.shards import Shard, list_shards, read_manifest
 from handdata.pipeline.storage import Dataset, Storage, blob_ranges, table_to_parquet
+from handdata.pipeline.storage.layout import latents_file, latents_settings_file
 from handdata.schemas import KEYPOINT_COUNT, UsageError
 from handdata.schemas.arrays import BoolArray, FloatArray
 from handdata.schemas.sample import PIXEL_COLUMNS
@@ -170,7 +171,7 @@ def encode(
     )
     earlier = _read_settings(storage, folder)
     if earlier is None:
-        storage.write_bytes(f"{folder}/latents.json", settings.model_dump_json(indent=2).encode())
+        storage.write_bytes(latents_settings_file(folder), settings.model_dump_json(indent=2).encode())
     elif earlier != settings:
         raise UsageError(
             f"{storage.describe(folder)} holds {earlier.variants} variants of other settings",
@@ -180,7 +181,7 @@ def encode(
     done = set(storage.list_files(folder, ".parquet"))
     encoded = [0, 0, 0]
     for number, shard in enumerate(shards, start=1):
-        name = _latent_file(folder, shard)
+        name = latents_file(folder, shard.name)
         if name not in done:
             frames = _Variants(storage, shard, settings, stored_side)
             table = _encoded_table(frames, autoencoder, settings, device, batch_size)
@@ -242,7 +243,7 @@ class LatentReader:
         self._storage = store.storage
         self._expected = expected
         self._settings = store.settings
-        self._names = [_latent_file(store.folder, shard) for shard in shards]
+        self._names = [latents_file(store.folder, shard.name) for shard in shards]
         done = set(self._storage.list_files(store.folder, ".parquet"))
         missing = [name for name in self._names if name not in done]
         if missing:
@@ -380,10 +381,6 @@ def _encoded_batch(
     return np.asarray(torch.cat(parts, dim=1).half().cpu().numpy(), dtype="<f2")
 
 
-def _latent_file(folder: str, shard: Shard) -> str:
-    return f"{folder}/source={shard.source}/split={shard.split}/{shard.name.rpartition('/')[2]}"
-
-
 def _read_settings(storage: Storage, folder: str) -> LatentSettings | None:
-    name = f"{folder}/latents.json"
+    name = latents_settings_file(folder)
     return LatentSettings(**json.loads(storage.read_bytes(name))) if storage.exists(name) else None

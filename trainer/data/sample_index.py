@@ -19,7 +19,7 @@ from handdata.trainer.data.splits import HELD_OUT
 from handdata.trainer.presets import DataConfig
 
 UNLABELLED_FLAG: Final = "unlabelled_hand"
-"""Flag of rows that are rejected unless the settings take them."""
+"""Flag of rows that are not used unless the settings take them."""
 
 INDEX_COLUMNS: Final = (
     "sample_id",
