@@ -104,10 +104,10 @@ class Hoi4dAdapter:
         if self.options.mano_dir is not None:
             for side in SIDES:
                 load_mano(self.options.mano_dir, side)
-        places = [_find_folder(root, name) for names in ((_VIDEOS,), *_HAND_FOLDERS.values()) for name in names]
+        parents = [_find_folder(root, name) for names in ((_VIDEOS,), *_HAND_FOLDERS.values()) for name in names]
         folders: dict[str, str] = {}
-        for place in places:
-            for folder in place.glob(_CLIP_PATTERN) if place is not None else ():
+        for parent in parents:
+            for folder in parent.glob(_CLIP_PATTERN) if parent is not None else ():
                 folders.setdefault(_clip_name(folder), folder.relative_to(root).as_posix())
         held_out = _read_test_list(root)
         for split in sorted(SPLITS):
@@ -239,7 +239,7 @@ def _find_clip(root: Path, name: str) -> _Clip:
     video = frames / "image.mp4"
     hands: dict[Side, dict[int, Path]] = {}
     for side in SIDES:
-        archives = [place for known in _HAND_FOLDERS[side] if (place := _find_folder(root, known)) is not None]
+        archives = [found for known in _HAND_FOLDERS[side] if (found := _find_folder(root, known)) is not None]
         hands[side] = {}
         for archive in reversed(archives):
             hands[side] |= _numbered_files(archive / name, "pickle")

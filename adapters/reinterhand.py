@@ -88,29 +88,29 @@ class ReInterHandAdapter:
             kind = images.parents[1].name
             folders = [images] if kind == _HEAD else [path for path in images.iterdir() if path.is_dir()]
             for folder in folders if kind in (_HEAD, _STUDIO) else []:
-                place = _Place.of(folder.relative_to(root).as_posix())
-                name = f"{place.sequence}/{place.camera}"
-                found.append(Partition(name, place.split, (folder.relative_to(root).as_posix(),)))
+                camera_folder = _CameraFolder.of(folder.relative_to(root).as_posix())
+                name = f"{camera_folder.sequence}/{camera_folder.camera}"
+                found.append(Partition(name, camera_folder.split, (folder.relative_to(root).as_posix(),)))
         yield from sorted(found, key=lambda partition: partition.name)
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the frames of one camera in the order of their numbers: those there are, and those the lists name."""
         (relative,) = partition.paths
-        place = _Place.of(relative)
+        camera_folder = _CameraFolder.of(relative)
         try:
             images = {int(name[:-4]): name for name in _png_names(root / relative) if name[:-4].isdecimal()}
-            frames = sorted(images.keys() | _listed_frames(root, place))
+            frames = sorted(images.keys() | _listed_frames(root, camera_folder))
         except RecordError as error:
             yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(root / relative), error)
             return
-        masks = _mask_paths(root / place.masks)
+        masks = _mask_paths(root / camera_folder.masks)
         hz = recorded_hz(frames)
-        studio_camera = None if place.is_head else _read_studio_camera(root, place)
+        studio_camera = None if camera_folder.is_head else _read_studio_camera(root, camera_folder)
         for frame in frames:
             image_path = root / relative / images.get(frame, f"{frame:06d}.png")
             timestamp_s = None if hz is None else frame / hz
-            camera = studio_camera or _read_head_camera(root, place, frame)
-            yield _read_frame(root, place, image_path, masks.get(image_path.stem), frame, timestamp_s, camera)
+            camera = studio_camera or _read_head_camera(root, camera_folder, frame)
+            yield _read_frame(root, camera_folder, image_path, masks.get(image_path.stem), frame, timestamp_s, camera)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Return where the mask of both hands and forearms is not black.
@@ -125,7 +125,7 @@ class ReInterHandAdapter:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _CameraFolder:
     """The folder of a camera's images: capture / kind of camera / light / images [/ camera]."""
 
     capture: str
@@ -135,7 +135,7 @@ class _Place:
     """``Ego`` for the head camera."""
 
     @classmethod
-    def of(cls, folder: str) -> "_Place":
+    def of(cls, folder: str) -> "_CameraFolder":
         capture, kind, light, _, *camera = folder.split("/")
         return cls(capture, kind, light, camera[0] if camera else "Ego")
 
@@ -170,13 +170,13 @@ def _png_names(folder: Path) -> list[str]:
         raise RecordError(RejectReason.IMAGE_MISSING, f"{folder} cannot be listed: {error.strerror}") from None
 
 
-def _listed_frames(root: Path, place: _Place) -> set[int]:
+def _listed_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
     """Return the frames that ``frame_list.txt`` says were rendered; none where it does not say so or does not exist.
 
     It lists 30 frames a second; studio images with a light for each frame were rendered at 5 (InterWild, issue 27).
     """
-    path = root / place.capture / "frame_list.txt"
-    if (place.kind, place.light) == (_STUDIO, "envmap_per_frame") or not path.is_file():
+    path = root / camera_folder.capture / "frame_list.txt"
+    if (camera_folder.kind, camera_folder.light) == (_STUDIO, "envmap_per_frame") or not path.is_file():
         return set()
     try:
         numbers = [line.split()[1] for line in read_text(path).splitlines() if line.strip()]
@@ -207,19 +207,19 @@ class _Camera:
         return project_fisheye(points, self.k, self.fisheye)
 
 
-def _read_studio_camera(root: Path, place: _Place) -> _Camera | RecordError:
-    path = root / place.capture / _STUDIO / "cam_params.json"
+def _read_studio_camera(root: Path, camera_folder: _CameraFolder) -> _Camera | RecordError:
+    path = root / camera_folder.capture / _STUDIO / "cam_params.json"
     try:
         parameters = dict(stream_items(path))
-        if place.camera not in parameters:
-            return RecordError(RejectReason.LABEL_MISSING, f"{path} has no camera {place.camera}")
-        return _parse_camera(f"{path}: camera {place.camera}", parameters[place.camera])
+        if camera_folder.camera not in parameters:
+            return RecordError(RejectReason.LABEL_MISSING, f"{path} has no camera {camera_folder.camera}")
+        return _parse_camera(f"{path}: camera {camera_folder.camera}", parameters[camera_folder.camera])
     except RecordError as error:
         return error
 
 
-def _read_head_camera(root: Path, place: _Place, frame: int) -> _Camera | RecordError:
-    path = root / place.capture / _HEAD / place.light / f"cam_params/{frame:06d}.json"
+def _read_head_camera(root: Path, camera_folder: _CameraFolder, frame: int) -> _Camera | RecordError:
+    path = root / camera_folder.capture / _HEAD / camera_folder.light / f"cam_params/{frame:06d}.json"
     try:
         return _parse_camera(str(path), dict(stream_items(path)))
     except RecordError as error:
@@ -255,14 +255,14 @@ def _array(where: str, name: str, value: Any, shape: tuple[int, ...]) -> Array:
 # ---------------------------------------------------------------------------------------------------- one image
 
 
-def _read_hand(root: Path, place: _Place, frame: int, side: Side) -> Array | None:
+def _read_hand(root: Path, camera_folder: _CameraFolder, frame: int, side: Side) -> Array | None:
     """Return the (21, 3) joints of a hand, metres in the world frame; ``None`` where there is no label.
 
     Raises:
         RecordError: ``label_corrupt`` or ``label_not_finite``.
 
     """
-    path = root / place.capture / f"orig_fits/{side}/Keypoints/keypoint-{frame:06d}.json"
+    path = root / camera_folder.capture / f"orig_fits/{side}/Keypoints/keypoint-{frame:06d}.json"
     try:
         points = list(stream_list(path))
     except RecordError as error:
@@ -276,7 +276,7 @@ def _read_hand(root: Path, place: _Place, frame: int, side: Side) -> Array | Non
 
 def _read_frame(
     root: Path,
-    place: _Place,
+    camera_folder: _CameraFolder,
     image_path: Path,
     mask_path: Path | None,
     frame: int,
@@ -288,9 +288,9 @@ def _read_frame(
         width, height = read_image_size(image_path)
         if isinstance(camera, RecordError):
             raise camera
-        hands = {side: _read_hand(root, place, frame, side) for side in SIDES}
+        hands = {side: _read_hand(root, camera_folder, frame, side) for side in SIDES}
         if all(world is None for world in hands.values()):
-            detail = f"{root / place.capture / 'orig_fits'} has no joints of frame {frame}"
+            detail = f"{root / camera_folder.capture / 'orig_fits'} has no joints of frame {frame}"
             raise RecordError(RejectReason.LABEL_MISSING, detail)
         points = transform_points(camera.t_world, place_hands(hands["right"], hands["left"], dimensions=3))
         keypoints = camera.project(points)
@@ -298,16 +298,16 @@ def _read_frame(
         valid = labelled & np.isfinite(keypoints[:, 0])
         return HandRecord(
             source=source,
-            split=place.split,
-            sequence_id=place.sequence,
+            split=camera_folder.split,
+            sequence_id=camera_folder.sequence,
             frame_index=frame,
-            camera_id=place.camera,
+            camera_id=camera_folder.camera,
             timestamp_s=timestamp_s,
-            subject_id=place.subject,
+            subject_id=camera_folder.subject,
             image_uri=str(image_path),
             width=width,
             height=height,
-            viewpoint="ego" if place.is_head else "exo",
+            viewpoint="ego" if camera_folder.is_head else "exo",
             keypoints_valid=valid,
             keypoints_2d=keypoints,
             hand_state=hand_states(valid, "unknown"),
@@ -321,5 +321,5 @@ def _read_frame(
             extra=None if mask_path is None else {"mask": str(mask_path)},
         )
     except (RecordError, ValidationError) as error:
-        name = record_name(source, place.split, place.sequence, frame, place.camera)
+        name = record_name(source, camera_folder.split, camera_folder.sequence, frame, camera_folder.camera)
         return rejection(name, str(image_path), error, image_path)

@@ -34,7 +34,7 @@ from handdata.trainer.tasks import gesture_transfer, load_sampler, repair, uncon
 _IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _KEYPOINT_FILES = {".npy", ".json"}
 
-_PAIRS_LOOKED_AT = 1000
+_CANDIDATE_PAIRS = 1000
 """Pairs among which those of different sequences are chosen."""
 _REPAIR_MARGIN = 0.25
 """Margin around the hands that is drawn anew, in hand sizes."""
@@ -187,7 +187,7 @@ class Sampling:
         return self._shown(self._pairs(PairConfig(video=0, view=1, still=0)))
 
     def _shown(self, dataset: PairDataset) -> list[tuple[Frame, Frame]]:
-        pairs = [dataset.rows_at(position)[:2] for position in range(min(len(dataset), _PAIRS_LOOKED_AT))]
+        pairs = [dataset.rows_at(position)[:2] for position in range(min(len(dataset), _CANDIDATE_PAIRS))]
         # The first pair of every sequence comes before the second of any.
         turns: Counter[str] = Counter()
         ranked = []

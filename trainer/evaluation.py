@@ -28,7 +28,7 @@ SMALLEST_BOX_PX: Final = 16
 PCK_SHARES: Final = (0.1, 0.2)
 """Shares of the hand's length within which a drawn joint is right."""
 _RESAMPLES: Final = 10_000
-_LOOKED_AT: Final = 200
+_CANDIDATES: Final = 200
 """Largest number of pairs that are looked at for each one wanted, until enough have moved."""
 
 FindHands = Callable[[ByteArray], Sequence[FloatArray]]
@@ -71,7 +71,7 @@ def moved_pairs(dataset: PairDataset, count: int, least_motion: float) -> list[M
     """
     found: list[MovedPair] = []
     seen: set[tuple[int, int]] = set()
-    for position in range(count * _LOOKED_AT):
+    for position in range(count * _CANDIDATES):
         target, reference, _ = dataset.rows_at(position)
         if reference is None or (target, reference) in seen:
             continue

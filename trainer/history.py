@@ -103,7 +103,7 @@ class LossWatch:
         self._losses: deque[float] = deque(maxlen=WATCHED_STEPS)
         self._lowest = math.inf
 
-    def look(self, step: int, loss: float, checkpoint_url: str | None) -> None:
+    def add(self, step: int, loss: float, checkpoint_url: str | None) -> None:
         """Take the loss of a step.
 
         Args:

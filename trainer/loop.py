@@ -135,7 +135,7 @@ def train(
 
     def take_step() -> None:
         losses.append(trainer.training_step(next(batches) for _ in range(micro_batches(settings, process))))
-        watch.look(trainer.step, losses[-1], checkpoint_url)
+        watch.add(trainer.step, losses[-1], checkpoint_url)
         clock.count_step()
 
     if not leads:

@@ -79,7 +79,7 @@ def choose_annotator(
         )
     other = {name: value for name, value in given.items() if own.get(name, value) != value}
     if staying and other:
-        _reject_thresholds(where, own, other, quality)
+        _require_same_thresholds(where, own, other, quality)
     return ChosenAnnotator(settings, annotator_hash, overwritten)
 
 
@@ -90,7 +90,7 @@ def _made_otherwise(
     return tuple(source for source in sources if source in other_settings or not is_of_last_ingest(dataset, source))
 
 
-def _reject_thresholds(
+def _require_same_thresholds(
     where: str, own: Mapping[str, float], other: Mapping[str, float], quality: QualitySettings
 ) -> None:
     changes = [f"{name} {own[name]:g} -> {value:g}" for name, value in sorted(other.items())]

@@ -264,9 +264,8 @@ def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
     if change.flags is not None or not change.kept_samples.all():
         (name,) = marker.files
         samples = storage.read_parquet(dataset.path(name)).filter(pa.array(change.kept_samples))
-        samples = samples.replace_schema_metadata(
-            SAMPLE_SCHEMA.metadata
-        )  # the byte ranges of its images will be others
+        # The byte ranges of its images will be others.
+        samples = samples.replace_schema_metadata(SAMPLE_SCHEMA.metadata)
         if change.flags is not None:
             column = SAMPLE_SCHEMA.field("flags")
             flags = pa.array([list(names) for names in change.flags], column.type)
