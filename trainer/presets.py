@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from handdata.schemas import UsageError
 
+AutoencoderKind = Literal["pixel", "sd-vae", "taef2"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -26,22 +27,14 @@ class Config(BaseModel):
 class AutoencoderConfig(Config):
     """Which autoencoder turns images into latents."""
 
-    kind: Literal["pixel", "sd-vae", "taef2"] = "sd-vae"
+    kind: AutoencoderKind = "sd-vae"
     weights: str | None = None
     """Folder, URL or Hugging Face name of the weights; None: the autoencoder's own default."""
 
-    def changed(self, kind: str | None, weights: str | None) -> "AutoencoderConfig":
-        """Return these settings with another kind or other weights, where given.
-
-        Raises:
-            UsageError: No autoencoder has this kind.
-
-        """
+    def changed(self, kind: AutoencoderKind | None, weights: str | None) -> "AutoencoderConfig":
+        """Return these settings with another kind or other weights, where given."""
         kept = self.weights if kind in (None, self.kind) else None
-        try:
-            return AutoencoderConfig.model_validate({"kind": kind or self.kind, "weights": weights or kept})
-        except ValidationError as error:
-            raise UsageError(f"autoencoder {kind}: {error.errors()[0]['msg']}") from None
+        return AutoencoderConfig(kind=kind or self.kind, weights=weights or kept)
 
 
 class ModelConfig(Config):

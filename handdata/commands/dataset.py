@@ -85,7 +85,7 @@ def annotate(
     max_disagreement: MaxDisagreement = None,
     min_phash_distance: MinPhashDistance = None,
     reject: Annotated[
-        list[str] | None,
+        list[str] | None,  # typer takes no list of a Literal; QualitySettings checks the flags
         setting_option(
             QualitySettings,
             "reject",

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from handdata.commands.options import (
 )
 from handdata.console import ProgressLine, out, print_json, print_table
 from handdata.schemas import Split, UsageError
-from handdata.trainer.presets import PRESETS, AutoencoderConfig, SamplingOptions
+from handdata.trainer.presets import PRESETS, AutoencoderKind, SamplingOptions
 
 if TYPE_CHECKING:
     from handdata.jobs.evaluate import Evaluation
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 training_app = typer.Typer()
 
 _CHART_PX = 960
-_KINDS = get_args(AutoencoderConfig.model_fields["kind"].annotation)
 
 PresetName = Annotated[
     str, typer.Option("--preset", metavar="NAME", help=f"Name of the training preset: {', '.join(PRESETS)}.")
@@ -136,8 +135,7 @@ def encode(
     workspace: Workspace = None,
     dataset: TrainingDataset = None,
     autoencoder: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help=f"Kind of autoencoder: {', '.join(_KINDS)}.", show_default="the preset's"),
+        AutoencoderKind | None, typer.Option(help="Kind of autoencoder.", show_default="the preset's")
     ] = None,
     weights: Annotated[
         str | None,

@@ -36,3 +36,17 @@ def test_a_value_outside_a_setting_is_wrong_usage(options: tuple[object, ...], r
     result = run_command("annotate", *options)
     assert result.code == 2
     assert str(options[0]) in result.err
+
+
+def test_an_unknown_flag_is_wrong_usage_that_names_the_flags(run_command) -> None:
+    result = run_command("annotate", "--reject", "grey")
+    assert result.code == 2
+    assert "reject" in result.err
+    assert "'mask_spill'" in result.err
+
+
+def test_an_unknown_kind_of_autoencoder_is_wrong_usage(run_command) -> None:
+    result = run_command("encode", "--autoencoder", "jpeg")
+    assert result.code == 2
+    assert "--autoencoder" in result.err
+    assert "taef2" in result.err

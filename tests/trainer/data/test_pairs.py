@@ -354,6 +354,7 @@ def test_licences_choose_rows(sources: Storage) -> None:
 def test_sources_and_kinds_are_mixed_by_weight_and_temperature(sources: Storage) -> None:
     by_size = dataset(sources)
     assert by_size.effective_epochs(len(by_size)) == {"dart": 1, "foundhand10m": 1, "rhd": 1}
+    assert {by_size.rows_at(position)[2] for position in range(len(by_size))} == {STILL}
     pairs = dataset(sources, temperature=1e9, sources={"rhd": {"weight": 2}, "foundhand10m": {"weight": 0}})
     epoch = len(pairs)
     assert epoch == 40
@@ -366,6 +367,30 @@ def test_sources_and_kinds_are_mixed_by_weight_and_temperature(sources: Storage)
 def test_kinds_of_pairs_have_their_own_weights_in_a_source(storage: Storage) -> None:
     pairs = dataset(storage, sources={"synthetic": {"video": 0, "view": 1, "still": 0}})
     assert {pairs.rows_at(position)[2] for position in range(len(pairs))} == {VIEW}
+
+
+def test_each_source_draws_kinds_of_pairs_by_its_own_weights(tmp_path: Path) -> None:
+    def row(source: str, frame: int, camera: str) -> AnnotatedSample:
+        name = f"{source}/{frame}-{camera}"
+        ids = {"sample_id": name, "record_id": name, "source": source}
+        return sample(source, frame, camera, timestamp_s=frame / 10, **ids)
+
+    storage = Storage(tmp_path)
+    write_dataset(
+        storage, [row(source, frame, camera) for source in ("dart", "rhd") for frame in range(20) for camera in "ab"]
+    )
+    weights = {"dart": {"video": 3, "view": 1, "still": 0}, "rhd": {"video": 1, "view": 2, "still": 2}}
+    pairs = dataset(storage, sources=weights)
+    kinds: dict[str, Counter[int]] = {source: Counter() for source in weights}
+    for position in range(60 * len(pairs)):
+        target, _, kind = pairs.rows_at(position)
+        kinds[pairs.sequence_id(target)][kind] += 1
+    for source, weight in weights.items():
+        assert kinds[source].total() == 60 * len(pairs) / 2
+        for kind, name in ((VIDEO, "video"), (VIEW, "view"), (STILL, "still")):
+            share = kinds[source][kind] / kinds[source].total()
+            assert share == pytest.approx(weight[name] / sum(weight.values()), abs=0.04)
+        assert (kinds[source][STILL] == 0) == (weight["still"] == 0)
 
 
 def test_a_weight_for_a_source_that_is_not_there_is_an_error(storage: Storage) -> None:
