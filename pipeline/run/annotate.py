@@ -113,7 +113,7 @@ def annotate(
             done = (marker.records for marker in state.markers if marker.source in ingests)
             on_plan(sum(unit.rows for unit in to_do), sum(done))
         if lease and to_do:
-            state = write_manifest(state, sum_up(state))  # says of an unfinished dataset what its rows are
+            state = write_manifest(lease, state, sum_up(state))  # says of an unfinished dataset what its rows are
             stack.enter_context(connected(cluster.address, cluster.cpus))
             for marker in _commit_units(lease, to_do, settings, files, cluster):
                 made.append(marker)
@@ -121,8 +121,9 @@ def annotate(
                     on_unit(marker)
             state = state.with_markers(made)
     if lease:
+        state = state.with_stored_plans()
         remove_orphans(lease, state)
-        state = write_manifest(state, sum_up(state))
+        state = write_manifest(lease, state, sum_up(state))
     return _summary(made, sum_up(state))
 
 

@@ -17,9 +17,12 @@ What makes a commit exactly-once, however many writers a unit has had:
 from handdata.pipeline.shards.index import Shard, list_shards, read_index, read_row_group, read_shard_index
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import read_markers
+from handdata.pipeline.storage.layout import DATASET, list_datasets
 
 __all__ = [
+    "DATASET",
     "Shard",
+    "list_datasets",
     "list_shards",
     "read_index",
     "read_manifest",

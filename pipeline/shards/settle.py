@@ -26,10 +26,10 @@ from handdata.pipeline.records.tombstones import (
     write_tombstones,
 )
 from handdata.pipeline.settings import FLAG_THRESHOLDS, QualitySettings
-from handdata.pipeline.shards.commit import remove_derived, remove_orphans, remove_unit, rewrite_unit
+from handdata.pipeline.shards.commit import remove_derived, remove_orphans, remove_unit, rewrite_unit, unit_of
 from handdata.pipeline.shards.lease import Lease, take_lease
 from handdata.pipeline.shards.manifest import read_manifest
-from handdata.pipeline.shards.markers import files_of, read_markers
+from handdata.pipeline.shards.markers import files_of, read_marker, read_markers
 from handdata.pipeline.shards.plan import (
     PlannedUnit,
     honours,
@@ -171,12 +171,12 @@ def settle(
     for source, tombstones in state.tombstones.items():
         if tombstones:
             if not honours(state.units[source], tombstones):
-                _remove_unfinished(lease, state, source)
+                remove_unfinished(lease, state, source)
             strike_plan(lease, tombstones)
             state = state.with_units(source, stored_units(state.dataset, source))
     remove_orphans(lease, state)
     if state.manifest:
-        state = write_manifest(state, state.sum_up())
+        state = write_manifest(lease, state, state.sum_up())
     return state, total
 
 
@@ -287,15 +287,20 @@ def _add(total: Settled, change: UnitChange) -> None:
     total.flags_after.update(change.new.flags if change.new else {})
 
 
-def _remove_unfinished(lease: Lease, state: DatasetState, source: str) -> None:
+def remove_unfinished(lease: Lease, state: DatasetState, source: str) -> None:
     """Remove what killed writers left of a source's unfinished units: it may show what was dropped."""
     dataset, storage = lease.dataset, lease.dataset.storage
     files = storage.list_files(dataset.source_data_folder(source), ".parquet")
     files += storage.list_files(dataset.rejected_folder(source), ".parquet")
     named = {name for marker in state.markers for name in files_of(dataset, marker)}
+    unnamed = [name for name in files if name not in named]
+    # A late writer may have committed since the state was read: its marker and its files stay together.
+    planned = state.planned
+    late = [read_marker(dataset, planned[unit]) for unit in {unit_of(name) for name in unnamed} & planned.keys()]
+    kept = {name for marker in late if marker for name in files_of(dataset, marker)}
     lease.check()
-    for name in files:
-        if name not in named:
+    for name in unnamed:
+        if name not in kept:
             storage.remove(name)
 
 
@@ -325,7 +330,7 @@ def flag(
     _require_no_gates(dataset, manifest, changed)
     lease = take_lease(dataset)
     state = read_state(dataset)
-    state = write_manifest(state, state.sum_up(quality=wanted))
+    state = write_manifest(lease, state, state.sum_up(quality=wanted))
     state, settled = settle(lease, state, on_unit)
     return FlagSummary(settled, changed, state.manifest or manifest)
 

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from handdata.pipeline.records.tombstones import Tombstones, read_tombstones
+from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.shards.manifest import encode_manifest, find_manifest, sum_manifest
 from handdata.pipeline.shards.markers import read_markers
 from handdata.pipeline.shards.plan import PlannedUnit, planned_sources, stored_units
@@ -103,8 +104,16 @@ class DatasetState:
         )
 
     def is_summed_up(self, manifest: DatasetManifest) -> bool:
-        """Return whether the stored manifest is this one, so that it need not be written."""
-        return self.manifest is not None and encode_manifest(self.manifest) == encode_manifest(manifest)
+        """Return whether the manifest says the same as this one; which version of handdata wrote it does not count."""
+        if self.manifest is None:
+            return False
+        version = {"handdata_version": self.manifest.handdata_version}
+        return encode_manifest(self.manifest) == encode_manifest(manifest.model_copy(update=version))
+
+    def with_stored_plans(self) -> "DatasetState":
+        """Return the state with the plans as they are stored now: planning takes no lease, and others may plan, too."""
+        stored = {source: tuple(stored_units(self.dataset, source)) for source in planned_sources(self.dataset)}
+        return replace(self, units=stored)
 
 
 def read_state(dataset: Dataset) -> DatasetState:
@@ -120,8 +129,17 @@ def read_state(dataset: Dataset) -> DatasetState:
     )
 
 
-def write_manifest(state: DatasetState, manifest: DatasetManifest) -> DatasetState:
-    """Store a manifest unless it is the stored one, and return the state with it; for the holder of the lease only."""
-    if not state.is_summed_up(manifest):
-        state.dataset.storage.write_bytes(state.dataset.manifest_file, encode_manifest(manifest))
+def write_manifest(lease: Lease, state: DatasetState, manifest: DatasetManifest) -> DatasetState:
+    """Store a manifest unless the stored one says the same, and return the state with it.
+
+    The stored one is read again: a run that has just lost the lease may have written it.
+
+    Raises:
+        LeaseLostError: Another run has taken the dataset over.
+
+    """
+    dataset = lease.dataset
+    if not replace(state, manifest=find_manifest(dataset)).is_summed_up(manifest):
+        lease.check()
+        dataset.storage.write_bytes(dataset.manifest_file, encode_manifest(manifest))
     return replace(state, manifest=manifest)

@@ -315,13 +315,20 @@ class Storage:
 
     @_retried
     def list_folders(self, folder: str) -> list[str]:
-        """Return the names of the visible folders directly in a folder, sorted; none if it is absent."""
+        """Return the names of the visible folders directly in a folder, links to folders among them, sorted.
+
+        There are none where the folder is absent.
+        """
         with self._named_errors("list", folder):
             base = self._path(folder)
             if not self._filesystem.isdir(base):
                 return []
-            entries = self._filesystem.ls(base, detail=True)
-        names = (str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
+            entries = [
+                str(entry["name"]).rstrip("/")
+                for entry in self._filesystem.ls(base, detail=True)
+                if entry["type"] == "directory" or (entry.get("islink") and self._filesystem.isdir(entry["name"]))
+            ]
+        names = (entry.rpartition("/")[2] for entry in entries)
         return sorted(name for name in names if not name.startswith((".", "_")))
 
     @_retried

@@ -146,7 +146,7 @@ def finish(storage: Storage, licenses: dict[str, str] | None = None) -> None:
         annotators={"abc": {"settings": AnnotateSettings().model_dump(mode="json"), "models": {}}},
         licenses=licenses or {"dexycb": "CC BY-NC 4.0"},
     )
-    write_manifest(state, manifest)
+    write_manifest(take_lease(Dataset(storage)), state, manifest)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """A state that is followed is the state that would be read, and what it lacks does no harm."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from handdata.pipeline.shards.commit import remove_orphans, write_unit
 from handdata.pipeline.shards.lease import Lease, take_lease
+from handdata.pipeline.shards.markers import files_of
 from handdata.pipeline.shards.plan import PlannedUnit
-from handdata.pipeline.shards.settle import is_settled
+from handdata.pipeline.shards.settle import is_settled, remove_unfinished
 from handdata.pipeline.shards.state import DatasetState, read_state, write_manifest
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import UnitMarker
@@ -45,7 +46,7 @@ def test_a_state_with_made_markers_is_the_state_that_would_be_read(storage: Stor
     state = state.with_markers([commit(lease, unit) for unit in reversed(units)])
     assert state.to_do(["rhd", "rhd-2"]) == []
     assert state == read(storage)
-    state = write_manifest(state, state.sum_up(image_size=48))
+    state = write_manifest(lease, state, state.sum_up(image_size=48))
     assert state == read(storage)
     assert state.manifest is not None
     assert state.manifest.complete
@@ -62,11 +63,37 @@ def test_a_unit_that_is_committed_after_the_reading_keeps_its_files_and_is_summe
     commit(lease, late)  # as a writer does that checked its lease a moment before this one was taken
     state = state.with_markers([commit(lease, known)])
     assert remove_orphans(lease, state) == 0
-    write_manifest(state, state.sum_up(image_size=48))
+    write_manifest(lease, state, state.sum_up(image_size=48))
     assert len(files(storage)) == 2
     after = read(storage)
     assert not after.is_summed_up(after.sum_up())
     assert after.sum_up().sources["visor"]["train"].samples == 2
+
+
+def test_files_of_an_unfinished_unit_go_unless_a_late_writer_has_just_committed_them(storage: Storage) -> None:
+    late, killed = unit_of("rhd"), unit_of("rhd", 1)
+    plan(storage, "rhd", late, killed)
+    lease = take_lease(Dataset(storage))
+    state = read(storage)
+    left = commit(lease, killed)
+    storage.remove(lease.dataset.marker_file("rhd", killed.unit_id))  # a writer that was killed before its marker
+    marker = commit(lease, late)  # as a writer does that checked its lease a moment before this one was taken
+    remove_unfinished(lease, state, "rhd")
+    assert files(storage) == files_of(lease.dataset, marker)
+    assert not set(files_of(lease.dataset, left)) & set(files(storage))
+
+
+def test_a_manifest_that_another_version_wrote_is_summed_up(storage: Storage) -> None:
+    unit = unit_of("rhd")
+    plan(storage, "rhd", unit)
+    lease = take_lease(Dataset(storage))
+    state = read(storage).with_markers([commit(lease, unit)])
+    state = write_manifest(lease, state, state.sum_up(image_size=48))
+    assert state.manifest is not None
+    older = state.manifest.model_copy(update={"handdata_version": "0.0.1"})
+    assert replace(state, manifest=older).is_summed_up(state.sum_up())
+    other = state.manifest.model_copy(update={"licenses": {"rhd": "another"}})
+    assert not replace(state, manifest=other).is_summed_up(state.sum_up())
 
 
 def test_a_unit_that_is_committed_late_and_not_planned_any_more_is_unsettled(storage: Storage) -> None:

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -13,6 +14,15 @@ import s3fs
 from handdata.pipeline.storage import Storage, blob_ranges, store, table_to_parquet
 from handdata.schemas import StorageError
 from tests.fixtures.faults import FaultyS3
+
+
+def test_a_link_to_a_folder_is_listed_as_a_folder_and_a_link_to_a_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "step-1").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "file").touch()
+    (tmp_path / "w" / "runs").mkdir(parents=True)
+    for name in ("step-1", "file", "gone"):
+        (tmp_path / "w" / "runs" / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert Storage(tmp_path / "w").list_folders("runs") == ["step-1"]
 
 
 def test_what_is_written_is_read_and_listed(storage: Storage) -> None:
