@@ -14,7 +14,12 @@ to a unit after the reading is safe whether or not the holder of the lease sees 
 - The unit is not planned any more (dropped, or to be annotated again): the next command finds the dataset unsettled and
   removes the marker, as it would if the writer were later still.
 - The unit is rewritten late: the holder makes the same of it, by the same tombstones and thresholds, or the next
-  command finds it unsettled.
+  command finds it unsettled. One case is not covered, here or before: a request that writes a shard and takes longer
+  than all that its successor does to the unit can bring the former rows back under the new marker.
+
+Where files of unfinished units are removed (``settle.remove_unfinished``), the markers of just those units are read
+again, so that a marker and its files stay together. The plans are read again before the last manifest is written, since
+planning takes no lease.
 
 Readers of samples read the markers themselves (``list_shards``): they see each unit once at any time.
 """
