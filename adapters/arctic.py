@@ -25,10 +25,10 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
     apply_affine,
@@ -40,7 +40,8 @@ from handdata.adapters.reading.geometry import (
 )
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import read_json
-from handdata.adapters.reading.paths import is_file, resolve_below
+from handdata.adapters.reading.listing import is_file, is_folder
+from handdata.adapters.reading.paths import resolve_below
 from handdata.adapters.reading.pickles import load_object_npy
 from handdata.schemas import (
     SIDES,
@@ -91,10 +92,10 @@ class ArcticAdapter:
 
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield shares of the sequences of each split; both protocols of a split belong to each."""
-        folder = next((name for name in _FOLDERS if (root / name / "splits").is_dir()), _FOLDERS[0])
+        folder = next((name for name in _FOLDERS if is_folder(root / name / "splits")), _FOLDERS[0])
         for split in sorted(SPLITS):
             files = [Path(folder, "splits", f"{protocol}_{split}.npy") for protocol in _PROTOCOLS]
-            paths = tuple(path.as_posix() for path in files if (root / path).is_file())
+            paths = tuple(path.as_posix() for path in files if is_file(root / path))
             if paths:
                 for share in range(PARTITIONS_PER_SPLIT):
                     yield Partition(f"{split}/{share:02d}", split, paths, str(share))
@@ -297,7 +298,7 @@ def _read_image(
         cropped = not is_file(image_path)
         if cropped:
             image_path = resolve_below(data / "cropped_images", relative)
-            image_uri = str(image_path) if image_path.parent.is_dir() else image_uri
+            image_uri = str(image_path) if is_folder(image_path.parent) else image_uri
         if isinstance(labels, RecordError):
             raise labels
         row = frame - labels.cameras.frame_offset
@@ -328,8 +329,8 @@ def _read_image(
             camera_model="pinhole" if distortion is None else "opencv_rational",
             camera_dist=distortion,
         )
-    except (RecordError, ValidationError) as error:
-        return rejection(
+    except Exception as error:
+        return frame_rejection(
             record_name(source, split, name, frame, str(view)), image_uri, error, f"{name}: row of frame {frame}"
         )
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
     metres_from_millimetres,
@@ -37,7 +37,8 @@ from handdata.adapters.reading.geometry import (
 )
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_list, stream_nested_items
-from handdata.adapters.reading.paths import is_file, read_text, resolve_below
+from handdata.adapters.reading.listing import files_in, folders_in, is_file, is_folder
+from handdata.adapters.reading.paths import read_text, resolve_below
 from handdata.adapters.reading.video import VideoInfo, video_info
 from handdata.schemas import (
     KEYPOINT_COUNT,
@@ -89,7 +90,7 @@ class AssemblyHandsAdapter:
 
         Videos lie outside the splits; a sequence that has no ego images is looked for in each split's labels.
         """
-        splits = [split for split in sorted(SPLITS) if (root / "annotations" / split).is_dir()]
+        splits = [split for split in sorted(SPLITS) if is_folder(root / "annotations" / split)]
         ego = {split: _folder_names(root / _EGO_IMAGES / split) for split in splits}
         exo_alone = _folder_names(root / _EXO_VIDEOS).difference(*ego.values())
         for split in splits:
@@ -161,7 +162,7 @@ class _Sequence:
 
 
 def _folder_names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    return {path.name for path in folders_in(folder)}
 
 
 def _label_path(root: Path, split: Split, kind: str) -> Path:
@@ -193,7 +194,7 @@ def _images_without_folder(root: Path, split: Split) -> Iterator[Rejection]:
 def _read_sequence(root: Path, split: Split, name: str) -> Iterator[HandRecord | Rejection]:
     sequence = _Sequence(name)
     _read_joints(_label_path(root, split, "joint_3d"), split, sequence)
-    if (root / _EGO_IMAGES / split).is_dir():
+    if is_folder(root / _EGO_IMAGES / split):
         _read_ego_labels(root, split, sequence)
     yield from sequence.unusable
     exo = _ExoVideos(root, split, sequence)
@@ -363,8 +364,8 @@ def _read_ego_image(
             viewpoint="ego",
             extra={"boxes_xyxy_px": label.boxes, "box_sides": label.box_sides} if label.boxes else None,
         )
-    except (RecordError, ValidationError) as error:
-        return rejection(
+    except Exception as error:
+        return frame_rejection(
             record_name(source, split, sequence.name, frame, label.camera_id), image_uri, error, label.file_name
         )
 
@@ -416,10 +417,10 @@ class _ExoVideos:
         self._folder = folder
         self.videos: dict[str, VideoInfo | RecordError] = {}
         self._cameras: dict[str, _Camera] | RecordError = {}
-        if not sequence.joints or not folder.is_dir():
+        if not sequence.joints or not is_folder(folder):
             return
         self._first_frame = min(sequence.joints)
-        self.videos = {path.stem: _video(path) for path in sorted(folder.glob("*.mp4"))}
+        self.videos = {path.stem: _video(path) for path in files_in(folder, ".mp4")}
         try:
             self._cameras = _read_exo_cameras(folder / "calib.txt", _label_path(root, split, "exo_calib"), sequence)
         except RecordError as error:
@@ -457,9 +458,9 @@ class _ExoVideos:
                 height=video.height,
                 viewpoint="exo",
             )
-        except (RecordError, ValidationError) as error:
+        except Exception as error:
             name = record_name(AssemblyHandsAdapter.card.name, self._split, self._sequence.name, frame, camera_id)
-            return rejection(name, str(path), error, f"{path}, frame {frame}")
+            return frame_rejection(name, str(path), error, f"{path}, frame {frame}")
 
 
 def _video(path: Path) -> VideoInfo | RecordError:

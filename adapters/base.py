@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
+from handdata.adapters.reading.listing import holds_match
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.record import HandRecord, Split
 from handdata.schemas.record_batch import RecordBatch
@@ -26,15 +27,23 @@ class Layout:
     Args:
         name: Name that users know, for messages ("v1", "cropped images").
         patterns: Globs relative to the root; each must match at least once.
+        part: Part of the dataset that this layout and others hold in different places; where several that name
+            the same part match one folder, nothing tells which one is meant. Layouts without it may all be there.
 
     """
 
     name: str
     patterns: tuple[str, ...]
+    part: str = ""
 
     def missing_from(self, folder: Path) -> list[str]:
-        """Return the patterns that match nothing below ``folder``."""
-        return [pattern for pattern in self.patterns if next(iter(folder.glob(pattern)), None) is None]
+        """Return the patterns that match nothing below ``folder``.
+
+        Raises:
+            DatasetReadError: A folder on the way cannot be read.
+
+        """
+        return [pattern for pattern in self.patterns if not holds_match(folder, pattern)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +72,12 @@ class AdapterOptions:
 
     Args:
         mano_dir: Folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that are MANO parameters.
+        follow_links: Whether links below the top of the root are followed, wherever they lead.
 
     """
 
     mano_dir: Path | None = None
+    follow_links: bool = False
 
 
 class Adapter(Protocol):
@@ -87,7 +98,7 @@ class Adapter(Protocol):
         """Yield each frame of a partition once, in a deterministic order, as a record or as a rejection.
 
         Memory must not grow with the number of records: label files of gigabytes are streamed. An unreadable label is
-        a rejection that names the file, never an exception.
+        a rejection that names the file, never an exception; ``frame_rejection`` makes one of whatever a frame raised.
         """
         ...
 

@@ -22,14 +22,15 @@ from typing import Any, ClassVar, Final
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
 from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.listing import find_all, is_file
 from handdata.adapters.reading.masks import read_alpha
-from handdata.adapters.reading.paths import is_file, resolve_below
+from handdata.adapters.reading.paths import resolve_below
 from handdata.adapters.reading.pickles import load_pickle
 from handdata.schemas import (
     SOURCE_CARDS,
@@ -70,7 +71,7 @@ class DartAdapter:
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield one partition for each part: its labels are one file, which cannot be read in parts."""
         for split in _SPLITS:
-            paths = [*root.glob(f"{split}/part_*.pkl"), *root.glob(f"{split}/*/part_*.pkl")]
+            paths = [*find_all(root, f"{split}/part_*.pkl"), *find_all(root, f"{split}/*/part_*.pkl")]
             for relative in sorted(path.relative_to(root).as_posix() for path in paths):
                 yield Partition(relative.removesuffix(".pkl"), split, (relative,))
 
@@ -161,8 +162,8 @@ def _read_image(label_path: Path, split: Split, index: int, name: object, joints
             mask_extent="hand_accessory" if has_mask else None,
             extra={"cutout": str(cutout)} if has_mask else None,
         )
-    except (RecordError, ValidationError) as error:
-        return rejection(
+    except Exception as error:
+        return frame_rejection(
             record_name(DartAdapter.card.name, split, sequence_id), image_uri, error, f"{label_path}: {name!r}"
         )
 

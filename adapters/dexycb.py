@@ -24,12 +24,13 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 import yaml
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, read_npz_and_shapes, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import Array, intrinsics, invert_rigid, place_hands, place_validity
 from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.listing import find_all, folders_in
 from handdata.adapters.reading.masks import read_npz_labels
 from handdata.adapters.reading.paths import Fence, read_text, resolve_below
 from handdata.schemas import (
@@ -75,9 +76,9 @@ class DexYCBAdapter:
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield runs of sequences, each of one subject and one split."""
         found = []
-        for subject in root.glob("*-subject-*"):
+        for subject in find_all(root, "*-subject-*"):
             splits: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
-            for position, folder in enumerate(sorted(path for path in subject.iterdir() if path.is_dir())):
+            for position, folder in enumerate(folders_in(subject)):
                 splits[_split(subject.name, position)].append(folder.relative_to(root).as_posix())
             found += [
                 Partition(
@@ -92,7 +93,7 @@ class DexYCBAdapter:
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the frames of a partition, sequence by sequence, in the order of frame number and camera."""
-        fence = Fence(root)
+        fence = Fence(root, self.options.follow_links)
         for relative in partition.paths:
             try:
                 sequence = _read_sequence(root, relative)
@@ -267,7 +268,7 @@ def _read_frame(
             has_mask="seg" in shapes,
             mask_extent="hand" if "seg" in shapes else None,
         )
-    except (RecordError, ValidationError) as error:
-        return rejection(
+    except Exception as error:
+        return frame_rejection(
             record_name(source, split, sequence.name, frame, camera.serial), str(image_path), error, label_path
         )

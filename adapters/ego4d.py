@@ -39,7 +39,8 @@ from handdata.adapters.reading.arrays import require_finite
 from handdata.adapters.reading.geometry import Array
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import read_json, stream_list
-from handdata.adapters.reading.paths import is_file, resolve_below
+from handdata.adapters.reading.listing import files_in, find_all, is_file, is_folder, size_of
+from handdata.adapters.reading.paths import resolve_below
 from handdata.adapters.reading.video import VideoInfo, video_info
 from handdata.schemas import (
     KEYPOINT_COUNT,
@@ -92,8 +93,8 @@ class Ego4dAdapter:
         folders = _hint_folders(root)
         paths = [label.path for label in labels] + [folder for _, folder in folders]
         relative = tuple(path.relative_to(root).as_posix() for path in paths)
-        label_bytes = sum(label.path.stat().st_size for label in labels)
-        hint_files = sum(1 for _, folder in folders for _ in folder.glob("*.json"))
+        label_bytes = sum(size_of(label.path) for label in labels)
+        hint_files = sum(len(files_in(folder, ".json")) for _, folder in folders)
         blocks = max(
             1, math.ceil(label_bytes / LABEL_BYTES_PER_PARTITION), math.ceil(hint_files / HINT_FILES_PER_PARTITION)
         )
@@ -149,14 +150,14 @@ def _label_files(root: Path) -> list[_LabelFile]:
 
 def _hint_folders(root: Path) -> list[tuple[Split, Path]]:
     """Return HInt's folders with their splits; stills before sequences, the complete release before the partial one."""
-    for base in (*sorted(root.glob("HInt_annotation*")), root):
+    for base in (*find_all(root, "HInt_annotation*"), root):
         folders = [
             (split, base / f"{prefix}_ego4d_{kind}")
             for kind in ("img", "seq")
             for prefix, split in _HINT_SPLITS.items()
         ]
-        if any(folder.is_dir() for _, folder in folders):
-            return [(split, folder) for split, folder in folders if folder.is_dir()]
+        if any(is_folder(folder) for _, folder in folders):
+            return [(split, folder) for split, folder in folders if is_folder(folder)]
     return []
 
 
@@ -198,7 +199,7 @@ def _gather_hint(
     root: Path, block: int, blocks: int, clips: dict[str, _Clip], problems: list[tuple[Split, Rejection]]
 ) -> None:
     for split, folder in _hint_folders(root):
-        for path in sorted(folder.glob("*.json")):
+        for path in files_in(folder, ".json"):
             name = _HINT_NAME.fullmatch(path.stem)
             if name is None:
                 if block == 0:

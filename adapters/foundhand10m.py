@@ -16,11 +16,12 @@ from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, read_npz, read_npz_and_shapes, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.listing import files_in, find_all, folders_in, is_folder
 from handdata.adapters.reading.paths import Fence
 from handdata.schemas import (
     SOURCE_CARDS,
@@ -36,7 +37,6 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
-from handdata.schemas.rejection import rejection
 
 SEQUENCES_PER_PARTITION: Final = 64
 
@@ -59,11 +59,11 @@ class FoundHand10MAdapter:
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield runs of sequences, each within one source, processed folder and split."""
         groups: list[tuple[str, Split, list[str]]] = []
-        for folder in root.glob("*/processed*/*"):
+        for folder in find_all(root, "*/processed*/*"):
             split = next((split for split in SPLITS if split == folder.name.lower()), None)
-            if split is not None and folder.is_dir():
+            if split is not None and is_folder(folder):
                 prefix = folder.relative_to(root).as_posix()
-                sequences = sorted(child.name for child in folder.iterdir() if child.is_dir())
+                sequences = [child.name for child in folders_in(folder)]
                 groups.append((prefix, split, sequences))
         yield from sorted(
             (
@@ -80,15 +80,14 @@ class FoundHand10MAdapter:
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the frames of a partition, sequence by sequence, in the order of frame number and camera."""
-        fence = Fence(root)
+        fence = Fence(root, self.options.follow_links)
         for relative in partition.paths:
             folder = root / relative
-            try:
-                stems = {path.stem for path in folder.iterdir() if path.suffix in (".jpg", ".npz")}
-            except OSError as problem:
-                error = RecordError(RejectReason.LABEL_MISSING, f"{folder} cannot be listed: {problem}")
-                yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(folder), error)
+            if not is_folder(folder):
+                gone = RecordError(RejectReason.LABEL_MISSING, f"{folder} does not exist any more")
+                yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(folder), gone)
                 continue
+            stems = {path.stem for path in files_in(folder, ".jpg", ".npz")}
             for frame in sorted(_frame(relative, stem) for stem in stems):
                 yield _read_frame(folder, partition.split, frame, fence)
 
@@ -208,9 +207,9 @@ def _read_frame(folder: Path, split: Split, frame: _Frame, fence: Fence) -> Hand
             has_mask="hand_mask" in shapes,
             mask_extent="unknown" if "hand_mask" in shapes else None,
         )
-    except (RecordError, ValidationError) as error:
+    except Exception as error:
         name = record_name(FoundHand10MAdapter.card.name, split, frame.sequence_id, frame.frame_index, frame.camera_id)
-        return rejection(name, str(image_path), error, label_path)
+        return frame_rejection(name, str(image_path), error, label_path)
 
 
 def _mask_size(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:

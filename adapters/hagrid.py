@@ -33,7 +33,8 @@ from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import require_finite
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items
-from handdata.adapters.reading.paths import is_file, path_below
+from handdata.adapters.reading.listing import files_in, is_file, is_folder
+from handdata.adapters.reading.paths import path_below
 from handdata.schemas import (
     KEYPOINT_COUNT,
     KEYPOINTS_PER_HAND,
@@ -82,7 +83,7 @@ class HagridAdapter:
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield one partition for each annotation file: a gesture of a split."""
         for folder, split, _ in _ANNOTATIONS:
-            for path in sorted((root / folder).glob("*.json")):
+            for path in files_in(root / folder, ".json"):
                 yield Partition(f"{folder}/{path.stem}", split, (f"{folder}/{path.name}",))
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
@@ -119,7 +120,7 @@ def _image_folders(root: Path, annotation: str) -> list[Path]:
     patterns = next(patterns for known, _, patterns in _ANNOTATIONS if known == folder)
     spellings = [gesture] + ([_SPELLINGS[gesture]] if gesture in _SPELLINGS else [])
     candidates = [root / pattern.format(gesture=spelling) for pattern in patterns for spelling in spellings]
-    return [path for path in candidates if path.is_dir()] or candidates[:1]
+    return [path for path in candidates if is_folder(path)] or candidates[:1]
 
 
 def _find_image(folders: list[Path], uuid: str) -> str:

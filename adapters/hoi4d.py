@@ -33,12 +33,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, read_npy_header, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import Array, invert_rigid, place_hands, place_validity, project
 from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.listing import exists, files_in, find_all, is_folder, only_one, open_file
 from handdata.adapters.reading.mano import MANOPTH_TIPS, load_mano, rotation_matrices
 from handdata.adapters.reading.masks import read_mask_of_colours
 from handdata.adapters.reading.paths import read_text
@@ -107,7 +108,7 @@ class Hoi4dAdapter:
         parents = [_find_folder(root, name) for names in ((_VIDEOS,), *_HAND_FOLDERS.values()) for name in names]
         folders: dict[str, str] = {}
         for parent in parents:
-            for folder in parent.glob(_CLIP_PATTERN) if parent is not None else ():
+            for folder in find_all(parent, _CLIP_PATTERN) if parent is not None else ():
                 folders.setdefault(_clip_name(folder), folder.relative_to(root).as_posix())
         held_out = _read_test_list(root)
         for split in sorted(SPLITS):
@@ -163,9 +164,11 @@ class _Clip:
 
 def _find_folder(root: Path, name: str) -> Path | None:
     """Return the folder of this name: users keep the levels that their archives came with."""
-    return next(
-        (path for depth in ("", "*/", "*/*/") for path in sorted(root.glob(depth + name)) if path.is_dir()), None
-    )
+    for depth in ("", "*/", "*/*/"):
+        found = only_one(filter(is_folder, find_all(root, depth + name)), f"folders {name}")
+        if found is not None:
+            return found
+    return None
 
 
 def _clip_name(folder: Path) -> str:
@@ -179,7 +182,8 @@ def _object_class(clip: str) -> str:
 def _read_test_list(root: Path) -> frozenset[str]:
     """Return the clips that ``testset.txt`` names; nothing where the user has not put it there."""
     for depth in ("", "*/"):
-        for path in sorted(root.glob(f"{depth}testset.txt")):
+        path = only_one(find_all(root, f"{depth}testset.txt"), "lists testset.txt")
+        if path is not None:
             return frozenset(read_text(path).split())
     return frozenset()
 
@@ -187,11 +191,7 @@ def _read_test_list(root: Path) -> frozenset[str]:
 def _numbered_files(folder: Path, suffix: str) -> dict[int, Path]:
     """Return the files of a folder whose names are frame numbers, zero-padded or not."""
     pattern = re.compile(rf"0*([0-9]{{1,9}})\.{suffix}")
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError:
-        return {}
-    return {int(match[1]): folder / match[0] for name in names if (match := pattern.fullmatch(name))}
+    return {int(match[1]): path for path in files_in(folder) if (match := pattern.fullmatch(path.name))}
 
 
 def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> Iterator[HandRecord | Rejection]:
@@ -244,12 +244,12 @@ def _find_clip(root: Path, name: str) -> _Clip:
         for archive in reversed(archives):
             hands[side] |= _numbered_files(archive / name, "pickle")
     segmentation = annotations / "2Dseg"
-    masks = next((path for path in (segmentation / "shift_mask", segmentation / "mask") if path.is_dir()), segmentation)
+    masks = next(filter(is_folder, (segmentation / "shift_mask", segmentation / "mask")), segmentation)
     cameras = folders["camera_params"] or root / "camera_params"
     return _Clip(
         name=name,
         video=video,
-        images={} if video.is_file() else _numbered_files(frames, "jpg"),
+        images={} if exists(video) else _numbered_files(frames, "jpg"),
         hands=hands,
         masks=_numbered_files(masks, "png"),
         k=_read_intrinsics(cameras / name.partition("/")[0] / "intrin.npy"),
@@ -260,14 +260,14 @@ def _find_clip(root: Path, name: str) -> _Clip:
 def _read_intrinsics(path: Path) -> Array | None:
     """Return the (3, 3) of a camera; None where the small archive of cameras was not downloaded."""
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             shape, column_major, dtype = read_npy_header(stream)
             stored = np.frombuffer(stream.read(_MAX_CAMERA_BYTES), dtype)
             stored = stored.reshape(shape, order="F" if column_major else "C")
         k = numbers(path, "the intrinsics", stored, (3, 3))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except (ValueError, EOFError) as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
     require_finite(path, "the intrinsics", k)
     return k
@@ -332,8 +332,8 @@ def _read_frame(
             mask_extent=None if mask_path is None else "hand_forearm",
             extra=None if mask_path is None else {"mask_path": str(mask_path)},
         )
-    except (RecordError, ValidationError) as error:
-        return rejection(
+    except Exception as error:
+        return frame_rejection(
             record_name(source, split, clip.name, frame, camera_id),
             str(image_path),
             error,

@@ -40,6 +40,7 @@ from handdata.adapters.reading.geometry import (
 )
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items, stream_list, stream_list_part
+from handdata.adapters.reading.listing import NotRegularFileError, find_all, is_file, is_folder, open_file, size_of
 from handdata.adapters.reading.paths import path_below
 from handdata.adapters.reading.recording_rate import recorded_hz
 from handdata.schemas import (
@@ -90,8 +91,8 @@ class InterHand26MAdapter:
             labels = [
                 f"annotations/{split}/InterHand2.6M_{split}_{kind}.json" for kind in ("data", "camera", "joint_3d")
             ]
-            if (root / labels[0]).is_file():
-                size = (root / labels[0]).stat().st_size
+            if is_file(root / labels[0]):
+                size = size_of(root / labels[0])
                 parts = min(MAX_PARTITIONS, 1 + size // PARTITION_BYTES)
                 for part in range(parts):
                     yield Partition(f"{split}/{part:02d}", split, tuple(labels), selection=f"{part}/{parts}")
@@ -125,8 +126,8 @@ class InterHand26MAdapter:
 
 
 def _images_folder(root: Path) -> Path:
-    folders = [root / "images", *sorted(root.glob("*/images"))]
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    folders = [root / "images", *find_all(root, "*/images")]
+    return next((folder for folder in folders if is_folder(folder)), folders[0])
 
 
 # ---------------------------------------------------------------------------------------------------- data.json
@@ -142,19 +143,18 @@ def _labelled_images(path: Path, part: int, parts: int) -> Iterator[tuple[Any, _
 
     """
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             start, stop, annotations_at = _part_of_images(path, stream, part, parts)
             images = stream_list_part(path, start, stop)
             first = next(images, None)
             if first is None:
                 return
             annotation_start = _find_annotation(stream, first, annotations_at)
-    except OSError as error:
-        reason = RejectReason.LABEL_MISSING if isinstance(error, FileNotFoundError) else RejectReason.LABEL_CORRUPT
-        raise RecordError(reason, f"{path}: {error.strerror}") from None
-    annotations = (
-        iter(()) if annotation_start is None else stream_list_part(path, annotation_start, path.stat().st_size)
-    )
+    except FileNotFoundError:
+        raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
+    except NotRegularFileError as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} {error}") from None
+    annotations = iter(()) if annotation_start is None else stream_list_part(path, annotation_start, size_of(path))
     entries = chain([first], images)
     for image in entries:
         annotation = next(annotations, None)

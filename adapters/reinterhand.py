@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
     intrinsics,
@@ -42,6 +42,7 @@ from handdata.adapters.reading.geometry import (
 )
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items, stream_list
+from handdata.adapters.reading.listing import exists, files_in, find_all, folders_in, is_folder
 from handdata.adapters.reading.masks import read_nonzero_mask
 from handdata.adapters.reading.paths import read_text
 from handdata.adapters.reading.recording_rate import recorded_hz
@@ -84,9 +85,9 @@ class ReInterHandAdapter:
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield one partition for each camera of a capture and light."""
         found = []
-        for images in root.glob("m--*/*_cameras/envmap_per_*/images"):
+        for images in find_all(root, "m--*/*_cameras/envmap_per_*/images"):
             kind = images.parents[1].name
-            folders = [images] if kind == _HEAD else [path for path in images.iterdir() if path.is_dir()]
+            folders = [images] if kind == _HEAD else folders_in(images)
             for folder in folders if kind in (_HEAD, _STUDIO) else []:
                 camera_folder = _CameraFolder.of(folder.relative_to(root).as_posix())
                 name = f"{camera_folder.sequence}/{camera_folder.camera}"
@@ -164,10 +165,9 @@ class _CameraFolder:
 
 
 def _png_names(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir() if path.suffix == ".png")
-    except OSError as error:
-        raise RecordError(RejectReason.IMAGE_MISSING, f"{folder} cannot be listed: {error.strerror}") from None
+    if not is_folder(folder):
+        raise RecordError(RejectReason.IMAGE_MISSING, f"{folder} does not exist any more")
+    return [path.name for path in files_in(folder, ".png")]
 
 
 def _listed_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
@@ -176,7 +176,7 @@ def _listed_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
     It lists 30 frames a second; studio images with a light for each frame were rendered at 5 (InterWild, issue 27).
     """
     path = root / camera_folder.capture / "frame_list.txt"
-    if (camera_folder.kind, camera_folder.light) == (_STUDIO, "envmap_per_frame") or not path.is_file():
+    if (camera_folder.kind, camera_folder.light) == (_STUDIO, "envmap_per_frame") or not exists(path):
         return set()
     try:
         numbers = [line.split()[1] for line in read_text(path).splitlines() if line.strip()]
@@ -189,7 +189,7 @@ def _listed_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
 
 def _mask_paths(folder: Path) -> dict[str, Path]:
     """Return the masks of a camera by name without suffix."""
-    return {path.stem: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+    return {path.stem: path for path in files_in(folder)}
 
 
 # ---------------------------------------------------------------------------------------------------- cameras
@@ -320,6 +320,6 @@ def _read_frame(
             mask_extent=None if mask_path is None else "hand_forearm",
             extra=None if mask_path is None else {"mask": str(mask_path)},
         )
-    except (RecordError, ValidationError) as error:
+    except Exception as error:
         name = record_name(source, camera_folder.split, camera_folder.sequence, frame, camera_folder.camera)
-        return rejection(name, str(image_path), error, image_path)
+        return frame_rejection(name, str(image_path), error, image_path)

@@ -23,14 +23,14 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, project, rigid_transform, transform_points
 from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.listing import files_in, is_file, is_folder
 from handdata.adapters.reading.mano import ManoModel, Tips, correct_left_shape, load_mano
-from handdata.adapters.reading.paths import is_file
 from handdata.adapters.reading.pickles import load_object_npy, load_pickle
 from handdata.schemas import (
     SIDES,
@@ -46,7 +46,6 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
-from handdata.schemas.rejection import rejection
 
 IDS_PER_PARTITION: Final = 10_000
 
@@ -75,7 +74,7 @@ class RenderIHAdapter:
 
         """
         folder = _data_folder(root)
-        if self._hands() is None and not (folder / "ori_handdict").is_dir():
+        if self._hands() is None and not is_folder(folder / "ori_handdict"):
             raise UsageError(
                 f"the labels of renderih are MANO parameters, and {folder} has no ori_handdict",
                 "pass the folder of your own MANO_RIGHT.pkl and MANO_LEFT.pkl (https://mano.is.tue.mpg.de) as --mano "
@@ -112,14 +111,12 @@ class RenderIHAdapter:
 
 
 def _data_folder(root: Path) -> Path:
-    return root / "train" if (root / "train").is_dir() else root
+    return root / "train" if is_folder(root / "train") else root
 
 
 def _ids(folder: Path, suffix: str) -> set[int]:
     """Return the numbers that name the files of a folder; an empty set where it is not there."""
-    if not folder.is_dir():
-        return set()
-    stems = (path.stem for path in folder.iterdir() if path.suffix == suffix)
+    stems = (path.stem for path in files_in(folder, suffix))
     return {int(stem) for stem in stems if stem.isascii() and stem.isdecimal() and str(int(stem)) == stem}
 
 
@@ -161,8 +158,8 @@ def _read_image(folder: Path, number: int, hands: Hands | None) -> HandRecord | 
             camera_k=camera_k,
             camera_t_world=camera_t_world,
         )
-    except (RecordError, ValidationError) as error:
-        return rejection(
+    except Exception as error:
+        return frame_rejection(
             record_name(RenderIHAdapter.card.name, "train", str(number)), str(image_path), error, label_path
         )
 

@@ -21,14 +21,15 @@ from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
 from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.listing import is_file
 from handdata.adapters.reading.masks import read_label_image
-from handdata.adapters.reading.paths import Fence, is_file
+from handdata.adapters.reading.paths import Fence
 from handdata.adapters.reading.pickles import load_pickle
 from handdata.schemas import (
     SOURCE_CARDS,
@@ -80,7 +81,7 @@ class RhdAdapter:
         except RecordError as error:
             yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(label_path), error)
             return
-        fence = Fence(root)
+        fence = Fence(root, self.options.follow_links)
         for sample_id in sorted(samples):
             yield _read_sample(label_path, partition.split, sample_id, samples[sample_id], fence)
 
@@ -143,8 +144,8 @@ def _read_sample(
             has_mask=has_mask,
             mask_extent="hand" if has_mask else None,
         )
-    except (RecordError, ValidationError) as error:
-        return rejection(
+    except Exception as error:
+        return frame_rejection(
             record_name(RhdAdapter.card.name, split, stem), str(image_path), error, f"{label_path}: {stem}"
         )
 

@@ -8,12 +8,13 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from pydantic import ValidationError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, read_npz, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.paths import Fence, is_file, resolve_below
+from handdata.adapters.reading.listing import find_all, folders_in, is_file, open_file
+from handdata.adapters.reading.paths import Fence, resolve_below
 from handdata.adapters.synthesis.layout import DATASET_FILE, LABEL_ARRAYS, LABEL_FILE, image_path, mask_path
 from handdata.schemas import (
     KEYPOINT_COUNT,
@@ -29,7 +30,6 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
-from handdata.schemas.rejection import rejection
 
 SEQUENCES_PER_PARTITION: Final = 16
 
@@ -46,8 +46,7 @@ class SyntheticAdapter:
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield runs of sequences of one split."""
         for split in sorted(SPLITS):
-            folder = root / split
-            names = sorted(child.name for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+            names = [child.name for child in folders_in(root / split)]
             for start in range(0, len(names), SEQUENCES_PER_PARTITION):
                 chosen = names[start : start + SEQUENCES_PER_PARTITION]
                 yield Partition(
@@ -61,7 +60,7 @@ class SyntheticAdapter:
 
         Where a sequence's label file cannot be used, each of its images is rejected.
         """
-        fence = Fence(root)
+        fence = Fence(root, self.options.follow_links)
         for relative in partition.paths:
             folder = root / relative
             try:
@@ -83,7 +82,7 @@ class SyntheticAdapter:
         image = Path(record.image_uri)
         path = image.parent.parent / mask_path(image.parent.name, record.frame_index)
         try:
-            with Image.open(path, formats=("PNG",)) as mask:
+            with open_file(path) as stream, Image.open(stream, formats=("PNG",)) as mask:
                 hands = np.asarray(np.asarray(mask) != 0, dtype=np.bool_)
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
             raise RecordError(RejectReason.MASK_UNREADABLE, f"{path}: {error}") from None
@@ -197,7 +196,7 @@ def _read_frame(
             has_mask=has_mask,
             mask_extent="hand" if has_mask else None,
         )
-    except (RecordError, ValidationError) as error:
+    except Exception as error:
         return _reject(folder, split, frame_index, camera_id, relative, error, labels.path)
 
 
@@ -205,7 +204,7 @@ def _reject_all(folder: Path, split: Split, error: RecordError) -> Iterator[Reje
     """Reject every image of a sequence, or the sequence as one row where it has none."""
     images = sorted(
         (int(path.stem), path.parent.name)
-        for path in folder.glob("*/*.jpg")
+        for path in find_all(folder, "*/*.jpg")
         if path.stem.isascii() and path.stem.isdecimal()
     )
     for frame_index, camera_id in images or [(0, "0")]:
@@ -218,8 +217,8 @@ def _reject(
     frame_index: int,
     camera_id: str,
     relative: str,
-    error: RecordError | ValidationError,
+    error: Exception,
     where: Path | str = "",
 ) -> Rejection:
     name = record_name(SyntheticAdapter.card.name, split, folder.name, frame_index, camera_id)
-    return rejection(name, f"{folder}/{relative}", error, where)
+    return frame_rejection(name, f"{folder}/{relative}", error, where)

@@ -29,7 +29,6 @@ off.
 
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -40,11 +39,12 @@ import cv2
 import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.arrays import ZIP_ERRORS, require_finite
 from handdata.adapters.reading.images import read_image_size, read_image_size_from
 from handdata.adapters.reading.json_stream import stream_list
+from handdata.adapters.reading.listing import files_in, find_all, is_file, is_folder, open_file
 from handdata.adapters.reading.masks import MAX_COORDINATE, fill_polygon
-from handdata.adapters.reading.paths import is_file, resolve_below
+from handdata.adapters.reading.paths import resolve_below
 from handdata.schemas import (
     KEYPOINT_COUNT,
     SOURCE_CARDS,
@@ -68,7 +68,6 @@ _RATE_OF_DIGITS: Final = {2: 60, 3: 50}
 _HANDS: Final[dict[str, Side]] = {"right hand": "right", "rigth hand": "right", "left hand": "left"}
 """Sides by the name of an entity or of ``on_which_hand``, whose typo is the dataset's."""
 _GLOVES: Final = frozenset({"glove", "gloves", "left glove", "oven glove", "right glove", "rubber glove"})
-_ZIP_ERRORS: Final = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 """What reading a damaged or encrypted archive raises."""
 
 _MAX_POINTS: Final = 100_000
@@ -99,11 +98,11 @@ class VisorAdapter:
         found = [
             Partition(f"{split}/{path.stem}", split, (path.relative_to(root).as_posix(),), path.stem)
             for split in _LABELLED_SPLITS
-            for path in (base / "annotations" / split).glob("*.json")
+            for path in files_in(base / "annotations" / split, ".json")
         ]
-        for folder in (base / "rgb_frames" / "test").glob("P*"):
+        for folder in find_all(base / "rgb_frames" / "test", "P*"):
             relative = (folder.relative_to(root).as_posix(),)
-            videos = {path.name.partition("_frame_")[0].removesuffix(".zip") for path in folder.glob("P*_*")}
+            videos = {path.name.partition("_frame_")[0].removesuffix(".zip") for path in find_all(folder, "P*_*")}
             found += [Partition(f"test/{video}", "test", relative, video) for video in videos]
         yield from sorted(found, key=lambda partition: partition.name)
 
@@ -137,7 +136,7 @@ class VisorAdapter:
 
 def _base(root: Path) -> Path:
     base = root / "GroundTruth-SparseAnnotations"
-    return base if base.is_dir() else root
+    return base if is_folder(base) else root
 
 
 # ---------------------------------------------------------------------------------------------------- images
@@ -157,8 +156,9 @@ class _Images:
     def __enter__(self) -> Self:
         try:
             if is_file(self._zip_path):
-                self._archive = self._open.enter_context(zipfile.ZipFile(self._zip_path))
-        except _ZIP_ERRORS as error:
+                file = self._open.enter_context(open_file(self._zip_path))
+                self._archive = self._open.enter_context(zipfile.ZipFile(file))
+        except ZIP_ERRORS as error:
             self._archive_error = RecordError(RejectReason.IMAGE_CORRUPT, f"{self._zip_path}: {error}")
         return self
 
@@ -167,7 +167,7 @@ class _Images:
 
     def names(self) -> list[str]:
         """Return the names of all frames of the video, sorted."""
-        unpacked = [*self._participant.glob(f"{self._video}_frame_*.jpg"), *self._participant.glob(f"{self._video}/*")]
+        unpacked = [*files_in(self._participant, ".jpg"), *files_in(self._participant / self._video)]
         packed = self._archive.namelist() if self._archive else []
         found = {*packed, *(path.name for path in unpacked)}
         return sorted(name for name in found if _NAME.fullmatch(name) and name.startswith(f"{self._video}_"))
@@ -199,7 +199,7 @@ class _Images:
                 return read_image_size_from(stream, f"{self._zip_path}/{name}")
         except KeyError:
             raise RecordError(RejectReason.IMAGE_MISSING, f"{self._zip_path} does not hold {name}") from None
-        except _ZIP_ERRORS as error:
+        except ZIP_ERRORS as error:
             raise RecordError(RejectReason.IMAGE_CORRUPT, f"{self._zip_path}, {name}: {error}") from None
 
 

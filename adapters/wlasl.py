@@ -30,6 +30,7 @@ import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.json_stream import stream_list
+from handdata.adapters.reading.listing import files_in
 from handdata.adapters.reading.paths import resolve_below
 from handdata.adapters.reading.video import VideoInfo, video_info
 from handdata.schemas import (
@@ -66,7 +67,7 @@ class WlaslAdapter:
 
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield blocks of clips of each split; the label file says only later which clips are in a block."""
-        clips = sum(1 for _ in (root / "videos").glob("*.mp4"))
+        clips = len(files_in(root / "videos", ".mp4"))
         blocks = max(1, math.ceil(clips / CLIPS_PER_PARTITION))
         for split in sorted(SPLITS):
             for block in range(blocks):

@@ -1,6 +1,7 @@
 """Records, samples, joints, sources and errors: the contracts that all other packages share."""
 
 from handdata.schemas.errors import (
+    DatasetReadError,
     DuplicateRecordError,
     HandDataError,
     LayoutError,
@@ -78,6 +79,7 @@ __all__ = [
     "WRIST",
     "AnnotatedSample",
     "DatasetManifest",
+    "DatasetReadError",
     "DuplicateRecordError",
     "EncodedImage",
     "HandDataError",

@@ -6,6 +6,7 @@
     |   +-- LayoutError            a folder is not the dataset that the user named
     +-- RunError                   the run as a whole failed: exit code 1
     |   +-- StorageError           a workspace that cannot be read or written
+    |   +-- DatasetReadError       a folder or file of a dataset is there and cannot be read
     |   +-- LeaseLostError         another run has started on the dataset
     |   +-- DuplicateRecordError   two records of one source share an id
     |   +-- WeightsError           a model file is missing or another file than expected
@@ -66,6 +67,8 @@ class RejectReason(StrEnum):
     QUALITY_SMALL_HAND = "quality_small_hand"
     QUALITY_TRUNCATED = "quality_truncated"
     QUALITY_UNLABELLED_HAND = "quality_unlabelled_hand"
+    ADAPTER_FAILED = "adapter_failed"
+    """The adapter raised an error that it should not raise: a defect of it, or of a library under it."""
 
 
 class HandDataError(Exception):
@@ -121,6 +124,10 @@ class StorageError(RunError):
         self.message = message
         self.hint = hint
         self.transient = transient
+
+
+class DatasetReadError(RunError):
+    """A folder or file of a dataset is there and cannot be read: no rights, or a disk that is away."""
 
 
 class LeaseLostError(RunError):

@@ -2,17 +2,19 @@
 
 import functools
 import io
+import lzma
 import math
 import struct
 import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handdata.adapters.reading.listing import NotRegularFileError, open_file
 from handdata.schemas.errors import RecordError, RejectReason
 
 MAX_ARRAY_BYTES = 2**28
@@ -20,8 +22,26 @@ MAX_ARRAY_BYTES = 2**28
 _MAX_NPY_HEADER_BYTES = 2**16
 
 _PICKLE_MARK = b"\x80"
-_ZIP_ERRORS = (ValueError, OSError, EOFError, RuntimeError, KeyError, struct.error, zipfile.BadZipFile, zlib.error)
-"""What ``zipfile`` and numpy's header parser raise on damaged input."""
+ZIP_ERRORS: Final = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What ``zipfile``, the decompressors and numpy's header parser raise on damaged input.
+
+An ``OSError`` is no fault of the disk here (``listing.DatasetFile`` tells those apart): bz2 raises it.
+"""
 
 
 def read_npz(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[np.generic]]:
@@ -50,7 +70,7 @@ def read_npz_and_shapes(
         arrays, shapes = _read_npz_members(path, {*required, *optional})
     except FileNotFoundError:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         if _first_byte(path) == _PICKLE_MARK:
             raise RecordError(RejectReason.LABEL_UNSAFE, f"{path} is a pickle, which is never loaded") from None
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
@@ -65,7 +85,7 @@ def _read_npz_members(
 ) -> tuple[dict[str, NDArray[np.generic]], dict[str, tuple[int, ...]]]:
     arrays: dict[str, NDArray[np.generic]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    with zipfile.ZipFile(path) as archive:
+    with open_file(path) as file, zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             with archive.open(member) as stream:
@@ -118,9 +138,9 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[
 
 def _first_byte(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             return stream.read(1)
-    except OSError:
+    except (FileNotFoundError, NotRegularFileError):
         return b""
 
 

@@ -1,7 +1,6 @@
 """The size of an image from its header, without decoding a pixel."""
 
 import errno
-import io
 import struct
 import warnings
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
+from handdata.adapters.reading.listing import NotRegularFileError, open_unbuffered
 from handdata.schemas.errors import RecordError, RejectReason
 
 MAX_IMAGE_PIXELS = 178_956_970
@@ -66,15 +66,15 @@ def read_image_size(path: Path | str) -> tuple[int, int]:
 
     """
     try:
-        with io.FileIO(path) as stream:
+        with open_unbuffered(path) as stream:
             return read_image_size_from(stream, str(path))
-    except (FileNotFoundError, NotADirectoryError):
-        raise RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist") from None
-    except OSError as error:
+    except FileNotFoundError as error:
         if error.errno == errno.ENAMETOOLONG:
             name = str(path).rpartition("/")[2]
             raise RecordError(RejectReason.IMAGE_MISSING, f"{name[:80]}...: {error.strerror}") from None
-        raise RecordError(RejectReason.IMAGE_CORRUPT, f"{path}: {error}") from None
+        raise RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist") from None
+    except NotRegularFileError as error:
+        raise RecordError(RejectReason.IMAGE_CORRUPT, f"{path} {error}") from None
 
 
 def read_image_size_from(stream: IO[bytes], name: str) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from handdata.adapters.reading.arrays import read_npz
 from handdata.adapters.reading.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS
+from handdata.adapters.reading.listing import open_file
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
 
@@ -189,7 +190,11 @@ def read_npz_labels(path: Path, name: str, size: Size) -> NDArray[np.integer]:
 def _open_image(path: Path, size: Size | None) -> Iterator[Image.Image]:
     """Open and decode an image, after its header has been checked."""
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=IMAGE_FORMATS) as image:
+        with (
+            warnings.catch_warnings(),
+            open_file(path) as stream,
+            Image.open(stream, formats=IMAGE_FORMATS) as image,
+        ):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if size is not None and image.size != size:
                 raise _unreadable(path, f"is {image.size[0]} x {image.size[1]}, expected {size[0]} x {size[1]}")
@@ -205,7 +210,7 @@ def _open_image(path: Path, size: Size | None) -> Iterator[Image.Image]:
 
 def _png_grey_bits(path: Path) -> int:
     """Return the bits a pixel of a greyscale PNG; 0 for any other file."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         header = stream.read(26)  # signature (8), length and "IHDR" (8), width and height (8), bits, colour type
     is_grey_png = len(header) == 26 and header[:8] == b"\x89PNG\r\n\x1a\n" and header[25] == 0
     return header[24] if is_grey_png else 0

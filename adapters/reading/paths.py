@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from handdata.adapters.reading.listing import links_in, open_file
 from handdata.schemas.errors import RecordError, RejectReason
 from handdata.schemas.record import HandRecord
 from handdata.schemas.rejection import Rejection, printable, rejection
@@ -29,18 +30,25 @@ def fenced(fence: "Fence", row: HandRecord | Rejection) -> HandRecord | Rejectio
 
 
 class Fence:
-    """Tells whether files lie below a dataset's root after all links are followed; each folder is checked once.
+    """Tells whether files lie below a dataset's root after links are followed; each folder is checked once.
 
-    A link in an unpacked archive may lead anywhere: to the user's own images, which would end in a dataset.
+    A link in an unpacked archive may lead anywhere: to the user's own images, which would end in a dataset. A link at
+    the top of the root is one that the user made (readmes say so), and what lies where it leads belongs to the dataset.
+
+    Args:
+        root: Folder of the dataset.
+        follow_links: Whether links anywhere below the root are followed.
+
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, follow_links: bool = False) -> None:
         self.root = root
-        self._prefix = f"{os.path.realpath(root)}/"
+        self._follow_links = follow_links
+        self._prefixes = _allowed_prefixes(root)
         self._inside = functools.lru_cache(maxsize=4096)(self._is_inside)
 
     def _is_inside(self, folder: str) -> bool:
-        return f"{os.path.realpath(folder)}/".startswith(self._prefix)
+        return f"{os.path.realpath(folder)}/".startswith(self._prefixes)
 
     def check(self, *paths: str) -> None:
         """Check files, or archives named as ``zip://<member>::<archive>``. Other URLs lead to no file of this machine.
@@ -49,6 +57,8 @@ class Fence:
             RecordError: ``path_escapes_root``; the detail names the file and where it leads.
 
         """
+        if self._follow_links:
+            return
         for path in paths:
             path = path.rpartition("::")[2]
             if "://" in path:
@@ -58,9 +68,19 @@ class Fence:
             if not self._inside(folder) or (is_link and not self._is_inside(path)):
                 raise RecordError(
                     RejectReason.PATH_ESCAPES_ROOT,
-                    f"{path} is reached by a link to {os.path.realpath(path)}, which is not below {self.root}: a part "
-                    "of a dataset that lies on another disk can be mounted there (`mount --bind`)",
+                    f"{path} is reached by a link to {os.path.realpath(path)}, which is neither below {self.root} nor "
+                    "below a link at its top: --follow-links follows it",
                 )
+
+
+def _allowed_prefixes(root: Path) -> tuple[str, ...]:
+    """Return the beginnings of all real paths that belong to a dataset: its folder, and what its top links lead to.
+
+    A link to the root's own parents opens nothing: all of the disk would belong to the dataset.
+    """
+    own = f"{os.path.realpath(root)}/"
+    linked = [f"{os.path.realpath(link).rstrip('/')}/" for link in links_in(root)]
+    return own, *(prefix for prefix in linked if not own.startswith(prefix))
 
 
 def resolve_below(root: Path, relative: str) -> Path:
@@ -92,14 +112,6 @@ def path_below(root: Path | str, relative: str) -> str:
     return str(root / path)
 
 
-def is_file(path: Path) -> bool:
-    """Return whether a file is there; ``False`` also for names that no file can have (too long)."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
 def read_text(path: Path, most_bytes: int = MAX_TEXT_BYTES) -> str:
     """Return the text of a small label file.
 
@@ -108,12 +120,12 @@ def read_text(path: Path, most_bytes: int = MAX_TEXT_BYTES) -> str:
 
     """
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             content = stream.read(most_bytes + 1)
         if len(content) > most_bytes:
             raise ValueError(f"is larger than {most_bytes} bytes")
         return content.decode("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None

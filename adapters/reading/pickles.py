@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.reading.arrays import read_npy_header
+from handdata.adapters.reading.listing import open_file
 from handdata.schemas.errors import RecordError, RejectReason
 
 Container = TypeVar("Container", dict[Any, Any], set[Any])
@@ -87,7 +88,7 @@ def load_object_npy(path: Path) -> Any:
 
 def _load(path: Path, *, start_of_npy: bool, inert: Collection[tuple[str, str]]) -> Any:
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             start = _end_of_npy_header(stream) if start_of_npy else 0
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         found = _Resolver().resolve(_Unpickler(_MappedFile(mapped, start), path, inert).load())

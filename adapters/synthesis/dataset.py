@@ -228,8 +228,8 @@ def write_sequence(folder: Path, plan: SequencePlan) -> int:
 def is_synthetic_dataset(folder: Path) -> bool:
     """Return whether a folder is one that ``write_dataset`` wrote."""
     try:
-        description = json.loads((folder / DATASET_FILE).read_text())
-    except (OSError, ValueError):
+        description = json.loads(read_text(folder / DATASET_FILE))
+    except (RecordError, ValueError):
         return False
     return isinstance(description, dict) and description.get("format") == DATASET_FORMAT
 
@@ -293,10 +293,10 @@ def _use_one_thread() -> None:
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
     """Yield a folder beside ``out`` to write to, which takes its place when all went well and vanishes otherwise."""
-    if out.is_dir():
-        if any(out.iterdir()) and not is_synthetic_dataset(out):
+    if is_folder(out):
+        if holds_anything(out) and not is_synthetic_dataset(out):
             raise UsageError(f"{out} is not empty and not a synthetic dataset", "name a new or empty folder")
-    elif out.exists():
+    elif exists(out):
         raise UsageError(f"{out} is a file", "name a new or empty folder")
     out = out.resolve()
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -304,7 +304,7 @@ def _replacing(out: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        if out.is_dir():
+        if is_folder(out):
             out.rename(replaced)
         try:
             partial.rename(out)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handdata.adapters.reading.paths import Fence, is_file, read_text, resolve_below
+from handdata.adapters.reading.listing import is_file
+from handdata.adapters.reading.paths import Fence, read_text, resolve_below
 from handdata.schemas import RecordError, RejectReason
 
 

@@ -1,0 +1,357 @@
+"""The one place of the adapters that lists folders and opens files.
+
+Three things are told apart. What is **not there** is fine: parts of datasets are. What **cannot be read** (a network
+disk that is away, a folder without rights) is tried again and then ends the ingest with ``DatasetReadError``, since to
+go on would drop a part of the dataset in silence. What is **of another kind** (a pipe named like an image, a file where
+a folder belongs) is never opened.
+
+Names that systems leave behind, and archives beside the folder that they were unpacked to, are not listed.
+"""
+
+import errno
+import fnmatch
+import io
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NoReturn, TypeVar, cast
+
+from handdata.schemas.errors import DatasetReadError, LayoutError
+
+Found = TypeVar("Found")
+AnyPath = Path | str
+
+WAITS_S: Final = [0.1, 0.5, 2.0]
+"""Pauses before what could not be read is tried again."""
+
+_CLUTTER: Final = frozenset(
+    {"__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+)
+"""Folders of systems; other leftovers (``._*``, ``.snapshot``, ``.ipynb_checkpoints``) have hidden names."""
+_ARCHIVE: Final = re.compile(r"(.+?)\.(?:zip|rar|7z|tar|tgz|tbz2|txz|tar\.(?:gz|bz2|xz|zst))", re.IGNORECASE)
+_MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+_NO_SUCH_NAME: Final = frozenset({errno.ENAMETOOLONG, errno.EILSEQ})
+"""What the text of a label can cause, and so says nothing about the disk."""
+_NO_USE_TO_RETRY: Final = frozenset({errno.EACCES, errno.EPERM})
+
+
+class NotRegularFileError(ValueError):
+    """What should be a file is a folder, a pipe, a socket or a device, or has a name that no file can have."""
+
+
+def is_clutter(name: str) -> bool:
+    """Return whether a name is none of the dataset's: hidden, or left behind by a system."""
+    return name.startswith(".") or name in _CLUTTER
+
+
+# ---------------------------------------------------------------------------------------------------- folders
+
+
+def folders_in(folder: AnyPath) -> list[Path]:
+    """Return the folders of a folder, links to folders included, sorted by name; none where it is not there.
+
+    Raises:
+        DatasetReadError: The folder cannot be read, or is a file.
+
+    """
+    return [Path(entry.path) for entry in _entries(folder) if _is_folder(entry)]
+
+
+def files_in(folder: AnyPath, *suffixes: str) -> list[Path]:
+    """Return all of a folder that is no folder, sorted by name; none where it is not there.
+
+    Pipes and broken links are among them: who opens one finds out, while an omitted one would be lost in silence.
+
+    Args:
+        folder: Folder to list.
+        suffixes: Ends of the names to return, such as ``.json``; all where there is none.
+
+    Raises:
+        DatasetReadError: The folder cannot be read, or is a file.
+
+    """
+    found = (entry for entry in _entries(folder) if not suffixes or entry.name.endswith(suffixes))
+    return [Path(entry.path) for entry in found if not _is_folder(entry)]
+
+
+def names_in(folder: AnyPath) -> list[str]:
+    """Return the sorted names of a folder, those of folders with ``/`` at the end; none where it is not there.
+
+    Raises:
+        DatasetReadError: The folder cannot be read, or is a file.
+
+    """
+    return [entry.name + ("/" if _is_folder(entry) else "") for entry in _entries(folder)]
+
+
+def links_in(folder: AnyPath) -> list[Path]:
+    """Return the links of a folder, sorted by name; none where it is not there.
+
+    Raises:
+        DatasetReadError: The folder cannot be read, or is a file.
+
+    """
+    return [Path(entry.path) for entry in _entries(folder) if entry.is_symlink()]
+
+
+def holds_anything(folder: AnyPath) -> bool:
+    """Return whether a folder has any entry, hidden ones included.
+
+    Raises:
+        DatasetReadError: The folder cannot be read, or is a file.
+
+    """
+    return bool(_scan(folder))
+
+
+def find_all(root: AnyPath, pattern: str) -> list[Path]:
+    """Return what matches a pattern below ``root``, sorted: ``*``, ``?`` and ``[..]`` within the names of a path.
+
+    Raises:
+        DatasetReadError: A folder on the way cannot be read.
+
+    """
+    return sorted(_walk(Path(root), pattern))
+
+
+def holds_match(root: AnyPath, pattern: str) -> bool:
+    """Return whether anything below ``root`` matches a pattern, without looking further than the first match.
+
+    Raises:
+        DatasetReadError: A folder on the way cannot be read.
+
+    """
+    return next(_walk(Path(root), pattern), None) is not None
+
+
+def _walk(folder: Path, pattern: str) -> Iterator[Path]:
+    name, _, rest = pattern.partition("/")
+    for path in _matches(folder, name):
+        if not rest:
+            yield path
+        elif is_folder(path):
+            yield from _walk(path, rest)
+
+
+def _matches(folder: Path, name: str) -> list[Path]:
+    if not any(character in name for character in "*?["):
+        return [folder / name] if exists(folder / name) else []
+    matches = _compiled(name)
+    return [folder / entry.name for entry in _entries(folder) if matches.fullmatch(entry.name)]
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(pattern))
+
+
+def only_one(found: Iterable[Path], what: str) -> Path | None:
+    """Return the one place where a part of a dataset lies; None where there is none.
+
+    Raises:
+        LayoutError: There are several; the message names them.
+
+    """
+    places = list(dict.fromkeys(found))
+    if len(places) > 1:
+        raise LayoutError(
+            f"there are several {what}: {', '.join(map(str, places))}",
+            "pass the folder of one of them as --root, or move the others away",
+        )
+    return places[0] if places else None
+
+
+def _entries(folder: AnyPath) -> list["os.DirEntry[str]"]:
+    entries = [entry for entry in _scan(folder) if not is_clutter(entry.name)]
+    unpacked = {entry.name for entry in entries} if any(_ARCHIVE.fullmatch(entry.name) for entry in entries) else set()
+    return [entry for entry in entries if not _is_unpacked_archive(entry, unpacked)]
+
+
+def _is_unpacked_archive(entry: "os.DirEntry[str]", names: set[str]) -> bool:
+    match = _ARCHIVE.fullmatch(entry.name) if names else None
+    return match is not None and match[1] in names and is_folder(Path(entry.path).parent / match[1])
+
+
+def _scan(folder: AnyPath) -> list["os.DirEntry[str]"]:
+    def read() -> list["os.DirEntry[str]"]:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+
+    try:
+        return _retried(folder, read)
+    except NotADirectoryError:
+        if exists(folder):
+            raise DatasetReadError(f"{folder} is a file, where a folder of the dataset is expected") from None
+        return []
+    except (FileNotFoundError, NotRegularFileError):
+        return []
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    if not entry.is_symlink():
+        return entry.is_dir()
+    return is_folder(entry.path)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def is_folder(path: AnyPath) -> bool:
+    """Return whether a folder is there, or a link to one.
+
+    Raises:
+        DatasetReadError: It cannot be found out.
+
+    """
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def is_file(path: AnyPath) -> bool:
+    """Return whether a regular file is there, or a link to one.
+
+    Raises:
+        DatasetReadError: It cannot be found out.
+
+    """
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def exists(path: AnyPath) -> bool:
+    """Return whether anything is there; a broken link is nothing.
+
+    Raises:
+        DatasetReadError: It cannot be found out.
+
+    """
+    return _mode(path) is not None
+
+
+def size_of(path: AnyPath) -> int:
+    """Return the bytes of a file; 0 where it is not there.
+
+    Raises:
+        DatasetReadError: It cannot be found out.
+
+    """
+    found = _stat(path)
+    return 0 if found is None else found.st_size
+
+
+def open_file(path: AnyPath) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        NotRegularFileError: It is no regular file; pipes, which would wait for ever, are not opened.
+        DatasetReadError: It cannot be read; also what a later read raises.
+
+    """
+    return cast(BinaryIO, io.BufferedReader(open_unbuffered(path)))
+
+
+def open_unbuffered(path: AnyPath) -> "DatasetFile":
+    """Open a regular file as ``open_file`` does, without a buffer, for those who read little of many files."""
+    try:
+        return DatasetFile(path)
+    except NotADirectoryError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+
+
+class DatasetFile(io.FileIO):
+    """A regular file whose reads are tried again, and end with ``DatasetReadError`` where they fail."""
+
+    def __init__(self, path: AnyPath) -> None:
+        self.path = path
+        descriptor = _retried(path, lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                raise NotRegularFileError(f"is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}, not a file")
+            super().__init__(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to ``size`` bytes."""
+        return _retried(self.path, lambda: super(DatasetFile, self).read(-1 if size is None else size))
+
+    def readall(self) -> bytes:
+        """Return all bytes that are left."""
+        return _retried(self.path, super().readall)
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill a buffer and return how many bytes were read."""
+        return _retried(self.path, lambda: super(DatasetFile, self).readinto(buffer))
+
+
+_KINDS: Final = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _mode(path: AnyPath) -> int | None:
+    found = _stat(path)
+    return None if found is None else found.st_mode
+
+
+def _stat(path: AnyPath) -> os.stat_result | None:
+    try:
+        return _retried(path, lambda: os.stat(path))  # noqa: PTH116  a Path costs more than the question
+    except (FileNotFoundError, NotADirectoryError, NotRegularFileError):
+        return None
+
+
+def _retried(path: AnyPath, action: Callable[[], Found]) -> Found:
+    """Return what an action on a path returns, trying again where the system may be away.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        NotADirectoryError: A file stands where a folder of the path should be.
+        NotRegularFileError: No file can have this name.
+        DatasetReadError: The last try failed, too.
+
+    """
+    waits = iter(WAITS_S)
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno in _MISSING:
+                raise
+            if error.errno in _NO_SUCH_NAME:
+                raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+            if error.errno == errno.ELOOP:
+                raise NotRegularFileError("is a link that leads back to itself, not a file") from None
+            wait = None if error.errno in _NO_USE_TO_RETRY else next(waits, None)
+            if wait is None:
+                cannot_be_read(path, error)
+        except ValueError as error:  # a null character in the name
+            if isinstance(error, NotRegularFileError):
+                raise
+            raise NotRegularFileError(str(error)) from None
+        time.sleep(wait)
+
+
+def cannot_be_read(path: AnyPath, error: OSError) -> NoReturn:
+    """Raise the error of a file or folder that is there and cannot be read.
+
+    Raises:
+        DatasetReadError: Always.
+
+    """
+    place = error.filename if isinstance(error.filename, str | os.PathLike) else path
+    raise DatasetReadError(
+        f"{os.fspath(place)} cannot be read: {error.strerror or error}",
+        "see that its disk is there and that you may read it, then ingest again: nothing was changed",
+    ) from None
