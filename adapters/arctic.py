@@ -17,6 +17,7 @@ reach into the image, so it is ``unknown``. **No timestamps**: the authors do no
 """
 
 import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.arrays import number_array, numbers, require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
@@ -79,7 +80,7 @@ class ArcticAdapter:
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["arctic"]
     layouts: ClassVar[tuple[Layout, ...]] = tuple(
-        Layout(name, (f"{prefix}splits/p[12]_*.npy", f"{prefix}meta/misc.json"))
+        Layout(name, (f"{prefix}splits/p[12]_*.npy", f"{prefix}meta/misc.json"), "the labels")
         for name, prefix in (
             ("as unpacked", "arctic_data/data/"),
             ("the folder arctic_data", "data/"),
@@ -191,7 +192,7 @@ def _read_split_file(path: Path) -> _SplitFile:
     for name in names:
         match = _IMAGE_NAME.search(name) if isinstance(name, str) else None
         if match is None:
-            unusable[str(name)[:200]] = None
+            unusable[name[:200] if isinstance(name, str) else reprlib.repr(name)] = None
         else:
             images.setdefault(match[1], set()).add((int(match[3]), int(match[2])))
     return _SplitFile(path, sequences, images, list(unusable))
@@ -209,12 +210,10 @@ def _read_cameras(path: Path) -> dict[str, _Cameras | RecordError]:
     for subject, entry in document.items():
         try:
             offset = entry["ioi_offset"]
-            if not isinstance(offset, int):
+            if type(offset) is not int or abs(offset) >= 2**31:
                 raise TypeError(f"ioi_offset is {offset!r}")
             shapes = {"image_size": (9, 2), "intris_mat": (8, 3, 3), "world2cam": (8, 4, 4)}
-            arrays = [
-                numbers(path, f"{subject} {name}", np.array(entry[name]), shape) for name, shape in shapes.items()
-            ]
+            arrays = [number_array(path, f"{subject} {name}", entry[name], shape) for name, shape in shapes.items()]
             for name, array in zip(shapes, arrays, strict=True):
                 require_finite(path, f"{subject} {name}", array)
             cameras[subject] = _Cameras(offset, *arrays)

@@ -15,6 +15,7 @@ that differ by image and are not published; ``joint3d`` is not in a camera's fra
 keypoints.
 """
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.arrays import number_array, require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
 from handdata.adapters.reading.images import read_image_size
@@ -123,7 +124,7 @@ def _column(path: Path, fields: dict[str, Any], name: str) -> Sequence[object]:
         values = list(values)
     if not isinstance(values, list | tuple):
         raise RecordError(
-            RejectReason.LABEL_CORRUPT, f"{path} should hold a list {name}, has {sorted(map(str, fields))}"
+            RejectReason.LABEL_CORRUPT, f"{path} should hold a list {name}, has {reprlib.repr(list(fields))}"
         )
     return values
 
@@ -135,7 +136,9 @@ def _read_image(label_path: Path, split: Split, index: int, name: object, joints
     image_uri = f"{folder}/{name}"
     try:
         if not isinstance(name, str):
-            raise RecordError(RejectReason.LABEL_CORRUPT, f"{label_path}: img {index} should be a name, is {name!r}")
+            raise RecordError(
+                RejectReason.LABEL_CORRUPT, f"{label_path}: img {index} should be a name, is {reprlib.repr(name)}"
+            )
         image_path = resolve_below(folder, name)
         image_uri = str(image_path)
         width, height = read_image_size(image_path)
@@ -164,13 +167,12 @@ def _read_image(label_path: Path, split: Split, index: int, name: object, joints
         )
     except Exception as error:
         return frame_rejection(
-            record_name(DartAdapter.card.name, split, sequence_id), image_uri, error, f"{label_path}: {name!r}"
+            record_name(DartAdapter.card.name, split, sequence_id),
+            image_uri,
+            error,
+            f"{label_path}: img {index}",
         )
 
 
 def _numbers(path: Path, name: str, values: object) -> NDArray[np.float64]:
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name} is not a list of points") from None
-    return numbers(path, name, array, (21, 2))
+    return number_array(path, name, values, (21, 2))

@@ -35,7 +35,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.arrays import number_array, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import Array
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import read_json, stream_list
@@ -78,10 +79,10 @@ class Ego4dAdapter:
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["ego4d"]
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("ego4d command line tool", ("v[12]/annotations/fho_*.json",)),
-        Layout("one version of it", ("annotations/fho_*.json",)),
-        Layout("the folder of HInt", ("HInt_annotation*/*_ego4d_*/*.json",)),
-        Layout("HInt", ("*_ego4d_*/*.json",)),
+        Layout("ego4d command line tool", ("v[12]/annotations/fho_*.json",), "the labels of FHO"),
+        Layout("one version of it", ("annotations/fho_*.json",), "the labels of FHO"),
+        Layout("the folder of HInt", ("HInt_annotation*/*_ego4d_*/*.json",), "the labels of HInt"),
+        Layout("HInt", ("*_ego4d_*/*.json",), "the labels of HInt"),
     )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
@@ -232,7 +233,7 @@ def _gather_fho(
             frames = _hands_frames(entry) if label.kind == "hands" else _scod_frames(entry)
             for position, (index, frame) in enumerate(frames):
                 where = f"clip {number}, frame {position}"
-                if not isinstance(index, int) or not 0 <= index < 2**31:
+                if type(index) is not int or not 0 <= index < 2**31:
                     report(where, _corrupt(label.path, f"{where} of {uid} has the number {index!r}"))
                     continue
                 try:
@@ -315,12 +316,7 @@ def _read_hint(path: Path) -> Array:
 
 
 def _numbers(where: Path | str, name: str, values: object, shape: tuple[int, ...]) -> Array:
-    try:
-        array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise _corrupt(where, f"{name}: {error}") from None
-    if array.shape != shape:
-        raise _corrupt(where, f"{name} should have the shape {shape}, has {array.shape}")
+    array = number_array(where, name, values, shape)
     require_finite(where, name, array)
     return array
 
@@ -339,13 +335,14 @@ def _subjects(root: Path, clips: dict[str, _Clip]) -> dict[str, str]:
     with suppress(RecordError):  # nothing but the name is lost
         if len(video_of_clip) < len(clips):
             for entry in stream_list(path, "clips"):
-                if isinstance(entry, dict) and entry.get("clip_uid") in clips:
+                if isinstance(entry, dict) and isinstance(entry.get("clip_uid"), str) and entry["clip_uid"] in clips:
                     video_of_clip.setdefault(entry["clip_uid"], str(entry.get("video_uid")))
     videos = set(video_of_clip.values())
     with suppress(RecordError):
         for entry in stream_list(path, "videos"):
             participant = entry.get("fb_participant_id") if isinstance(entry, dict) else None
-            if isinstance(participant, int) and entry.get("video_uid") in videos:
+            video = entry.get("video_uid") if isinstance(entry, dict) else None
+            if type(participant) is int and isinstance(video, str) and video in videos:
                 participants[entry["video_uid"]] = str(participant)
     return {uid: participants[video] for uid, video in video_of_clip.items() if video in participants}
 
@@ -369,8 +366,9 @@ def _read_clip(root: Path, uid: str, clip: _Clip, subject: str | None) -> Iterat
                 raise frame.error
             size = read_image_size(own_image) if own_image else _frame_size(path, video, index)
             yield _record(uid, clip.split, index, frame, own_image or path, own_image is None, size, subject)
-        except RecordError as error:
-            yield rejection(record_name("ego4d", clip.split, uid, index), str(own_image or path), error)
+        except Exception as error:
+            name = record_name("ego4d", clip.split, uid, index)
+            yield frame_rejection(name, str(own_image or path), error, f"{path}, frame {index}")
 
 
 def _video_or_error(path: Path) -> VideoInfo | RecordError:

@@ -37,6 +37,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 
 SEQUENCES_PER_PARTITION: Final = 64
 

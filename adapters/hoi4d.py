@@ -35,7 +35,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.reading.arrays import numbers, read_npy_header, require_finite
+from handdata.adapters.reading.arrays import number_array, numbers, read_npy_header, require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import Array, invert_rigid, place_hands, place_validity, project
 from handdata.adapters.reading.images import read_image_size
@@ -87,8 +87,8 @@ class Hoi4dAdapter:
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["hoi4d"]
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("archives unpacked into one folder", (f"{_VIDEOS}/ZY*",)),
-        Layout("a folder for each archive", (f"HOI4D_*/{_VIDEOS}/ZY*",)),
+        Layout("archives unpacked into one folder", (f"{_VIDEOS}/ZY*",), "the videos"),
+        Layout("a folder for each archive", (f"HOI4D_*/{_VIDEOS}/ZY*",), "the videos"),
     )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
@@ -353,8 +353,9 @@ def _read_hand(path: Path) -> _Hand | None:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} holds no dict")
     arrays = []
     for name, shape in (("kps2D", (KEYPOINTS_PER_HAND, 2)), ("poseCoeff", (48,)), ("beta", (10,)), ("trans", (3,))):
-        array = np.squeeze(np.asarray(content.get(name)))
-        if array.dtype.kind not in "iuf" or array.shape != shape:
+        try:
+            array = number_array(path, name, content.get(name), shape, any_nesting=True)
+        except RecordError:
             return None
         require_finite(path, name, array)
         arrays.append(array.astype(np.float64))

@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.arrays import number_array, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
     camera_t_world_at,
@@ -78,7 +79,7 @@ class InterHand26MAdapter:
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["interhand26m"]
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("v1.0", ("annotations/*/InterHand2.6M_*_data.json", "images/*/Capture*")),
+        Layout("v1.0", ("annotations/*/InterHand2.6M_*_data.json", "images/*/Capture*"), "the images"),
         Layout("v1.0, images a folder deeper", ("annotations/*/InterHand2.6M_*_data.json", "*/images/*/Capture*")),
     )
 
@@ -180,7 +181,7 @@ def _joined_by_id(path: Path, images: list[Any]) -> Iterator[tuple[Any, _Valid]]
 
 def _id(entry: Any, key: str) -> int | None:
     value = entry.get(key) if isinstance(entry, dict) else None
-    return value if isinstance(value, int) else None
+    return value if type(value) is int else None
 
 
 def _joint_valid(path: Path, annotation: Any) -> _Valid:
@@ -194,6 +195,8 @@ def _joint_valid(path: Path, annotation: Any) -> _Valid:
 def _flags(values: Any) -> BoolArray:
     """Return (42,) booleans in handdata's order from 42 numbers, or lists of one, in the dataset's."""
     flat = list(chain.from_iterable(values)) if isinstance(values[0], list) else values
+    if not set(map(type, flat)) <= {int, float}:
+        raise TypeError("a flag is no number")
     numbers = np.array(flat, dtype=np.float64).reshape(KEYPOINT_COUNT)
     return np.asarray(numbers[_ORDER] != 0)
 
@@ -313,11 +316,7 @@ class _Captures:
                 value = self._camera_labels[capture][name][camera]
             except (KeyError, TypeError):
                 raise RecordError(RejectReason.LABEL_MISSING, f"{where} has no {name}") from None
-            try:
-                values[name] = np.array(value, dtype=np.float64).reshape(shape)
-            except (TypeError, ValueError, OverflowError):
-                detail = f"{where}: {name} should be numbers of shape {shape}, is {value!r}"
-                raise RecordError(RejectReason.LABEL_CORRUPT, detail) from None
+            values[name] = number_array(where, name, value, shape, any_nesting=True)
             require_finite(where, name, values[name])
         return _Camera(
             k=intrinsics(values["focal"].tolist(), values["princpt"].tolist()),
@@ -338,7 +337,8 @@ class _Captures:
 
     def _read_pose(self, where: str, label: Any) -> _Pose | RecordError:
         try:
-            world = metres_from_millimetres(label["world_coord"]).reshape(KEYPOINT_COUNT, 3)[_ORDER]
+            listed = number_array(where, "world_coord", label["world_coord"], (KEYPOINT_COUNT, 3), any_nesting=True)
+            world = metres_from_millimetres(listed)[_ORDER]
             valid = _flags(label["joint_valid"])
             require_finite(where, "world_coord", world[valid])
             world[~valid] = 0  # the filler is 1, 1, 1, sometimes a real looking point
@@ -384,7 +384,7 @@ def _parse_image(where: str, entry: Any) -> _Image:
         )
     except KeyError as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no {error}: {entry!r}") from None
-    if not isinstance(image.file_name, str) or not isinstance(image.frame, int) or not 0 <= image.frame < 2**31:
+    if not isinstance(image.file_name, str) or type(image.frame) is not int or not 0 <= image.frame < 2**31:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no file_name or no frame_idx: {entry!r}")
     return image
 
@@ -408,8 +408,8 @@ def _read_images(
                 raise valid
             _check_size(image, image_uri)
             pose, camera = captures.pose(image.capture, image.frame), captures.camera(image.capture, image.camera)
-        except RecordError as error:
-            rejections.append((len(read), rejection(name, image_uri, error)))
+        except Exception as error:
+            rejections.append((len(read), frame_rejection(name, image_uri, error, where)))
         else:
             read.append((image, image_uri, valid, pose, camera))
             places.append(where)

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.arrays import number_array, require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
@@ -245,11 +245,7 @@ def _numbers(where: str, fields: Any, name: str, shape: tuple[int, ...]) -> Arra
 
 
 def _array(where: str, name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    try:
-        return np.array(value, dtype=np.float64).reshape(shape)
-    except (TypeError, ValueError, OverflowError) as error:
-        problem = f"{where}: {name} should be numbers of shape {shape}: {error}"
-        raise RecordError(RejectReason.LABEL_CORRUPT, problem) from None
+    return number_array(where, name, value, shape, any_nesting=True)
 
 
 # ---------------------------------------------------------------------------------------------------- one image

@@ -17,6 +17,7 @@ Both hands are always there, and all their joints are given, hidden or not. Pose
 images are new ones: no ``origin_id``. There are no masks.
 """
 
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -59,8 +60,8 @@ class RenderIHAdapter:
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["renderih"]
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("unpacked", ("train/color_annot/*.pkl", "train/color_img/*.jpg")),
-        Layout("unpacked without the folder train", ("color_annot/*.pkl", "color_img/*.jpg")),
+        Layout("unpacked", ("train/color_annot/*.pkl", "train/color_img/*.jpg"), "the labels"),
+        Layout("unpacked without the folder train", ("color_annot/*.pkl", "color_img/*.jpg"), "the labels"),
     )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
@@ -190,7 +191,7 @@ def _fields(path: Path, content: object, *names: str) -> dict[str, Any]:
     fields: dict[str, Any] = content if isinstance(content, dict) else {}
     missing = [name for name in names if name not in fields]
     if missing:
-        found = sorted(map(str, fields)) or type(content).__name__
+        found = reprlib.repr(list(fields)) if fields else type(content).__name__
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} lacks {missing[0]!r} where it holds {found}")
     return fields
 

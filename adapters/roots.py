@@ -1,10 +1,12 @@
 """Find a dataset's root in the folder that a user points at."""
 
+import os
 from pathlib import Path
 
-from handdata.adapters.base import Adapter
+from handdata.adapters.base import Adapter, Layout
+from handdata.adapters.reading.listing import exists, folders_in, is_folder, names_in
 from handdata.adapters.registry import registered_adapters
-from handdata.schemas import LayoutError, UsageError
+from handdata.schemas import DatasetReadError, LayoutError, UsageError
 
 
 def find_root(adapter: type[Adapter], path: Path) -> Path:
@@ -14,20 +16,28 @@ def find_root(adapter: type[Adapter], path: Path) -> Path:
 
     Raises:
         UsageError: ``path`` is not a folder.
-        LayoutError: No layout of the source matches; the message says what was looked for and what is there.
+        LayoutError: No layout of the source matches; the message says what was looked for and what is there. Or
+            several folders match, or several layouts that hold the same part of the dataset: they are named.
+        DatasetReadError: Nothing matches, and a folder cannot be read.
 
     """
-    if not path.is_dir():
-        problem = "is a file, not a folder" if path.exists() else "does not exist"
+    if not is_folder(path):
+        problem = "is a file, not a folder" if exists(path) else "does not exist"
         raise UsageError(
             f"the root {path} of source {adapter.card.name} {problem}",
             f"download it from {adapter.card.homepage} and pass --root, or set HANDDATA_SOURCES_ROOT",
         )
-    root = _matching_folder(adapter, path)
-    if root is not None:
-        return root.resolve()
+    roots = _matching_folders(adapter, path)
+    if len(roots) > 1:
+        raise LayoutError(
+            f"{path} holds {adapter.card.name} more than once: {', '.join(root.name for root in roots)}",
+            f"choose one of them: --root {roots[0]}",
+        )
+    if roots:
+        _refuse_rival_layouts(adapter, roots[0])
+        return roots[0].resolve()
     looked_for = " or ".join(f"{' + '.join(layout.patterns)} ({layout.name})" for layout in adapter.layouts)
-    found = sorted(child.name + ("/" if child.is_dir() else "") for child in path.iterdir())
+    found = names_in(path)
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") if found else "nothing"
     raise LayoutError(
         f"{path} does not look like {adapter.card.name}: looked for {looked_for}, found {shown}",
@@ -35,17 +45,56 @@ def find_root(adapter: type[Adapter], path: Path) -> Path:
     )
 
 
-def _matching_folder(adapter: type[Adapter], path: Path) -> Path | None:
-    """Return ``path`` or the first folder in it that has one of an adapter's layouts."""
-    folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
-    return next(
-        (folder for folder in folders if any(not layout.missing_from(folder) for layout in adapter.layouts)), None
-    )
+def _matching_folders(adapter: type[Adapter], path: Path) -> list[Path]:
+    """Return ``path`` where it has one of an adapter's layouts, and else all folders in it that have one.
+
+    Raises:
+        DatasetReadError: Nothing matches, and a folder cannot be read.
+
+    """
+    unreadable: DatasetReadError | None = None
+    found: dict[str, Path] = {}
+    for folder in (path, *folders_in(path)):
+        try:
+            if _layouts_of(adapter, folder):
+                found.setdefault(os.path.realpath(folder), folder)
+        except DatasetReadError as error:  # it may be another's folder, beside the dataset
+            unreadable = unreadable or error
+        if folder == path and found:
+            break
+    if unreadable is not None and not found:
+        raise unreadable
+    return list(found.values())
+
+
+def _layouts_of(adapter: type[Adapter], folder: Path) -> list[Layout]:
+    return [layout for layout in adapter.layouts if not layout.missing_from(folder)]
+
+
+def _refuse_rival_layouts(adapter: type[Adapter], root: Path) -> None:
+    """Raise where several layouts hold the same part of a dataset.
+
+    Raises:
+        LayoutError: It names them.
+
+    """
+    first: dict[str, Layout] = {}
+    for layout in _layouts_of(adapter, root):
+        rival = first.setdefault(layout.part, layout) if layout.part else layout
+        if rival is not layout:
+            places = " and ".join(f"{' + '.join(one.patterns)} ({one.name})" for one in (rival, layout))
+            raise LayoutError(
+                f"{root} holds {layout.part} of {adapter.card.name} in two layouts: {places}",
+                "pass the folder of one of them as --root, or move the other away",
+            )
 
 
 def _hint(adapter: type[Adapter], path: Path) -> str:
     """Return a hint that names the source that a folder does look like, if there is one."""
     for name, other in registered_adapters().items():
-        if other is not adapter and _matching_folder(other, path) is not None:
-            return f"it looks like {name}: `handdata ingest --source {name} --root {path}`"
+        try:
+            if other is not adapter and _matching_folders(other, path):
+                return f"it looks like {name}: `handdata ingest --source {name} --root {path}`"
+        except DatasetReadError:
+            continue
     return f"`handdata sources {adapter.card.name}` describes the expected layout"

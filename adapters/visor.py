@@ -28,6 +28,7 @@ off.
 """
 
 import re
+import reprlib
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -39,7 +40,8 @@ import cv2
 import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.reading.arrays import ZIP_ERRORS, require_finite
+from handdata.adapters.reading.arrays import ZIP_ERRORS, number_array, require_finite
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size, read_image_size_from
 from handdata.adapters.reading.json_stream import stream_list
 from handdata.adapters.reading.listing import files_in, find_all, is_file, is_folder, open_file
@@ -85,8 +87,9 @@ class VisorAdapter:
         Layout(
             "as downloaded",
             ("GroundTruth-SparseAnnotations/annotations/*/*.json", "GroundTruth-SparseAnnotations/rgb_frames/*/*"),
+            "the labels",
         ),
-        Layout("GroundTruth-SparseAnnotations alone", ("annotations/*/*.json", "rgb_frames/*/*")),
+        Layout("GroundTruth-SparseAnnotations alone", ("annotations/*/*.json", "rgb_frames/*/*"), "the labels"),
     )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
@@ -284,16 +287,18 @@ def _parse_element(where: str, element: Any) -> _Frame:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no list of annotations")
     entities = []
     for entity in annotations:
-        sides = _sides(entity)
+        sides = _sides(where, entity)
         if sides:
             rings = _parse_rings(f"{where}, {entity['name']}", entity.get("segments"))
             entities.append(_Entity(sides.pop() if len(sides) == 1 else None, rings))
     return _Frame(name, entities)
 
 
-def _sides(entity: dict[str, Any]) -> set[Side]:
+def _sides(where: str, entity: dict[str, Any]) -> set[Side]:
     """Return the hands that an entity is, or is worn on; none for all else: "hand blender", a glove on the table."""
     name = entity.get("name")
+    if not isinstance(name, str):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: the name of an entity is {reprlib.repr(name)}")
     if name in ("left hand", "right hand"):
         return {_HANDS[name]}
     worn_on = entity.get("on_which_hand") if name in _GLOVES else None
@@ -309,12 +314,7 @@ def _parse_rings(where: str, segments: object) -> list[Ring]:
         raise RecordError(RejectReason.LABEL_IMPLAUSIBLE, f"{where}: segments have more than {_MAX_POINTS} points")
     rings = []
     for segment in segments:
-        try:
-            ring = np.array(segment, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: a ring is not a list of (x, y): {error}") from None
-        if ring.size and (ring.ndim != 2 or ring.shape[1] != 2):
-            raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: a ring has the shape {ring.shape}")
+        ring = number_array(where, "a ring", segment, (-1, 2)) if segment else np.empty((0, 2))
         if len(ring) >= 3:
             require_finite(where, "a ring", ring)
             if np.abs(ring).max() > MAX_COORDINATE:
@@ -333,15 +333,19 @@ def _record_id(split: Split, name: str) -> str:
 
 
 def _read_frame(images: _Images, split: Split, frame: _Frame) -> HandRecord | Rejection:
+    image_uri = images.uri(frame.name)
+    try:
+        return _record(images, split, frame, image_uri)
+    except Exception as error:
+        return frame_rejection(_record_id(split, frame.name), image_uri, error, image_uri)
+
+
+def _record(images: _Images, split: Split, frame: _Frame, image_uri: str) -> HandRecord:
     match = _NAME.fullmatch(frame.name)
     assert match is not None
     number = int(match["number"])
     rate = _RATE_OF_DIGITS.get(len(match["take"]))
-    image_uri = images.uri(frame.name)
-    try:
-        width, height = images.size(frame.name)
-    except RecordError as error:
-        return rejection(_record_id(split, frame.name), image_uri, error)
+    width, height = images.size(frame.name)
     polygons = [entity.rings for entity in frame.entities if entity.rings]
     return HandRecord(
         source=VisorAdapter.card.name,

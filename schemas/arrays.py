@@ -24,8 +24,11 @@ def _reader(dtype: type[np.generic], shape: tuple[int, ...], *, zero_where_not_v
     size = math.prod(shape)
 
     def read(value: Any, info: ValidationInfo) -> NDArray[Any]:
+        found = np.asarray(value)
+        if not _is_kind(found, dtype):
+            raise ValueError(f"expected {'booleans' if dtype is np.bool_ else 'numbers'}, got {found.dtype}")
         with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinity, which is rejected below
-            array = np.array(value, dtype=dtype)
+            array = np.array(found, dtype=dtype)
         if array.size != size:
             raise ValueError(f"expected shape {shape}, got {np.shape(value)}")
         array = array.reshape(shape)
@@ -38,6 +41,31 @@ def _reader(dtype: type[np.generic], shape: tuple[int, ...], *, zero_where_not_v
 
     return BeforeValidator(read)
 
+
+def _is_kind(found: NDArray[Any], dtype: type[np.generic]) -> bool:
+    """Return whether an array holds what it should: numpy would take "1.5" and True for numbers, and "no" for True."""
+    if dtype is not np.bool_ or found.dtype.kind == "b":
+        return found.dtype.kind in ("b" if dtype is np.bool_ else "iuf") or not found.size
+    return found.dtype.kind in "iuf" and bool(((found == 0) | (found == 1)).all())
+
+
+def is_intrinsics(k: NDArray[np.floating[Any]]) -> BoolArray:
+    """Return which of (..., 3, 3) matrices are intrinsics of a camera: the focal lengths are positive."""
+    return np.asarray((k[..., 0, 0] > 0) & (k[..., 1, 1] > 0))
+
+
+def is_rigid(t: NDArray[np.floating[Any]]) -> BoolArray:
+    """Return which of (..., 4, 4) matrices are a rotation and a translation; a mirror image is no rotation."""
+    rotation = t[..., :3, :3].astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = np.matmul(rotation, np.swapaxes(rotation, -1, -2))
+        square = (np.abs(products - np.eye(3)) < _RIGID_TOLERANCE).all(axis=(-2, -1))
+        right_handed = (np.cross(rotation[..., 0, :], rotation[..., 1, :]) * rotation[..., 2, :]).sum(axis=-1) > 0
+    return np.asarray(square & right_handed & (t[..., 3, :] == (0, 0, 0, 1)).all(axis=-1))
+
+
+_RIGID_TOLERANCE = 5e-3
+"""Largest error of an entry of R R^T: calibrations are printed with few digits, a scale is off by far more."""
 
 KeypointsValid = Annotated[BoolArray, _reader(np.bool_, (42,))]
 Keypoints2D = Annotated[FloatArray, _reader(np.float32, (42, 2))]

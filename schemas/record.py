@@ -1,14 +1,16 @@
 """The normalized record: one row an image, written by ``handdata ingest``."""
 
 import json
+import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
-from handdata.schemas.arrays import KeypointsValid, Labels2D, Labels3D, Matrix3, Matrix4
+from handdata.schemas.arrays import KeypointsValid, Labels2D, Labels3D, Matrix3, Matrix4, is_intrinsics, is_rigid
 from handdata.schemas.joints import KEYPOINTS_PER_HAND, SIDES, Side, hand_rows
 from handdata.schemas.tables import columns_of, models_to_table
 
@@ -18,6 +20,8 @@ HandState = Literal["labelled", "absent", "unknown"]
 Viewpoint = Literal["ego", "exo"]
 CameraModel = Literal["pinhole", "opencv_rational", "fisheye", "orthographic"]
 MaskExtent = Literal["hand", "hand_forearm", "hand_accessory", "unknown"]
+
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 CATEGORY: Final = pa.dictionary(pa.int32(), pa.string())
 """Arrow type of columns with few values; equal to what pyarrow infers from ``source=...`` folder names."""
@@ -43,14 +47,14 @@ class HandRecord(BaseModel):
     frame_index: Annotated[int, pa.int32()] = Field(ge=0, lt=2**31)
     """The dataset's own frame number, 0 for stills."""
     camera_id: Annotated[str, pa.string()] = Field(default="0", min_length=1)
-    timestamp_s: Annotated[float | None, pa.float64()] = None
+    timestamp_s: Annotated[float | None, pa.float64()] = Field(default=None, allow_inf_nan=False)
     """Seconds since the sequence began, where the dataset's rate is known."""
     subject_id: Annotated[str | None, pa.string()] = None
     origin_id: Annotated[str | None, pa.string()] = None
     """The same physical frame's identity upstream, where this source repacks another."""
     image_uri: Annotated[str, pa.string()] = Field(min_length=1)
     """Path or URL of the image, or of the video that holds the frame."""
-    video_frame: Annotated[int | None, pa.int32()] = Field(default=None, ge=0)
+    video_frame: Annotated[int | None, pa.int32()] = Field(default=None, ge=0, lt=2**31)
     """Index of the frame in the video, in presentation order; null for image files."""
     width: Annotated[int, pa.int32()] = Field(gt=0, lt=2**31)
     height: Annotated[int, pa.int32()] = Field(gt=0, lt=2**31)
@@ -68,13 +72,37 @@ class HandRecord(BaseModel):
     camera_t_world: Annotated[Matrix4 | None, pa.list_(pa.float32(), 16)] = None
     """(4, 4) world to camera, metres."""
     camera_model: Annotated[CameraModel, pa.string()] = "pinhole"
-    camera_dist: Annotated[tuple[float, ...] | None, pa.list_(pa.float32())] = None
+    camera_dist: Annotated[tuple[FiniteFloat, ...] | None, pa.list_(pa.float32())] = None
     """Distortion coefficients of ``camera_model``; the keypoints are those of the distorted image."""
     has_mask: Annotated[bool, pa.bool_()] = False
     """The adapter's ``open_mask`` can open a mask of this frame on a worker."""
     mask_extent: Annotated[MaskExtent | None, pa.string()] = None
     extra: Annotated[dict[str, Any] | None, pa.string()] = None
     """What the adapter needs on a worker to open the image or mask; stored as JSON."""
+
+    @field_validator("frame_index", "timestamp_s", "video_frame", "width", "height", mode="before")
+    @classmethod
+    def _is_number(cls, value: Any) -> Any:
+        if isinstance(value, str | bytes | bool | np.bool_):
+            raise ValueError(f"expected a number, got {reprlib.repr(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _texts_can_be_stored(self) -> Self:
+        texts = (self.source, self.sequence_id, self.camera_id, self.subject_id, self.origin_id, self.image_uri)
+        if not all(text is None or is_encodable(text) for text in texts):
+            raise ValueError("a text holds half of a character (a lone surrogate), which cannot be stored")
+        if self.extra is not None and not is_encodable_json(json.dumps(self.extra)):
+            raise ValueError("extra holds half of a character (a lone surrogate), which cannot be stored")
+        return self
+
+    @model_validator(mode="after")
+    def _camera_is_one(self) -> Self:
+        if self.camera_k is not None and not is_intrinsics(self.camera_k):
+            raise ValueError(f"camera_k has the focal lengths {self.camera_k[0, 0]} and {self.camera_k[1, 1]}")
+        if self.camera_t_world is not None and not is_rigid(self.camera_t_world):
+            raise ValueError("camera_t_world is no rotation and translation: it scales, shears or mirrors")
+        return self
 
     @model_validator(mode="after")
     def _hand_state_agrees_with_joints(self) -> Self:
@@ -94,6 +122,16 @@ class HandRecord(BaseModel):
     def record_id(self) -> str:
         """Unique name of the record; opaque, never parsed."""
         return record_name(self.source, self.split, self.sequence_id, self.frame_index, self.camera_id)
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be stored: half of a character, as broken JSON escapes give, cannot."""
+    return text.isascii() or not _SURROGATES.search(text)
+
+
+def is_encodable_json(text: str) -> bool:
+    """Return ``is_encodable`` of all texts of a JSON document in ASCII."""
+    return "\\ud" not in text or not _SURROGATES.search(json.dumps(json.loads(text), ensure_ascii=False))
 
 
 def record_name(source: str, split: str, sequence_id: str, frame_index: int = 0, camera_id: str = "0") -> str:

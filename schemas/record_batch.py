@@ -28,7 +28,8 @@ from handdata.schemas import (
     record_name,
     records_to_table,
 )
-from handdata.schemas.arrays import BoolArray
+from handdata.schemas.arrays import BoolArray, is_intrinsics, is_rigid
+from handdata.schemas.record import is_encodable_json
 from handdata.schemas.rejection import rejection
 
 Item = TypeVar("Item")
@@ -117,7 +118,9 @@ class RecordBatch:
         """Return all rows as a table, and which of them fit; ``first`` says what the rows share."""
         count = len(self.places)
         repeated = records_to_table([first]).take(np.zeros(count, dtype=np.int64))
-        valid = np.asarray(self.columns["keypoints_valid"], dtype=np.bool_)
+        valid = np.asarray(self.columns["keypoints_valid"])
+        if valid.dtype != np.bool_:  # one by one: what is 0 or 1 passes
+            raise TypeError(f"keypoints_valid: expected booleans, got {valid.dtype}")
         columns = {name: repeated.column(name).combine_chunks() for name in RECORD_SCHEMA.names}
         fits = np.ones(count, dtype=np.bool_)
         for name, column in self.columns.items():
@@ -198,9 +201,13 @@ def _read_plain(field: pa.Field) -> _Read:
 
     def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
         # Given its type, Arrow silently cuts 1.5 to 1; a cast raises an error.
-        whole = pa.types.is_integer(field.type)
-        values = pa.array(column).cast(field.type) if whole else pa.array(column, field.type)
+        found = pa.array(column)
+        if not pa.types.is_string(field.type) and (pa.types.is_boolean(found.type) or pa.types.is_string(found.type)):
+            raise TypeError(f"{field.name}: expected numbers, got {found.type}")
+        values = found.cast(field.type)
         fits = np.ones(len(values), dtype=np.bool_)
+        if pa.types.is_floating(field.type):
+            fits &= np.isfinite(np.asarray(values.fill_null(0)))
         if values.null_count and not field.nullable:
             fits &= ~np.asarray(values.is_null())
         if least is not None and pa.types.is_string(field.type):
@@ -229,15 +236,23 @@ def _read_numbers(field: pa.Field) -> _Read:
     of_joints = field.name in ("keypoints_2d", "keypoints_3d")
 
     def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
+        found = np.asarray(column)
+        if found.dtype.kind not in "iuf":
+            raise TypeError(f"{field.name}: expected numbers, got {found.dtype}")
         with np.errstate(over="ignore"):  # infinity then is what does not fit
-            values = np.array(column, dtype=np.float32, order="C")
+            values = np.array(found, dtype=np.float32, order="C")
         if values.size != len(values) * size:
             raise ValueError(f"{field.name}: expected {size} numbers a row, got shape {values.shape}")
         if of_joints:
             values.reshape(len(values), KEYPOINT_COUNT, -1)[~valid] = 0
         flat = values.reshape(-1)
         column_values = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=field.type)
-        return column_values, np.asarray(np.isfinite(flat.reshape(-1, size)).all(axis=1))
+        fits = np.isfinite(flat.reshape(-1, size)).all(axis=1)
+        if field.name == "camera_k":
+            fits &= is_intrinsics(values.reshape(-1, 3, 3))
+        elif field.name == "camera_t_world":
+            fits &= is_rigid(values.reshape(-1, 4, 4))
+        return column_values, np.asarray(fits)
 
     return read
 
@@ -268,7 +283,9 @@ def _read_hand_state(field: pa.Field) -> _Read:
 def _read_extra(field: pa.Field) -> _Read:
     def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
         fits = np.array([value is None or (type(value) is dict and set(map(type, value)) <= {str}) for value in column])
-        return pa.array([None if value is None else _to_json(value) for value in column], field.type), fits
+        texts = [None if value is None else _to_json(value) for value in column]
+        fits &= np.array([text is None or is_encodable_json(text) for text in texts], dtype=np.bool_)
+        return pa.array(texts, field.type), fits
 
     return read
 

@@ -8,6 +8,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from itertools import chain
 from pathlib import Path
 from typing import IO, Final
 
@@ -19,6 +20,8 @@ from handdata.schemas.errors import RecordError, RejectReason
 
 MAX_ARRAY_BYTES = 2**28
 """No label array of one frame is larger; more is a damaged header or a decompression bomb."""
+MAX_LISTED_NUMBERS = 1_000_000
+"""No list of numbers of one label is longer."""
 _MAX_NPY_HEADER_BYTES = 2**16
 
 _PICKLE_MARK = b"\x80"
@@ -155,6 +158,57 @@ def numbers(path: Path, name: str, values: NDArray[np.generic], shape: tuple[int
         found = f"{values.dtype} {values.shape}"
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name} should hold numbers {shape}, holds {found}")
     return values.astype(np.float64)
+
+
+def number_array(
+    where: Path | str, name: str, values: object, shape: tuple[int, ...], *, any_nesting: bool = False
+) -> NDArray[np.float64]:
+    """Return a label's list of lists of numbers as an array, after looking at each level of it.
+
+    ``np.array`` alone takes ``"1.5"`` and ``true`` for numbers, and a few hundred bytes of a pickle, whose lists hold
+    one list a thousand times, for a thousand million of them.
+
+    Args:
+        where: Place of the label, for messages.
+        name: Name of the label, for messages.
+        values: Lists, tuples, arrays or numbers, as a JSON file or a pickle held them.
+        shape: Expected shape; -1 for a length that the label decides.
+        any_nesting: Whether lists of another depth that hold as many numbers are reshaped.
+
+    Raises:
+        RecordError: ``label_corrupt``, naming what was expected and what was there.
+
+    """
+    found: list[int] = []
+    level: list[object] = [values]
+    most = math.prod(shape) if -1 not in shape else MAX_LISTED_NUMBERS
+    while level and isinstance(level[0], _SEQUENCES):
+        length = len(level[0]) if np.ndim(level[0]) else -1  # type: ignore[arg-type]
+        if length < 0 or not all(isinstance(item, _SEQUENCES) and np.shape(item)[:1] == (length,) for item in level):
+            raise _no_numbers(where, name, shape, "lists of several lengths")
+        found.append(length)
+        if len(level) * length > most:
+            raise _no_numbers(where, name, shape, f"more than {most} numbers")
+        level = list(chain.from_iterable(level))  # type: ignore[arg-type]
+    kinds = set(map(type, level))
+    if not kinds <= _NUMBER_TYPES and not all(issubclass(kind, _NUMPY_NUMBERS) for kind in kinds - _NUMBER_TYPES):
+        raise _no_numbers(where, name, shape, ", ".join(sorted(kind.__name__ for kind in kinds - _NUMBER_TYPES)))
+    fits = len(found) == len(shape) and all(known in (-1, length) for known, length in zip(shape, found, strict=True))
+    if not fits and not (any_nesting and len(level) == most):
+        raise _no_numbers(where, name, shape, f"the shape {tuple(found)}")
+    try:
+        return np.array(level, dtype=np.float64).reshape(shape if any_nesting else tuple(found))
+    except OverflowError:
+        raise _no_numbers(where, name, shape, "a number that no float holds") from None
+
+
+def _no_numbers(where: Path | str, name: str, shape: tuple[int, ...], found: str) -> RecordError:
+    return RecordError(RejectReason.LABEL_CORRUPT, f"{where}: {name} should be numbers of shape {shape}, has {found}")
+
+
+_SEQUENCES: Final = (list, tuple, np.ndarray)
+_NUMBER_TYPES: Final = frozenset({int, float})
+_NUMPY_NUMBERS: Final = (np.integer, np.floating)
 
 
 def require_finite(where: Path | str, name: str, values: NDArray[np.generic]) -> None:

@@ -14,9 +14,8 @@ from handdata.schemas.errors import RecordError, RejectReason
 MAX_IMAGE_PIXELS = 178_956_970
 """More pixels than this are a decompression bomb; twice Pillow's own warning limit (about 13,000 x 13,000)."""
 
-_FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
-IMAGE_FORMATS = tuple(sorted(set(_FORMAT_OF_SUFFIX.values())))
-"""The only decoders that files from outside reach."""
+IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+"""The only decoders that files from outside reach. The content says which one, whatever the name of the file."""
 
 _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})
@@ -49,20 +48,19 @@ def _jpeg_size(stream: IO[bytes]) -> tuple[int, int] | None:
         at += 2 + max(2, length)
 
 
-def _pillow_size(stream: IO[bytes]) -> tuple[tuple[int, int], str | None]:
+def _pillow_size(stream: IO[bytes]) -> tuple[int, int]:
     stream.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about large images and odd EXIF blocks; neither matters here
         with Image.open(stream, formats=IMAGE_FORMATS) as image:
-            # Phones store a preview behind the image; Pillow then calls the JPEG file an MPO.
-            return image.size, "JPEG" if image.format == "MPO" else image.format
+            return image.size
 
 
 def read_image_size(path: Path | str) -> tuple[int, int]:
     """Return (width, height) of an image file from its header, without decoding pixels.
 
     Raises:
-        RecordError: The file is missing, empty, unreadable, of another format than its suffix says, or too large.
+        RecordError: The file is missing, empty, unreadable, or too large.
 
     """
     try:
@@ -82,15 +80,14 @@ def read_image_size_from(stream: IO[bytes], name: str) -> tuple[int, int]:
 
     Args:
         stream: The encoded image, such as a member of an archive.
-        name: Its name, for messages; the suffix says the format.
+        name: Its name, for messages.
 
     Raises:
-        RecordError: The image is empty, unreadable, of another format than the suffix of ``name`` says, or too large.
+        RecordError: The image is empty, unreadable, or too large.
 
     """
     try:
-        size = _jpeg_size(stream)
-        (width, height), kind = (size, "JPEG") if size is not None else _pillow_size(stream)
+        width, height = _jpeg_size(stream) or _pillow_size(stream)
     except Image.DecompressionBombError as error:
         raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{name}: {error}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
@@ -100,8 +97,4 @@ def read_image_size_from(stream: IO[bytes], name: str) -> tuple[int, int]:
         raise RecordError(RejectReason.IMAGE_CORRUPT, f"{name}: {error}") from None
     if width * height > MAX_IMAGE_PIXELS:
         raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{name} announces {width} x {height} pixels")
-    suffix = f".{name.rpartition('.')[2]}"
-    expected = _FORMAT_OF_SUFFIX.get(suffix.lower())
-    if expected is not None and kind != expected:
-        raise RecordError(RejectReason.IMAGE_FORMAT_MISMATCH, f"{name} is named {suffix} but holds {kind}")
     return width, height

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.reading.arrays import read_npy_header
-from handdata.adapters.reading.listing import open_file
+from handdata.adapters.reading.listing import cannot_be_read, open_file
 from handdata.schemas.errors import RecordError, RejectReason
 
 Container = TypeVar("Container", dict[Any, Any], set[Any])
@@ -50,6 +50,10 @@ _CORRUPT: Final = (
     struct.error,
 )
 """What the unpickler raises on a damaged stream: it was written for pickles that it trusts."""
+
+
+_MOST_OFTEN_SHARED: Final = 16
+_ALWAYS_ALLOWED_PARTS: Final = 1_000_000
 
 
 class PickledObject:
@@ -91,10 +95,15 @@ def _load(path: Path, *, start_of_npy: bool, inert: Collection[tuple[str, str]])
         with open_file(path) as stream:
             start = _end_of_npy_header(stream) if start_of_npy else 0
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        found = _Resolver().resolve(_Unpickler(_MappedFile(mapped, start), path, inert).load())
+        resolver = _Resolver()
+        found = resolver.resolve(_Unpickler(_MappedFile(mapped, start), path, inert).load())
+        if resolver.shares:
+            _require_size(found, _MOST_OFTEN_SHARED * len(mapped) + _ALWAYS_ALLOWED_PARTS)
     except FileNotFoundError:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
-    except (OSError, *_CORRUPT) as error:
+    except OSError as error:  # of the map: the file has been opened
+        cannot_be_read(path, error)
+    except _CORRUPT as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {type(error).__name__}: {error}") from None
     return found.item() if start_of_npy and isinstance(found, np.ndarray) and found.shape == () else found
 
@@ -175,6 +184,8 @@ def _array(raw: Any, dtype: _DType, shape: Any, order: str) -> NDArray[Any]:
     if dtype.value.hasobject or len(raw) != size:
         raise pickle.UnpicklingError(f"an array of shape {shape} and {dtype.value} has {len(raw)} bytes")
     if size == 0:
+        if math.prod(shape):  # of texts without a character, to each of which numpy gives one
+            raise pickle.UnpicklingError(f"an array of shape {shape} and {dtype.value} has no bytes")
         return np.zeros(shape, dtype.value)
     array = np.frombuffer(raw, dtype.value).reshape(shape, order="F" if order == "F" else "C")
     array.setflags(write=False)
@@ -331,17 +342,56 @@ class _Unpickler(pickle._Unpickler):
         return target
 
 
+def _require_size(found: Any, most: int) -> None:
+    """Raise where an object, written out, has more parts than a file of its size may say.
+
+    A list that holds one list a thousand times, which holds another a thousand times, takes some thousand bytes; who
+    makes an array or a text of it fills the memory.
+
+    Raises:
+        pickle.UnpicklingError: It has more than ``most``, or holds itself.
+
+    """
+    sizes: dict[int, int] = {}
+
+    def size(part: Any) -> int:
+        if isinstance(part, np.ndarray) and not part.dtype.hasobject:
+            return int(part.size)
+        if not isinstance(part, dict | list | tuple | np.ndarray | PickledObject):
+            return 1
+        known = sizes.get(id(part))
+        if known is not None:
+            if known < 0:
+                raise pickle.UnpicklingError("an object holds itself")
+            return known
+        sizes[id(part)] = -1
+        if isinstance(part, PickledObject):
+            total = 1 + size(part.state)
+        else:
+            members = part.values() if isinstance(part, dict) else part.flat if isinstance(part, np.ndarray) else part
+            total = 1 + sum(map(size, members))
+        if total > most:
+            raise pickle.UnpicklingError(f"it names more than {most} parts, by objects that occur again and again")
+        sizes[id(part)] = total
+        return total
+
+    size(found)
+
+
 class _Resolver:
     """Replaces the stand-ins in what was unpickled by arrays and dtypes; each object once, so that sharing stays."""
 
     def __init__(self) -> None:
         self._done: dict[int, Any] = {}
         self._alive: list[Any] = []  # an id is only unique while its object lives
+        self.shares = False
+        """Whether an object occurs in several places."""
 
     def resolve(self, found: Any) -> Any:
         if not isinstance(found, dict | list | tuple | memoryview | _Array | _DType | PickledObject):
             return found
         if id(found) in self._done:
+            self.shares = True
             return self._done[id(found)]
         self._alive.append(found)
         if isinstance(found, dict | list):

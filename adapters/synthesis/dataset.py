@@ -22,6 +22,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handdata.adapters.reading.listing import exists, holds_anything, is_folder
+from handdata.adapters.reading.paths import read_text
 from handdata.adapters.synthesis.layout import (
     DATASET_FILE,
     DATASET_FORMAT,
@@ -32,7 +34,7 @@ from handdata.adapters.synthesis.layout import (
 )
 from handdata.adapters.synthesis.scene import Identity, build_identity
 from handdata.adapters.synthesis.sequence import FRAMES_PER_SECOND, HandSequence, sample_sequence
-from handdata.schemas.errors import RunError, StorageError, UsageError
+from handdata.schemas.errors import RecordError, RunError, StorageError, UsageError
 from handdata.schemas.joints import KEYPOINT_COUNT, Side, hand_rows
 from handdata.schemas.record import SPLITS, Split
 

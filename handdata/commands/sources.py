@@ -30,6 +30,10 @@ Root = Annotated[
         show_default=f"{shown_default(Settings, 'sources_root')}/NAME",
     ),
 ]
+FollowLinks = Annotated[
+    bool,
+    typer.Option("--follow-links", help="Follow links below the top of the dataset's folder, wherever they lead."),
+]
 ManoFolder = Annotated[
     Path | None,
     typer.Option(
@@ -118,6 +122,7 @@ def ingest(
         int, typer.Option(min=1, metavar="K", help="Divisor of the frame numbers that are kept; 1 keeps all frames.")
     ] = 1,
     mano: ManoFolder = None,
+    follow_links: FollowLinks = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -138,7 +143,7 @@ def ingest(
             split=split,
             limit=limit,
             stride=stride,
-            options=AdapterOptions(mano_dir=settings.mano_dir),
+            options=AdapterOptions(mano_dir=settings.mano_dir, follow_links=follow_links),
             on_progress=lambda done, total, records: progress.set(done, f"{records:,} records", total),
         )
     _show_ingested(summary, source, storage, as_json=as_json)
@@ -174,6 +179,7 @@ def inspect(
         "sheet.png"
     ),
     mano: ManoFolder = None,
+    follow_links: FollowLinks = False,
 ) -> None:
     """Draw the labels of some frames on a contact sheet, which shows whether they fit; nothing is ingested."""
     from handdata.adapters import AdapterOptions
@@ -188,7 +194,7 @@ def inspect(
         root or settings.sources_root / source,
         count,
         columns=min(count, 4),
-        options=AdapterOptions(mano_dir=settings.mano_dir),
+        options=AdapterOptions(mano_dir=settings.mano_dir, follow_links=follow_links),
     )
     Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_png(sheet))
     out.print(f"Look at {out_file.absolute()}")

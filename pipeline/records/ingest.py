@@ -16,13 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition
+from handdata.adapters.reading.frames import describe_error
+from handdata.adapters.reading.listing import cannot_be_read
 from handdata.adapters.reading.paths import Fence, fenced
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records.stored import (
@@ -44,7 +46,9 @@ from handdata.pipeline.storage.layout import (
     tombstones_folder,
 )
 from handdata.schemas import (
+    RECORD_SCHEMA,
     DuplicateRecordError,
+    HandDataError,
     HandRecord,
     RecordError,
     Rejection,
@@ -57,6 +61,7 @@ from handdata.schemas import (
 )
 from handdata.schemas.rejection import rejection
 
+Item = TypeVar("Item")
 _ROWS_AT_ONCE: Final = 4096
 """Records that are checked one by one become a table when there are so many."""
 
@@ -82,6 +87,7 @@ class _Job:
     staging: str
     limit: int | None
     stride: int
+    follow_links: bool = False
 
 
 def ingest(
@@ -122,8 +128,9 @@ def ingest(
             f"{source} was dropped from {storage.describe()} on {stone.when[:10]}",
             f"to take it back, delete {storage.describe(tombstones_folder(source))}",
         )
-    adapter = adapter_type(options or AdapterOptions())
-    partitions = [partition for partition in adapter.partitions(root) if split is None or partition.split == split]
+    options = options or AdapterOptions()
+    adapter = adapter_type(options)
+    partitions = [partition for partition in _partitions(adapter, root) if split is None or partition.split == split]
     if not partitions:
         wanted = f" of split {split}" if split else ""
         raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
@@ -131,7 +138,7 @@ def ingest(
     storage.remove(stagings)  # of ingests that were killed
     staging = f"{stagings}/{uuid.uuid4().hex[:8]}"
     jobs = [
-        _Job(adapter, root, partition, ordinal, storage, staging, limit, stride)
+        _Job(adapter, root, partition, ordinal, storage, staging, limit, stride, options.follow_links)
         for ordinal, partition in enumerate(partitions)
     ]
     try:
@@ -162,6 +169,19 @@ def ingest(
         storage.remove(stagings)
     drop_records(storage, read_tombstones(storage, source))  # what was dropped meanwhile
     return summary
+
+
+def _partitions(adapter: Adapter, root: Path) -> list[Partition]:
+    """Return an adapter's partitions.
+
+    Raises:
+        DatasetReadError: A folder cannot be read.
+
+    """
+    try:
+        return list(adapter.partitions(root))
+    except OSError as error:
+        cannot_be_read(root, error)
 
 
 def _stage(jobs: Sequence[_Job], on_progress: Callable[[int, int, int], None] | None) -> PartitionCounts:
@@ -284,16 +304,43 @@ def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
 
 def _taken(job: _Job, limit: int | None) -> Iterator[tuple[pa.Table, list[Rejection]]]:
     """Yield the rows that the job's stride and a limit of records leave, some at a time, from either way in."""
-    fence = Fence(job.root)
+    fence = Fence(job.root, job.follow_links)
     if isinstance(job.adapter, BatchAdapter):
-        batches = (batch.read() for batch in job.adapter.record_batches(job.root, job.partition))
+        found_batches = _guarded(job, job.adapter.record_batches(job.root, job.partition))
+        batches = (
+            (RECORD_SCHEMA.empty_table(), [(0, batch)]) if isinstance(batch, Rejection) else batch.read()
+            for batch in found_batches
+        )
         yield from _taken_of_batches((_fenced_batch(fence, *batch) for batch in batches), job.stride, limit)
         return
-    found = (fenced(fence, row) for row in job.adapter.records(job.root, job.partition))
+    found = (fenced(fence, row) for row in _guarded(job, job.adapter.records(job.root, job.partition)))
     rows = _taken_of_rows(found, job.stride, limit)
     while some := list(islice(rows, _ROWS_AT_ONCE)):
         records = records_to_table([row for row in some if isinstance(row, HandRecord)])
         yield records, [row for row in some if isinstance(row, Rejection)]
+
+
+def _guarded(job: _Job, rows: Iterator[Item]) -> Iterator[Item | Rejection]:
+    """Yield what an adapter yields, and where it fails, one rejection for the rest of the partition.
+
+    Raises:
+        DatasetReadError: A file of the dataset cannot be read.
+
+    """
+    try:
+        yield from rows
+    except (HandDataError, MemoryError):
+        raise
+    except OSError as error:
+        cannot_be_read(job.root, error)
+    except Exception as error:
+        partition = job.partition
+        detail = f"the rest of partition {partition.name} ({', '.join(partition.paths[:3])}): {describe_error(error)}"
+        yield rejection(
+            f"{job.adapter.card.name}/{partition.split}/{partition.name}/rest",
+            str(job.root / partition.paths[0]) if partition.paths else str(job.root),
+            RecordError(RejectReason.ADAPTER_FAILED, detail),
+        )
 
 
 def _taken_of_rows(

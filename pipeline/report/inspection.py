@@ -29,8 +29,10 @@ def inspect_source(
         RunError: None of the chosen frames can be opened.
 
     """
-    adapter = adapter_type(options or AdapterOptions())
-    records = _spread_records(adapter, find_root(adapter_type, root), count)
+    options = options or AdapterOptions()
+    adapter = adapter_type(options)
+    root = find_root(adapter_type, root)
+    records = _spread_records(adapter, root, Fence(root, options.follow_links), count)
     frames = list(_opened(adapter, records))
     if not frames:
         raise RunError(
@@ -40,12 +42,11 @@ def inspect_source(
     return inspection_sheet(frames, columns)
 
 
-def _spread_records(adapter: Adapter, root: Path, count: int) -> list[HandRecord]:
+def _spread_records(adapter: Adapter, root: Path, fence: Fence, count: int) -> list[HandRecord]:
     partitions = list(adapter.partitions(root))
     chosen = _evenly(partitions, count)
     each = -(-count // max(len(chosen), 1))
     records: list[HandRecord] = []
-    fence = Fence(root)
     for partition in chosen:
         rows = (fenced(fence, row) for row in islice(adapter.records(root, partition), _SCANNED_ROWS))
         records += _evenly([row for row in rows if isinstance(row, HandRecord)], each)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from handdata.adapters import AdapterOptions, BatchAdapter, Layout, Partition, RecordBatch
 from handdata.adapters.hagrid import HagridAdapter
@@ -21,6 +22,15 @@ from tests.fixtures.hagrid import LEFT_OF_PICTURE, entry_v1, points_in, write_an
 
 ROWS = 6
 SHARED = {"source": "hagrid", "split": "train", "viewpoint": "exo"}
+
+
+def rigid_transforms(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    transforms = np.tile(np.eye(4), (count, 1, 1))
+    for transform in transforms:
+        rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        transform[:3, :3] = rotation * np.linalg.det(rotation)  # -1 or 1: no mirror image
+        transform[:3, 3] = rng.normal(size=3)
+    return transforms
 
 
 def columns(**changed: Any) -> dict[str, Any]:
@@ -42,7 +52,7 @@ def columns(**changed: Any) -> dict[str, Any]:
         "hand_state": hand_states_of_rows(valid, "unknown"),
         "keypoints_3d": rng.normal(size=(ROWS, 42, 3)),
         "camera_k": rng.uniform(1, 900, (ROWS, 3, 3)),
-        "camera_t_world": rng.normal(size=(ROWS, 4, 4)),
+        "camera_t_world": rigid_transforms(rng, ROWS),
         "extra": [{"b": [1, 2.5], "a": row} for row in range(ROWS)],
         **changed,
     }
