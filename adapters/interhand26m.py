@@ -195,7 +195,7 @@ def _joint_valid(path: Path, annotation: Any) -> _Valid:
 def _flags(values: Any) -> BoolArray:
     """Return (42,) booleans in handdata's order from 42 numbers, or lists of one, in the dataset's."""
     flat = list(chain.from_iterable(values)) if isinstance(values[0], list) else values
-    if not set(map(type, flat)) <= {int, float}:
+    if not set(map(type, flat)) <= {int, float, bool}:
         raise TypeError("a flag is no number")
     numbers = np.array(flat, dtype=np.float64).reshape(KEYPOINT_COUNT)
     return np.asarray(numbers[_ORDER] != 0)

@@ -60,7 +60,7 @@ def is_rigid(t: NDArray[np.floating[Any]]) -> BoolArray:
     with np.errstate(invalid="ignore", over="ignore"):
         products = np.matmul(rotation, np.swapaxes(rotation, -1, -2))
         square = (np.abs(products - np.eye(3)) < _RIGID_TOLERANCE).all(axis=(-2, -1))
-        right_handed = (np.cross(rotation[..., 0, :], rotation[..., 1, :]) * rotation[..., 2, :]).sum(axis=-1) > 0
+        right_handed = np.linalg.det(rotation) > 0
     return np.asarray(square & right_handed & (t[..., 3, :] == (0, 0, 0, 1)).all(axis=-1))
 
 

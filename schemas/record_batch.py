@@ -201,6 +201,8 @@ def _read_plain(field: pa.Field) -> _Read:
 
     def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
         # Given its type, Arrow silently cuts 1.5 to 1; a cast raises an error.
+        if not isinstance(column, np.ndarray) and bool in set(map(type, column)):  # Arrow takes True for 1.0
+            raise TypeError(f"{field.name}: expected {field.type}, got a boolean")
         found = pa.array(column)
         if not pa.types.is_string(field.type) and (pa.types.is_boolean(found.type) or pa.types.is_string(found.type)):
             raise TypeError(f"{field.name}: expected numbers, got {found.type}")

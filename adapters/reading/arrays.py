@@ -182,10 +182,9 @@ def number_array(
     found: list[int] = []
     level: list[object] = [values]
     most = math.prod(shape) if -1 not in shape else MAX_LISTED_NUMBERS
-    while level and isinstance(level[0], _SEQUENCES):
-        length = len(level[0]) if np.ndim(level[0]) else -1  # type: ignore[arg-type]
-        if length < 0 or not all(isinstance(item, _SEQUENCES) and np.shape(item)[:1] == (length,) for item in level):
-            raise _no_numbers(where, name, shape, "lists of several lengths")
+    while level and (length := _length(level[0])) >= 0:
+        if any(_length(item) != length for item in level):
+            raise _no_numbers(where, name, shape, "parts of several lengths")
         found.append(length)
         if len(level) * length > most:
             raise _no_numbers(where, name, shape, f"more than {most} numbers")
@@ -202,11 +201,17 @@ def number_array(
         raise _no_numbers(where, name, shape, "a number that no float holds") from None
 
 
+def _length(item: object) -> int:
+    """Return the length of a list, tuple or array; -1 for all else."""
+    if type(item) is list or isinstance(item, list | tuple):
+        return len(item)
+    return len(item) if isinstance(item, np.ndarray) and item.ndim else -1
+
+
 def _no_numbers(where: Path | str, name: str, shape: tuple[int, ...], found: str) -> RecordError:
     return RecordError(RejectReason.LABEL_CORRUPT, f"{where}: {name} should be numbers of shape {shape}, has {found}")
 
 
-_SEQUENCES: Final = (list, tuple, np.ndarray)
 _NUMBER_TYPES: Final = frozenset({int, float})
 _NUMPY_NUMBERS: Final = (np.integer, np.floating)
 

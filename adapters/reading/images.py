@@ -1,6 +1,7 @@
 """The size of an image from its header, without decoding a pixel."""
 
 import errno
+import io
 import struct
 import warnings
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from handdata.adapters.reading.listing import NotRegularFileError, open_unbuffered
+from handdata.adapters.reading.listing import NotRegularFileError, open_unbuffered, read_head
 from handdata.schemas.errors import RecordError, RejectReason
 
 MAX_IMAGE_PIXELS = 178_956_970
@@ -64,6 +65,9 @@ def read_image_size(path: Path | str) -> tuple[int, int]:
 
     """
     try:
+        size = _jpeg_size(io.BytesIO(read_head(path, _HEAD_BYTES)))
+        if size is not None and size[0] * size[1] <= MAX_IMAGE_PIXELS:
+            return size
         with open_unbuffered(path) as stream:
             return read_image_size_from(stream, str(path))
     except FileNotFoundError as error:

@@ -33,9 +33,16 @@ _CLUTTER: Final = frozenset(
 )
 """Folders of systems; other leftovers (``._*``, ``.snapshot``, ``.ipynb_checkpoints``) have hidden names."""
 _ARCHIVE: Final = re.compile(r"(.+?)\.(?:zip|rar|7z|tar|tgz|tbz2|txz|tar\.(?:gz|bz2|xz|zst))", re.IGNORECASE)
+_OPEN_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+"""A pipe that nobody writes to would let the opening wait for ever."""
 _MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 _NO_SUCH_NAME: Final = frozenset({errno.ENAMETOOLONG, errno.EILSEQ})
 """What the text of a label can cause, and so says nothing about the disk."""
+_NO_FILE: Final = {
+    errno.ELOOP: "is a link that leads back to itself, not a file",
+    errno.ENXIO: "is a socket or a device, not a file",
+    errno.ENODEV: "is a device, not a file",
+}
 _NO_USE_TO_RETRY: Final = frozenset({errno.EACCES, errno.EPERM})
 
 
@@ -263,12 +270,34 @@ def open_unbuffered(path: AnyPath) -> "DatasetFile":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
 
 
+def read_head(path: AnyPath, size: int) -> bytes:
+    """Return the first bytes of a regular file, up to ``size``; three times as fast as to open it.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        NotRegularFileError: It is no regular file.
+        DatasetReadError: It cannot be read.
+
+    """
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return os.read(descriptor, size)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
+        pass  # the slow way finds out what it is
+    with open_unbuffered(path) as file:
+        return file.read(size)
+
+
 class DatasetFile(io.FileIO):
     """A regular file whose reads are tried again, and end with ``DatasetReadError`` where they fail."""
 
     def __init__(self, path: AnyPath) -> None:
         self.path = path
-        descriptor = _retried(path, lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        descriptor = _retried(path, lambda: os.open(path, _OPEN_FLAGS))
         try:
             mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):
@@ -331,8 +360,8 @@ def _retried(path: AnyPath, action: Callable[[], Found]) -> Found:
                 raise
             if error.errno in _NO_SUCH_NAME:
                 raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
-            if error.errno == errno.ELOOP:
-                raise NotRegularFileError("is a link that leads back to itself, not a file") from None
+            if error.errno in _NO_FILE:
+                raise NotRegularFileError(_NO_FILE[error.errno]) from None
             wait = None if error.errno in _NO_USE_TO_RETRY else next(waits, None)
             if wait is None:
                 cannot_be_read(path, error)

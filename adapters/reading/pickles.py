@@ -361,6 +361,8 @@ def _require_size(found: Any, most: int) -> None:
             return 1
         known = sizes.get(id(part))
         if known is not None:
+            if known < 0 and isinstance(part, PickledObject):
+                return 1
             if known < 0:
                 raise pickle.UnpicklingError("an object holds itself")
             return known
@@ -388,6 +390,10 @@ class _Resolver:
         """Whether an object occurs in several places."""
 
     def resolve(self, found: Any) -> Any:
+        if isinstance(found, np.ndarray):
+            self.shares |= id(found) in self._done
+            self._done[id(found)] = found
+            return found
         if not isinstance(found, dict | list | tuple | memoryview | _Array | _DType | PickledObject):
             return found
         if id(found) in self._done:

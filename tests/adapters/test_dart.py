@@ -101,8 +101,8 @@ def test_parts_with_a_folder_around_them_are_found(tmp_path: Path) -> None:
     [
         ({"img": ["../../b.png"]}, RejectReason.PATH_ESCAPES_ROOT, "../../b.png"),
         ({"img": [7]}, RejectReason.LABEL_CORRUPT, "img 0 should be a name, is 7"),
-        ({"joint2d": [np.ones((20, 2))]}, RejectReason.LABEL_CORRUPT, "joint2d 0 should hold numbers"),
-        ({"joint2d": [[[1, 2], [3]]]}, RejectReason.LABEL_CORRUPT, "joint2d 0 is not a list of points"),
+        ({"joint2d": [np.ones((20, 2))]}, RejectReason.LABEL_CORRUPT, "joint2d 0 should be numbers"),
+        ({"joint2d": [[[1, 2], [3]]]}, RejectReason.LABEL_CORRUPT, "parts of several lengths"),
         ({"joint2d": [np.full((21, 2), np.nan)]}, RejectReason.LABEL_NOT_FINITE, "joint2d"),
         ({"joint2d": []}, RejectReason.LABEL_CORRUPT, "1 file names but 0 joint2d"),
         ({"joint2d": 5}, RejectReason.LABEL_CORRUPT, "should hold a list joint2d"),

@@ -193,7 +193,7 @@ class _Evil:
         (lambda f: (f / "9-0.jpg").unlink(), RejectReason.IMAGE_MISSING),
         (lambda f: (f / "9-0.jpg").write_bytes(b""), RejectReason.IMAGE_EMPTY),
         (lambda f: _truncate(f / "9-0.jpg", 0.02), RejectReason.IMAGE_CORRUPT),
-        (lambda f: Image.new("RGB", (8, 8)).save(f / "9-0.jpg", format="PNG"), RejectReason.IMAGE_FORMAT_MISMATCH),
+        (lambda f: Image.new("RGB", (8, 8)).save(f / "9-0.jpg", format="GIF"), RejectReason.IMAGE_CORRUPT),
         (lambda f: (f / "9-0.npz").unlink(), RejectReason.LABEL_MISSING),
         (lambda f: (f / "9-0.npz").write_bytes(b""), RejectReason.LABEL_CORRUPT),
         (lambda f: (f / "9-0.npz").write_bytes(b"not a zip file"), RejectReason.LABEL_CORRUPT),

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from handdata.adapters.roots import find_root
 from handdata.adapters.synthesis.dataset import write_dataset
@@ -144,8 +145,8 @@ def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20])
 
 
-def _as_png(path: Path) -> None:
-    path.write_bytes(cv2.imencode(".png", cv2.imread(str(path)))[1].tobytes())
+def _as_gif(path: Path) -> None:
+    Image.open(path).save(path, format="GIF")
 
 
 def _resize(path: Path) -> None:
@@ -158,10 +159,10 @@ def _resize(path: Path) -> None:
         (Path.unlink, RejectReason.IMAGE_MISSING),
         (lambda path: path.write_bytes(b""), RejectReason.IMAGE_EMPTY),
         (_truncate, RejectReason.IMAGE_CORRUPT),
-        (_as_png, RejectReason.IMAGE_FORMAT_MISMATCH),
+        (_as_gif, RejectReason.IMAGE_CORRUPT),
         (_resize, RejectReason.LABEL_CORRUPT),
     ],
-    ids=["missing", "empty", "truncated", "png named jpg", "other size"],
+    ids=["missing", "empty", "truncated", "gif named jpg", "other size"],
 )
 def test_a_damaged_image_is_rejected_and_the_others_go_through(
     root: Path, damage: Callable[[Path], object], reason: RejectReason

@@ -1,6 +1,6 @@
 """Records as columns: the same rows, tables and rejections as one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -131,9 +131,85 @@ def test_a_row_that_no_record_can_hold_is_the_same_rejection(name: str, value: A
     assert len(rejected) == 5
 
 
-def test_what_pydantic_reads_from_text_is_a_record_either_way() -> None:
-    assert same_as_one_by_one(batch_of(**put("frame_index", 1, "12"))) == []
+def test_whole_numbers_with_a_point_are_a_record_either_way() -> None:
     assert same_as_one_by_one(batch_of(**put("width", 4, 640.0))) == []
+
+
+@pytest.mark.parametrize("name", ["frame_index", "width", "timestamp_s"])
+@pytest.mark.parametrize("value", ["12", True, "", 10**400, b"1", [1]])
+def test_what_is_no_number_is_rejected_either_way(name: str, value: Any) -> None:
+    assert len(same_as_one_by_one(batch_of(**put(name, 1, value)))) == 1
+    rejected = [row for row in batch_of(**put(name, 1, value)).rows() if isinstance(row, Rejection)]
+    assert [row.reason for row in rejected] == ["label_corrupt"]
+    all_wrong = batch_of(**{name: [value] * ROWS})
+    assert len(same_as_one_by_one(all_wrong)) == ROWS
+
+
+def mirrored(transform: NDArray[np.float64]) -> NDArray[np.float64]:
+    return transform * np.array([[-1.0], [1], [1], [1]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        mirrored,
+        lambda t: t * np.array([[1.01], [1.01], [1.01], [1]]),
+        lambda t: t + np.array([[0, 0, 0, 0]] * 3 + [[0, 0, 1, 0]]),
+        lambda t: np.zeros((4, 4)),
+        lambda t: np.full((4, 4), 1e30),
+        lambda t: t @ np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    ],
+)
+def test_a_camera_that_mirrors_scales_or_shears_is_rejected_either_way(
+    change: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> None:
+    good = columns()["camera_t_world"]
+    changed = good.copy()
+    changed[3] = change(good[3])
+    assert len(same_as_one_by_one(batch_of(camera_t_world=changed))) == 1
+    rounded = np.round(good, 3)
+    rounded[:, 3] = (0, 0, 0, 1)
+    assert same_as_one_by_one(batch_of(camera_t_world=rounded)) == [], "calibrations are printed with few digits"
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 1)])
+@pytest.mark.parametrize("focal", [0.0, -500.0])
+def test_focal_lengths_are_positive_either_way(row: int, column: int, focal: float) -> None:
+    k = columns()["camera_k"]
+    k[2, row, column] = focal
+    assert len(same_as_one_by_one(batch_of(camera_k=k))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sequence_id", "s\ud800"),
+        ("subject_id", "\udfff"),
+        ("image_uri", "/a\udcff.jpg"),
+        ("extra", {"gestures": ["\ud83d"]}),
+        ("extra", {"\ud83d": 1}),
+    ],
+)
+def test_half_a_character_is_rejected_either_way(name: str, value: Any) -> None:
+    assert len(same_as_one_by_one(batch_of(**put(name, 1, value)))) == 1
+
+
+def test_whole_characters_beyond_the_first_plane_are_texts() -> None:
+    extra = put("extra", 2, {"gestures": ["\U0001f44d", "\\ud83d"]})
+    assert same_as_one_by_one(batch_of(**put("subject_id", 1, "\U0001f44d"), **extra)) == []
+
+
+def test_validity_is_boolean_either_way() -> None:
+    valid = columns()["keypoints_valid"]
+    assert same_as_one_by_one(batch_of(keypoints_valid=valid.astype(np.int8))) == []
+    for wrong in (valid * 2, valid.astype(str), np.where(valid, 0.5, 0)):
+        assert len(same_as_one_by_one(batch_of(keypoints_valid=wrong))) >= ROWS - 1
+
+
+def test_numbers_of_arrays_are_neither_texts_nor_booleans() -> None:
+    k = columns()["camera_k"]
+    for wrong in (k.astype(str), k > 1):
+        assert len(same_as_one_by_one(batch_of(camera_k=wrong))) == ROWS
 
 
 def test_a_column_of_the_wrong_shape_is_rejected_row_by_row() -> None:

@@ -1,7 +1,11 @@
 """Arrays from outside: headers are checked, nothing is unpickled, each bad file has its reason."""
 
+import contextlib
+import io
 import os
 import pickle
+import random
+import struct
 import zipfile
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 
 from handdata.adapters.reading import arrays
-from handdata.adapters.reading.arrays import numbers, read_npz, read_npz_and_shapes, require_finite
+from handdata.adapters.reading.arrays import number_array, numbers, read_npz, read_npz_and_shapes, require_finite
 from handdata.schemas import RecordError, RejectReason
 
 
@@ -146,3 +150,86 @@ def test_numbers_says_what_was_expected_and_what_was_there(tmp_path: Path) -> No
 def test_numbers_that_float32_cannot_hold_are_not_finite(value: float) -> None:
     with pytest.raises(RecordError, match="label_not_finite: file: kpts holds NaN or infinity"):
         require_finite("file", "kpts", np.array([0.0, value]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[1, 2], [3]],
+        [[1, "2"], [3, 4]],
+        [[1, True], [3, 4]],
+        [[1, None], [3, 4]],
+        [[1, 10**400], [3, 4]],
+        [[1, 2]],
+        [1, 2, 3, 4],
+        [[[1, 2], [3, 4]]],
+        [[1, {}], [3, 4]],
+        [{}, {}],
+        "1234",
+        None,
+        7,
+        [[1 + 2j, 2], [3, 4]],
+        np.array([["1", "2"], ["3", "4"]]),
+        np.ones((2, 2), dtype=bool),
+        [np.ones(2), np.ones(3)],
+        [[[1] * 1000] * 1000] * 1000,
+    ],
+)
+def test_only_numbers_of_the_expected_shape_are_an_array(values: object) -> None:
+    with pytest.raises(RecordError, match=r"a\.json: K should be numbers of shape \(2, 2\), has ") as caught:
+        number_array("a.json", "K", values, (2, 2))
+    assert caught.value.reason is RejectReason.LABEL_CORRUPT
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[[1, 2], [3, 4.0]], ((1, 2), (3, 4)), np.array([[1, 2], [3, 4]]), [np.array([1, 2]), [3, np.float32(4)]]],
+)
+def test_lists_tuples_and_arrays_of_numbers_are_one_array(values: object) -> None:
+    for shape in ((2, 2), (-1, 2), (-1, -1)):
+        assert number_array("a.json", "K", values, shape).tolist() == [[1, 2], [3, 4]]
+    assert number_array("a.json", "K", values, (4,), any_nesting=True).tolist() == [1, 2, 3, 4]
+    assert number_array("a.json", "K", [values], (2, 2), any_nesting=True).tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("seed", range(20))
+def test_members_that_do_not_unpack_are_rejected(tmp_path: Path, method: int, seed: int) -> None:
+    path = tmp_path / "a.npz"
+    buffer = io.BytesIO()
+    np.save(buffer, np.random.default_rng(seed).normal(size=400))
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.npy", buffer.getvalue())
+    content = bytearray(path.read_bytes())
+    chance = random.Random(seed)
+    for _ in range(1 + seed % 3):
+        content[chance.randrange(35, len(content))] = chance.randrange(256)
+    path.write_bytes(content)
+    with contextlib.suppress(RecordError):
+        read_npz(path, ("a",))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }" + "(" * 500,
+        "{'descr': [('a', '<f8', {})], 'fortran_order': False, 'shape': (3,)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (" + "9" * 5000 + ",)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (True,)}",
+        "{'descr': ('<f8', (2, 2)), 'fortran_order': False, 'shape': (3,)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': 3}",
+        "{'descr': 'zz', 'fortran_order': False, 'shape': (3,)}",
+        "{1: 2}",
+        "[" * 3000,
+        "\\x00",
+        "3**9**9",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (-3,)}",
+    ],
+)
+def test_odd_headers_of_arrays_are_rejected(tmp_path: Path, header: str) -> None:
+    text = header.encode("latin1") + b"\n"
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(24)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", data)
+    with pytest.raises(RecordError, match=r"a\.npz"):
+        read_npz(tmp_path / "a.npz", ("a",))

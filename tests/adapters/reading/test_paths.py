@@ -1,6 +1,7 @@
 """Names from outside stay below the root, links included; text files have a size limit."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -75,14 +76,40 @@ def test_links_are_followed_within_the_root_only(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "a.jpg").write_bytes(b"")
     (root / "folder").symlink_to(root / "inner")
-    (root / "away").symlink_to(outside)
+    (root / "inner" / "away").symlink_to(outside)
     (root / "b.jpg").symlink_to(root / "inner" / "a.jpg")
-    (root / "c.jpg").symlink_to(outside / "a.jpg")
+    (root / "inner" / "c.jpg").symlink_to(outside / "a.jpg")
     (tmp_path / "root-by-link").symlink_to(root)
     for fence in (Fence(root), Fence(tmp_path / "root-by-link")):
         fence.check(*(f"{fence.root}/{name}" for name in ("inner/a.jpg", "folder/a.jpg", "b.jpg", "absent.jpg")))
         fence.check(f"zip://member.jpg::{fence.root}/b.jpg", "s3://bucket/a.jpg", "zip://a.jpg::https://host/b.zip")
-        for name in ("away/a.jpg", "c.jpg", "away/absent.jpg"):
+        for name in ("inner/away/a.jpg", "inner/c.jpg", "folder/away/absent.jpg"):
             with pytest.raises(RecordError, match=rf"{name} is reached by a link to .*root-beside") as caught:
                 fence.check(f"{fence.root}/{name}")
             assert caught.value.reason == RejectReason.PATH_ESCAPES_ROOT
+
+
+def test_links_at_the_top_are_followed_and_deeper_ones_only_on_request(tmp_path: Path) -> None:
+    root, disk, private = tmp_path / "root", tmp_path / "disk", tmp_path / "private"
+    for folder in (root / "deep", disk / "inner", private):
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").write_bytes(b"")
+    (root / "images").symlink_to(disk)
+    (root / "one.jpg").symlink_to(private / "a.jpg")
+    (root / "chain").symlink_to(root / "images")
+    (root / ".hidden").symlink_to(private)
+    (root / "up").symlink_to(tmp_path)
+    (root / "all").symlink_to("/")
+    (root / "broken").symlink_to(tmp_path / "absent")
+    (root / "deep" / "away").symlink_to(private)
+    (root / "deep" / "b.jpg").symlink_to(private / "b.jpg")
+    (root / "deep" / "known").symlink_to(disk)
+    fence = Fence(root)
+    inside = ("images/inner/a.jpg", "images/absent.jpg", "one.jpg", "chain/inner/a.jpg", "deep/a.jpg", "deep/known/x")
+    fence.check(*(f"{root}/{name}" for name in inside))
+    outside = ("deep/away/a.jpg", "deep/b.jpg", ".hidden/a.jpg", "up/private/a.jpg", "all/etc/passwd")
+    for name in outside:
+        with pytest.raises(RecordError, match=rf"{re.escape(name)} is reached .* --follow-links follows it") as caught:
+            fence.check(f"{root}/{name}")
+        assert caught.value.reason == RejectReason.PATH_ESCAPES_ROOT
+    Fence(root, follow_links=True).check(*(f"{root}/{name}" for name in (*inside, *outside)))

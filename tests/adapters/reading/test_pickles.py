@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,54 @@ def test_named_classes_are_neither_called_with_arguments_nor_changed(tmp_path: P
     with pytest.raises(RecordError) as caught:
         load_pickle(path, inert=[("any", "Thing")])
     assert caught.value.reason is RejectReason.LABEL_CORRUPT
+
+
+def nested_lists(levels: int, width: int = 1000) -> Any:
+    found: Any = [0.0] * width
+    for _ in range(levels - 1):
+        found = [found] * width
+    return found
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nested_lists(3),
+        lambda: [np.zeros(10_000)] * 10_000,
+        lambda: {"a": {"b": tuple([nested_lists(2)] * 1000)}},
+        lambda: nested_lists(60, 2),
+        lambda: np.array([*[nested_lists(2, 2000)] * 500, None], dtype=object),
+    ],
+)
+def test_a_small_pickle_that_names_far_more_than_it_holds_is_rejected(
+    tmp_path: Path, protocol: int, make: Callable[[], Any]
+) -> None:
+    path = write(tmp_path / "a.pkl", {"labels": make()}, protocol)
+    with pytest.raises(RecordError, match="names more than") as caught:
+        load_pickle(path)
+    assert caught.value.reason is RejectReason.LABEL_CORRUPT
+
+
+def test_a_list_that_holds_itself_is_rejected(tmp_path: Path) -> None:
+    loop: list[Any] = [1]
+    loop.append({"inner": [loop] * 3})
+    with pytest.raises(RecordError, match="holds itself"):
+        load_pickle(write(tmp_path / "a.pkl", loop, 4))
+
+
+def test_arrays_that_frames_share_are_read(tmp_path: Path) -> None:
+    shared = np.arange(9.0).reshape(3, 3)
+    found = load_pickle(write(tmp_path / "a.pkl", {n: {"K": shared, "pose": [0.5] * 48} for n in range(500)}, 4))
+    assert found[499]["K"] is found[0]["K"]
+
+
+def test_texts_without_characters_are_no_way_to_claim_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pkl", np.zeros(0, "S1"), 2)
+    content = path.read_bytes()
+    assert b"S1" in content
+    for code in (b"S0", b"U0", b"V0"):
+        forged = content.replace(b"S1", code).replace(b"K\x00\x85", b"M\xe8\x03M\xe8\x03M\xe8\x03\x87")
+        path.write_bytes(forged)
+        with pytest.raises(RecordError):
+            load_pickle(path)

@@ -148,7 +148,7 @@ def damaged_pack(shared_dir: Path, tmp_path: Path) -> Path:
     truncated = frames / "11929-400002.jpg"
     truncated.write_bytes(truncated.read_bytes()[:4000])
     (frames / "11929-400009.jpg").write_bytes(b"")
-    Image.open(frames / "11929-400012.jpg").save(frames / "11929-400012.jpg", format="PNG")
+    Image.open(frames / "11929-400012.jpg").save(frames / "11929-400012.jpg", format="GIF")
     write_huge_jpeg(frames / "11929-400018.jpg", frames / "11929-400023.jpg")
     np.savez(
         frames / "11929-400027.npz", hand_mask=labels(400027)["hand_mask"], kpts=np.array([{"a": 1}], dtype=object)
@@ -170,7 +170,7 @@ def write_huge_jpeg(target: Path, like: Path) -> None:
 
 EXPECTED_AT_INGEST = {
     RejectReason.IMAGE_EMPTY: 1,
-    RejectReason.IMAGE_FORMAT_MISMATCH: 1,
+    RejectReason.IMAGE_CORRUPT: 1,
     RejectReason.IMAGE_TOO_LARGE: 1,
     RejectReason.LABEL_UNSAFE: 1,
     RejectReason.LABEL_NOT_FINITE: 1,
