@@ -136,6 +136,7 @@ def _read_clip(root: Path, split: Split, instance: dict[str, Any]) -> Iterator[H
     signer = instance.get("signer_id")
     box = _person_box(instance.get("bbox"), (info.width, info.height))
     has_times = not _was_cut_from_youtube(instance, info)
+    subject = str(signer) if type(signer) is int and 0 <= signer < 2**31 else None
     for index, time_s in enumerate(info.times_s):
         yield HandRecord(
             source=WlaslAdapter.card.name,
@@ -143,7 +144,7 @@ def _read_clip(root: Path, split: Split, instance: dict[str, Any]) -> Iterator[H
             sequence_id=video_id,
             frame_index=index,
             timestamp_s=float(time_s) if has_times else None,
-            subject_id=str(signer) if isinstance(signer, int) and signer >= 0 else None,
+            subject_id=subject,
             image_uri=str(path),
             video_frame=index,
             width=info.width,

@@ -64,6 +64,22 @@ def is_rigid(t: NDArray[np.floating[Any]]) -> BoolArray:
     return np.asarray(square & right_handed & (t[..., 3, :] == (0, 0, 0, 1)).all(axis=-1))
 
 
+def is_rigid_matrix(t: NDArray[np.floating[Any]]) -> bool:
+    """Return ``is_rigid`` of one (4, 4) matrix of finite numbers: a tenth of numpy's time for so few numbers."""
+    x, y, z, last = t.tolist()
+    (a, b, c, _), (d, e, f, _), (g, h, i, _) = x, y, z
+    off = (
+        a * a + b * b + c * c - 1,
+        d * d + e * e + f * f - 1,
+        g * g + h * h + i * i - 1,
+        a * d + b * e + c * f,
+        a * g + b * h + c * i,
+        d * g + e * h + f * i,
+    )
+    right_handed = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g) > 0
+    return right_handed and -_RIGID_TOLERANCE < min(off) and max(off) < _RIGID_TOLERANCE and last == [0, 0, 0, 1]
+
+
 _RIGID_TOLERANCE = 5e-3
 """Largest error of an entry of R R^T: calibrations are printed with few digits, a scale is off by far more."""
 

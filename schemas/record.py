@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
-from handdata.schemas.arrays import KeypointsValid, Labels2D, Labels3D, Matrix3, Matrix4, is_intrinsics, is_rigid
+from handdata.schemas.arrays import KeypointsValid, Labels2D, Labels3D, Matrix3, Matrix4, is_intrinsics, is_rigid_matrix
 from handdata.schemas.joints import KEYPOINTS_PER_HAND, SIDES, Side, hand_rows
 from handdata.schemas.tables import columns_of, models_to_table
 
@@ -100,7 +100,7 @@ class HandRecord(BaseModel):
     def _camera_is_one(self) -> Self:
         if self.camera_k is not None and not is_intrinsics(self.camera_k):
             raise ValueError(f"camera_k has the focal lengths {self.camera_k[0, 0]} and {self.camera_k[1, 1]}")
-        if self.camera_t_world is not None and not is_rigid(self.camera_t_world):
+        if self.camera_t_world is not None and not is_rigid_matrix(self.camera_t_world):
             raise ValueError("camera_t_world is no rotation and translation: it scales, shears or mirrors")
         return self
 
