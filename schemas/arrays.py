@@ -77,7 +77,7 @@ def is_rigid_matrix(t: NDArray[np.floating[Any]]) -> bool:
         d * g + e * h + f * i,
     )
     right_handed = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g) > 0
-    return right_handed and min(off) > -_RIGID_TOLERANCE and max(off) < _RIGID_TOLERANCE and last == [0, 0, 0, 1]
+    return bool(right_handed) and min(off) > -_RIGID_TOLERANCE and max(off) < _RIGID_TOLERANCE and last == [0, 0, 0, 1]
 
 
 _RIGID_TOLERANCE = 5e-3

@@ -22,8 +22,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handdata.adapters.reading.listing import exists, holds_anything, is_folder
-from handdata.adapters.reading.paths import read_text
 from handdata.adapters.synthesis.layout import (
     DATASET_FILE,
     DATASET_FORMAT,
@@ -34,7 +32,7 @@ from handdata.adapters.synthesis.layout import (
 )
 from handdata.adapters.synthesis.scene import Identity, build_identity
 from handdata.adapters.synthesis.sequence import FRAMES_PER_SECOND, HandSequence, sample_sequence
-from handdata.schemas.errors import RecordError, RunError, StorageError, UsageError
+from handdata.schemas.errors import RunError, StorageError, UsageError
 from handdata.schemas.joints import KEYPOINT_COUNT, Side, hand_rows
 from handdata.schemas.record import SPLITS, Split
 
@@ -230,8 +228,8 @@ def write_sequence(folder: Path, plan: SequencePlan) -> int:
 def is_synthetic_dataset(folder: Path) -> bool:
     """Return whether a folder is one that ``write_dataset`` wrote."""
     try:
-        description = json.loads(read_text(folder / DATASET_FILE))
-    except (RecordError, ValueError):
+        description = json.loads((folder / DATASET_FILE).read_text())
+    except (OSError, ValueError):
         return False
     return isinstance(description, dict) and description.get("format") == DATASET_FORMAT
 
@@ -295,10 +293,10 @@ def _use_one_thread() -> None:
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
     """Yield a folder beside ``out`` to write to, which takes its place when all went well and vanishes otherwise."""
-    if is_folder(out):
-        if holds_anything(out) and not is_synthetic_dataset(out):
+    if out.is_dir():
+        if any(out.iterdir()) and not is_synthetic_dataset(out):
             raise UsageError(f"{out} is not empty and not a synthetic dataset", "name a new or empty folder")
-    elif exists(out):
+    elif out.exists():
         raise UsageError(f"{out} is a file", "name a new or empty folder")
     out = out.resolve()
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -306,7 +304,7 @@ def _replacing(out: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        if is_folder(out):
+        if out.is_dir():
             out.rename(replaced)
         try:
             partial.rename(out)

