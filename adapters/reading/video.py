@@ -5,8 +5,15 @@ the decoder drops do not shift the index, as they do where decoded frames are co
 an error; no source ships it.) Images are turned as the file's display matrix says (phones record sideways), which is
 what OpenCV and ffmpeg do by default and what the datasets' own labels therefore refer to; ``VideoInfo`` gives the size
 after turning.
+
+**Damage spreads.** Frames are predicted from others: a decoder that has lost one goes on from what it has, and the
+smear looks like any other frame. So behind a damaged frame, in the order of decoding, none is handed on until a frame
+that needs no other one: a key frame, or a recovery point that H.264 calls one. A frame that is shown before the
+damaged one may be predicted from it, so each waits until all that were decoded before it are known.
 """
 
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +33,14 @@ MAX_FRAME_PIXELS: Final = 2**26
 """More than 8K video has; a header that announces more would have the decoder fill memory."""
 _CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 """FFmpeg knows some that name other files, a playlist among them: a "video" must not lead out of the dataset."""
+_SHOW_EVERY_FRAME: Final = frozenset({"h264", "hevc", "mjpeg", "png"})
+"""Codecs without hidden frames: where one does not come, it is lost."""
+_SILENT_ABOUT_DAMAGE: Final = frozenset({"hevc", "mpeg4"})
+"""Codecs whose decoder reports half of the damaged frames only when it is strict (of 300 damaged spots); that of H.264
+reports them anyhow, and a strict one stops at blemishes of streams that decode well."""
+_DECODER_DELAY: Final = 64
+"""Most packets that a decoder, with its threads, takes in before it reports that one of them is damaged."""
+_NEVER: Final = -(2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +64,20 @@ class VideoInfo:
 
 
 def video_info(path: Path) -> VideoInfo:
-    """Return size, rate and presentation times from the container; only the first image is decoded.
+    """Return size, rate and presentation times from the container; images are decoded up to the first good one.
 
     (PyAV gives the display matrix only with a decoded frame.)
 
     Raises:
-        RecordError: ``image_missing``, or ``frame_missing`` where the file is no video or its first frame is broken.
+        RecordError: ``image_missing``, or ``frame_missing`` where the file is no video or no frame of it decodes.
 
     """
     with VideoReader(path) as reader:
-        (_, first) = next(reader.frames([0]))
         times = reader.presentation_times
+        found = (image for _, image in reader.read(range(len(times))))
+        first = next((image for image in found if not isinstance(image, RecordError)), None)
+        if first is None:
+            raise RecordError(RejectReason.FRAME_MISSING, f"{path}: none of its {len(times)} frames decodes")
         seconds = (np.array(times, dtype=np.float64) - times[0]) * float(reader.time_base)
         return VideoInfo(len(times), first.shape[1], first.shape[0], reader.rate, seconds)
 
@@ -76,7 +94,8 @@ class VideoReader:
         self._path = path
         with _open(path) as container, _video_errors(path):
             stream = _video_stream(path, container)
-            self.presentation_times = _presentation_times(path, container, stream)
+            self._packets = _read_packets(path, container, stream)
+            self.presentation_times = self._packets.shown
             """Rising presentation times of all frames, in units of ``time_base``."""
             self.time_base = stream.time_base or Fraction(1)
             self.rate = stream.average_rate or stream.guessed_rate or Fraction(0)
@@ -97,56 +116,208 @@ class VideoReader:
     def frames(self, indices: Iterable[int]) -> Iterator[tuple[int, ByteArray]]:
         """Yield (index, (height, width, 3) RGB) for each of the rising ``indices``, decoding forward once.
 
-        Call it once a reader. A frame that is missing ends it: the error names the frame, and those after it may still
-        be readable by a new reader.
+        Call it, or ``read``, once a reader. A frame that is missing ends it.
 
         Raises:
-            RecordError: ``frame_missing``: The video ends before the frame, or the frame cannot be decoded.
+            RecordError: ``frame_missing``: The video ends before the frame, the frame cannot be decoded, or it is
+                predicted from one that cannot.
             ValueError: The indices do not rise.
 
         """
-        index_of_time: dict[int | None, int] = {time: index for index, time in enumerate(self.presentation_times)}
+        for index, image in self.read(indices):
+            if isinstance(image, RecordError):
+                raise image
+            yield index, image
+
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[int, ByteArray | RecordError]]:
+        """Yield what ``frames`` does, with the error in the place of a frame that is missing, and go on behind it.
+
+        Raises:
+            ValueError: The indices do not rise.
+
+        """
+        wanted = _rising(indices)
+        settled = self._settled()
+        at, frame = -1, None
+        for index in wanted:
+            if index >= len(self.presentation_times):
+                yield index, _missing(self._path, index, f"the video has {len(self.presentation_times)} frames")
+                continue
+            while at < index:
+                at, frame = next(settled, (len(self.presentation_times), "its data is there but does not decode"))
+            if isinstance(frame, av.VideoFrame) and at == index:
+                try:
+                    yield index, _rgb(frame)
+                except av.FFmpegError as error:
+                    yield index, _missing(self._path, index, str(error))
+            else:
+                problem = frame if isinstance(frame, str) and at == index else "its data is there but does not decode"
+                yield index, _missing(self._path, index, problem)
+
+    def _settled(self) -> Iterator[tuple[int, av.VideoFrame | str]]:
+        """Yield each decoded frame, or what is wrong with it, by its index, once all that it may need are known."""
+        index_of_time = {time: index for index, time in enumerate(self.presentation_times)}
+        damage = _Damage(self._packets)
+        waiting: deque[tuple[int, av.VideoFrame]] = deque()
+        for frame in self._decoded(damage):
+            if frame.pts is None or frame.pts not in index_of_time:
+                continue
+            damage.note(frame.pts, frame.is_corrupt, frame.key_frame)
+            waiting.append((frame.pts, frame))
+            while waiting and damage.is_known(waiting[0][0], frame.pts):
+                time, ready = waiting.popleft()
+                yield index_of_time[time], damage.problem(time) or ready
+        damage.note_end()
+        for time, ready in waiting:
+            yield index_of_time[time], damage.problem(time) or ready
+
+    def _decoded(self, damage: "_Damage") -> Iterator[av.VideoFrame]:
+        """Yield what the decoder makes of the packets; it goes on behind those that it fails on."""
         with _video_errors(self._path):
             stream = _video_stream(self._path, self._container)
             stream.thread_type = "AUTO"
-            decoded = ((index_of_time.get(frame.pts, -1), frame) for frame in self._container.decode(stream))
-            at, frame = -1, None
-            previous = -1
-            for index in indices:
-                if index <= previous:
-                    raise ValueError(f"frame indices must rise from 0, got {index} after {previous}")
-                if index >= len(self.presentation_times):
-                    raise _missing(self._path, index, f"the video has {len(self.presentation_times)} frames")
-                while at < index:
-                    at, frame = next(decoded, (len(index_of_time), None))
-                if at != index or frame is None:
-                    raise _missing(self._path, index, "its data is there but does not decode")
-                if frame.is_corrupt:
-                    raise _missing(self._path, index, "it is damaged")
-                image = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-                yield index, np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
-                previous = index
+            rank = -1
+            for packet in self._container.demux(stream):
+                rank += packet.size > 0
+                try:
+                    frames = packet.decode()
+                except av.InvalidDataError:
+                    damage.note_failure(rank)
+                    continue
+                yield from frames
 
 
-def _presentation_times(
-    path: Path, container: av.container.InputContainer, stream: av.video.stream.VideoStream
-) -> list[int]:
-    """Return the times of all frames that will be shown, in order, without decoding."""
+@dataclass(frozen=True, slots=True)
+class _Packets:
+    """What the packets of a stream announce, in the order of decoding."""
+
+    shown: list[int]
+    """Rising presentation times of all frames that will be shown."""
+    ranks: dict[int, int]
+    """Place in the order of decoding of each of these."""
+    latest: list[int]
+    """Latest presentation time of any packet up to each rank, so that frames are known when it has been passed."""
+    leading: set[int]
+    """Ranks of frames that are decoded behind a key frame and shown before it: who starts there skips them."""
+    has_hidden_frames: bool
+    """Whether packets of this codec may hold no frame to show."""
+
+
+class _Damage:
+    """Which frames of a stream are damaged, or may be predicted from one that is."""
+
+    def __init__(self, packets: _Packets) -> None:
+        self._packets = packets
+        self._passed = 0
+        """Number of ``shown`` frames of which it is known whether the decoder gave them."""
+        self._damaged: list[int] = []
+        self._failures: list[int] = []
+        self._clean_ranks: list[int] = [0]
+        self._clean_times: list[int] = [packets.shown[0]]
+
+    def note_failure(self, rank: int) -> None:
+        """Take note that the decoder failed when it was given the packet of this rank, on it or on one before it."""
+        self._failures.append(rank)
+
+    def note(self, time: int, is_corrupt: bool, is_clean: bool) -> None:
+        """Take note of a frame that the decoder gave; those that should have come before it did not come.
+
+        Args:
+            time: Presentation time.
+            is_corrupt: Whether the decoder filled up what it could not read.
+            is_clean: Whether the frame needs no other one.
+
+        """
+        self._note_passed(time)
+        rank = self._packets.ranks[time]
+        if is_corrupt:
+            insort(self._damaged, rank)
+        elif is_clean and rank > self._clean_ranks[-1]:
+            self._clean_ranks.append(rank)
+            self._clean_times.append(time)
+
+    def note_end(self) -> None:
+        """Take note that no frame comes any more."""
+        self._note_passed(self._packets.shown[-1] + 1)
+
+    def _note_passed(self, time: int) -> None:
+        shown = self._packets.shown
+        while self._passed < len(shown) and shown[self._passed] < time:
+            rank = self._packets.ranks[shown[self._passed]]
+            if self._is_loss(rank):
+                insort(self._damaged, rank)
+            self._passed += 1
+        if self._passed < len(shown) and shown[self._passed] == time:
+            self._passed += 1
+
+    def _is_loss(self, rank: int) -> bool:
+        """Return whether a frame that did not come is damage, rather than one that was never to be shown."""
+        failed = bisect_left(self._failures, rank)
+        if failed < len(self._failures) and self._failures[failed] <= rank + _DECODER_DELAY:
+            return True
+        return not self._packets.has_hidden_frames and rank not in self._packets.leading
+
+    def is_known(self, time: int, passed: int) -> bool:
+        """Return whether all that a frame may need was passed, where the decoder has given frames up to ``passed``."""
+        return self._packets.latest[self._packets.ranks[time]] <= passed
+
+    def problem(self, time: int) -> str | None:
+        """Return why a frame must not be handed on."""
+        rank = self._packets.ranks[time]
+        clean = bisect_right(self._clean_ranks, rank) - 1
+        while clean > 0 and self._clean_times[clean] > time:
+            clean -= 1
+        first = bisect_left(self._damaged, self._clean_ranks[clean])
+        if first == len(self._damaged) or self._damaged[first] > rank:
+            return None
+        last = bisect_right(self._damaged, rank)
+        if self._damaged[last - 1] == rank:
+            return "it is damaged"
+        return "it is predicted from a damaged frame, and no key frame lies between"
+
+
+def _rising(indices: Iterable[int]) -> Iterator[int]:
+    previous = -1
+    for index in indices:
+        if index <= previous:
+            raise ValueError(f"frame indices must rise from 0, got {index} after {previous}")
+        yield index
+        previous = index
+
+
+def _rgb(frame: av.VideoFrame) -> ByteArray:
+    image = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+
+
+def _read_packets(path: Path, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> _Packets:
+    """Return when the frames will be shown, and in which order they are decoded, without decoding."""
     if container.format.name == "avi":
         raise RecordError(RejectReason.FRAME_MISSING, f"{path}: AVI carries no presentation times; convert it to MP4")
-    shown, packets, last_decoded = set(), 0, None
+    ranks: dict[int, int] = {}
+    latest: list[int] = []
+    leading: set[int] = set()
+    last_decoded, key_time = None, None
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
-        packets, last_decoded = packets + 1, packet.dts
-        if packet.pts is not None and not packet.is_discard:
-            shown.add(packet.pts)
-    if packets < stream.frames and last_decoded is not None:
+        rank, last_decoded = len(latest), packet.dts
+        time = packet.pts
+        latest.append(max(latest[-1:] + ([] if time is None or packet.is_discard else [time]), default=_NEVER))
+        if time is None:
+            continue
+        if packet.is_keyframe:
+            key_time = time
+        elif key_time is not None and time < key_time:
+            leading.add(rank)
+        if not packet.is_discard:
+            ranks.setdefault(time, rank)
+    if len(latest) < stream.frames and last_decoded is not None:
         # The file is cut: of the frames after the last packet's decoding time, earlier ones may be among those lost.
-        shown = {time for time in shown if time <= last_decoded}
-    if not shown:
+        ranks = {time: rank for time, rank in ranks.items() if time <= last_decoded}
+    if not ranks:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path} holds no video frames")
-    return sorted(shown)
+    return _Packets(sorted(ranks), ranks, latest, leading, stream.codec_context.name not in _SHOW_EVERY_FRAME)
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -158,7 +329,10 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.vide
     if not container.streams.video:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path} has no video stream")
     stream = container.streams.video[0]
-    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    if stream.codec_context.name in _SILENT_ABOUT_DAMAGE:
+        options["err_detect"] = "bitstream+buffer+explode"
+    stream.codec_context.options = options
     return stream
 
 

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import fsspec
@@ -30,17 +31,19 @@ def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, Byt
         records: Records to open. Those of one video must be in the order of their frames; several videos may alternate.
 
     """
-    videos: dict[str, Iterator[tuple[int, ByteArray]]] = {}
+    videos: dict[str, Iterator[ByteArray | RecordError]] = {}
     for position, record in enumerate(records):
         beat()
         try:
             if record.video_frame is None:
                 image = decode_image(read_image_file(record.image_uri), record.image_uri)
             else:
-                # After a damaged frame the video is opened anew for those behind it.
-                frames = videos.pop(record.image_uri, None) or _video_frames(records[position:], record.image_uri)
-                _, image = next(frames)
-                videos[record.image_uri] = frames
+                if record.image_uri not in videos:
+                    videos[record.image_uri] = _video_frames(records[position:], record.image_uri)
+                image_or_error = next(videos[record.image_uri])
+                if isinstance(image_or_error, RecordError):
+                    raise image_or_error
+                image = image_or_error
             if image.shape[:2] != (record.height, record.width):
                 raise RecordError(
                     RejectReason.IMAGE_SIZE_MISMATCH,
@@ -110,8 +113,12 @@ def _decode_jpeg(data: bytes) -> ByteArray | None:
         return None
 
 
-def _video_frames(records: Sequence[HandRecord], uri: str) -> Iterator[tuple[int, ByteArray]]:
-    """Yield the frames of one video that the records name, in the order of the records."""
+def _video_frames(records: Sequence[HandRecord], uri: str) -> Iterator[ByteArray | RecordError]:
+    """Yield the frames of one video that the records name, in the order of the records, or why they are missing."""
     wanted = [record.video_frame for record in records if record.image_uri == uri and record.video_frame is not None]
-    with VideoReader(Path(uri)) as reader:
-        yield from reader.frames(wanted)
+    try:
+        with VideoReader(Path(uri)) as reader:
+            for _, image in reader.read(wanted):
+                yield image
+    except RecordError as error:  # of the file as a whole
+        yield from repeat(error)

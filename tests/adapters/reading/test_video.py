@@ -1,5 +1,6 @@
 """Videos: every frame is the one its index names, whatever the codec's order, the clock or the display matrix."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +11,17 @@ import pytest
 
 from handdata.adapters.reading.video import VideoReader, video_info
 from handdata.schemas.errors import RecordError, RejectReason
+from tests.fixtures.videos import (
+    DETAIL,
+    OPEN_GROUPS,
+    WITH_B_FRAMES,
+    WITHOUT_B_FRAMES,
+    damage,
+    overwritten,
+    packets_of,
+    write_detailed_video,
+    zeroed,
+)
 
 FRAMES = 40
 
@@ -178,3 +190,94 @@ def test_a_video_of_huge_frames_is_rejected_before_they_are_decoded(
     monkeypatch.setattr("handdata.adapters.reading.video.MAX_FRAME_PIXELS", 96 * 64 - 1)
     with pytest.raises(RecordError, match=r"clip\.mp4"):
         read_frame(path, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- damage
+
+
+def read_all(path: Path, indices: range = range(FRAMES)) -> dict[int, np.ndarray | RecordError]:
+    with VideoReader(path) as reader:
+        return dict(reader.read(indices))
+
+
+def missing(found: dict[int, np.ndarray | RecordError]) -> list[int]:
+    return [index for index, image in found.items() if isinstance(image, RecordError)]
+
+
+@pytest.mark.parametrize("how", [overwritten, zeroed])
+@pytest.mark.parametrize("options", [WITHOUT_B_FRAMES, WITH_B_FRAMES, OPEN_GROUPS], ids=["plain", "b", "open"])
+@pytest.mark.parametrize("rank", [0, 1, 4, 10, 13, 25])
+def test_what_is_handed_on_of_a_damaged_video_is_what_was_filmed(
+    tmp_path: Path, rank: int, options: dict[str, str], how: Callable[[bytes], bytes]
+) -> None:
+    path = write_detailed_video(tmp_path / "clip.mp4", options)
+    clean, found = read_all(path), read_all(damage(path, rank, how))
+    refused = missing(found)
+    assert not missing(clean)
+    for index, image in found.items():
+        if not isinstance(image, RecordError):
+            clean_image = clean[index]
+            assert isinstance(clean_image, np.ndarray)
+            assert np.abs(image.astype(int) - clean_image).mean() < 1
+    assert 1 <= len(refused) <= 14  # a group, and the leading frames of the next one
+    times = sorted(packet.pts for packet in packets_of(path) if packet.pts is not None)
+    assert times.index(packets_of(path)[rank].pts) in refused
+
+
+def test_behind_a_damaged_key_frame_nothing_is_handed_on_until_the_next_one(tmp_path: Path) -> None:
+    path = damage(write_detailed_video(tmp_path / "clip.mp4", WITHOUT_B_FRAMES), 10, overwritten)
+    found = read_all(path)
+    assert missing(found) == list(range(10, 20))
+    assert isinstance(found[10], RecordError) and "frame 10: it is damaged" in found[10].detail
+    assert isinstance(found[11], RecordError) and "predicted from a damaged frame" in found[11].detail
+    assert {error.reason for error in found.values() if isinstance(error, RecordError)} == {RejectReason.FRAME_MISSING}
+
+
+def test_frames_before_the_damage_in_its_group_are_handed_on(tmp_path: Path) -> None:
+    path = damage(write_detailed_video(tmp_path / "clip.mp4", WITHOUT_B_FRAMES), 15, overwritten)
+    assert missing(read_all(path)) == list(range(15, 20))
+
+
+def test_a_frame_that_is_shown_before_the_damaged_one_but_predicted_from_it_is_missing_too(tmp_path: Path) -> None:
+    path = write_detailed_video(tmp_path / "clip.mp4", WITH_B_FRAMES)
+    packets = packets_of(path)
+    times = sorted(packet.pts for packet in packets if packet.pts is not None)
+    shown = [times.index(packet.pts) for packet in packets if packet.pts is not None]
+    rank = next(rank for rank in range(1, 10) if shown[rank] > shown[rank + 1])
+    refused = missing(read_all(damage(path, rank, overwritten)))
+    assert shown[rank + 1] in refused
+
+
+def test_frames_that_are_read_behind_the_damage_alone_are_judged_as_if_all_were_read(tmp_path: Path) -> None:
+    path = damage(write_detailed_video(tmp_path / "clip.mp4", WITHOUT_B_FRAMES), 10, overwritten)
+    assert missing(read_all(path, range(12, 24, 4))) == [12, 16]
+
+
+def test_one_bad_first_frame_does_not_cost_the_video(tmp_path: Path) -> None:
+    path = damage(write_detailed_video(tmp_path / "clip.mp4", WITHOUT_B_FRAMES, rotation=90), 0, overwritten)
+    info = video_info(path)
+    assert (info.frames, info.width, info.height) == (FRAMES, DETAIL.shape[0], DETAIL.shape[1])
+    assert missing(read_all(path)) == list(range(10))
+
+
+def test_a_video_of_which_no_frame_decodes_is_rejected(tmp_path: Path) -> None:
+    path = write_detailed_video(tmp_path / "clip.mp4", WITHOUT_B_FRAMES, frames=10)
+    with pytest.raises(RecordError, match=r"none of its 10 frames decodes") as caught:
+        video_info(damage(path, 0, zeroed))
+    assert caught.value.reason is RejectReason.FRAME_MISSING
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_hidden_frames_of_a_codec_are_no_damage(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "clip.webm"
+    options = {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8", "g": "20"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = DETAIL.shape[1], DETAIL.shape[0], "yuv420p"
+        for index in range(FRAMES):
+            moved = np.roll(DETAIL, 2 * index, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(moved, format="rgb24")))
+        container.mux(stream.encode())
+    with VideoReader(path) as reader:
+        frames = len(reader.presentation_times)
+        assert len([image for _, image in reader.read(range(frames)) if not isinstance(image, RecordError)]) >= FRAMES

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from handdata.adapters.reading.video import VideoReader
 from handdata.pipeline.annotation import frames
-from handdata.pipeline.annotation.frames import decode_image, read_image_file
-from handdata.schemas import RecordError, RejectReason
+from handdata.pipeline.annotation.frames import decode_image, open_frames, read_image_file
+from handdata.schemas import HandRecord, RecordError, RejectReason
 from handdata.schemas.arrays import ByteArray
+from tests.fixtures.videos import DETAIL, WITHOUT_B_FRAMES, damage, overwritten, write_detailed_video
 
 
 def image(height: int = 90, width: int = 120) -> ByteArray:
@@ -103,3 +105,46 @@ def test_files_are_read_from_paths_and_urls(tmp_path: Path, where: str) -> None:
     with pytest.raises(RecordError, match="does not exist") as error:
         read_image_file(uri[where].replace("a b", "another"))
     assert error.value.reason is RejectReason.IMAGE_MISSING
+
+
+def video_record(uri: str, frame: int, size: tuple[int, int]) -> HandRecord:
+    return HandRecord(
+        source="wlasl",
+        split="train",
+        sequence_id="clip",
+        frame_index=frame,
+        video_frame=frame,
+        image_uri=uri,
+        width=size[0],
+        height=size[1],
+        viewpoint="exo",
+        hand_state=("unknown", "unknown"),
+        keypoints_valid=np.zeros(42, dtype=np.bool_),
+        keypoints_2d=np.zeros((42, 2)),
+    )
+
+
+def test_damage_in_a_video_costs_the_frames_up_to_the_next_key_frame_and_the_file_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = damage(write_detailed_video(tmp_path / "clip.mp4", WITHOUT_B_FRAMES), 10, overwritten)
+    opened: list[Path] = []
+
+    class Counted(VideoReader):
+        def __init__(self, path: Path) -> None:
+            opened.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(frames, "VideoReader", Counted)
+    size = (DETAIL.shape[1], DETAIL.shape[0])
+    rows = list(open_frames([video_record(str(path), frame, size) for frame in range(40)]))
+    errors = {row.video_frame: found for row, found in rows if isinstance(found, RecordError)}
+    assert list(errors) == list(range(10, 20))
+    assert {error.reason for error in errors.values()} == {RejectReason.FRAME_MISSING}
+    assert len(opened) == 1
+
+
+def test_records_of_a_video_that_is_none_are_all_rejected(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"no video")
+    rows = list(open_frames([video_record(str(tmp_path / "clip.mp4"), frame, (8, 8)) for frame in range(3)]))
+    assert [found.reason for _, found in rows if isinstance(found, RecordError)] == [RejectReason.FRAME_MISSING] * 3
