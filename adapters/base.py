@@ -119,3 +119,20 @@ class BatchAdapter(Adapter, Protocol):
     def record_batches(self, root: Path, partition: Partition) -> Iterator[RecordBatch]:
         """Yield the rows of ``records``, in the same order, as batches of about a thousand."""
         ...
+
+
+@runtime_checkable
+class WarningAdapter(Adapter, Protocol):
+    """A source that can say beforehand what will surprise the user."""
+
+    def warnings(self, root: Path) -> Iterator[str]:
+        """Yield a line for each thing that is read otherwise than the user may expect, from folder and file names.
+
+        It is called after ``partitions`` has ended without an error.
+        """
+        ...
+
+
+def warnings_of(adapter: Adapter, root: Path) -> tuple[str, ...]:
+    """Return what an adapter warns of; nothing where it has no warnings to give."""
+    return tuple(adapter.warnings(root)) if isinstance(adapter, WarningAdapter) else ()

@@ -11,14 +11,20 @@ A label holds ``joint_2d`` (1, 21, 2) pixels and ``joint_3d`` (1, 21, 3) metres 
 handdata's joint order and all -1 where the frame has no annotation (such frames are kept, without joints), and ``seg``
 (480, 640), 255 on the hand. A sequence labels one hand, which ``meta.yml`` names; the other one is ``unknown``.
 
-**Splits** are those of setup s0: the position of a sequence among its subject's folders decides, so a subject must be
-unpacked whole. **No timestamps**: the cameras ran at 30 fps, synchronising them dropped frames, and the rate that is
-left was never measured (the authors, https://github.com/NVlabs/handover-sim/issues/14).
+**Splits** are those of setup s0: the position of a sequence among its subject's hundred decides. The names of all
+thousand are in ``dexycb_sequences.txt``, so that a subject may be unpacked in part. Where a subject has a sequence that
+is not listed there, the position among its folders on the disk decides, and ``warnings`` says so. Folders that are not
+named as sequences are (``20200709_141754``) do not count.
+
+**No timestamps**: the cameras ran at 30 fps, synchronising them dropped frames, and the rate that is left was never
+measured (the authors, https://github.com/NVlabs/handover-sim/issues/14).
 """
 
+import re
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -30,7 +36,7 @@ from handdata.adapters.reading.arrays import numbers, read_npz_and_shapes, requi
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import Array, intrinsics, invert_rigid, place_hands, place_validity
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import find_all, folders_in
+from handdata.adapters.reading.listing import folders_in
 from handdata.adapters.reading.masks import read_npz_labels
 from handdata.adapters.reading.paths import Fence, read_text, resolve_below
 from handdata.schemas import (
@@ -38,6 +44,7 @@ from handdata.schemas import (
     SIDES,
     SOURCE_CARDS,
     HandRecord,
+    LayoutError,
     RecordError,
     Rejection,
     RejectReason,
@@ -56,6 +63,12 @@ MAX_YAML_BYTES: Final = 2**17
 MAX_FRAMES: Final = 100_000
 """Sequences have about 73 frames; a larger number than this is a damaged ``meta.yml``."""
 
+SEQUENCES_PER_SUBJECT: Final = 100
+
+_SUBJECT_NAME: Final = re.compile(r"[0-9]{8}-subject-[0-9]{2}")
+_SUBJECT_NUMBER: Final = re.compile(r"-subject-([0-9]+)")
+"""Part of the name of a subject's folder and of all copies of it."""
+_SEQUENCE_NAME: Final = re.compile(r"[0-9]{8}_[0-9]{6}")
 _HAND_LABEL: Final = 255
 _MISSING: Final = -1.0
 _VAL_SUBJECTS: Final = frozenset({"01", "02"})
@@ -74,12 +87,17 @@ class DexYCBAdapter:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:
-        """Yield runs of sequences, each of one subject and one split."""
+        """Yield runs of sequences, each of one subject and one split.
+
+        Raises:
+            LayoutError: A subject is there twice, or its folder has another name than its archive gives it.
+
+        """
         found = []
-        for subject in find_all(root, "*-subject-*"):
+        for subject in _subjects(root):
             splits: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
-            for position, folder in enumerate(folders_in(subject)):
-                splits[_split(subject.name, position)].append(folder.relative_to(root).as_posix())
+            for sequence, position in subject.positions().items():
+                splits[_split(subject.name, position)].append(f"{subject.name}/{sequence}")
             found += [
                 Partition(
                     name=f"{subject.name}/{split}/{start // SEQUENCES_PER_PARTITION:02d}",
@@ -90,6 +108,23 @@ class DexYCBAdapter:
                 for start in range(0, len(sequences), SEQUENCES_PER_PARTITION)
             ]
         yield from sorted(found, key=lambda partition: partition.name)
+
+    def warnings(self, root: Path) -> Iterator[str]:
+        """Yield a line for each subject that has not its hundred sequences, and for folders that are none."""
+        for subject in _subjects(root):
+            count = len(subject.sequences)
+            if count != SEQUENCES_PER_SUBJECT and subject.is_listed:
+                yield (
+                    f"{subject.name} has {count} of its {SEQUENCES_PER_SUBJECT} sequences; "
+                    "their splits are those of the papers"
+                )
+            elif count != SEQUENCES_PER_SUBJECT:
+                yield (
+                    f"{subject.name} has {count} sequences, not {SEQUENCES_PER_SUBJECT}, and not all are known: their "
+                    "splits come from their positions and may differ from those of the papers"
+                )
+            if subject.others:
+                yield f"{subject.name}: these folders are no sequences and are not read: {', '.join(subject.others)}"
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the frames of a partition, sequence by sequence, in the order of frame number and camera."""
@@ -132,8 +167,82 @@ class _Sequence:
     cameras: list[_Camera]
 
 
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    name: str
+    sequences: list[str]
+    """Sorted names of the folders that are named as sequences are."""
+    others: list[str]
+    """Names of its other folders."""
+
+    @property
+    def is_listed(self) -> bool:
+        """Return whether all sequences are among those that the authors published."""
+        return set(self.sequences) <= set(published_sequences().get(self.name, ()))
+
+    def positions(self) -> dict[str, int]:
+        """Return the position of each sequence among the subject's hundred, or among those there are."""
+        ordered = published_sequences()[self.name] if self.is_listed and self.sequences else self.sequences
+        return {name: position for position, name in enumerate(ordered) if name in set(self.sequences)}
+
+
+@lru_cache(maxsize=1)
+def published_sequences() -> dict[str, list[str]]:
+    """Return the sorted names of all sequences by subject.
+
+    The names are those in the lists ``left_side.csv`` and ``right_side.csv`` of
+    https://github.com/Shurui8860/dexYCB_dataloader (499 and 501). The first and last five are those that the readme of
+    https://github.com/NVlabs/dex-ycb-toolkit shows.
+    """
+    lines = Path(__file__).with_name("dexycb_sequences.txt").read_text(encoding="ascii").splitlines()
+    fields = [line.split() for line in lines]
+    return {subject: [f"{subject.partition('-')[0]}_{time}" for time in times] for subject, *times in fields}
+
+
+def _subjects(root: Path) -> list[_Subject]:
+    """Return the subjects below ``root`` in the order of their names.
+
+    Raises:
+        LayoutError: A subject is there twice, or its folder has another name than its archive gives it.
+
+    """
+    by_number: dict[str, list[str]] = {}
+    found = []
+    for folder in folders_in(root):
+        number = _SUBJECT_NUMBER.search(folder.name)
+        if number is None:
+            continue
+        by_number.setdefault(number[1], []).append(folder.name)
+        inside = [path.name for path in folders_in(folder)]
+        nested = [name for name in inside if _SUBJECT_NUMBER.search(name)]
+        if nested:
+            raise LayoutError(
+                f"{folder} holds the folder of a subject, {nested[0]}",
+                f"move {nested[0]} up: subjects lie side by side in {root}",
+            )
+        found.append(
+            _Subject(
+                folder.name,
+                [name for name in inside if _SEQUENCE_NAME.fullmatch(name)],
+                [name for name in inside if not _SEQUENCE_NAME.fullmatch(name)],
+            )
+        )
+    for number_text, names in by_number.items():
+        if len(names) > 1:
+            raise LayoutError(
+                f"{root} holds subject {number_text} more than once: {', '.join(names)}",
+                "keep one of these folders and move the others away",
+            )
+        if not _SUBJECT_NAME.fullmatch(names[0]):
+            raise LayoutError(
+                f"{root / names[0]} is not named as a subject is",
+                "give it the name of its archive, such as 20200709-subject-01",
+            )
+    return found
+
+
 def _split(subject: str, position: int) -> Split:
-    """Return the split of setup s0, from a sequence's position among the sorted folders of its subject."""
+    """Return the split of setup s0, from a sequence's position among the sorted ones of its subject."""
     if position % 5 != 4:
         return "train"
     return "val" if subject.rpartition("-")[2] in _VAL_SUBJECTS else "test"

@@ -1,10 +1,15 @@
 """HaGRID (HAnd Gesture Recognition Image Dataset): photographs of people who show a gesture; v1, v2 and v2-1M.
 
-Layouts (readmes of https://github.com/hukenovs/hagrid, branches Hagrid_v1, Hagrid_v2 and master)::
+Layouts (readmes and ``download.py`` of https://github.com/hukenovs/hagrid, branches Hagrid_v1, Hagrid_v2 and master)::
 
     v1             train_val_<gesture>/<uuid>.jpg or <gesture>/<uuid>.jpg    ann_train_val/<gesture>.json
                    test/<gesture>/<uuid>.jpg                                 ann_test/<gesture>.json
-    v2 and v2-1M   hagrid_dataset/<gesture>/<uuid>.jpg                       hagrid_annotations/<split>/<gesture>.json
+    v2 and v2-1M   HaGRIDv2_dataset_512/<gesture>/<uuid>.jpg                 annotations/<split>/<gesture>.json
+                   or hagrid_dataset/<gesture>/, or <gesture>/               or hagrid_annotations/<split>/
+
+``download.py`` of v1 puts each half into a folder of its own (``train``, ``test``), and the small samples of v1 put
+their images below ``hagrid_30k``. Folders of labels and of images are looked for apart, so that any of them go
+together: a photograph has the same name everywhere, and belongs to one split alone.
 
 An annotation is ``{uuid: {"bboxes": [[x, y, w, h], ...], "labels": [...], "landmarks" or "hand_landmarks": [...]}}``
 with coordinates divided by the image's width and height. The 2023 annotations of v2 have no landmarks; where MediaPipe
@@ -21,6 +26,7 @@ box, is ``unknown``: a second hand without a box may still be visible.
 Pixels are x * width and y * height, as everyone reads these files; the landmarks' own error is far above half a pixel.
 """
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +37,17 @@ from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import require_finite
+from handdata.adapters.reading.fields import label_numbers
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items
-from handdata.adapters.reading.listing import files_in, is_file, is_folder
+from handdata.adapters.reading.listing import files_in, folders_in, holds_match, is_file, is_folder
 from handdata.adapters.reading.paths import path_below
 from handdata.schemas import (
     KEYPOINT_COUNT,
     KEYPOINTS_PER_HAND,
+    SIDES,
     SOURCE_CARDS,
+    SPLITS,
     HandRecord,
     RecordError,
     Rejection,
@@ -54,15 +63,42 @@ from handdata.schemas.record_batch import RecordBatch, gather, hand_states_of_ro
 from handdata.schemas.rejection import rejection
 
 _NO_GESTURE: Final = "no_gesture"
+_LANDMARKS: Final = ("landmarks", "hand_landmarks")
 _OTHER: Final[dict[str, Side]] = {"right": "left", "left": "right"}
-_ANNOTATIONS: Final[tuple[tuple[str, Split, tuple[str, ...]], ...]] = (
-    ("ann_test", "test", ("test/{gesture}", "test", "{gesture}")),
-    ("ann_train_val", "train", ("train_val_{gesture}", "{gesture}")),
-    ("hagrid_annotations/test", "test", ("hagrid_dataset/{gesture}", "{gesture}")),
-    ("hagrid_annotations/train", "train", ("hagrid_dataset/{gesture}", "{gesture}")),
-    ("hagrid_annotations/val", "val", ("hagrid_dataset/{gesture}", "{gesture}")),
+_V2_LABELS: Final = (
+    "annotations",
+    "annotations/annotations",
+    "hagrid_annotations",
+    "hagrid_annotations/annotations",
+    "ann/annotations",
 )
-"""Annotation folder, split, and where its images may lie."""
+_LABELS: Final[dict[str, Split]] = {
+    **{f"{place}ann_test": "test" for place in ("", "ann_test/", "test/", "test/ann_test/")},
+    **{f"{place}ann_train_val": "train" for place in ("", "ann_train_val/", "train/", "train/ann_train_val/")},
+    **{f"{place}/{split}": split for place in _V2_LABELS for split in SPLITS},
+}
+"""Split of each folder that labels are known to lie in."""
+_SETS: Final = (
+    "hagrid_dataset",
+    "hagrid_dataset/hagrid_dataset",
+    "hagrid_dataset_512",
+    "HaGRIDv2_dataset",
+    "HaGRIDv2_dataset_512",
+    "HaGRIDv2_dataset_512/HaGRIDv2_dataset_512",
+    "hagridv2_512",
+    "hagridv2_512/HaGRIDv2_dataset_512",
+    "hagrid_512",
+    "hagrid_30k",
+    "hagrid_120k",
+    "hagrid_500k",
+    "dataset",
+    "train",
+    "test",
+    "test/test",
+    "",
+)
+"""Folders that those of the gestures are known to lie in, the most likely ones of a release first."""
+_GESTURE_FOLDERS: Final = ("{gesture}", "train_val_{gesture}")
 _SPELLINGS: Final = {"hand_heart2": "hands_heart2", "hands_heart2": "hand_heart2"}
 """One image archive of v2-1M is spelled differently by its download script and by its annotations."""
 
@@ -74,7 +110,14 @@ class HagridAdapter:
     layouts: ClassVar[tuple[Layout, ...]] = (
         Layout("v1", ("ann_train_val/*.json",)),
         Layout("v1, test only", ("ann_test/*.json",)),
+        Layout("v1, train in its own folder", ("train/ann_train_val/*.json",)),
+        Layout("v1, test in its own folder", ("test/ann_test/*.json",)),
         Layout("v2 or v2-1M", ("hagrid_annotations/*/*.json",)),
+        # Other datasets have a folder "annotations" too: images must be there to tell this one.
+        Layout("v2 or v2-1M, as its archives unpack", ("annotations/*/*.json", "*/*/*.jpg")),
+        Layout("v2 or v2-1M, gestures in the root", ("annotations/*/*.json", "*/*.jpg")),
+        Layout("v2 or v2-1M, a folder around all", ("annotations/*/*.json", "hagridv2_512/*/*/*.jpg")),
+        Layout("v2 or v2-1M, a folder around the labels", ("annotations/annotations/*/*.json", "*/*/*.jpg")),
     )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
@@ -82,9 +125,27 @@ class HagridAdapter:
 
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield one partition for each annotation file: a gesture of a split."""
-        for folder, split, _ in _ANNOTATIONS:
-            for path in files_in(root / folder, ".json"):
-                yield Partition(f"{folder}/{path.stem}", split, (f"{folder}/{path.name}",))
+        found = [
+            Partition(f"{folder}/{path.stem}", split, (f"{folder}/{path.name}",))
+            for folder, split in _LABELS.items()
+            for path in files_in(root / folder, ".json")
+        ]
+        yield from sorted(found, key=lambda partition: partition.name)
+
+    def warnings(self, root: Path) -> Iterator[str]:
+        """Yield a line that names the folders of images that no annotation file belongs to."""
+        labelled = {Path(relative).stem for partition in self.partitions(root) for relative in partition.paths}
+        labelled |= {_SPELLINGS[gesture] for gesture in labelled if gesture in _SPELLINGS}
+        unread = [
+            folder.relative_to(root).as_posix()
+            for place in _SETS
+            for folder in folders_in(root / place)
+            if folder.name.removeprefix("train_val_") not in labelled
+            and folder.relative_to(root).as_posix() not in _SETS
+            and holds_match(folder, "*.jpg")
+        ]
+        if unread:
+            yield f"no annotation file of {root} belongs to these folders of images: {', '.join(unread)}"
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the photographs of one annotation file in its order; the file is streamed."""
@@ -115,12 +176,17 @@ class HagridAdapter:
 
 def _image_folders(root: Path, annotation: str) -> list[Path]:
     """Return the folders that may hold the images of an annotation file, likely ones first; one at least."""
-    folder, _, name = annotation.rpartition("/")
-    gesture = name.removesuffix(".json")
-    patterns = next(patterns for known, _, patterns in _ANNOTATIONS if known == folder)
+    gesture = Path(annotation).stem
     spellings = [gesture] + ([_SPELLINGS[gesture]] if gesture in _SPELLINGS else [])
-    candidates = [root / pattern.format(gesture=spelling) for pattern in patterns for spelling in spellings]
-    return [path for path in candidates if is_folder(path)] or candidates[:1]
+    names = [name.format(gesture=spelling) for name in _GESTURE_FOLDERS for spelling in spellings]
+    if "ann_test" in annotation:
+        candidates = [root / "test" / name for name in names] + [root / "test"]
+    elif "ann_train_val" in annotation:
+        candidates = [root / name for name in reversed(names)]
+    else:
+        candidates = []
+    candidates += [root / place / name for place in _SETS for name in names]
+    return [path for path in dict.fromkeys(candidates) if is_folder(path)] or candidates[:1]
 
 
 def _find_image(folders: list[Path], uuid: str) -> str:
@@ -227,30 +293,43 @@ def _parse_entry(where: str, entry: object) -> _Hands:
     if not isinstance(fields.get("bboxes"), list) or not isinstance(fields.get("labels"), list):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no lists bboxes and labels")
     boxes: list[list[float]] = _array(where, "bboxes", fields["bboxes"], columns=4).tolist()
-    gestures = [str(label) for label in fields["labels"]]
+    gestures = fields["labels"]
+    if not all(isinstance(gesture, str) for gesture in gestures):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: labels should be names of gestures")
     if len(gestures) != len(boxes):
         detail = f"{where} has {len(boxes)} bboxes but {len(gestures)} labels"
         raise RecordError(RejectReason.LABEL_CORRUPT, detail)
-    listed = fields.get("landmarks") or fields.get("hand_landmarks") or []
-    if not isinstance(listed, list):
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: landmarks should be a list")
+    listed = next((fields[name] for name in _LANDMARKS if fields.get(name) is not None), [])
+    if not isinstance(listed, list) or not all(isinstance(hand, list | None) for hand in listed):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: landmarks should be a list of lists")
     # Where the lengths differ nothing tells which landmarks belong to which box, and so to which hand.
     matched = listed if len(listed) == len(boxes) else [None] * len(boxes)
     points = [_array(where, "landmarks", hand, columns=2) if hand else None for hand in matched]
-    leading_hand: Side | None = next((side for side in _OTHER.values() if side == fields.get("leading_hand")), None)
     return _Hands(
         boxes=boxes,
         gestures=gestures,
         landmarks=[hand if hand is not None and len(hand) == KEYPOINTS_PER_HAND else None for hand in points],
-        leading_hand=leading_hand,
+        leading_hand=_leading_hand(where, fields["leading_hand"]) if "leading_hand" in fields else None,
     )
 
 
+def _leading_hand(where: str, value: object) -> Side:
+    """Return the side that v1 names, however it is spelled: a guess in its place might be wrong.
+
+    Raises:
+        RecordError: ``label_corrupt``.
+
+    """
+    spelled = value.strip().lower() if isinstance(value, str) else None
+    side = next((side for side in SIDES if side == spelled), None)
+    if side is None:
+        detail = f"{where}: leading_hand should be left or right, is {reprlib.repr(value)}"
+        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
+    return side
+
+
 def _array(where: str, name: str, values: object, columns: int) -> NDArray[np.float64]:
-    try:
-        array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: {name}: {error}") from None
+    array = label_numbers(where, name, values)
     if not array.size:
         return array.reshape(0, columns)
     if array.ndim != 2 or array.shape[1] != columns:

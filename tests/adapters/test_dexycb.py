@@ -1,13 +1,14 @@
 """DexYCB: labels, cameras and the computed split become records with the labelled hand on its own rows."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from handdata.adapters.dexycb import DexYCBAdapter
+from handdata.adapters.dexycb import DexYCBAdapter, published_sequences
 from handdata.adapters.roots import find_root
 from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason
 from tests.fixtures.dexycb import (
@@ -92,6 +93,119 @@ def test_the_split_is_that_of_setup_s0(tmp_path: Path) -> None:
         held_out = number in (4, 9)
         assert splits[f"{SUBJECTS[0]}/{sequence_name(number)}"] == ("val" if held_out else "train")
         assert splits[f"{SUBJECTS[1]}/{sequence_name(number)}"] == ("test" if held_out else "train")
+
+
+def write_folders(root: Path, subject: str, names: Iterable[str]) -> None:
+    """Write a subject whose sequences hold nothing but their names."""
+    for name in names:
+        (root / subject / name).mkdir(parents=True)
+
+
+def splits_of(root: Path) -> dict[str, str]:
+    return {path: partition.split for partition in DexYCBAdapter().partitions(root) for path in partition.paths}
+
+
+PUBLISHED = published_sequences()
+HELD_OUT_BY_OTHERS = (
+    "20200709-subject-01/20200709_142123",
+    "20200709-subject-01/20200709_151632",
+    "20200813-subject-02/20200813_145612",
+    "20200820-subject-03/20200820_135508",
+    "20200903-subject-04/20200903_103828",
+    "20200908-subject-05/20200908_151328",
+    "20200918-subject-06/20200918_113137",
+    "20200928-subject-07/20200928_154943",
+    "20201002-subject-08/20201002_104827",
+    "20201015-subject-09/20201015_142844",
+    "20201022-subject-10/20201022_113909",
+)
+"""Of the validation and test images that another reader of the dataset names."""
+
+
+def test_the_list_holds_the_thousand_sequences_of_the_authors() -> None:
+    assert [len(names) for names in PUBLISHED.values()] == [100] * 10
+    assert all(names == sorted(set(names)) for names in PUBLISHED.values())
+    assert PUBLISHED["20200709-subject-01"][:3] == ["20200709_141754", "20200709_141841", "20200709_141931"]
+    assert PUBLISHED["20201022-subject-10"][-2:] == ["20201022_114847", "20201022_114909"]
+    for held_out in HELD_OUT_BY_OTHERS:
+        subject, _, name = held_out.partition("/")
+        assert PUBLISHED[subject].index(name) % 5 == 4
+
+
+@pytest.mark.parametrize("kept", [range(0, 100, 3), range(50, 100), range(4, 5)])
+def test_a_subject_that_is_unpacked_in_part_has_the_splits_of_the_papers(tmp_path: Path, kept: range) -> None:
+    write_folders(tmp_path, SUBJECT, [PUBLISHED[SUBJECT][position] for position in kept])
+    splits = splits_of(tmp_path)
+    for position in kept:
+        assert splits[f"{SUBJECT}/{PUBLISHED[SUBJECT][position]}"] == ("val" if position % 5 == 4 else "train")
+    (warning,) = DexYCBAdapter().warnings(tmp_path)
+    assert f"{SUBJECT} has {len(kept)} of its 100 sequences" in warning
+
+
+def test_a_whole_subject_is_no_warning(tmp_path: Path) -> None:
+    write_folders(tmp_path, SUBJECT, PUBLISHED[SUBJECT])
+    assert list(DexYCBAdapter().warnings(tmp_path)) == []
+    assert list(splits_of(tmp_path).values()).count("val") == 20
+
+
+def test_one_sequence_that_is_not_listed_makes_the_positions_on_the_disk_decide(tmp_path: Path) -> None:
+    write_folders(tmp_path, SUBJECT, ["20200709_000000", *PUBLISHED[SUBJECT][:9]])
+    splits = splits_of(tmp_path)
+    assert splits[f"{SUBJECT}/{PUBLISHED[SUBJECT][3]}"] == splits[f"{SUBJECT}/{PUBLISHED[SUBJECT][8]}"] == "val"
+    (warning,) = DexYCBAdapter().warnings(tmp_path)
+    assert f"{SUBJECT} has 10 sequences, not 100" in warning
+
+
+STRAY = (".snapshot", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "000_notes", "20200709_14175", "20200709_141754 (1)")
+
+
+@pytest.mark.parametrize("stray", STRAY)
+def test_stray_folders_move_no_sequence_to_another_split(tmp_path: Path, stray: str) -> None:
+    names = [sequence_name(number) for number in range(10)]
+    write_folders(tmp_path, SUBJECT, names)
+    before = splits_of(tmp_path)
+    (tmp_path / SUBJECT / stray).mkdir()
+    (tmp_path / SUBJECT / "20200709_000001").write_bytes(b"a file")
+    assert splits_of(tmp_path) == before
+    assert len(before) == 10
+
+
+def test_other_folders_of_a_subject_are_named_in_a_warning(tmp_path: Path) -> None:
+    write_folders(tmp_path, SUBJECT, [*PUBLISHED[SUBJECT], "20200709_141754 (1)"])
+    (warning,) = DexYCBAdapter().warnings(tmp_path)
+    assert "20200709_141754 (1)" in warning
+
+
+@pytest.mark.parametrize(
+    "copy", [f"{SUBJECT} (1)", f"{SUBJECT}-copy", f"Copy of {SUBJECT}", f"{SUBJECT}.bak", "20200710-subject-01"]
+)
+def test_a_subject_that_is_there_twice_is_an_error_that_names_both(tmp_path: Path, copy: str) -> None:
+    for folder in (SUBJECT, copy):
+        write_folders(tmp_path, folder, PUBLISHED[SUBJECT][:2])
+    with pytest.raises(LayoutError, match="subject 01 more than once") as caught:
+        list(DexYCBAdapter().partitions(tmp_path))
+    assert SUBJECT in caught.value.message and copy in caught.value.message
+
+
+def test_a_copy_alone_is_an_error_for_its_name_decides_its_split(tmp_path: Path) -> None:
+    write_folders(tmp_path, f"{SUBJECT} (1)", PUBLISHED[SUBJECT][:2])
+    with pytest.raises(LayoutError, match="not named as a subject is"):
+        list(DexYCBAdapter().partitions(tmp_path))
+
+
+def test_a_subject_that_was_unpacked_into_its_own_folder_is_an_error(tmp_path: Path) -> None:
+    write_folders(tmp_path, SUBJECTS[1], [sequence_name(0)])
+    write_folders(tmp_path, f"{SUBJECT}/{SUBJECT}", PUBLISHED[SUBJECT][:2])
+    with pytest.raises(LayoutError, match="subjects lie side by side"):
+        list(DexYCBAdapter().partitions(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar", ".zip", ".tar.gz.part"])
+def test_an_archive_beside_its_folder_changes_nothing(sequence: Path, suffix: str) -> None:
+    root = sequence.parents[1]
+    (root / f"{SUBJECT}{suffix}").write_bytes(b"archive")
+    (root / f"20200918-subject-06{suffix}").write_bytes(b"archive")
+    assert len(ingest_records(root)) == 4
 
 
 def test_records_of_one_frame_are_synchronised_views_and_of_one_camera_a_video(sequence: Path) -> None:

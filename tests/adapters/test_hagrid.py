@@ -88,6 +88,80 @@ def test_the_test_archive_alone_is_accepted(tmp_path: Path) -> None:
     assert [row.split for row in ingest(tmp_path) if isinstance(row, HandRecord)] == ["test"]
 
 
+V2_LABELS = ("annotations", "hagrid_annotations")
+V2_IMAGES = ("HaGRIDv2_dataset_512", "hagrid_dataset", "hagrid_dataset_512", "hagridv2_512/HaGRIDv2_dataset_512", "")
+
+
+@pytest.mark.parametrize("images", V2_IMAGES)
+@pytest.mark.parametrize("labels", V2_LABELS)
+def test_v2_is_read_under_every_mix_of_the_names_that_its_archives_unpack_to(
+    tmp_path: Path, labels: str, images: str
+) -> None:
+    for split in ("train", "val", "test"):
+        for gesture in ("like", "xsign"):
+            uuid = f"{split}-{gesture}"
+            write_annotations(
+                tmp_path / labels / split / f"{gesture}.json", {uuid: entry_v2([LEFT_OF_PICTURE], [gesture])}
+            )
+            write_images(tmp_path / images / gesture, [uuid])
+    rows = ingest(tmp_path)
+    assert sorted((row.split, row.sequence_id) for row in rows if isinstance(row, HandRecord)) == [
+        (split, f"{split}-{gesture}") for split in ("test", "train", "val") for gesture in ("like", "xsign")
+    ]
+    assert len(rows) == 6
+
+
+def test_a_folder_around_the_labels_of_v2_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "annotations/annotations/val/like.json"
+    write_annotations(path, {"a": entry_v2([LEFT_OF_PICTURE], ["like"])})
+    write_images(tmp_path / "HaGRIDv2_dataset_512/like", ["a"])
+    assert [row.split for row in ingest(tmp_path) if isinstance(row, HandRecord)] == ["val"]
+
+
+def test_light_and_full_size_images_complete_one_another(tmp_path: Path) -> None:
+    entries = {uuid: entry_v2([LEFT_OF_PICTURE], ["like"]) for uuid in ("a", "b")}
+    write_annotations(tmp_path / "annotations/train/like.json", entries)
+    write_images(tmp_path / "HaGRIDv2_dataset_512/like", ["a"])
+    write_images(tmp_path / "hagrid_dataset/like", ["b"], (2 * WIDTH, 2 * HEIGHT))
+    rows = ingest(tmp_path)
+    assert [row.width for row in rows if isinstance(row, HandRecord)] == [WIDTH, 2 * WIDTH]
+
+
+@pytest.mark.parametrize("images", ["hagrid_30k/train_val_like", "train_val_like", "hagrid_30k/like"])
+def test_the_small_sample_of_v1_is_read(tmp_path: Path, images: str) -> None:
+    write_annotations(tmp_path / "ann_train_val/like.json", {"a": entry_v1([LEFT_OF_PICTURE], ["like"], "left")})
+    write_images(tmp_path / images, ["a"])
+    (record,) = ingest(tmp_path)
+    assert isinstance(record, HandRecord)
+    assert (record.split, record.hand_state) == ("train", ("unknown", "labelled"))
+
+
+@pytest.mark.parametrize("train_images", ["train/train_val_call", "train/call"])
+@pytest.mark.parametrize("test_images", ["test/test/call", "test/call"])
+def test_both_halves_of_v1_are_read_as_its_own_download_script_leaves_them(
+    tmp_path: Path, train_images: str, test_images: str
+) -> None:
+    for half, labels, images in (("train", "ann_train_val", train_images), ("test", "ann_test", test_images)):
+        write_annotations(
+            tmp_path / half / labels / "call.json", {f"{half}-a": entry_v1([LEFT_OF_PICTURE], ["call"], "right")}
+        )
+        write_images(tmp_path / images, [f"{half}-a"])
+        (tmp_path / half / f"{labels}.zip").write_bytes(b"PK")
+    rows = ingest(tmp_path)
+    assert sorted((row.split, row.sequence_id) for row in rows if isinstance(row, HandRecord)) == [
+        ("test", "test-a"),
+        ("train", "train-a"),
+    ]
+
+
+def test_images_without_labels_are_a_warning_that_names_their_folders(tmp_path: Path) -> None:
+    write_hagrid_v1(tmp_path)
+    assert list(HagridAdapter().warnings(tmp_path)) == []
+    write_images(tmp_path / "train_val_ok", ["a"])
+    (warning,) = HagridAdapter().warnings(tmp_path)
+    assert warning.endswith("images: train_val_ok")
+
+
 def test_another_folder_is_an_error_with_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match=r"ann_train_val/\*\.json \(v1\).*hagrid_annotations.*found nothing"):
         find_root(HagridAdapter, tmp_path)
@@ -99,6 +173,13 @@ def test_v1_gives_the_gesture_hand_the_leading_side_wherever_it_is(tmp_path: Pat
     record = only_record(tmp_path, entry)
     assert_hand_is(record, leading_hand, RIGHT_OF_PICTURE)
     assert_hand_is(record, "left" if leading_hand == "right" else "right", LEFT_OF_PICTURE)
+    assert record.extra is not None and record.extra["side"] == "leading_hand"
+
+
+@pytest.mark.parametrize(("spelled", "side"), [("Right", "right"), ("LEFT", "left"), (" left\n", "left")])
+def test_a_side_is_read_however_it_is_spelled(tmp_path: Path, spelled: str, side: str) -> None:
+    record = only_record(tmp_path, entry_v1([LEFT_OF_PICTURE], ["call"], spelled))
+    assert_hand_is(record, side, LEFT_OF_PICTURE)
     assert record.extra is not None and record.extra["side"] == "leading_hand"
 
 
@@ -190,6 +271,19 @@ GOOD = entry_v1([LEFT_OF_PICTURE], ["call"], "right")
         (GOOD | {"landmarks": [[[float("nan"), 0.2]] * 21]}, RejectReason.LABEL_NOT_FINITE),
         (GOOD | {"landmarks": [[[1e300, 0.2]] * 21]}, RejectReason.LABEL_NOT_FINITE),
         (GOOD | {"bboxes": [[float("inf"), 0, 0, 0]]}, RejectReason.LABEL_NOT_FINITE),
+        (GOOD | {"bboxes": [["0.1", "0.2", "0.3", "0.4"]]}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"bboxes": [[True, 0.2, 0.3, 0.4]]}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"labels": [7]}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"labels": [None]}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"landmarks": False}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"landmarks": ""}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"landmarks": ["points"]}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"landmarks": [[[None, 0.2]] * 21]}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"leading_hand": "both"}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"leading_hand": "r"}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"leading_hand": ""}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"leading_hand": None}, RejectReason.LABEL_CORRUPT),
+        (GOOD | {"leading_hand": ["right"]}, RejectReason.LABEL_CORRUPT),
     ],
 )
 def test_a_malformed_entry_is_rejected_alone(tmp_path: Path, entry: Any, reason: RejectReason) -> None:
