@@ -12,13 +12,16 @@ valid where ``ego_data`` says so too (its flag is 0 where the hand is out of vie
 hand without valid joints is ``unknown``: the flags of one view do not say that it is not visible at all.
 
 **Time**: frames are numbered on a grid of 60 a second. The rectified videos have 30 and begin at the first annotated
-frame of their sequence (``visualization/video_visualizer.py``).
+frame of their sequence (``visualization/video_visualizer.py``). Which frame that is must not hang on one file, from
+which frames may be missing: it is the first that any label file names, if two of them agree on it or the video has as
+many frames as the labels span. Otherwise the sequence's videos are rejected.
 
 The challenge's held-out labels are all 1.0, or not there: such frames are records without joints.
 """
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -27,6 +30,7 @@ import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.fields import label_flags, label_numbers
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
@@ -38,7 +42,8 @@ from handdata.adapters.reading.geometry import (
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_list, stream_nested_items
 from handdata.adapters.reading.listing import files_in, folders_in, is_file, is_folder
-from handdata.adapters.reading.paths import read_text, resolve_below
+from handdata.adapters.reading.paths import resolve_below
+from handdata.adapters.reading.text_lists import read_lines
 from handdata.adapters.reading.video import VideoInfo, video_info
 from handdata.schemas import (
     KEYPOINT_COUNT,
@@ -141,6 +146,7 @@ class _EgoLabel:
     file_name: str
     size: tuple[Any, Any]
     valid: BoolArray = field(default_factory=lambda: np.zeros(KEYPOINT_COUNT, dtype=np.bool_))
+    is_annotated: bool = False
     boxes: list[list[float]] = field(default_factory=list)
     box_sides: list[str] = field(default_factory=list)
     problem: RecordError | None = None
@@ -155,10 +161,18 @@ class _Sequence:
     has_joint_file: bool = True
     ego_labels: dict[tuple[int, str], list[_EgoLabel]] = field(default_factory=dict)
     """Labels of the ego images, by frame and camera."""
+    ego_frames: set[int] = field(default_factory=set)
+    """Frames that ``ego_data`` names, whether their images are there or not."""
     ego_intrinsics: dict[str, Any] = field(default_factory=dict)
     ego_extrinsics: dict[str, Any] = field(default_factory=dict)
     """Extrinsics of the head cameras, by six-digit frame, then by camera."""
     unusable: list[Rejection] = field(default_factory=list)
+
+    def named_frames(self) -> dict[str, set[int]]:
+        """Return the frames that each label file names."""
+        calibrated = {int(key) for key in self.ego_extrinsics if _is_frame_number(key)}
+        named = {"joint_3d": set(self.joints), "ego_data": self.ego_frames, "ego_calib": calibrated}
+        return {kind: frames for kind, frames in named.items() if frames}
 
 
 def _folder_names(folder: Path) -> set[str]:
@@ -187,6 +201,10 @@ def _images_without_folder(root: Path, split: Split) -> Iterator[Rejection]:
             except RecordError as error:
                 record_id, problem = f"{source}/{split}/{path.name}/{position}", error
             yield rejection(record_id, str(fields.get("file_name")), problem)
+        for position, entry in enumerate(stream_list(path, "annotations")):
+            if not isinstance(entry, dict):
+                problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path}: annotation {position} is no object")
+                yield rejection(f"{source}/{split}/{path.name}/annotation {position}", str(path), problem)
     except RecordError as error:
         yield rejection(f"{source}/{split}/{path.name}", str(path), error)
 
@@ -196,15 +214,17 @@ def _read_sequence(root: Path, split: Split, name: str) -> Iterator[HandRecord |
     _read_joints(_label_path(root, split, "joint_3d"), split, sequence)
     if is_folder(root / _EGO_IMAGES / split):
         _read_ego_labels(root, split, sequence)
+    elif sequence.joints:
+        _read_ego_frames(root, split, sequence)
     yield from sequence.unusable
     exo = _ExoVideos(root, split, sequence)
-    frames = sorted(set(sequence.joints) | {frame for frame, _ in sequence.ego_labels})
+    frames = sorted(set(sequence.joints) | sequence.ego_frames)
     ego_cameras = sorted({camera for _, camera in sequence.ego_labels})
     cameras = sorted({*ego_cameras, *exo.videos})
     for frame in frames:
         for camera_id in cameras:
             if camera_id in exo.videos:
-                if frame in sequence.joints:
+                if sequence.joints:
                     yield exo.read(frame, camera_id)
                 continue
             for label in sequence.ego_labels.get((frame, camera_id), ()):
@@ -228,7 +248,7 @@ def _read_joints(path: Path, split: Split, sequence: _Sequence) -> None:
                 if sequence.joints:
                     return  # a sequence is one object of the file
                 continue
-            if not (key.isascii() and key.isdecimal() and int(key) < 2**31):
+            if not _is_frame_number(key):
                 problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name}: {key!r} is no frame number")
                 sequence.unusable.append(_reject_file(path / key, split, name, problem))
                 continue
@@ -240,12 +260,16 @@ def _read_joints(path: Path, split: Split, sequence: _Sequence) -> None:
         sequence.unusable.append(_reject_file(path, split, sequence.name, error))
 
 
+def _is_frame_number(key: str) -> bool:
+    return key.isascii() and key.isdecimal() and len(key) < 20 and int(key) < 2**31
+
+
 def _parse_joints(path: Path, where: str, entry: object) -> _Joints:
     fields = entry if isinstance(entry, dict) else {}
     world = _numbers(path, f"{where} world_coord", fields.get("world_coord"), (KEYPOINT_COUNT, 3))
     # The authors' viewer takes all joints for valid where the flags are missing.
     flags = fields.get("joint_valid", [1] * KEYPOINT_COUNT)
-    valid = _flags(path, f"{where} joint_valid", flags)
+    valid = label_flags(path, f"{where} joint_valid", flags, KEYPOINT_COUNT)
     valid = valid & ~np.full(KEYPOINT_COUNT, (world == _HELD_OUT).all())
     require_finite(path, f"{where} world_coord", world[valid])
     order = list(_JOINT_ORDER)
@@ -253,15 +277,7 @@ def _parse_joints(path: Path, where: str, entry: object) -> _Joints:
 
 
 def _numbers(path: Path, name: str, values: object, shape: tuple[int, ...]) -> Array:
-    try:
-        array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name} should be numbers of shape {shape}") from None
-    return numbers(path, name, array, shape)
-
-
-def _flags(path: Path, name: str, values: object) -> BoolArray:
-    return _numbers(path, name, values, (KEYPOINT_COUNT,)) > 0
+    return numbers(path, name, label_numbers(path, name, values), shape)
 
 
 # ---------------------------------------------------------------------------------------------------- ego
@@ -275,7 +291,8 @@ def _ego_key(path: Path, image: dict[str, Any]) -> tuple[int, str]:
 
     """
     frame, camera, name = image.get("frame_idx"), image.get("camera"), image.get("file_name")
-    if not isinstance(frame, int) or not 0 <= frame < 2**31 or not isinstance(camera, str) or not isinstance(name, str):
+    is_number = isinstance(frame, int) and not isinstance(frame, bool) and 0 <= frame < 2**31
+    if not is_number or not isinstance(camera, str) or not isinstance(name, str):
         detail = f"{path}: the image {image.get('id')!r} should have a frame_idx, a camera and a file_name"
         raise RecordError(RejectReason.LABEL_CORRUPT, detail)
     return frame, camera.removesuffix(_EGO_SUFFIX) + _EGO_SUFFIX
@@ -292,6 +309,7 @@ def _read_ego_labels(root: Path, split: Split, sequence: _Sequence) -> None:
                 frame, camera_id = _ego_key(path, entry)
                 label = _EgoLabel(camera_id, entry["file_name"], (entry.get("width"), entry.get("height")))
                 of_image[_hashable(entry.get("id"))] = label
+                sequence.ego_frames.add(frame)
                 sequence.ego_labels.setdefault((frame, camera_id), []).append(label)
             except RecordError as error:
                 place = path / str(entry.get("id"))
@@ -302,6 +320,22 @@ def _read_ego_labels(root: Path, split: Split, sequence: _Sequence) -> None:
                 _add_annotation(path, entry, found)
     except RecordError as error:
         sequence.unusable.append(_reject_file(path, split, sequence.name, error))
+    _read_ego_calibration(root, split, sequence)
+
+
+def _read_ego_frames(root: Path, split: Split, sequence: _Sequence) -> None:
+    """Read what ``ego_data`` and ``ego_calib`` say about when a sequence begins, where there are only videos of it."""
+    with suppress(RecordError):  # what they say of the head cameras is not needed
+        for entry in stream_list(_label_path(root, split, "ego_data"), "images"):
+            if isinstance(entry, dict) and entry.get("seq_name") == sequence.name:
+                with suppress(RecordError):
+                    sequence.ego_frames.add(_ego_key(Path(), entry)[0])
+    unusable = list(sequence.unusable)
+    _read_ego_calibration(root, split, sequence)
+    sequence.unusable = unusable
+
+
+def _read_ego_calibration(root: Path, split: Split, sequence: _Sequence) -> None:
     path = _label_path(root, split, "ego_calib")
     try:
         for name, kind, entry in stream_nested_items(path, "calibration"):
@@ -323,10 +357,14 @@ def _hashable(image_id: object) -> object:
 def _add_annotation(path: Path, entry: dict[str, Any], label: _EgoLabel) -> None:
     where = f"the annotation of image {entry.get('image_id')!r}:"
     try:
-        label.valid = label.valid | _flags(path, f"{where} joint_valid", entry.get("joint_valid"))[list(_JOINT_ORDER)]
-        boxes = entry.get("bbox") or {}
+        label.is_annotated = True
+        flags = label_flags(path, f"{where} joint_valid", entry.get("joint_valid"), KEYPOINT_COUNT)
+        label.valid = label.valid | flags[list(_JOINT_ORDER)]
+        boxes = entry.get("bbox")
+        if not isinstance(boxes, dict | None):
+            raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {where} bbox should be an object of sides")
         for side in SIDES:
-            box = boxes.get(side) if isinstance(boxes, dict) else None
+            box = (boxes or {}).get(side)
             if box is not None:
                 corners = _numbers(path, f"{where} bbox {side}", box, (4,))
                 require_finite(path, f"{where} bbox {side}", corners)
@@ -351,6 +389,9 @@ def _read_ego_image(
             raise RecordError(RejectReason.IMAGE_SIZE_MISMATCH, detail)
         camera = _ego_camera(_label_path(root, split, "ego_calib"), sequence, frame, label.camera_id)
         joints = _joints_of(sequence, frame)
+        if joints is not None and not label.is_annotated:
+            detail = f"ego_data has no annotation of the image {label.file_name}"
+            raise RecordError(RejectReason.LABEL_MISSING, detail)
         return _record(
             split,
             sequence,
@@ -419,7 +460,10 @@ class _ExoVideos:
         self._cameras: dict[str, _Camera] | RecordError = {}
         if not sequence.joints or not is_folder(folder):
             return
-        self._first_frame = min(sequence.joints)
+        named = sequence.named_frames()
+        self._starts = {kind: min(frames) for kind, frames in named.items()}
+        self._first_frame = min(self._starts.values())
+        self._last_frame = max(map(max, named.values()))
         self.videos = {path.stem: _video(path) for path in files_in(folder, ".mp4")}
         try:
             self._cameras = _read_exo_cameras(folder / "calib.txt", _label_path(root, split, "exo_calib"), sequence)
@@ -438,6 +482,7 @@ class _ExoVideos:
             if camera is None:
                 detail = f"{self._folder / 'calib.txt'} lacks the camera {camera_id}"
                 raise RecordError(RejectReason.LABEL_MISSING, detail)
+            self._check_start(path, video)
             index, rest = divmod(frame - self._first_frame, _FRAME_STEP)
             if rest or index >= video.frames:
                 detail = (
@@ -461,6 +506,23 @@ class _ExoVideos:
         except Exception as error:
             name = record_name(AssemblyHandsAdapter.card.name, self._split, self._sequence.name, frame, camera_id)
             return frame_rejection(name, str(path), error, f"{path}, frame {frame}")
+
+    def _check_start(self, path: Path, video: VideoInfo) -> None:
+        """Raise an error where nothing confirms which frame the video begins with.
+
+        Raises:
+            RecordError: ``frame_missing``.
+
+        """
+        agreeing = sum(start == self._first_frame for start in self._starts.values())
+        spanned = (self._last_frame - self._first_frame) // _FRAME_STEP + 1
+        if agreeing < 2 and video.frames != spanned:
+            begin = ", ".join(f"{kind} at {start:06d}" for kind, start in self._starts.items())
+            raise RecordError(
+                RejectReason.FRAME_MISSING,
+                f"nothing tells which frame {path} begins with: it has {video.frames} frames, its labels span "
+                f"{spanned} and begin in {begin}",
+            )
 
 
 def _video(path: Path) -> VideoInfo | RecordError:
@@ -488,7 +550,7 @@ def _read_exo_cameras(path: Path, fallback: Path, sequence: _Sequence) -> dict[s
 
     """
     try:
-        lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
+        lines = [line.split() for line in read_lines(path)]
     except RecordError as error:
         if error.reason is RejectReason.LABEL_MISSING and is_file(fallback):
             return _read_exo_calib(fallback, sequence)
@@ -497,8 +559,15 @@ def _read_exo_cameras(path: Path, fallback: Path, sequence: _Sequence) -> dict[s
     for start in range(0, len(lines), 8):
         block = lines[start : start + 8]
         name = " ".join(block[0])
-        cameras[name] = _parse_camera(path, name, block[1:4], block[5:8])
+        cameras[name] = _parse_camera(path, name, *(_rows(path, name, rows) for rows in (block[1:4], block[5:8])))
     return cameras
+
+
+def _rows(path: Path, camera: str, rows: list[list[str]]) -> list[list[float]]:
+    try:
+        return [[float(number) for number in row] for row in rows]
+    except ValueError as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {camera}: {error}") from None
 
 
 def _read_exo_calib(path: Path, sequence: _Sequence) -> dict[str, _Camera]:

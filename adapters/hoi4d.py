@@ -42,8 +42,8 @@ from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.listing import exists, files_in, find_all, is_folder, only_one, open_file
 from handdata.adapters.reading.mano import MANOPTH_TIPS, load_mano, rotation_matrices
 from handdata.adapters.reading.masks import read_mask_of_colours
-from handdata.adapters.reading.paths import read_text
 from handdata.adapters.reading.pickles import load_pickle
+from handdata.adapters.reading.text_lists import read_lines
 from handdata.adapters.reading.video import video_info
 from handdata.schemas import (
     KEYPOINTS_PER_HAND,
@@ -70,6 +70,7 @@ MAX_REPROJECTION_PX: Final = 5.0
 
 _CLIP_LEVELS: Final = 7
 _CLIP_PATTERN: Final = "ZY*/H*/C*/N*/S*/s*/T*"
+_CLIP_NAME: Final = re.compile(r"ZY\d+/H\d+/C\d+/N\d+/S\d+/s\d+/T\d+", re.ASCII)
 _VIDEOS, _ANNOTATIONS = "HOI4D_release", "HOI4D_annotations"
 _HAND_FOLDERS: Final[dict[Side, tuple[str, str]]] = {
     "right": ("refinehandpose_right", "handpose_right_hand"),
@@ -184,8 +185,21 @@ def _read_test_list(root: Path) -> frozenset[str]:
     for depth in ("", "*/"):
         path = only_one(find_all(root, f"{depth}testset.txt"), "lists testset.txt")
         if path is not None:
-            return frozenset(read_text(path).split())
+            return frozenset(_clip_of_line(path, line) for line in read_lines(path))
     return frozenset()
+
+
+def _clip_of_line(path: Path, line: str) -> str:
+    """Return the clip that a line of ``testset.txt`` names.
+
+    Raises:
+        RecordError: ``label_corrupt``: A clip that was not understood would go to another split.
+
+    """
+    name = line.replace("\\", "/").strip("/")
+    if not _CLIP_NAME.fullmatch(name):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {line[:200]!r} is no name of a clip")
+    return name
 
 
 def _numbered_files(folder: Path, suffix: str) -> dict[int, Path]:
@@ -279,7 +293,7 @@ def _read_trajectory(path: Path) -> list[Array]:
     Open3D's text format: a line of three numbers, then four of four (its own reader inverts the matrices).
     """
     try:
-        lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
+        lines = [line.split() for line in read_lines(path)]
         rows = np.array([line for line in lines if len(line) == 4], dtype=np.float64)
         if len(lines) * 4 != len(rows) * 5:
             raise ValueError(f"{len(rows)} of {len(lines)} lines are rows of matrices, expected four of five")

@@ -44,8 +44,8 @@ from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items, stream_list
 from handdata.adapters.reading.listing import exists, files_in, find_all, folders_in, is_folder
 from handdata.adapters.reading.masks import read_nonzero_mask
-from handdata.adapters.reading.paths import read_text
 from handdata.adapters.reading.recording_rate import recorded_hz
+from handdata.adapters.reading.text_lists import read_lines
 from handdata.schemas import (
     SIDES,
     SOURCE_CARDS,
@@ -178,13 +178,14 @@ def _listed_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
     path = root / camera_folder.capture / "frame_list.txt"
     if (camera_folder.kind, camera_folder.light) == (_STUDIO, "envmap_per_frame") or not exists(path):
         return set()
-    try:
-        numbers = [line.split()[1] for line in read_text(path).splitlines() if line.strip()]
-    except IndexError as error:
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} should hold '<segment> <frame>': {error}") from None
-    if not all(number.isdecimal() and len(number) < 10 for number in numbers):
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} should hold '<segment> <frame>' on each line")
-    return {int(number) for number in numbers}
+    frames = set()
+    for line in read_lines(path):
+        _, _, number = line.replace("\t", " ").rpartition(" ")
+        if len(line.split()) != 2 or not (number.isascii() and number.isdecimal() and len(number) < 10):
+            detail = f"{path} should hold '<segment> <frame>' on each line, holds {line[:200]!r}"
+            raise RecordError(RejectReason.LABEL_CORRUPT, detail)
+        frames.add(int(number))
+    return frames
 
 
 def _mask_paths(folder: Path) -> dict[str, Path]:

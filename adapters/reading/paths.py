@@ -119,12 +119,26 @@ def read_text(path: Path, most_bytes: int = MAX_TEXT_BYTES) -> str:
         RecordError: ``label_missing``, or ``label_corrupt``: it is not UTF-8, or larger than ``most_bytes``.
 
     """
+    content = read_bytes(path, most_bytes)
+    try:
+        return content.decode("utf-8")
+    except ValueError as error:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
+
+
+def read_bytes(path: Path, most_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Return the content of a small label file.
+
+    Raises:
+        RecordError: ``label_missing``, or ``label_corrupt``: it is larger than ``most_bytes``, or no file.
+
+    """
     try:
         with open_file(path) as stream:
             content = stream.read(most_bytes + 1)
         if len(content) > most_bytes:
             raise ValueError(f"is larger than {most_bytes} bytes")
-        return content.decode("utf-8")
+        return content
     except FileNotFoundError:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
     except ValueError as error:

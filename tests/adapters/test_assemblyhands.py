@@ -1,5 +1,6 @@
 """AssemblyHands: joint order, both kinds of view, their flags, video time, held-out labels, damaged files."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,79 @@ def test_frames_past_the_end_of_a_video_are_rejected(tmp_path: Path) -> None:
     assert reasons == {f"assemblyhands/val/{VAL}/000524-{camera}": RejectReason.FRAME_MISSING for camera in EXO_CAMERAS}
 
 
+def drop_frames(root: Path, kinds: Sequence[str], frames: Sequence[int]) -> None:
+    """Remove frames from label files of the validation split."""
+    names = [f"{frame:06d}" for frame in frames]
+    for kind in kinds:
+        path = label_path(root, "val", kind)
+        document = json.loads(path.read_text())
+        if kind == "ego_data":
+            document["images"] = [entry for entry in document["images"] if entry["frame_idx"] not in frames]
+        else:
+            labels = document["annotations" if kind == "joint_3d" else "calibration"][VAL]
+            for name in names:
+                (labels if kind == "joint_3d" else labels["extrinsics"]).pop(name)
+        path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+@pytest.mark.parametrize("kinds", [["joint_3d"], ["joint_3d", "ego_data"], ["joint_3d", "ego_calib"]])
+def test_video_frames_do_not_shift_where_a_label_file_lacks_the_first_frame(
+    tmp_path: Path, kinds: list[str], with_images: bool
+) -> None:
+    write_split(tmp_path, "val", [VAL], with_images=with_images)
+    drop_frames(tmp_path, kinds, [520])
+    records = records_by_id(ingest(tmp_path))
+    for frame, index in ((522, 1), (524, 2)):
+        for camera in EXO_CAMERAS:
+            assert records[f"assemblyhands/val/{VAL}/{frame:06d}-{camera}"].video_frame == index
+
+
+def test_videos_are_rejected_where_nothing_tells_which_frame_they_begin_with(tmp_path: Path) -> None:
+    write_split(tmp_path, "val", [VAL], with_images=False)
+    drop_frames(tmp_path, ["joint_3d", "ego_data", "ego_calib"], [520])
+    label_path(tmp_path, "val", "ego_data").unlink()
+    label_path(tmp_path, "val", "ego_calib").unlink()
+    rows = ingest(tmp_path)
+    assert set(rejected(rows).values()) == {RejectReason.FRAME_MISSING} and not records_by_id(rows)
+    assert isinstance(rows[0], Rejection) and "nothing tells which frame" in rows[0].detail
+
+
+def test_the_length_of_a_video_confirms_its_beginning_where_one_label_file_is_there_alone(tmp_path: Path) -> None:
+    write_split(tmp_path, "val", [VAL], with_images=False)
+    label_path(tmp_path, "val", "ego_data").unlink()
+    label_path(tmp_path, "val", "ego_calib").unlink()
+    assert len(records_by_id(ingest(tmp_path))) == 6
+
+
+def test_a_frame_that_ego_data_names_and_joint_3d_lacks_is_label_missing_in_every_view(tmp_path: Path) -> None:
+    write_split(tmp_path, "val", [VAL])
+    drop_frames(tmp_path, ["joint_3d"], [522])
+    views = [*EXO_CAMERAS, *EGO_IDS]
+    expected = {f"assemblyhands/val/{VAL}/000522-{view}": RejectReason.LABEL_MISSING for view in views}
+    assert rejected(ingest(tmp_path)) == expected
+
+
+def test_an_image_without_annotation_is_label_missing(tmp_path: Path) -> None:
+    write_split(tmp_path, "val", [VAL], with_videos=False)
+    path = label_path(tmp_path, "val", "ego_data")
+    document = json.loads(path.read_text())
+    document["annotations"] = [entry for entry in document["annotations"] if entry["image_id"] != 7]
+    path.write_text(json.dumps(document))
+    rows = ingest(tmp_path)
+    assert rejected(rows) == {f"assemblyhands/val/{VAL}/000520-{EGO_IDS[0]}": RejectReason.LABEL_MISSING}
+
+
+def test_an_annotation_that_is_no_object_is_a_rejection(tmp_path: Path) -> None:
+    write_split(tmp_path, "val", [VAL], with_videos=False)
+    path = label_path(tmp_path, "val", "ego_data")
+    document = json.loads(path.read_text())
+    document["annotations"].append("text")
+    path.write_text(json.dumps(document))
+    rows = ingest(tmp_path)
+    assert list(rejected(rows).values()) == [RejectReason.LABEL_CORRUPT] and len(records_by_id(rows)) == 5
+
+
 def test_the_unrectified_videos_of_the_parent_dataset_are_rejected(tmp_path: Path) -> None:
     write_split(tmp_path, "val", [VAL], with_images=False, video_frames=6, video_rate=60)
     rows = ingest(tmp_path)
@@ -222,7 +296,16 @@ def test_a_damaged_calib_txt_rejects_the_exo_frames(tmp_path: Path, content: str
         ({"replace_joint": {"world_coord": None}}, RejectReason.LABEL_CORRUPT),
         ({"replace_joint": {"joint_valid": [1] * 21}}, RejectReason.LABEL_CORRUPT),
         ({"replace_joint": {"world_coord": [[float("nan")] * 3] * 42}}, RejectReason.LABEL_NOT_FINITE),
+        ({"replace_joint": {"joint_valid": [2] * 42}}, RejectReason.LABEL_CORRUPT),
+        ({"replace_joint": {"joint_valid": ["1"] * 42}}, RejectReason.LABEL_CORRUPT),
+        ({"replace_joint": {"joint_valid": None}}, RejectReason.LABEL_CORRUPT),
+        ({"replace_joint": {"world_coord": [["1", "2", "3"]] * 42}}, RejectReason.LABEL_CORRUPT),
         ({"replace_annotation": {"joint_valid": "x"}}, RejectReason.LABEL_CORRUPT),
+        ({"replace_annotation": {"joint_valid": [0.5] * 42}}, RejectReason.LABEL_CORRUPT),
+        ({"replace_annotation": {"joint_valid": [-1] * 42}}, RejectReason.LABEL_CORRUPT),
+        ({"replace_annotation": {"bbox": [1, 2, 3, 4]}}, RejectReason.LABEL_CORRUPT),
+        ({"replace_annotation": {"bbox": {"right": ["1", "2", "3", "4"]}}}, RejectReason.LABEL_CORRUPT),
+        ({"replace_image": {"frame_idx": True}}, RejectReason.LABEL_CORRUPT),
         ({"replace_annotation": {"bbox": {"right": [1, 2]}}}, RejectReason.LABEL_CORRUPT),
         ({"replace_image": {"file_name": "../../../etc/passwd"}}, RejectReason.PATH_ESCAPES_ROOT),
         ({"replace_image": {"file_name": "/etc/passwd"}}, RejectReason.PATH_ESCAPES_ROOT),
