@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import number_array, numbers, require_finite
+from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
@@ -388,7 +389,7 @@ def _hands(
     metres: dict[str, Array] = {}
     pixel_view = _EGO_DISTORTED if view == _EGO else view
     for side in SIDES:
-        flag = numbers(labels.path, f"{side}_valid", labels.hands[f"{side}_valid"][row, view], ()) != 0
+        flag = label_flags(labels.path, f"{side}_valid", labels.hands[f"{side}_valid"][row, view : view + 1], 1)[0]
         where = f"of row {row}, view {view}"
         points = reorder_joints(labels.hands[f"{side}_3d"][row, view], _JOINT_ORDER).astype(np.float64)
         if flag:

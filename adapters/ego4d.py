@@ -40,7 +40,7 @@ from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import Array
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import read_json, stream_list
-from handdata.adapters.reading.listing import files_in, find_all, is_file, is_folder, size_of
+from handdata.adapters.reading.listing import exists, files_in, find_all, is_file, is_folder, size_of
 from handdata.adapters.reading.paths import resolve_below
 from handdata.adapters.reading.video import VideoInfo, video_info
 from handdata.schemas import (
@@ -145,7 +145,7 @@ def _label_files(root: Path) -> list[_LabelFile]:
     for kind in ("hands", "scod"):
         for suffix, split in _FHO_SPLITS.items():
             paths = [root / version / "annotations" / f"fho_{kind}_{suffix}.json" for version in ("v2", "v1", ".")]
-            found += [_LabelFile(kind, split, path) for path in filter(is_file, paths)][:1]
+            found += [_LabelFile(kind, split, path) for path in filter(exists, paths)][:1]
     return found
 
 
@@ -219,6 +219,9 @@ def _gather_fho(
         problems.append((label.split, rejection(record_id, str(label.path), error)))
 
     try:
+        if not is_file(label.path):
+            detail = f"{label.path} is no file: labels of the split {label.split} are missing"
+            raise RecordError(RejectReason.LABEL_MISSING, detail)
         for number, entry in enumerate(stream_list(label.path, "clips")):
             uid = entry.get("clip_uid") if isinstance(entry, dict) else None
             if not isinstance(uid, str) or not uid:
@@ -256,15 +259,20 @@ def _hands_frames(entry: dict[str, Any]) -> Iterator[tuple[object, dict[str, Any
         return
     for action in actions:
         for name in _KEY_FRAMES:
-            if isinstance(action.get(name), dict):
-                yield action[name].get("clip_frame"), action[name]
+            if action.get(name) is not None:
+                yield _number_of(action[name], "clip_frame")
 
 
 def _scod_frames(entry: dict[str, Any]) -> Iterator[tuple[object, dict[str, Any]]]:
     """Yield (number, key frame) of an element of fho_scod."""
     for name in _KEY_FRAMES:
-        if isinstance(entry.get(name), dict):
-            yield entry[name].get("clip_frame_number"), entry[name]
+        if entry.get(name) is not None:
+            yield _number_of(entry[name], "clip_frame_number")
+
+
+def _number_of(key_frame: object, name: str) -> tuple[object, dict[str, Any]]:
+    """Return (number, key frame); of one that is no object the number is none, which is reported."""
+    return (key_frame.get(name), key_frame) if isinstance(key_frame, dict) else (None, {})
 
 
 def _add_centres(where: str, frame: _Frame, label: dict[str, Any]) -> None:

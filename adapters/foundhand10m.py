@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, read_npz, read_npz_and_shapes, require_finite
+from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.listing import files_in, find_all, folders_in, is_folder
@@ -181,7 +182,7 @@ def _read_frame(folder: Path, split: Split, frame: _Frame, fence: Fence) -> Hand
         require_finite(label_path, "kpts", keypoints)
         labels_validity = "joint_valid" in arrays
         if labels_validity:
-            valid = numbers(label_path, "joint_valid", arrays["joint_valid"], (42,)) != 0
+            valid = label_flags(label_path, "joint_valid", arrays["joint_valid"], 42)
         else:
             valid = (keypoints != 0).any(axis=1)
         camera = _read_camera(label_path, arrays, scale) if arrays.keys() >= set(_CAMERA_KEYS) else None

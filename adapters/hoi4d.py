@@ -356,7 +356,7 @@ def _read_frame(
 
 
 def _read_hand(path: Path) -> _Hand | None:
-    """Return the hand of a pickle; None for the few that are known to be malformed (issue 19), which label no hand.
+    """Return the hand of a pickle; None for the few with arrays of another shape (issue 19), which label no hand.
 
     Raises:
         RecordError: ``label_unsafe``, ``label_corrupt`` or ``label_not_finite``.
@@ -367,10 +367,10 @@ def _read_hand(path: Path) -> _Hand | None:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} holds no dict")
     arrays = []
     for name, shape in (("kps2D", (KEYPOINTS_PER_HAND, 2)), ("poseCoeff", (48,)), ("beta", (10,)), ("trans", (3,))):
-        try:
-            array = number_array(path, name, content.get(name), shape, any_nesting=True)
-        except RecordError:
+        stored = content.get(name)
+        if isinstance(stored, np.ndarray) and stored.dtype.kind in "iuf" and np.squeeze(stored).shape != shape:
             return None
+        array = number_array(path, name, stored, shape, any_nesting=True)
         require_finite(path, name, array)
         arrays.append(array.astype(np.float64))
     return _Hand(*arrays)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import number_array, require_finite
+from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
@@ -41,7 +42,15 @@ from handdata.adapters.reading.geometry import (
 )
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items, stream_list, stream_list_part
-from handdata.adapters.reading.listing import NotRegularFileError, find_all, is_file, is_folder, open_file, size_of
+from handdata.adapters.reading.listing import (
+    NotRegularFileError,
+    exists,
+    find_all,
+    is_file,
+    is_folder,
+    open_file,
+    size_of,
+)
 from handdata.adapters.reading.paths import path_below
 from handdata.adapters.reading.recording_rate import recorded_hz
 from handdata.schemas import (
@@ -92,8 +101,9 @@ class InterHand26MAdapter:
             labels = [
                 f"annotations/{split}/InterHand2.6M_{split}_{kind}.json" for kind in ("data", "camera", "joint_3d")
             ]
-            if is_file(root / labels[0]):
-                size = size_of(root / labels[0])
+            # Where one of the three is there and the labels are none, the split is rejected, never omitted.
+            if any(exists(root / label) for label in labels):
+                size = size_of(root / labels[0]) if is_file(root / labels[0]) else 0
                 parts = min(MAX_PARTITIONS, 1 + size // PARTITION_BYTES)
                 for part in range(parts):
                     yield Partition(f"{split}/{part:02d}", split, tuple(labels), selection=f"{part}/{parts}")
@@ -154,7 +164,7 @@ def _labelled_images(path: Path, part: int, parts: int) -> Iterator[tuple[Any, _
     except FileNotFoundError:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
     except NotRegularFileError as error:
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} {error}") from None
+        raise RecordError(RejectReason.LABEL_MISSING, f"{path} {error}") from None
     annotations = iter(()) if annotation_start is None else stream_list_part(path, annotation_start, size_of(path))
     entries = chain([first], images)
     for image in entries:
@@ -185,20 +195,11 @@ def _id(entry: Any, key: str) -> int | None:
 
 
 def _joint_valid(path: Path, annotation: Any) -> _Valid:
+    where = f"{path}: annotation of image {annotation['image_id']}"
     try:
-        return _flags(annotation["joint_valid"])
-    except (LookupError, TypeError, ValueError, OverflowError):
-        detail = f"{path}: annotation of image {annotation['image_id']}: joint_valid should be 42 flags"
-        return RecordError(RejectReason.LABEL_CORRUPT, detail)
-
-
-def _flags(values: Any) -> BoolArray:
-    """Return (42,) booleans in handdata's order from 42 numbers, or lists of one, in the dataset's."""
-    flat = list(chain.from_iterable(values)) if isinstance(values[0], list) else values
-    if not set(map(type, flat)) <= {int, float, bool}:
-        raise TypeError("a flag is no number")
-    numbers = np.array(flat, dtype=np.float64).reshape(KEYPOINT_COUNT)
-    return np.asarray(numbers[_ORDER] != 0)
+        return label_flags(where, "joint_valid", annotation.get("joint_valid"), KEYPOINT_COUNT)[_ORDER]
+    except RecordError as error:
+        return error
 
 
 def _part_of_images(path: Path, stream: BinaryIO, part: int, parts: int) -> tuple[int, int, int]:
@@ -339,7 +340,7 @@ class _Captures:
         try:
             listed = number_array(where, "world_coord", label["world_coord"], (KEYPOINT_COUNT, 3), any_nesting=True)
             world = metres_from_millimetres(listed)[_ORDER]
-            valid = _flags(label["joint_valid"])
+            valid = label_flags(where, "joint_valid", label["joint_valid"], KEYPOINT_COUNT)[_ORDER]
             require_finite(where, "world_coord", world[valid])
             world[~valid] = 0  # the filler is 1, 1, 1, sometimes a real looking point
         except (LookupError, TypeError, ValueError, OverflowError) as error:
@@ -384,6 +385,8 @@ def _parse_image(where: str, entry: Any) -> _Image:
         )
     except KeyError as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no {error}: {entry!r}") from None
+    if not {type(fields["capture"]), type(fields["seq_name"]), type(fields["camera"])} <= {str, int}:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: capture, seq_name and camera should be names")
     if not isinstance(image.file_name, str) or type(image.frame) is not int or not 0 <= image.frame < 2**31:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no file_name or no frame_idx: {entry!r}")
     return image

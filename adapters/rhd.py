@@ -24,14 +24,16 @@ from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, require_finite
+from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import is_file
+from handdata.adapters.reading.listing import exists, is_file, is_folder
 from handdata.adapters.reading.masks import read_label_image
 from handdata.adapters.reading.paths import Fence
 from handdata.adapters.reading.pickles import load_pickle
 from handdata.schemas import (
+    KEYPOINT_COUNT,
     SOURCE_CARDS,
     HandRecord,
     RecordError,
@@ -69,7 +71,7 @@ class RhdAdapter:
         """Yield one partition a split: its labels are one file, which cannot be read in parts."""
         for folder, split in _FOLDERS:
             annotation = f"{folder}/anno_{folder}.pickle"
-            if is_file(root / annotation):
+            if exists(root / annotation) or is_folder(root / folder / "color"):
                 yield Partition(folder, split, (annotation,))
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
@@ -77,6 +79,9 @@ class RhdAdapter:
         (relative,) = partition.paths
         label_path = root / relative
         try:
+            if not is_file(label_path):
+                detail = f"{label_path} is no file: the split {partition.split} has no labels"
+                raise RecordError(RejectReason.LABEL_MISSING, detail)
             samples = _read_samples(label_path)
         except RecordError as error:
             yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(label_path), error)
@@ -119,7 +124,8 @@ def _read_sample(
         uv_vis = _numbers(label_path, stem, sample, "uv_vis", (42, 3))
         xyz_m = _numbers(label_path, stem, sample, "xyz", (42, 3))
         camera_k = _numbers(label_path, stem, sample, "K", (3, 3))
-        valid = place_validity(*(reorder_joints(uv_vis[hand, 2] == 1, _FROM_PALM_TO_TIP) for hand in (_RIGHT, _LEFT)))
+        visible = label_flags(label_path, f"{stem} uv_vis", uv_vis[:, 2], KEYPOINT_COUNT)
+        valid = place_validity(*(reorder_joints(visible[hand], _FROM_PALM_TO_TIP) for hand in (_RIGHT, _LEFT)))
         keypoints = _both_hands(uv_vis[:, :2])
         keypoints_3d = _both_hands(xyz_m)
         where = f"{label_path}: {stem}"

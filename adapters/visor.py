@@ -295,15 +295,23 @@ def _parse_element(where: str, element: Any) -> _Frame:
 
 
 def _sides(where: str, entity: dict[str, Any]) -> set[Side]:
-    """Return the hands that an entity is, or is worn on; none for all else: "hand blender", a glove on the table."""
+    """Return the hands that an entity is, or is worn on; none for all else: "hand blender", a glove on the table.
+
+    Raises:
+        RecordError: ``label_corrupt``: Its name, or what it is worn on, is no text.
+
+    """
     name = entity.get("name")
     if not isinstance(name, str):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: the name of an entity is {reprlib.repr(name)}")
     if name in ("left hand", "right hand"):
         return {_HANDS[name]}
     worn_on = entity.get("on_which_hand") if name in _GLOVES else None
-    named = worn_on if isinstance(worn_on, list) else [worn_on]
-    return {_HANDS[hand] for hand in named if isinstance(hand, str) and hand in _HANDS}
+    named = worn_on if isinstance(worn_on, list) else [] if worn_on is None else [worn_on]
+    if not all(isinstance(hand, str) for hand in named):
+        detail = f"{where}, {name}: on_which_hand should name hands, is {reprlib.repr(worn_on)}"
+        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
+    return {_HANDS[hand] for hand in named if hand in _HANDS}
 
 
 def _parse_rings(where: str, segments: object) -> list[Ring]:

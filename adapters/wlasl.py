@@ -20,6 +20,7 @@ it cannot belong to this file: the authors' own pre-processed clips are 256 x 25
 """
 
 import math
+import reprlib
 import zlib
 from collections.abc import Iterator
 from fractions import Fraction
@@ -29,6 +30,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.reading.fields import label_numbers
 from handdata.adapters.reading.json_stream import stream_list
 from handdata.adapters.reading.listing import files_in
 from handdata.adapters.reading.paths import resolve_below
@@ -130,11 +132,11 @@ def _read_clip(root: Path, split: Split, instance: dict[str, Any]) -> Iterator[H
     try:
         path = resolve_below(root / "videos", f"{video_id}.mp4")
         info = video_info(path)
+        box = _person_box(f"{root / _LABELS}: {video_id}", instance.get("bbox"), (info.width, info.height))
     except RecordError as error:
         yield rejection(record_name(WlaslAdapter.card.name, split, video_id), str(path), error)
         return
     signer = instance.get("signer_id")
-    box = _person_box(instance.get("bbox"), (info.width, info.height))
     has_times = not _was_cut_from_youtube(instance, info)
     subject = str(signer) if type(signer) is int and 0 <= signer < 2**31 else None
     for index, time_s in enumerate(info.times_s):
@@ -167,12 +169,20 @@ def _was_cut_from_youtube(instance: dict[str, Any], info: VideoInfo) -> bool:
     return is_youtube and isinstance(frame_end, int) and frame_end > 1 and info.rate == _START_KIT_RATE
 
 
-def _person_box(box: object, size: tuple[int, int]) -> list[float] | None:
-    """Return [x0, y0, x1, y1] in pixels of the clip; ``None`` where it refers to an image of another size."""
-    if not isinstance(box, list) or len(box) != 4 or size == _AUTHORS_SIZE:
+def _person_box(where: str, box: object, size: tuple[int, int]) -> list[float] | None:
+    """Return [x0, y0, x1, y1] in pixels of the clip; ``None`` where it refers to an image of another size.
+
+    Raises:
+        RecordError: ``label_corrupt``.
+
+    """
+    if box is None:
         return None
-    if not all(isinstance(value, int | float) for value in box):
+    corners = label_numbers(where, "bbox", box)
+    if corners.shape != (4,):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: bbox should be four numbers, is {reprlib.repr(box)}")
+    if size == _AUTHORS_SIZE:
         return None
-    left, top, right, bottom = box
+    left, top, right, bottom = corners.tolist()
     fits = 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
-    return [float(value) for value in box] if fits else None
+    return [left, top, right, bottom] if fits else None

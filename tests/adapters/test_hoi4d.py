@@ -1,5 +1,6 @@
 """HOI4D: hands of both archives, masks by class of object, cameras, MANO, splits, malformed and hostile pickles."""
 
+import codecs
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,8 +194,6 @@ def test_a_broken_video_is_rejected(tmp_path: Path) -> None:
     [
         {"poseCoeff": np.array([0.5192359], dtype=np.float32)},
         {"kps2D": np.zeros((16, 2))},
-        {"kps2D": np.array("text")},
-        {"beta": None},
         {"trans": np.zeros(2)},
     ],
 )
@@ -204,6 +203,48 @@ def test_a_malformed_hand_is_dropped_and_the_frame_kept(tmp_path: Path, changes:
 
     write_sequence(tmp_path, MUG, hands={"right": (0,), "left": (0,)}, content=content)
     assert record_of(ingest(tmp_path), MUG, 0).hand_state == ("unknown", "labelled")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kps2D": np.array("text")},
+        {"kps2D": [[1.0, 2.0]] * 20 + [[1.0]]},
+        {"kps2D": [["1", "2"]] * 21},
+        {"kps2D": np.ones((21, 2), dtype=np.bool_)},
+        {"beta": None},
+        {"trans": "text"},
+    ],
+)
+def test_a_hand_that_holds_no_numbers_rejects_its_frame(tmp_path: Path, changes: dict[str, Any]) -> None:
+    write_sequence(tmp_path, MUG, content=lambda *frame: hand_content(pixels_of(*frame), **changes))
+    assert set(rejected(ingest(tmp_path)).values()) == {RejectReason.LABEL_CORRUPT}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        codecs.BOM_UTF8 + HELD_OUT.encode(),
+        HELD_OUT.encode() + b"\r\n\r\n",
+        b"\n" + HELD_OUT.encode() + b"  \n",
+        codecs.BOM_UTF16_LE + f"{HELD_OUT}\r\n".encode("utf-16-le"),
+        f"{HELD_OUT}/\n".encode(),
+    ],
+)
+def test_a_test_list_holds_whatever_an_editor_made_of_it(tmp_path: Path, content: bytes) -> None:
+    write_sequence(tmp_path, HELD_OUT)
+    write_sequence(tmp_path, MUG)
+    (tmp_path / "testset.txt").write_bytes(content)
+    splits = {record.sequence_id: record.split for record in records_by_id(ingest(tmp_path)).values()}
+    assert splits == {HELD_OUT: "test", MUG: "train"}
+
+
+@pytest.mark.parametrize("line", ["# clips", HELD_OUT.partition("/")[2], f"{HELD_OUT} {MUG}", f'"{HELD_OUT}"', "ZY1"])
+def test_a_line_of_the_test_list_that_names_no_clip_is_an_error(tmp_path: Path, line: str) -> None:
+    write_sequence(tmp_path, HELD_OUT)
+    (tmp_path / "testset.txt").write_text(f"{line}\n")
+    with pytest.raises(RecordError, match="is no name of a clip"):
+        ingest(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float32, np.float64, np.int32])

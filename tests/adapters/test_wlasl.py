@@ -96,7 +96,6 @@ def test_a_clip_that_the_start_kit_wrote_at_its_own_rate_has_no_times(
         ([300, 40, 500, 480], (WIDTH, HEIGHT), False),  # of the source's resolution
         (BOX, (256, 256), False),  # the authors' own clips
         (None, (WIDTH, HEIGHT), False),
-        (["a", 0, 1, 2], (WIDTH, HEIGHT), False),
     ],
 )
 def test_the_person_s_box_is_kept_where_it_can_belong_to_the_clip(
@@ -104,6 +103,13 @@ def test_the_person_s_box_is_kept_where_it_can_belong_to_the_clip(
 ) -> None:
     record = ingest_clip(tmp_path, instance("00335", "train", bbox=box), size=size, frames=1)[0]
     assert record.extra == ({"person_box_xyxy_px": BOX} if kept else None)
+
+
+@pytest.mark.parametrize("box", [["a", 0, 1, 2], [1, 2, 3], "box", 7, {}, [1, 2, 3, "4"], [True, 0, 1, 2]])
+def test_a_box_that_is_none_rejects_its_clip(tmp_path: Path, box: Any) -> None:
+    write_clip(tmp_path / "videos/00335.mp4", frames=1)
+    (row,) = ingest_labels(tmp_path, [instance("00335", "train", bbox=box)])
+    assert isinstance(row, Rejection) and row.reason is RejectReason.LABEL_CORRUPT
 
 
 @pytest.mark.parametrize("signer", [-1, None, "x"])
