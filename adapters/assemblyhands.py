@@ -291,11 +291,11 @@ def _ego_key(path: Path, image: dict[str, Any]) -> tuple[int, str]:
 
     """
     frame, camera, name = image.get("frame_idx"), image.get("camera"), image.get("file_name")
-    is_number = isinstance(frame, int) and not isinstance(frame, bool) and 0 <= frame < 2**31
-    if not is_number or not isinstance(camera, str) or not isinstance(name, str):
+    names = isinstance(camera, str) and isinstance(name, str)
+    if not isinstance(frame, int) or isinstance(frame, bool) or not 0 <= frame < 2**31 or not names:
         detail = f"{path}: the image {image.get('id')!r} should have a frame_idx, a camera and a file_name"
         raise RecordError(RejectReason.LABEL_CORRUPT, detail)
-    return frame, camera.removesuffix(_EGO_SUFFIX) + _EGO_SUFFIX
+    return frame, str(camera).removesuffix(_EGO_SUFFIX) + _EGO_SUFFIX
 
 
 def _read_ego_labels(root: Path, split: Split, sequence: _Sequence) -> None:

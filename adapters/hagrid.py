@@ -299,7 +299,7 @@ def _parse_entry(where: str, entry: object) -> _Hands:
     if len(gestures) != len(boxes):
         detail = f"{where} has {len(boxes)} bboxes but {len(gestures)} labels"
         raise RecordError(RejectReason.LABEL_CORRUPT, detail)
-    listed = next((fields[name] for name in _LANDMARKS if fields.get(name) is not None), [])
+    listed: Any = next((fields[name] for name in _LANDMARKS if fields.get(name) is not None), [])
     if not isinstance(listed, list) or not all(isinstance(hand, list | None) for hand in listed):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: landmarks should be a list of lists")
     # Where the lengths differ nothing tells which landmarks belong to which box, and so to which hand.

@@ -197,7 +197,8 @@ def _id(entry: Any, key: str) -> int | None:
 def _joint_valid(path: Path, annotation: Any) -> _Valid:
     where = f"{path}: annotation of image {annotation['image_id']}"
     try:
-        return label_flags(where, "joint_valid", annotation.get("joint_valid"), KEYPOINT_COUNT)[_ORDER]
+        flags = label_flags(where, "joint_valid", annotation.get("joint_valid"), KEYPOINT_COUNT)
+        return np.asarray(flags[_ORDER])
     except RecordError as error:
         return error
 

@@ -41,7 +41,7 @@ def label_numbers(where: Path | str, name: str, values: object) -> NDArray[np.fl
     return array.astype(np.float64)
 
 
-def label_flags(where: Path | str, name: str, values: object, count: int) -> BoolArray:
+def label_flags(where: Path | str, name: str, values: Any, count: int) -> BoolArray:
     """Return validity: ``count`` booleans, or numbers that are 0 or 1, each alone or in a list of one.
 
     Raises:

@@ -26,6 +26,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from handdata.adapters.reading.listing import NotRegularFileError, exists, is_file, open_file
 from handdata.schemas.arrays import ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
 
@@ -70,8 +71,11 @@ def video_info(path: Path) -> VideoInfo:
 
     Raises:
         RecordError: ``image_missing``, or ``frame_missing`` where the file is no video or no frame of it decodes.
+        DatasetReadError: The file cannot be read.
 
     """
+    with _video_errors(path), open_file(path) as stream:
+        stream.read(1)  # a disk that is away ends the ingest; to ffmpeg it is one more kind of damage
     with VideoReader(path) as reader:
         times = reader.presentation_times
         found = (image for _, image in reader.read(range(len(times))))
@@ -321,6 +325,8 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
 
 
 def _open(path: Path) -> av.container.InputContainer:
+    if exists(path) and not is_file(path):  # ffmpeg would wait for a pipe
+        raise RecordError(RejectReason.FRAME_MISSING, f"{path} is no file")
     with _video_errors(path):
         return av.open(str(path), options={"format_whitelist": _CONTAINERS})
 
@@ -342,7 +348,7 @@ def _video_errors(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist") from None
-    except av.FFmpegError as error:
+    except (av.FFmpegError, NotRegularFileError) as error:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path}: {error}") from None
 
 

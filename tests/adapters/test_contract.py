@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from handdata.adapters.base import Adapter, BatchAdapter
+from handdata.adapters.base import Adapter, BatchAdapter, warnings_of
 from handdata.adapters.registry import registered_adapters
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records.ingest import ingest
@@ -174,6 +174,11 @@ def test_where_3d_and_camera_exist_they_project_to_the_pixels(dataset: Dataset) 
             pixels = projected[:, :2] / projected[:, 2:]
             assert pixels == pytest.approx(record.keypoints_2d[record.keypoints_valid], abs=0.5)
             assert (projected[:, 2] > 0).all()
+
+
+def test_warnings_are_lines_of_text(dataset: Dataset) -> None:
+    for warning in warnings_of(dataset.adapter, dataset.root):
+        assert warning and "\n" not in warning
 
 
 def test_limit_and_stride_keep_the_first_of_the_frames_that_divide(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Videos: every frame is the one its index names, whatever the codec's order, the clock or the display matrix."""
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -169,6 +170,22 @@ def test_a_missing_file_is_a_missing_image(tmp_path: Path) -> None:
     with pytest.raises(RecordError) as caught:
         VideoReader(tmp_path / "absent.mp4")
     assert caught.value.reason is RejectReason.IMAGE_MISSING
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a pipe"])
+def test_what_is_no_file_is_never_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "clip.mp4"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path if kind == "pipe" else tmp_path / "pipe")
+    if kind == "link to a pipe":
+        path.symlink_to(tmp_path / "pipe")
+    for read in (video_info, VideoReader):
+        with pytest.raises(RecordError, match=r"clip\.mp4") as caught:
+            read(path)
+        assert caught.value.reason is RejectReason.FRAME_MISSING
 
 
 def test_a_playlist_named_as_a_video_does_not_lead_to_other_files(tmp_path: Path, video: Path) -> None:
