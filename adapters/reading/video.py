@@ -37,8 +37,9 @@ _CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 _SHOW_EVERY_FRAME: Final = frozenset({"h264", "hevc", "mjpeg", "png"})
 """Codecs without hidden frames: where one does not come, it is lost."""
 _SILENT_ABOUT_DAMAGE: Final = frozenset({"hevc", "mpeg4"})
-"""Codecs whose decoder reports half of the damaged frames only when it is strict (of 300 damaged spots); that of H.264
-reports them anyhow, and a strict one stops at blemishes of streams that decode well."""
+"""Codecs whose decoder hides damage unless it is strict: of 12 damaged files each, 5 of HEVC and 1 of MPEG-4 then gave
+smeared frames, 2 and none with a strict one. H.264 gave none of 180; its strict decoder stops at blemishes that are
+harmless, so it is not used."""
 _DECODER_DELAY: Final = 64
 """Most packets that a decoder, with its threads, takes in before it reports that one of them is damaged."""
 _NEVER: Final = -(2**63)
