@@ -164,6 +164,8 @@ def _show_ingested(summary: "IngestSummary", source: str, storage: "Storage", *,
         table["dropped before"] = f"{summary.dropped:,} (`handdata drop`)"
     if summary.rejected:
         table["reasons in"] = storage.describe(rejected_folder("ingest", source))
+    if summary.warnings:
+        table["warnings"] = "\n".join(summary.warnings)
     print_table(f"Ingested {source}", table)
     out.print("Next: handdata annotate")
 

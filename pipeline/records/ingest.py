@@ -2,7 +2,7 @@
 
 The new records are written to a hidden folder, checked for ids that occur twice, and then moved beside the old ones,
 under names of their own. The summary, which names them, is written last: with it they take the old ones' place, on disk
-and on object stores alike. An interrupted ingest leaves the old records in force.
+and on object stores alike. An ingest that is interrupted, or finds no record, leaves the old records in force.
 """
 
 import multiprocessing
@@ -23,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 
 from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition
+from handdata.adapters.base import warnings_of
 from handdata.adapters.reading.frames import describe_error
 from handdata.adapters.reading.listing import cannot_be_read
 from handdata.adapters.reading.paths import Fence, fenced
@@ -116,6 +117,7 @@ def ingest(
     Raises:
         UsageError: ``root`` is not a folder, or not this dataset.
         DuplicateRecordError: Two label files gave one id; both are named.
+        RunError: The dataset gave no record; the source's earlier records stay.
         StorageError: The workspace cannot be written.
 
     """
@@ -134,6 +136,7 @@ def ingest(
     if not partitions:
         wanted = f" of split {split}" if split else ""
         raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
+    warnings = _warnings(adapter, root)
     stagings = staging_folder(source)
     storage.remove(stagings)  # of ingests that were killed
     staging = f"{stagings}/{uuid.uuid4().hex[:8]}"
@@ -143,6 +146,8 @@ def ingest(
     ]
     try:
         total = _stage(jobs, on_progress)
+        if not total.records:
+            raise _no_records(jobs[0], total)
         if tombstones:
             staged, rejected = (
                 storage.list_files(staged_folder(staging, kind), ".parquet") for kind in ("records", "rejected")
@@ -160,6 +165,7 @@ def ingest(
             license=adapter.card.license,
             files=files,
             rejected_files=rejected_files,
+            warnings=warnings,
         )
         if tombstones:
             summary = recounted(storage, summary, tombstones)
@@ -182,6 +188,31 @@ def _partitions(adapter: Adapter, root: Path) -> list[Partition]:
         return list(adapter.partitions(root))
     except OSError as error:
         cannot_be_read(root, error)
+
+
+def _warnings(adapter: Adapter, root: Path) -> tuple[str, ...]:
+    """Return what an adapter warns of.
+
+    Raises:
+        DatasetReadError: A folder cannot be read.
+
+    """
+    try:
+        return warnings_of(adapter, root)
+    except OSError as error:
+        cannot_be_read(root, error)
+
+
+def _no_records(job: _Job, total: PartitionCounts) -> RunError:
+    """Return the error for an ingest without a record: how often it rejected one for which reason, and the first."""
+    source, storage = job.adapter.card.name, job.storage
+    message = f"{job.root} gave no record of source {source}"
+    for name in storage.list_files(staged_folder(job.staging, "rejected"), ".parquet"):
+        first = storage.read_parquet(name, ["image_uri", "reason", "detail"]).slice(0, 1).to_pylist()[0]
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(total.rejected.items()))
+        message += f"; rejected: {counts}; the first: {first['reason']}, {first['image_uri']}: {first['detail']}"
+        break
+    return RunError(message, f"see `handdata sources {source}`; records of earlier ingests stay as they were")
 
 
 def _stage(jobs: Sequence[_Job], on_progress: Callable[[int, int, int], None] | None) -> PartitionCounts:

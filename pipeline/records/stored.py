@@ -42,6 +42,7 @@ class IngestSummary:
         rejected_files: Files of the rejected records, relative to the workspace.
         dropped: Number of records that were skipped because a tombstone names them.
         tombstones: Digest of the tombstones that were honoured.
+        warnings: What the user may not expect about how the dataset was read; ingests of earlier versions have none.
 
     """
 
@@ -56,6 +57,7 @@ class IngestSummary:
     rejected_files: tuple[str, ...]
     dropped: int = 0
     tombstones: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def ingested_sources(storage: Storage) -> list[str]:

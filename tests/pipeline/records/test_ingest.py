@@ -19,19 +19,22 @@ from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.pipeline.records.ingest import ingest
-from handdata.pipeline.records.stored import read_record_keys
+from handdata.pipeline.records.stored import read_ingest_summary, read_record_keys
 from handdata.pipeline.shards.plan import plan_source, read_unit
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
     SOURCE_CARDS,
     DuplicateRecordError,
     HandRecord,
+    RecordError,
     Rejection,
     RejectReason,
+    RunError,
     SourceCard,
     records_from_table,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import rejection
 from tests.fixtures.hagrid import LEFT_OF_PICTURE, entry_v1, write_images
 
 
@@ -289,6 +292,78 @@ def test_an_ingest_may_stop_at_any_step(storage: Storage, tmp_path: Path, step: 
     assert sequences() == {"new-a", "new-b"}
     assert len(storage.list_files("records/source=stills", ".parquet")) == 2
     assert not storage.exists(".staging-stills")
+
+
+class EmptyStillsAdapter(StillsAdapter):
+    """The same source while the disk with its images is away."""
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        for record in super().records(root, partition):
+            assert isinstance(record, HandRecord)
+            error = RecordError(RejectReason.IMAGE_MISSING, f"{record.image_uri} does not exist")
+            yield rejection(record.record_id, record.image_uri, error)
+
+
+def file_bytes(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class SilentStillsAdapter(StillsAdapter):
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        yield from ()
+
+
+@pytest.mark.parametrize(
+    ("empty", "said"),
+    [
+        (
+            EmptyStillsAdapter,
+            r"no record of source stills; rejected: image_missing 2; the first: image_missing, .*a\.jpg",
+        ),
+        (SilentStillsAdapter, "no record of source stills"),
+    ],
+)
+def test_an_ingest_without_a_record_fails_and_leaves_the_earlier_ones(
+    tmp_path: Path, empty: type[StillsAdapter], said: str
+) -> None:
+    storage = Storage(tmp_path / "w")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "a.json").touch()
+    ingest(StillsAdapter, tmp_path / "root", storage, limit=10)
+    before = file_bytes(tmp_path / "w")
+    with pytest.raises(RunError, match=said) as caught:
+        ingest(empty, tmp_path / "root", storage, limit=10)
+    assert caught.value.exit_code == 1
+    assert file_bytes(tmp_path / "w") == before
+    assert set(read_record_keys(storage, "stills", ["sequence_id"])["sequence_id"].to_pylist()) == {"old-a", "old-b"}
+    assert not storage.exists(".staging-stills")
+
+
+class WarningStillsAdapter(StillsAdapter):
+    def warnings(self, root: Path) -> Iterator[str]:
+        yield "subject [1] has 99 of its 100 sequences"
+
+
+def test_warnings_stand_in_the_summary_and_are_printed(
+    tmp_path: Path, run_command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handdata.adapters.registry.find_adapter", lambda name: WarningStillsAdapter)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "a.json").touch()
+    command = ("ingest", "-s", "stills", "--root", tmp_path / "root", "-w", tmp_path / "w", "--limit", 10)
+    warning = "subject [1] has 99 of its 100 sequences"
+    assert warning in run_command(*command).out
+    assert json.loads(run_command(*command, "--json").out)["warnings"] == [warning]
+    assert list(read_ingest_summary(Storage(tmp_path / "w"), "stills").warnings) == [warning]
+
+
+def test_a_summary_of_an_earlier_version_has_no_warnings(synthetic_root: Path, tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    written = ingest(SyntheticAdapter, synthetic_root, storage, limit=1)
+    document = json.loads(storage.read_bytes("records/source=synthetic/_ingest.json"))
+    del document["warnings"]
+    storage.write_bytes("records/source=synthetic/_ingest.json", json.dumps(document).encode())
+    assert read_ingest_summary(storage, "synthetic").warnings == written.warnings == ()
 
 
 def test_ingest_and_planning_work_on_any_storage(storage: Storage, synthetic_root: Path) -> None:
