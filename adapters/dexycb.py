@@ -194,7 +194,7 @@ def published_sequences() -> dict[str, list[str]]:
     https://github.com/Shurui8860/dexYCB_dataloader (499 and 501). The first and last five are those that the readme of
     https://github.com/NVlabs/dex-ycb-toolkit shows.
     """
-    lines = Path(__file__).with_name("dexycb_sequences.txt").read_text(encoding="ascii").splitlines()
+    lines = read_text(Path(__file__).with_name("dexycb_sequences.txt")).splitlines()
     fields = [line.split() for line in lines]
     return {subject: [f"{subject.partition('-')[0]}_{time}" for time in times] for subject, *times in fields}
 

@@ -45,7 +45,8 @@ RAW |= {"lstat", "read_text", "read_bytes", "FileIO", "isdir", "isfile", "iglob"
 def raw_accesses(source: str) -> Iterator[str]:
     """Yield the calls by which a module lists or opens without ``listing``."""
     tree = ast.parse(source)
-    imported = {
+    own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}  # their bodies are looked at too
+    own |= {
         alias.asname or alias.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("handdata.")
@@ -55,7 +56,7 @@ def raw_accesses(source: str) -> Iterator[str]:
         if not isinstance(node, ast.Call):
             continue
         called = node.func
-        if isinstance(called, ast.Name) and (called.id == "open" or called.id in RAW - imported):
+        if isinstance(called, ast.Name) and (called.id == "open" or called.id in RAW - own):
             yield f"line {node.lineno}: {called.id}()"
         if isinstance(called, ast.Attribute):
             first = node.args[0] if node.args else None
@@ -86,6 +87,7 @@ def test_adapters_list_and_open_through_one_module_only() -> None:
         "os.path.isdir(p)",
     ]
     assert all(list(raw_accesses(line)) for line in raw)
+    assert list(raw_accesses("def is_file(p):\n    return p.is_file()\nis_file(q)")) == ["line 2: .is_file()"]
     assert not list(raw_accesses("from handdata.x import is_file, exists\nis_file(p), exists(p), open_file(p)"))
 
 
