@@ -105,16 +105,6 @@ def links_in(folder: AnyPath) -> list[Path]:
     return [Path(entry.path) for entry in _entries(folder) if entry.is_symlink()]
 
 
-def holds_anything(folder: AnyPath) -> bool:
-    """Return whether a folder has any entry, hidden ones included.
-
-    Raises:
-        DatasetReadError: The folder cannot be read, or is a file.
-
-    """
-    return bool(_scan(folder))
-
-
 def find_all(root: AnyPath, pattern: str) -> list[Path]:
     """Return what matches a pattern below ``root``, sorted: ``*``, ``?`` and ``[..]`` within the names of a path.
 
