@@ -76,5 +76,7 @@ class DatasetManifest(BaseModel):
     """Thresholds behind the flags; after an interrupted ``handdata flag`` some units still have earlier ones."""
     sources: dict[str, dict[Split, SplitCounts]]
     licenses: dict[str, str]
+    warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """What the ingest of a source warned of, as when its records were annotated; none of most sources."""
     complete: bool
     """Whether every planned unit has its marker."""

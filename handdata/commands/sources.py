@@ -123,6 +123,13 @@ def ingest(
     ] = 1,
     mano: ManoFolder = None,
     follow_links: FollowLinks = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace the earlier records even where a split or more than a tenth of them is missing now.",
+        ),
+    ] = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -144,6 +151,7 @@ def ingest(
             limit=limit,
             stride=stride,
             options=AdapterOptions(mano_dir=settings.mano_dir, follow_links=follow_links),
+            force=force,
             on_progress=lambda done, total, records: progress.set(done, f"{records:,} records", total),
         )
     _show_ingested(summary, source, storage, as_json=as_json)
@@ -191,12 +199,14 @@ def inspect(
     from handdata.pipeline.storage import Storage
 
     settings = load_settings(mano_dir=mano)
-    sheet = inspect_source(
+    inspection = inspect_source(
         find_adapter(source),
         root or settings.sources_root / source,
         count,
         columns=min(count, 4),
         options=AdapterOptions(mano_dir=settings.mano_dir, follow_links=follow_links),
     )
-    Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_png(sheet))
+    Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_png(inspection.sheet))
+    if inspection.warnings:
+        print_table(f"Inspected {source}", {"warnings": "\n".join(inspection.warnings)})
     out.print(f"Look at {out_file.absolute()}")

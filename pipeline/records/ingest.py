@@ -1,8 +1,8 @@
 """``handdata ingest``: a downloaded dataset becomes normalized records, in parallel over its partitions.
 
-The new records are written to a hidden folder, checked for ids that occur twice, and then moved beside the old ones,
-under names of their own. The summary, which names them, is written last: with it they take the old ones' place, on disk
-and on object stores alike. An ingest that is interrupted, or finds no record, leaves the old records in force.
+The new records are written to a hidden folder, checked for ids that occur twice, and compared with those of the last
+ingest; then they take the old ones' place at once (``replacing``). An ingest that fails or is interrupted leaves the
+old records in force, and the rejected table as it was.
 """
 
 import multiprocessing
@@ -12,57 +12,49 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition
-from handdata.adapters.base import warnings_of
-from handdata.adapters.reading.frames import describe_error
-from handdata.adapters.reading.listing import cannot_be_read
 from handdata.adapters.reading.paths import Fence, fenced
 from handdata.adapters.roots import find_root
+from handdata.pipeline.records.guarded import guarded_rows, list_partitions, list_warnings, warning_of_failures
+from handdata.pipeline.records.replacing import put_in_force, refuse_losses, remove_earlier, require_records
 from handdata.pipeline.records.stored import (
     RECORD_FILE_ROWS,
     RECORD_ROW_GROUP_ROWS,
     IngestSummary,
     drop_records,
+    find_ingest_summary,
     recounted,
     strike_records,
-    write_ingest_summary,
 )
 from handdata.pipeline.records.tombstones import read_tombstones
 from handdata.pipeline.storage import Storage, table_to_parquet
-from handdata.pipeline.storage.layout import (
-    records_folder,
-    rejected_folder,
-    staged_folder,
-    staging_folder,
-    tombstones_folder,
-)
+from handdata.pipeline.storage.layout import staged_folder, staging_folder, tombstones_folder
 from handdata.schemas import (
     RECORD_SCHEMA,
     DuplicateRecordError,
-    HandDataError,
     HandRecord,
     RecordError,
     Rejection,
     RejectReason,
     RunError,
     Split,
+    StorageError,
     UsageError,
     records_to_table,
     rejections_to_table,
 )
 from handdata.schemas.rejection import rejection
 
-Item = TypeVar("Item")
 _ROWS_AT_ONCE: Final = 4096
 """Records that are checked one by one become a table when there are so many."""
 
@@ -100,6 +92,7 @@ def ingest(
     limit: int | None = None,
     stride: int = 1,
     options: AdapterOptions | None = None,
+    force: bool = False,
     on_progress: Callable[[int, int, int], None] | None = None,
 ) -> IngestSummary:
     """Replace a source's records in a workspace by those of the dataset at ``root``.
@@ -112,12 +105,15 @@ def ingest(
         limit: Number of records after which to stop.
         stride: Number by which the numbers of kept frames are divisible; stills are numbered 0 and all kept.
         options: Options for the adapter.
+        force: Whether to replace the earlier records also where a split or more than a tenth of them is not there now.
         on_progress: Function called with (finished partitions, all partitions, records so far).
 
     Raises:
         UsageError: ``root`` is not a folder, or not this dataset.
         DuplicateRecordError: Two label files gave one id; both are named.
-        RunError: The dataset gave no record; the source's earlier records stay.
+        RunError: The dataset gave no record, or too few without ``force``; the source's earlier records stay. Or
+            tombstones name every record that it gave; then there is none any more.
+        DatasetReadError: A folder or file of the dataset cannot be read.
         StorageError: The workspace cannot be written.
 
     """
@@ -130,13 +126,15 @@ def ingest(
             f"{source} was dropped from {storage.describe()} on {stone.when[:10]}",
             f"to take it back, delete {storage.describe(tombstones_folder(source))}",
         )
+    if find_ingest_summary(storage, source):
+        drop_records(storage, tombstones)  # what an interrupted drop has left
     options = options or AdapterOptions()
     adapter = adapter_type(options)
-    partitions = [partition for partition in _partitions(adapter, root) if split is None or partition.split == split]
+    partitions = [part for part in list_partitions(adapter, root) if split is None or part.split == split]
     if not partitions:
         wanted = f" of split {split}" if split else ""
         raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
-    warnings = _warnings(adapter, root)
+    warnings = list_warnings(adapter, root)
     stagings = staging_folder(source)
     storage.remove(stagings)  # of ingests that were killed
     staging = f"{stagings}/{uuid.uuid4().hex[:8]}"
@@ -146,16 +144,7 @@ def ingest(
     ]
     try:
         total = _stage(jobs, on_progress)
-        if not total.records:
-            raise _no_records(jobs[0], total)
-        if tombstones:
-            staged, rejected = (
-                storage.list_files(staged_folder(staging, kind), ".parquet") for kind in ("records", "rejected")
-            )
-            strike_records(storage, staged, rejected, tombstones)
-        files = _move_in(storage, staged_folder(staging, "records"), records_folder(source))
-        rejected_files = _move_in(storage, staged_folder(staging, "rejected"), rejected_folder("ingest", source))
-        summary = IngestSummary(
+        staged = IngestSummary(
             source=source,
             root=str(root),
             partitions=len(partitions),
@@ -163,56 +152,44 @@ def ingest(
             splits=dict(sorted(total.splits.items())),
             rejected=dict(sorted(total.rejected.items())),
             license=adapter.card.license,
-            files=files,
-            rejected_files=rejected_files,
-            warnings=warnings,
+            files=tuple(storage.list_files(staged_folder(staging, "records"), ".parquet")),
+            rejected_files=tuple(storage.list_files(staged_folder(staging, "rejected"), ".parquet")),
+            warnings=(*warnings, *warning_of_failures(total.rejected[RejectReason.ADAPTER_FAILED.value])),
+            split=split,
+            limit=limit,
+            stride=stride,
         )
+        require_records(storage, staged)
+        tombstones = read_tombstones(storage, source)
         if tombstones:
-            summary = recounted(storage, summary, tombstones)
-        write_ingest_summary(storage, summary)
-        _remove_earlier(storage, summary)
-    finally:
-        storage.remove(stagings)
+            strike_records(storage, staged.files, staged.rejected_files, tombstones)
+            staged = recounted(storage, staged, tombstones)
+        if not force:
+            refuse_losses(storage, staged)
+        summary = put_in_force(storage, staged)
+    except BaseException:
+        with suppress(StorageError):
+            storage.remove(stagings)
+        raise
+    summary = _cleared(storage, summary, stagings)
     drop_records(storage, read_tombstones(storage, source))  # what was dropped meanwhile
+    if not summary.records:
+        raise RunError(
+            f"all {summary.dropped:,} records of {source} that {root} gave were dropped before: none is left",
+            f"to take them back, delete what names them in {storage.describe(tombstones_folder(source))}",
+        )
     return summary
 
 
-def _partitions(adapter: Adapter, root: Path) -> list[Partition]:
-    """Return an adapter's partitions.
-
-    Raises:
-        DatasetReadError: A folder cannot be read.
-
-    """
+def _cleared(storage: Storage, summary: IngestSummary, stagings: str) -> IngestSummary:
+    """Remove what the ingest in force does not need, and return its summary, with a warning where that fails."""
     try:
-        return list(adapter.partitions(root))
-    except OSError as error:
-        cannot_be_read(root, error)
-
-
-def _warnings(adapter: Adapter, root: Path) -> tuple[str, ...]:
-    """Return what an adapter warns of.
-
-    Raises:
-        DatasetReadError: A folder cannot be read.
-
-    """
-    try:
-        return warnings_of(adapter, root)
-    except OSError as error:
-        cannot_be_read(root, error)
-
-
-def _no_records(job: _Job, total: PartitionCounts) -> RunError:
-    """Return the error for an ingest without a record: how often it rejected one for which reason, and the first."""
-    source, storage = job.adapter.card.name, job.storage
-    message = f"{job.root} gave no record of source {source}"
-    for name in storage.list_files(staged_folder(job.staging, "rejected"), ".parquet"):
-        first = storage.read_parquet(name, ["image_uri", "reason", "detail"]).slice(0, 1).to_pylist()[0]
-        counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(total.rejected.items()))
-        message += f"; rejected: {counts}; the first: {first['reason']}, {first['image_uri']}: {first['detail']}"
-        break
-    return RunError(message, f"see `handdata sources {source}`; records of earlier ingests stay as they were")
+        remove_earlier(storage, summary.source)
+        storage.remove(stagings)
+    except StorageError as error:
+        left = f"files of earlier ingests are left, which the next ingest removes: {error.message}"
+        return replace(summary, warnings=(*summary.warnings, left))
+    return summary
 
 
 def _stage(jobs: Sequence[_Job], on_progress: Callable[[int, int, int], None] | None) -> PartitionCounts:
@@ -229,14 +206,6 @@ def _stage(jobs: Sequence[_Job], on_progress: Callable[[int, int, int], None] | 
     return total
 
 
-def _remove_earlier(storage: Storage, summary: IngestSummary) -> None:
-    """Remove the files of earlier ingests, which a summary does not name."""
-    named = {*summary.files, *summary.rejected_files}
-    for folder in (records_folder(summary.source), rejected_folder("ingest", summary.source)):
-        for name in set(storage.list_files(folder, ".parquet")) - named:
-            storage.remove(name)
-
-
 def _require_all(storage: Storage, staging: str, records: int) -> None:
     """Raise where the staged files do not hold all records."""
     staged = 0
@@ -248,17 +217,6 @@ def _require_all(storage: Storage, staging: str, records: int) -> None:
             f"{records} records were written to {storage.describe(staging)} and {staged} are left",
             "run one ingest of a source at a time",
         )
-
-
-def _move_in(storage: Storage, staged: str, final: str) -> tuple[str, ...]:
-    """Move staged files beside those of earlier ingests, under names of their own, and return these."""
-    storage.make_folder(final)
-    token = uuid.uuid4().hex[:8]
-    moved = []
-    for name in storage.list_files(staged, ".parquet"):
-        moved.append(f"{final}/{Path(name).stem}-{token}.parquet")
-        storage.move(name, moved[-1])
-    return tuple(moved)
 
 
 def _run(jobs: Sequence[_Job]) -> Iterator[PartitionCounts]:
@@ -335,43 +293,27 @@ def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
 
 def _taken(job: _Job, limit: int | None) -> Iterator[tuple[pa.Table, list[Rejection]]]:
     """Yield the rows that the job's stride and a limit of records leave, some at a time, from either way in."""
-    fence = Fence(job.root, job.follow_links)
-    if isinstance(job.adapter, BatchAdapter):
-        found_batches = _guarded(job, job.adapter.record_batches(job.root, job.partition))
+    adapter, fence = job.adapter, Fence(job.root, job.follow_links)
+    if isinstance(adapter, BatchAdapter):
+
+        def read_batches(root: Path, partition: Partition) -> Iterator[tuple[pa.Table, list[tuple[int, Rejection]]]]:
+            return (_fenced_batch(fence, *batch.read()) for batch in adapter.record_batches(root, partition))
+
         batches = (
-            (RECORD_SCHEMA.empty_table(), [(0, batch)]) if isinstance(batch, Rejection) else batch.read()
-            for batch in found_batches
+            (RECORD_SCHEMA.empty_table(), [(0, batch)]) if isinstance(batch, Rejection) else batch
+            for batch in guarded_rows(adapter, job.root, job.partition, read_batches)
         )
-        yield from _taken_of_batches((_fenced_batch(fence, *batch) for batch in batches), job.stride, limit)
+        yield from _taken_of_batches(batches, job.stride, limit)
         return
-    found = (fenced(fence, row) for row in _guarded(job, job.adapter.records(job.root, job.partition)))
+
+    def read_rows(root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        return (fenced(fence, row) for row in adapter.records(root, partition))
+
+    found = guarded_rows(adapter, job.root, job.partition, read_rows)
     rows = _taken_of_rows(found, job.stride, limit)
     while some := list(islice(rows, _ROWS_AT_ONCE)):
         records = records_to_table([row for row in some if isinstance(row, HandRecord)])
         yield records, [row for row in some if isinstance(row, Rejection)]
-
-
-def _guarded(job: _Job, rows: Iterator[Item]) -> Iterator[Item | Rejection]:
-    """Yield what an adapter yields, and where it fails, one rejection for the rest of the partition.
-
-    Raises:
-        DatasetReadError: A file of the dataset cannot be read.
-
-    """
-    try:
-        yield from rows
-    except (HandDataError, MemoryError):
-        raise
-    except OSError as error:
-        cannot_be_read(job.root, error)
-    except Exception as error:
-        partition = job.partition
-        detail = f"the rest of partition {partition.name} ({', '.join(partition.paths[:3])}): {describe_error(error)}"
-        yield rejection(
-            f"{job.adapter.card.name}/{partition.split}/{partition.name}/rest",
-            str(job.root / partition.paths[0]) if partition.paths else str(job.root),
-            RecordError(RejectReason.ADAPTER_FAILED, detail),
-        )
 
 
 def _taken_of_rows(

@@ -16,7 +16,7 @@ from handdata.pipeline.storage.layout import (
     records_folder,
     rejected_folder,
 )
-from handdata.schemas import RunError, UsageError
+from handdata.schemas import RunError, Split, UsageError
 from handdata.schemas.arrays import BoolArray
 
 RECORD_FILE_ROWS = 65_536
@@ -43,6 +43,9 @@ class IngestSummary:
         dropped: Number of records that were skipped because a tombstone names them.
         tombstones: Digest of the tombstones that were honoured.
         warnings: What the user may not expect about how the dataset was read; ingests of earlier versions have none.
+        split: The only split that was asked for; None for all.
+        limit: Number of records after which the ingest stopped; None for all.
+        stride: Number by which the numbers of kept frames are divisible.
 
     """
 
@@ -58,6 +61,14 @@ class IngestSummary:
     dropped: int = 0
     tombstones: str = ""
     warnings: tuple[str, ...] = ()
+    split: Split | None = None
+    limit: int | None = None
+    stride: int = 1
+
+    @property
+    def selection(self) -> tuple[Split | None, int | None, int]:
+        """Which records of the dataset were asked for. Summaries of earlier versions say nothing: all, it seems."""
+        return self.split, self.limit, self.stride
 
 
 def ingested_sources(storage: Storage) -> list[str]:
@@ -78,6 +89,16 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
             f"{storage.describe()} has no records of source {source}", f"run `handdata ingest --source {source}` first"
         )
     return IngestSummary(**json.loads(storage.read_bytes(name)))
+
+
+def find_ingest_summary(storage: Storage, source: str) -> IngestSummary | None:
+    """Return what the ingest in force did; None where there is none, which a damaged summary means as well."""
+    if not storage.exists(ingest_summary_file(source)):
+        return None
+    try:
+        return read_ingest_summary(storage, source)
+    except (ValueError, TypeError):
+        return None
 
 
 def struck_rows(

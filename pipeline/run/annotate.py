@@ -104,6 +104,7 @@ def annotate(
             image_size=settings.image_size,
             annotators={annotator.hash: {"settings": settings.identity(), "models": files.hashes}},
             licenses={name: ingest.license for name, ingest in ingests.items()},
+            warnings={name: ingest.warnings for name, ingest in ingests.items()},
             quality=settings.quality.thresholds(),
         )
         if lease is None and (state.to_do(ingests) or not state.is_summed_up(sum_up(state))):

@@ -1,6 +1,6 @@
 """The manifest of a dataset, summed from its markers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from handdata._version import __version__
 from handdata.pipeline.storage import Dataset
@@ -41,6 +41,7 @@ def sum_manifest(
     image_size: int | None = None,
     annotators: Mapping[str, dict[str, object]] | None = None,
     licenses: Mapping[str, str] | None = None,
+    warnings: Mapping[str, Sequence[str]] | None = None,
     quality: Mapping[str, float] | None = None,
 ) -> DatasetManifest:
     """Return the manifest of a dataset with these markers.
@@ -52,6 +53,7 @@ def sum_manifest(
         image_size: Side of the crops, pixels; None keeps the earlier one.
         annotators: Settings and model hashes of this run by ``annotator_hash``; those of earlier runs are kept.
         licenses: Licences of this run's sources; those of earlier runs are kept.
+        warnings: Warnings of the ingests of this run's sources; those of other sources that have samples are kept.
         quality: Thresholds behind the flags; None keeps the earlier ones.
 
     """
@@ -60,6 +62,8 @@ def sum_manifest(
     for marker in markers:
         sources.setdefault(marker.source, {}).setdefault(marker.split, SplitCounts()).add(marker)
         finished_units += 1
+    kept = {name: found for name, found in (earlier.warnings if earlier else {}).items() if name in sources}
+    warned = kept | {name: tuple(found) for name, found in (warnings or {}).items()}
     return DatasetManifest(
         handdata_version=__version__,
         image_size=image_size or (earlier.image_size if earlier else 0),
@@ -67,5 +71,6 @@ def sum_manifest(
         quality=dict(quality) if quality is not None else earlier.quality if earlier else {},
         sources=sources,
         licenses=(earlier.licenses if earlier else {}) | dict(licenses or {}),
+        warnings={name: found for name, found in warned.items() if found},
         complete=finished_units == planned_units,
     )

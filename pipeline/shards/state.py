@@ -24,7 +24,7 @@ planning takes no lease.
 Readers of samples read the markers themselves (``list_shards``): they see each unit once at any time.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from handdata.pipeline.records.tombstones import Tombstones, read_tombstones
@@ -95,6 +95,7 @@ class DatasetState:
         image_size: int | None = None,
         annotators: Mapping[str, dict[str, object]] | None = None,
         licenses: Mapping[str, str] | None = None,
+        warnings: Mapping[str, Sequence[str]] | None = None,
         quality: Mapping[str, float] | None = None,
     ) -> DatasetManifest:
         """Return the manifest that this state should have; ``sum_manifest`` describes the arguments."""
@@ -105,6 +106,7 @@ class DatasetState:
             image_size=image_size,
             annotators=annotators,
             licenses=licenses,
+            warnings=warnings,
             quality=quality,
         )
 

@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from handdata.adapters import Partition
+from handdata.adapters.hagrid import HagridAdapter
 from handdata.pictures.charts import chart_picture, chart_svg, histogram, loss_chart, read_losses
 from handdata.pictures.drawing import MASK_COLOUR, SIDE_COLOURS
 from handdata.pipeline.report import sheets
@@ -40,6 +44,7 @@ from handdata.schemas import (
     UsageError,
     hand_states,
 )
+from tests.fixtures.hagrid import write_hagrid_v1
 
 SIZE = 128
 HOSTILE = '"><script>alert(1)</script>'
@@ -536,3 +541,20 @@ def test_browser_paints_the_page(full: ReportFiles, tmp_path: Path) -> None:
     pixels = np.array(Image.open(shot).convert("RGB"), dtype=int)
     assert pixels.shape == (1600, 1200, 3)
     assert (np.abs(pixels - MASK_COLOUR).max(axis=2) < 40).sum() > 200, "no annotated sample is visible"
+
+
+def test_inspect_warns_as_ingest_does(tmp_path: Path, run_command, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = HagridAdapter.records
+
+    def read_two(self: HagridAdapter, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        yield from islice(read(self, root, partition), 1)
+        raise KeyError("bboxes")
+
+    write_hagrid_v1(tmp_path / "hagrid")
+    monkeypatch.setattr(HagridAdapter, "records", read_two)
+    monkeypatch.setattr(HagridAdapter, "warnings", lambda self, root: iter(["subject [1] has 99 sequences"]))
+    result = run_command("inspect", "-s", "hagrid", "--root", tmp_path / "hagrid", "--out", tmp_path / "sheet.png")
+    assert result.code == 0
+    assert "subject [1] has 99 sequences" in result.out
+    assert "adapter_failed: " in result.out
+    assert (tmp_path / "sheet.png").is_file()

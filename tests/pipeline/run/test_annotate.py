@@ -161,6 +161,16 @@ def test_a_finished_run_does_nothing(annotated_synthetic: Path) -> None:
     }
 
 
+def test_warnings_of_the_ingest_stand_in_the_manifest(annotated_synthetic: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "w"
+    shutil.copytree(annotated_synthetic, workspace)
+    summary = workspace / "records/source=synthetic/_ingest.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"warnings": ["subject 1 has 99 sequences"]}))
+    assert annotate(AnnotateRequest(Dataset(Storage(workspace))), SMALL).records == 0
+    manifest = json.loads((workspace / "dataset/dataset.json").read_text())
+    assert manifest["warnings"] == {"synthetic": ["subject 1 has 99 sequences"]}
+
+
 def test_a_unit_without_marker_is_done_again_and_counted_once(annotated_synthetic: Path, tmp_path: Path) -> None:
     workspace = tmp_path / "w"
     shutil.copytree(annotated_synthetic, workspace)

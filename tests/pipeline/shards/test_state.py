@@ -106,3 +106,22 @@ def test_a_unit_that_is_committed_late_and_not_planned_any_more_is_unsettled(sto
     remove_orphans(lease, state)
     assert files(storage) == []
     assert not is_settled(read(storage))
+
+
+def test_the_manifest_has_the_warnings_of_the_last_ingest_of_each_source(storage: Storage) -> None:
+    units = [unit_of("rhd"), unit_of("visor")]
+    for unit in units:
+        plan(storage, unit.source, unit)
+    lease = take_lease(Dataset(storage))
+    state = read(storage).with_markers([commit(lease, unit) for unit in units])
+    for warnings, expected in [
+        ({"rhd": ["a"], "visor": ["b"]}, {"rhd": ("a",), "visor": ("b",)}),
+        (None, {"rhd": ("a",), "visor": ("b",)}),  # as `flag` and `drop` sum up
+        ({"rhd": []}, {"visor": ("b",)}),  # annotated again, of another ingest
+    ]:
+        state = write_manifest(lease, state, state.sum_up(image_size=48, warnings=warnings))
+        assert state.manifest is not None
+        assert state.manifest.warnings == expected
+        assert state == read(storage)
+    left = state.with_markers((), removed=[units[1].unit_id])
+    assert left.sum_up().warnings == {}

@@ -1,0 +1,120 @@
+"""How the records of an ingest take the place of earlier ones, and when they must not.
+
+The new files are moved beside the old ones, under names of their own. The summary, which names them, is written last:
+with it they take the old ones' place, on disk and on object stores alike. Whatever fails before leaves the old records.
+"""
+
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from handdata.pipeline.records.stored import IngestSummary, find_ingest_summary, write_ingest_summary
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import records_folder, rejected_folder
+from handdata.schemas import SPLITS, RunError, StorageError
+
+MOST_LOST: Final = 0.1
+"""Share of the earlier records that may be missing from a later ingest without a word."""
+
+
+def require_records(storage: Storage, staged: IngestSummary) -> None:
+    """Raise where an ingest gave no record.
+
+    Raises:
+        RunError: It gave none; the message has the first reason.
+
+    """
+    if not staged.records:
+        raise RunError(
+            f"{staged.root} gave no record of source {staged.source}{_reasons(storage, staged, {})}",
+            f"see `handdata sources {staged.source}`; records of earlier ingests stay as they were",
+        )
+
+
+def refuse_losses(storage: Storage, staged: IngestSummary) -> None:
+    """Raise where an ingest lacks a split, or more than a tenth of the records, that the one in force has.
+
+    Ingests that were asked for other records are not compared.
+
+    Args:
+        storage: The workspace.
+        staged: The ingest that would take its place; its files are staged.
+
+    Raises:
+        RunError: Too much would be lost; the message says of which splits, and the first reason.
+
+    """
+    earlier = find_ingest_summary(storage, staged.source)
+    if earlier is None or earlier.selection != staged.selection:
+        return
+    had, has = earlier.splits, staged.splits
+    if not had:  # of an earlier version
+        had, has = {"records": earlier.records}, {"records": staged.records}
+    lost = {name: had[name] - has.get(name, 0) for name in had if had[name] > has.get(name, 0)}
+    if all(has.get(name) for name in lost) and sum(lost.values()) <= MOST_LOST * earlier.records:
+        return
+    changes = (f"{name} {had[name]:,} -> {has.get(name, 0):,}" for name in (*SPLITS, "records") if name in lost)
+    raise RunError(
+        f"{staged.root} lacks records of source {staged.source} that the last ingest had: {', '.join(changes)}"
+        f"{_reasons(storage, staged, earlier.rejected)}",
+        "nothing was changed; see that all of the dataset is there, or replace the earlier records with --force",
+    )
+
+
+def _reasons(storage: Storage, staged: IngestSummary, earlier: dict[str, int]) -> str:
+    """Return why an ingest rejected records: how many for which reason, and the first for the one that rose most."""
+    dropped = f"; dropped before: {staged.dropped:,}" if staged.dropped else ""
+    if not staged.rejected:
+        return dropped
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in staged.rejected.items())
+    most = max(staged.rejected, key=lambda reason: staged.rejected[reason] - earlier.get(reason, 0))
+    for name in staged.rejected_files:
+        for row in storage.read_parquet(name, ["image_uri", "reason", "detail"]).to_pylist():
+            if row["reason"] == most:
+                return f"{dropped}; rejected: {counts}; the first: {most}, {row['image_uri']}: {row['detail']}"
+    return f"{dropped}; rejected: {counts}"
+
+
+def put_in_force(storage: Storage, staged: IngestSummary) -> IngestSummary:
+    """Move the staged files beside those of earlier ingests, write the summary, and return it.
+
+    Where that fails, the files that were moved are removed, unless the summary in force names them after all.
+    """
+    token = uuid.uuid4().hex[:8]
+    folders = records_folder(staged.source), rejected_folder("ingest", staged.source)
+    files, rejected_files = (
+        tuple(f"{folder}/{Path(name).stem}-{token}.parquet" for name in names)
+        for folder, names in zip(folders, (staged.files, staged.rejected_files), strict=True)
+    )
+    try:
+        for folder in folders:
+            storage.make_folder(folder)
+        for source, target in zip((*staged.files, *staged.rejected_files), (*files, *rejected_files), strict=True):
+            storage.move(source, target)
+        summary = replace(staged, files=files, rejected_files=rejected_files)
+        write_ingest_summary(storage, summary)
+    except BaseException as error:
+        # Where the server is away it will not remove anything either: the next ingest does.
+        if not (isinstance(error, StorageError) and error.transient):
+            with suppress(StorageError):
+                _remove_unnamed(storage, staged.source, (*files, *rejected_files))
+        raise
+    return summary
+
+
+def _remove_unnamed(storage: Storage, source: str, files: Sequence[str]) -> None:
+    """Remove those files that the summary in force does not name."""
+    summary = find_ingest_summary(storage, source)
+    named = {*summary.files, *summary.rejected_files} if summary else set()
+    for name in files:
+        if name not in named:
+            storage.remove(name)
+
+
+def remove_earlier(storage: Storage, source: str) -> None:
+    """Remove the files of earlier ingests, which the summary in force does not name."""
+    for folder in (records_folder(source), rejected_folder("ingest", source)):
+        _remove_unnamed(storage, source, storage.list_files(folder, ".parquet"))
