@@ -42,7 +42,7 @@ from handdata.adapters.reading.geometry import (
 )
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import read_json
-from handdata.adapters.reading.listing import is_file, is_folder
+from handdata.adapters.reading.listing import exists, is_file, is_folder, is_named
 from handdata.adapters.reading.paths import resolve_below
 from handdata.adapters.reading.pickles import load_object_npy
 from handdata.schemas import (
@@ -97,7 +97,7 @@ class ArcticAdapter:
         folder = next((name for name in _FOLDERS if is_folder(root / name / "splits")), _FOLDERS[0])
         for split in sorted(SPLITS):
             files = [Path(folder, "splits", f"{protocol}_{split}.npy") for protocol in _PROTOCOLS]
-            paths = tuple(path.as_posix() for path in files if is_file(root / path))
+            paths = tuple(path.as_posix() for path in files if is_named(root / path))
             if paths:
                 for share in range(PARTITIONS_PER_SPLIT):
                     yield Partition(f"{split}/{share:02d}", split, paths, str(share))
@@ -239,7 +239,7 @@ def _read_sequence(file: _SplitFile, name: str, cameras: dict[str, _Cameras | Re
         boxes = _rows(file.path, name, labels, ("bbox",), (_STATIC_VIEWS + 1, 3))
         frames = len(boxes)
         hands = None
-        if "cam_coord" in labels and "2d" in labels:
+        if "cam_coord" in labels or "2d" in labels:  # the test split has neither
             hands = {}
             for side in SIDES:
                 for key, group, shape in (
@@ -298,7 +298,7 @@ def _read_image(
         cropped = not is_file(image_path)
         if cropped:
             image_path = resolve_below(data / "cropped_images", relative)
-            image_uri = str(image_path) if is_folder(image_path.parent) else image_uri
+            image_uri = str(image_path) if exists(image_path.parent) else image_uri
         if isinstance(labels, RecordError):
             raise labels
         row = frame - labels.cameras.frame_offset

@@ -31,7 +31,7 @@ import numpy as np
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, require_finite
 from handdata.adapters.reading.fields import label_flags, label_numbers
-from handdata.adapters.reading.frames import frame_rejection
+from handdata.adapters.reading.frames import frame_error, frame_rejection
 from handdata.adapters.reading.geometry import (
     Array,
     metres_from_millimetres,
@@ -41,7 +41,7 @@ from handdata.adapters.reading.geometry import (
 )
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_list, stream_nested_items
-from handdata.adapters.reading.listing import files_in, folders_in, is_file, is_folder
+from handdata.adapters.reading.listing import files_in, folders_in, is_file, is_folder, is_named
 from handdata.adapters.reading.paths import resolve_below
 from handdata.adapters.reading.text_lists import read_lines
 from handdata.adapters.reading.video import VideoInfo, video_info
@@ -239,7 +239,7 @@ def _reject_file(path: Path, split: Split, name: str, error: RecordError) -> Rej
 
 
 def _read_joints(path: Path, split: Split, sequence: _Sequence) -> None:
-    if not is_file(path):
+    if not is_named(path):
         sequence.has_joint_file = False
         return
     try:
@@ -528,8 +528,8 @@ class _ExoVideos:
 def _video(path: Path) -> VideoInfo | RecordError:
     try:
         info = video_info(path)
-    except RecordError as error:
-        return error
+    except Exception as error:
+        return frame_error(error, path)
     if abs(float(info.rate) - _VIDEO_FRAMES_PER_SECOND) > 0.5:
         detail = (
             f"{path} has {float(info.rate):.2f} frames a second, the rectified videos have {_VIDEO_FRAMES_PER_SECOND}; "

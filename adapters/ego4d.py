@@ -36,11 +36,11 @@ import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import number_array, require_finite
-from handdata.adapters.reading.frames import frame_rejection
+from handdata.adapters.reading.frames import frame_error, frame_rejection
 from handdata.adapters.reading.geometry import Array
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import read_json, stream_list
-from handdata.adapters.reading.listing import exists, files_in, find_all, is_file, is_folder, size_of
+from handdata.adapters.reading.listing import files_in, find_all, is_file, is_folder, is_named, size_of
 from handdata.adapters.reading.paths import resolve_below
 from handdata.adapters.reading.video import VideoInfo, video_info
 from handdata.schemas import (
@@ -145,7 +145,7 @@ def _label_files(root: Path) -> list[_LabelFile]:
     for kind in ("hands", "scod"):
         for suffix, split in _FHO_SPLITS.items():
             paths = [root / version / "annotations" / f"fho_{kind}_{suffix}.json" for version in ("v2", "v1", ".")]
-            found += [_LabelFile(kind, split, path) for path in filter(exists, paths)][:1]
+            found += [_LabelFile(kind, split, path) for path in filter(is_named, paths)][:1]
     return found
 
 
@@ -366,7 +366,7 @@ def _read_clip(root: Path, uid: str, clip: _Clip, subject: str | None) -> Iterat
     except RecordError as error:
         video = error
     for index, frame in sorted(clip.frames.items()):
-        own_image = next((jpg for _, label in frame.hint if is_file(jpg := label.with_suffix(".jpg"))), None)
+        own_image = next((jpg for _, label in frame.hint if is_named(jpg := label.with_suffix(".jpg"))), None)
         if own_image is None and video is None:
             video = _video_or_error(path)  # once a clip, and only if a frame needs it
         try:
@@ -382,8 +382,8 @@ def _read_clip(root: Path, uid: str, clip: _Clip, subject: str | None) -> Iterat
 def _video_or_error(path: Path) -> VideoInfo | RecordError:
     try:
         return video_info(path)
-    except RecordError as error:
-        return error
+    except Exception as error:
+        return frame_error(error, path)
 
 
 def _frame_size(path: Path, video: VideoInfo | RecordError | None, index: int) -> tuple[int, int]:

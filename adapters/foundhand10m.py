@@ -185,7 +185,7 @@ def _read_frame(folder: Path, split: Split, frame: _Frame, fence: Fence) -> Hand
             valid = label_flags(label_path, "joint_valid", arrays["joint_valid"], 42)
         else:
             valid = (keypoints != 0).any(axis=1)
-        camera = _read_camera(label_path, arrays, scale) if arrays.keys() >= set(_CAMERA_KEYS) else None
+        camera = _read_camera(label_path, arrays, scale) if arrays.keys() & set(_CAMERA_KEYS) else None
         return HandRecord(
             source=FoundHand10MAdapter.card.name,
             split=split,
@@ -233,7 +233,14 @@ def _read_camera(
 
     The pack gives X_camera = camrot (X_world - campos) in millimetres. The two focal lengths differ, because crops at
     the border of the original image were stretched to a square.
+
+    Raises:
+        RecordError: ``label_corrupt``: a part of the camera is missing; or ``label_not_finite``.
+
     """
+    missing = set(_CAMERA_KEYS) - arrays.keys()
+    if missing:
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} has a camera without {', '.join(sorted(missing))}")
     shapes = {"campos": (3,), "camrot": (3, 3), "focal": (2,), "princpt": (2,)}
     values = {name: numbers(path, name, arrays[name], shape) for name, shape in shapes.items()}
     for name, value in values.items():

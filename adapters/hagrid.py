@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import require_finite
 from handdata.adapters.reading.fields import label_numbers
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items
 from handdata.adapters.reading.listing import files_in, folders_in, holds_match, is_file, is_folder
@@ -244,14 +245,12 @@ def _read_entries(
             image_uri = _find_image(folders, uuid)
             hands = _parse_entry(f"{label_path}: {uuid}", entry)
             size = read_image_size(image_uri)
-        except RecordError as error:
-            rejections.append(
-                (len(read), rejection(record_name(HagridAdapter.card.name, split, uuid), image_uri, error))
-            )
-        else:
             user = entry.get("user_id") if isinstance(entry, dict) else None
             user = user if isinstance(user, str) else None
             read.append(_Photograph(uuid, image_uri, size, user, hands, *_sides(hands)))
+        except Exception as error:
+            name = record_name(HagridAdapter.card.name, split, uuid)
+            rejections.append((len(read), frame_rejection(name, image_uri, error, f"{label_path}: {uuid!r}")))
     return RecordBatch(
         {"source": HagridAdapter.card.name, "split": split, "frame_index": 0, "viewpoint": "exo"},
         _columns(read) if read else {},

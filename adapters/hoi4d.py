@@ -36,10 +36,10 @@ import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import number_array, numbers, read_npy_header, require_finite
-from handdata.adapters.reading.frames import frame_rejection
+from handdata.adapters.reading.frames import frame_error, frame_rejection
 from handdata.adapters.reading.geometry import Array, invert_rigid, place_hands, place_validity, project
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import exists, files_in, find_all, is_folder, only_one, open_file
+from handdata.adapters.reading.listing import exists, files_in, find_all, is_folder, is_named, only_one, open_file
 from handdata.adapters.reading.mano import MANOPTH_TIPS, load_mano, rotation_matrices
 from handdata.adapters.reading.masks import read_mask_of_colours
 from handdata.adapters.reading.pickles import load_pickle
@@ -205,15 +205,15 @@ def _clip_of_line(path: Path, line: str) -> str:
 def _numbered_files(folder: Path, suffix: str) -> dict[int, Path]:
     """Return the files of a folder whose names are frame numbers, zero-padded or not."""
     pattern = re.compile(rf"0*([0-9]{{1,9}})\.{suffix}")
-    return {int(match[1]): path for path in files_in(folder) if (match := pattern.fullmatch(path.name))}
+    return {int(match[1]): path for path in files_in(folder, f".{suffix}") if (match := pattern.fullmatch(path.name))}
 
 
 def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> Iterator[HandRecord | Rejection]:
     source = Hoi4dAdapter.card.name
     try:
         clip = _find_clip(root, name)
-    except RecordError as error:
-        yield rejection(f"{source}/{split}/{name}", str(root / name), error)
+    except Exception as error:
+        yield frame_rejection(f"{source}/{split}/{name}", str(root / name), error)
         return
     labelled = {frame for paths in clip.hands.values() for frame in paths}
     sizes: dict[int, tuple[int, int] | RecordError] = {}
@@ -225,10 +225,11 @@ def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> It
             info = video_info(clip.video)
             past = RecordError(RejectReason.FRAME_MISSING, f"{clip.video} has {info.frames} frames")
             sizes = dict.fromkeys(labelled, past) | dict.fromkeys(range(info.frames), (info.width, info.height))
-        except RecordError as error:
+        except Exception as error:
+            problem = frame_error(error, clip.video)
             if not labelled:
-                yield rejection(f"{source}/{split}/{name}", str(clip.video), error)
-            sizes = dict.fromkeys(labelled, error)
+                yield rejection(f"{source}/{split}/{name}", str(clip.video), problem)
+            sizes = dict.fromkeys(labelled, problem)
     for frame, size in sorted(sizes.items()):
         yield _read_frame(split, clip, frame, size, mano_dir)
 
@@ -236,8 +237,8 @@ def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> It
 def _image_size(path: Path | None, expected: Path) -> tuple[int, int] | RecordError:
     try:
         return read_image_size(path or expected)
-    except RecordError as error:
-        return error
+    except Exception as error:
+        return frame_error(error, path or expected)
 
 
 def _find_clip(root: Path, name: str) -> _Clip:
@@ -273,6 +274,8 @@ def _find_clip(root: Path, name: str) -> _Clip:
 
 def _read_intrinsics(path: Path) -> Array | None:
     """Return the (3, 3) of a camera; None where the small archive of cameras was not downloaded."""
+    if not is_named(path):
+        return None
     try:
         with open_file(path) as stream:
             shape, column_major, dtype = read_npy_header(stream)
@@ -280,7 +283,7 @@ def _read_intrinsics(path: Path) -> Array | None:
             stored = stored.reshape(shape, order="F" if column_major else "C")
         k = numbers(path, "the intrinsics", stored, (3, 3))
     except FileNotFoundError:
-        return None
+        raise RecordError(RejectReason.LABEL_MISSING, f"{path} is a link that leads nowhere") from None
     except (ValueError, EOFError) as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
     require_finite(path, "the intrinsics", k)
@@ -292,16 +295,14 @@ def _read_trajectory(path: Path) -> list[Array]:
 
     Open3D's text format: a line of three numbers, then four of four (its own reader inverts the matrices).
     """
+    if not is_named(path):
+        return []
     try:
         lines = [line.split() for line in read_lines(path)]
         rows = np.array([line for line in lines if len(line) == 4], dtype=np.float64)
         if len(lines) * 4 != len(rows) * 5:
             raise ValueError(f"{len(rows)} of {len(lines)} lines are rows of matrices, expected four of five")
         return list(rows.reshape(-1, 4, 4))
-    except RecordError as error:
-        if error.reason is RejectReason.LABEL_MISSING:
-            return []
-        raise
     except ValueError as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
 

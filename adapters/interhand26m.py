@@ -44,10 +44,10 @@ from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items, stream_list, stream_list_part
 from handdata.adapters.reading.listing import (
     NotRegularFileError,
-    exists,
     find_all,
     is_file,
     is_folder,
+    is_named,
     open_file,
     size_of,
 )
@@ -102,7 +102,7 @@ class InterHand26MAdapter:
                 f"annotations/{split}/InterHand2.6M_{split}_{kind}.json" for kind in ("data", "camera", "joint_3d")
             ]
             # Where one of the three is there and the labels are none, the split is rejected, never omitted.
-            if any(exists(root / label) for label in labels):
+            if any(is_named(root / label) for label in labels):
                 size = size_of(root / labels[0]) if is_file(root / labels[0]) else 0
                 parts = min(MAX_PARTITIONS, 1 + size // PARTITION_BYTES)
                 for part in range(parts):
@@ -335,7 +335,7 @@ class _Captures:
                 poses[frame] = self._read_pose(f"{self._joints_path}: capture {capture}, frame {frame}", label)
         except RecordError as error:  # the poses before the fault are good
             self._problems[capture] = error
-        self._hz[capture] = recorded_hz(int(frame) for frame in poses if frame.isdecimal())
+        self._hz[capture] = recorded_hz(int(frame) for frame in poses if re.fullmatch("[0-9]{1,9}", frame))
 
     def _read_pose(self, where: str, label: Any) -> _Pose | RecordError:
         try:

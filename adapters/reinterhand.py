@@ -18,6 +18,7 @@ from the start of the capture's clock. Frames whose joints mostly lie outside th
 they are looked for in ``masks`` beside ``images``, under the same names; where there are none, records have none.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ from handdata.adapters.reading.geometry import (
 )
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items, stream_list
-from handdata.adapters.reading.listing import exists, files_in, find_all, folders_in, is_folder
+from handdata.adapters.reading.listing import files_in, find_all, folders_in, is_folder, is_named
 from handdata.adapters.reading.masks import read_nonzero_mask
 from handdata.adapters.reading.recording_rate import recorded_hz
 from handdata.adapters.reading.text_lists import read_lines
@@ -69,6 +70,9 @@ _ORDER: Final = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 
 """Row in the dataset of each of a hand's 21 joints: without Thumb_0, Pinky_0 and Forearm_Stub."""
 _STUDIO: Final = "Mugsy_cameras"
 _HEAD: Final = "Ego_cameras"
+_FRAME_NAME: Final = re.compile(r"[0-9]{1,9}\.png")
+_MASK_SUFFIXES: Final = (".png", ".jpg")
+"""What else lies beside masks, such as a sidecar or a backup, is no mask."""
 
 
 class ReInterHandAdapter:
@@ -99,7 +103,7 @@ class ReInterHandAdapter:
         (relative,) = partition.paths
         camera_folder = _CameraFolder.of(relative)
         try:
-            images = {int(name[:-4]): name for name in _png_names(root / relative) if name[:-4].isdecimal()}
+            images = {int(name[:-4]): name for name in _png_names(root / relative) if _FRAME_NAME.fullmatch(name)}
             frames = sorted(images.keys() | _listed_frames(root, camera_folder))
         except RecordError as error:
             yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(root / relative), error)
@@ -176,7 +180,7 @@ def _listed_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
     It lists 30 frames a second; studio images with a light for each frame were rendered at 5 (InterWild, issue 27).
     """
     path = root / camera_folder.capture / "frame_list.txt"
-    if (camera_folder.kind, camera_folder.light) == (_STUDIO, "envmap_per_frame") or not exists(path):
+    if (camera_folder.kind, camera_folder.light) == (_STUDIO, "envmap_per_frame") or not is_named(path):
         return set()
     frames = set()
     for line in read_lines(path):
@@ -190,7 +194,7 @@ def _listed_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
 
 def _mask_paths(folder: Path) -> dict[str, Path]:
     """Return the masks of a camera by name without suffix."""
-    return {path.stem: path for path in files_in(folder)}
+    return {path.stem: path for path in files_in(folder, *_MASK_SUFFIXES)}
 
 
 # ---------------------------------------------------------------------------------------------------- cameras
@@ -222,7 +226,10 @@ def _read_studio_camera(root: Path, camera_folder: _CameraFolder) -> _Camera | R
 def _read_head_camera(root: Path, camera_folder: _CameraFolder, frame: int) -> _Camera | RecordError:
     path = root / camera_folder.capture / _HEAD / camera_folder.light / f"cam_params/{frame:06d}.json"
     try:
-        return _parse_camera(str(path), dict(stream_items(path)))
+        fields = dict(stream_items(path))
+        if "D" not in fields:
+            return RecordError(RejectReason.LABEL_CORRUPT, f"{path} has no D: the lens of the head camera is a fisheye")
+        return _parse_camera(str(path), fields)
     except RecordError as error:
         return error
 
@@ -260,12 +267,9 @@ def _read_hand(root: Path, camera_folder: _CameraFolder, frame: int, side: Side)
 
     """
     path = root / camera_folder.capture / f"orig_fits/{side}/Keypoints/keypoint-{frame:06d}.json"
-    try:
-        points = list(stream_list(path))
-    except RecordError as error:
-        if error.reason is RejectReason.LABEL_MISSING:
-            return None
-        raise
+    if not is_named(path):
+        return None
+    points = list(stream_list(path))
     joints = reorder_joints(_array(str(path), "keypoints", points, (_STORED_JOINTS, 3)), _ORDER)
     require_finite(path, "keypoints", joints)
     return metres_from_millimetres(joints)

@@ -30,7 +30,7 @@ from handdata.adapters.reading.arrays import require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, project, rigid_transform, transform_points
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import files_in, is_file, is_folder
+from handdata.adapters.reading.listing import files_in, is_folder, is_named
 from handdata.adapters.reading.mano import ManoModel, Tips, correct_left_shape, load_mano
 from handdata.adapters.reading.pickles import load_object_npy, load_pickle
 from handdata.schemas import (
@@ -92,7 +92,7 @@ class RenderIHAdapter:
         folder = _data_folder(root)
         start = int(partition.selection) * IDS_PER_PARTITION
         for number in range(start, start + IDS_PER_PARTITION):
-            if is_file(folder / f"color_annot/{number}.pkl") or is_file(folder / f"color_img/{number}.jpg"):
+            if is_named(folder / f"color_annot/{number}.pkl") or is_named(folder / f"color_img/{number}.jpg"):
                 yield _read_image(folder, number, hands)
 
     def open_mask(self, record: HandRecord) -> BoolArray:

@@ -28,7 +28,7 @@ from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import exists, is_file, is_folder
+from handdata.adapters.reading.listing import is_file, is_folder, is_named
 from handdata.adapters.reading.masks import read_label_image
 from handdata.adapters.reading.paths import Fence
 from handdata.adapters.reading.pickles import load_pickle
@@ -71,7 +71,7 @@ class RhdAdapter:
         """Yield one partition a split: its labels are one file, which cannot be read in parts."""
         for folder, split in _FOLDERS:
             annotation = f"{folder}/anno_{folder}.pickle"
-            if exists(root / annotation) or is_folder(root / folder / "color"):
+            if is_named(root / annotation) or is_folder(root / folder / "color"):
                 yield Partition(folder, split, (annotation,))
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:

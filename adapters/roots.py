@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from handdata.adapters.base import Adapter, Layout
-from handdata.adapters.reading.listing import exists, folders_in, is_folder, names_in
+from handdata.adapters.reading.listing import exists, is_file, names_in
 from handdata.adapters.registry import registered_adapters
 from handdata.schemas import DatasetReadError, LayoutError, UsageError
 
@@ -21,7 +21,7 @@ def find_root(adapter: type[Adapter], path: Path) -> Path:
         DatasetReadError: Nothing matches, and a folder cannot be read.
 
     """
-    if not is_folder(path):
+    if is_file(path) or not exists(path):
         problem = "is a file, not a folder" if exists(path) else "does not exist"
         raise UsageError(
             f"the root {path} of source {adapter.card.name} {problem}",
@@ -54,7 +54,7 @@ def _matching_folders(adapter: type[Adapter], path: Path) -> list[Path]:
     """
     unreadable: DatasetReadError | None = None
     found: dict[str, Path] = {}
-    for folder in (path, *folders_in(path)):
+    for folder in (path, *(path / name for name in names_in(path) if name.endswith("/"))):
         try:
             if _layouts_of(adapter, folder):
                 found.setdefault(os.path.realpath(folder), folder)
@@ -68,7 +68,23 @@ def _matching_folders(adapter: type[Adapter], path: Path) -> list[Path]:
 
 
 def _layouts_of(adapter: type[Adapter], folder: Path) -> list[Layout]:
-    return [layout for layout in adapter.layouts if not layout.missing_from(folder)]
+    """Return the layouts of an adapter that a folder has.
+
+    Raises:
+        DatasetReadError: It has none that could be read; where it has one, the adapter meets what cannot be read.
+
+    """
+    unreadable: DatasetReadError | None = None
+    found = []
+    for layout in adapter.layouts:
+        try:
+            if not layout.missing_from(folder):
+                found.append(layout)
+        except DatasetReadError as error:
+            unreadable = unreadable or error
+    if unreadable is not None and not found:
+        raise unreadable
+    return found
 
 
 def _refuse_rival_layouts(adapter: type[Adapter], root: Path) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.fields import label_numbers
+from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.json_stream import stream_list
 from handdata.adapters.reading.listing import files_in
 from handdata.adapters.reading.paths import resolve_below
@@ -133,8 +134,8 @@ def _read_clip(root: Path, split: Split, instance: dict[str, Any]) -> Iterator[H
         path = resolve_below(root / "videos", f"{video_id}.mp4")
         info = video_info(path)
         box = _person_box(f"{root / _LABELS}: {video_id}", instance.get("bbox"), (info.width, info.height))
-    except RecordError as error:
-        yield rejection(record_name(WlaslAdapter.card.name, split, video_id), str(path), error)
+    except Exception as error:
+        yield frame_rejection(record_name(WlaslAdapter.card.name, split, video_id), str(path), error)
         return
     signer = instance.get("signer_id")
     has_times = not _was_cut_from_youtube(instance, info)

@@ -27,17 +27,32 @@ def frame_rejection(record_id: str, image_uri: str, error: Exception, where: Pat
         MemoryError: There is no memory, and the next frame would find none either.
 
     """
-    if isinstance(error, RecordError | ValidationError):
+    if isinstance(error, ValidationError):
         return rejection(record_id, image_uri, error, where)
+    return rejection(record_id, image_uri, frame_error(error, where or image_uri))
+
+
+def frame_error(error: Exception, where: Path | str) -> RecordError:
+    """Return what was raised over frames as the error that rejects them: ``adapter_failed`` if nobody foresaw it.
+
+    Args:
+        error: What was raised.
+        where: Place of the label, or the file that several frames share.
+
+    Raises:
+        HandDataError: The error says nothing about the frames (a disk that is away, a wrong option).
+        MemoryError: There is no memory, and the next frame would find none either.
+
+    """
+    if isinstance(error, RecordError):
+        return error
     if isinstance(error, HandDataError | MemoryError):
         raise error
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        missing = RecordError(RejectReason.LABEL_MISSING, f"{error.filename or where} does not exist")
-        return rejection(record_id, image_uri, missing)
+        return RecordError(RejectReason.LABEL_MISSING, f"{error.filename or where} does not exist")
     if isinstance(error, OSError) and error.errno is not None:
-        cannot_be_read(where or image_uri, error)
-    failed = RecordError(RejectReason.ADAPTER_FAILED, f"{where or image_uri}: {describe_error(error)}")
-    return rejection(record_id, image_uri, failed)
+        cannot_be_read(where, error)
+    return RecordError(RejectReason.ADAPTER_FAILED, f"{where}: {describe_error(error)}")
 
 
 def describe_error(error: Exception) -> str:

@@ -62,26 +62,36 @@ def folders_in(folder: AnyPath) -> list[Path]:
     """Return the folders of a folder, links to folders included, sorted by name; none where it is not there.
 
     Raises:
-        DatasetReadError: The folder cannot be read, or is a file.
+        DatasetReadError: The folder cannot be read, or is a file; or a link in it that is not named as a file leads
+            nowhere, so that a folder would be lost.
 
     """
-    return [Path(entry.path) for entry in _entries(folder) if _is_folder(entry)]
+    found = []
+    for entry in _entries(folder):
+        if _is_folder(entry):
+            found.append(Path(entry.path))
+        elif "." not in entry.name:
+            _refuse_broken_link(entry.path)
+    return found
 
 
 def files_in(folder: AnyPath, *suffixes: str) -> list[Path]:
     """Return all of a folder that is no folder, sorted by name; none where it is not there.
 
-    Pipes and broken links are among them: who opens one finds out, while an omitted one would be lost in silence.
+    Pipes and broken links are among them, and folders that are named as files are: who opens one finds out, while an
+    omitted one would be lost in silence.
 
     Args:
         folder: Folder to list.
-        suffixes: Ends of the names to return, such as ``.json``; all where there is none.
+        suffixes: Ends of the names to return, such as ``.json``; without any, all that is no folder.
 
     Raises:
         DatasetReadError: The folder cannot be read, or is a file.
 
     """
-    found = (entry for entry in _entries(folder) if not suffixes or entry.name.endswith(suffixes))
+    found = _entries(folder)
+    if suffixes:
+        return [Path(entry.path) for entry in found if entry.name.endswith(suffixes)]
     return [Path(entry.path) for entry in found if not _is_folder(entry)]
 
 
@@ -109,10 +119,10 @@ def find_all(root: AnyPath, pattern: str) -> list[Path]:
     """Return what matches a pattern below ``root``, sorted: ``*``, ``?`` and ``[..]`` within the names of a path.
 
     Raises:
-        DatasetReadError: A folder on the way cannot be read.
+        DatasetReadError: A folder on the way cannot be read, or what should be one is a link that leads nowhere.
 
     """
-    return sorted(_walk(Path(root), pattern))
+    return sorted(_walk(Path(root), pattern, _refuse_lost_folder))
 
 
 def holds_match(root: AnyPath, pattern: str) -> bool:
@@ -122,21 +132,23 @@ def holds_match(root: AnyPath, pattern: str) -> bool:
         DatasetReadError: A folder on the way cannot be read.
 
     """
-    return next(_walk(Path(root), pattern), None) is not None
+    return next(_walk(Path(root), pattern, lambda _: None), None) is not None
 
 
-def _walk(folder: Path, pattern: str) -> Iterator[Path]:
+def _walk(folder: Path, pattern: str, judge: Callable[[Path], None]) -> Iterator[Path]:
     name, _, rest = pattern.partition("/")
     for path in _matches(folder, name):
         if not rest:
             yield path
-        elif is_folder(path):
-            yield from _walk(path, rest)
+        elif _has_mode(path, stat.S_ISDIR):
+            yield from _walk(path, rest, judge)
+        else:
+            judge(path)
 
 
 def _matches(folder: Path, name: str) -> list[Path]:
     if not any(character in name for character in "*?["):
-        return [folder / name] if exists(folder / name) else []
+        return [folder / name] if is_named(folder / name) else []
     matches = _compiled(name)
     return [folder / entry.name for entry in _entries(folder) if matches.fullmatch(entry.name)]
 
@@ -170,7 +182,7 @@ def _entries(folder: AnyPath) -> list["os.DirEntry[str]"]:
 
 def _is_unpacked_archive(entry: "os.DirEntry[str]", names: set[str]) -> bool:
     match = _ARCHIVE.fullmatch(entry.name) if names else None
-    return match is not None and match[1] in names and is_folder(Path(entry.path).parent / match[1])
+    return match is not None and match[1] in names and _has_mode(Path(entry.path).parent / match[1], stat.S_ISDIR)
 
 
 def _scan(folder: AnyPath) -> list["os.DirEntry[str]"]:
@@ -185,13 +197,55 @@ def _scan(folder: AnyPath) -> list["os.DirEntry[str]"]:
             raise DatasetReadError(f"{folder} is a file, where a folder of the dataset is expected") from None
         return []
     except (FileNotFoundError, NotRegularFileError):
+        _refuse_broken_link(folder)
+        _require_way_to(folder)
         return []
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     if not entry.is_symlink():
         return entry.is_dir()
-    return is_folder(entry.path)
+    return _has_mode(entry.path, stat.S_ISDIR)
+
+
+def _refuse_broken_link(path: AnyPath) -> None:
+    """Raise where a link stands where a folder may belong, and what it leads to is not there.
+
+    Raises:
+        DatasetReadError: It is such a link: a disk that is away, most likely.
+
+    """
+    if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114  a Path costs more than the question
+        raise DatasetReadError(
+            f"{path} is a link to {os.readlink(path)}, which is not there",  # noqa: PTH115
+            "see that its disk is there, or remove the link, then ingest again: nothing was changed",
+        )
+
+
+def _refuse_lost_folder(path: Path) -> None:
+    """Raise where what is named as a folder is neither that nor a file, which may be anything beside the folders.
+
+    Raises:
+        DatasetReadError: It is a link that leads nowhere, a pipe, a socket or a device.
+
+    """
+    _refuse_broken_link(path)
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISREG(mode):
+        raise DatasetReadError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no folder')}, where a folder is expected")
+
+
+def _require_way_to(path: AnyPath) -> None:
+    """Raise where a folder on the way to what is not there is a link that leads nowhere.
+
+    Raises:
+        DatasetReadError: It names the link.
+
+    """
+    for folder in Path(path).parents:
+        _refuse_broken_link(folder)
+        if os.path.lexists(folder):
+            return
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -201,11 +255,16 @@ def is_folder(path: AnyPath) -> bool:
     """Return whether a folder is there, or a link to one.
 
     Raises:
-        DatasetReadError: It cannot be found out.
+        DatasetReadError: It cannot be found out, or something else stands in its place.
 
     """
     mode = _mode(path)
-    return mode is not None and stat.S_ISDIR(mode)
+    if mode is None:
+        _refuse_broken_link(path)
+        return False
+    if not stat.S_ISDIR(mode):
+        raise DatasetReadError(f"{path} is a file, where a folder of the dataset is expected")
+    return True
 
 
 def is_file(path: AnyPath) -> bool:
@@ -215,8 +274,7 @@ def is_file(path: AnyPath) -> bool:
         DatasetReadError: It cannot be found out.
 
     """
-    mode = _mode(path)
-    return mode is not None and stat.S_ISREG(mode)
+    return _has_mode(path, stat.S_ISREG)
 
 
 def exists(path: AnyPath) -> bool:
@@ -227,6 +285,16 @@ def exists(path: AnyPath) -> bool:
 
     """
     return _mode(path) is not None
+
+
+def is_named(path: AnyPath) -> bool:
+    """Return whether anything has this name, a link that leads nowhere included: who opens it finds out what it is.
+
+    Raises:
+        DatasetReadError: It cannot be found out.
+
+    """
+    return exists(path) or os.path.islink(path)  # noqa: PTH114  a Path costs more than the question
 
 
 def size_of(path: AnyPath) -> int:
@@ -319,6 +387,11 @@ _KINDS: Final = {
 }
 
 
+def _has_mode(path: AnyPath, is_kind: Callable[[int], bool]) -> bool:
+    mode = _mode(path)
+    return mode is not None and is_kind(mode)
+
+
 def _mode(path: AnyPath) -> int | None:
     found = _stat(path)
     return None if found is None else found.st_mode
@@ -328,6 +401,7 @@ def _stat(path: AnyPath) -> os.stat_result | None:
     try:
         return _retried(path, lambda: os.stat(path))  # noqa: PTH116  a Path costs more than the question
     except (FileNotFoundError, NotADirectoryError, NotRegularFileError):
+        _require_way_to(path)
         return None
 
 

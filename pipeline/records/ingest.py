@@ -428,6 +428,7 @@ def _doubled_ids(storage: Storage, files: Sequence[str]) -> list[str]:
     suspects = every.filter(every.is_duplicated()).unique()
     if suspects.is_empty():
         return []
+    suspects = suspects.implode()
     found = [
         ids.filter(of_file.is_in(suspects))
         for name, of_file in zip(files, hashes, strict=True)

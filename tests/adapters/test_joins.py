@@ -13,12 +13,19 @@ import pytest
 
 from handdata.adapters.registry import registered_adapters
 from handdata.adapters.roots import find_root
-from handdata.schemas import HandRecord, Rejection, RejectReason
+from handdata.schemas import HandDataError, HandRecord, Rejection, RejectReason
 from tests.fixtures.arctic import write_arctic
+from tests.fixtures.assemblyhands import write_assemblyhands
+from tests.fixtures.dart import write_dart
+from tests.fixtures.dexycb import write_dexycb
 from tests.fixtures.ego4d import write_ego4d
 from tests.fixtures.foundhand10m import write_foundhand10m
+from tests.fixtures.hagrid import write_hagrid_v1
+from tests.fixtures.hoi4d import write_hoi4d
 from tests.fixtures.interhand26m import write_interhand26m
+from tests.fixtures.reinterhand import write_reinterhand
 from tests.fixtures.rhd import write_rhd
+from tests.fixtures.visor import write_visor
 
 
 def ingest(source: str, root: Path) -> list[HandRecord | Rejection]:
@@ -105,24 +112,28 @@ SPLIT_FILES: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
     "rhd": ("rhd", write_rhd, "evaluation/anno_evaluation.pickle", "test"),
     "interhand26m": ("interhand26m", write_interhand26m, "annotations/val/InterHand2.6M_val_data.json", "val"),
     "ego4d": ("ego4d", write_ego4d, "v1/annotations/fho_hands_train.json", "train"),
+    "arctic": ("arctic", write_arctic, "arctic_data/data/splits/p1_test.npy", "test"),
 }
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "broken link", "loop"])
 @pytest.mark.parametrize(("source", "write", "relative", "split"), SPLIT_FILES.values(), ids=SPLIT_FILES)
-def test_a_split_whose_label_file_is_no_file_is_label_missing(
+def test_a_split_whose_label_file_is_no_file_is_rejected(
     tmp_path: Path, source: str, write: Callable[[Path], object], relative: str, split: str, kind: str
 ) -> None:
     write(tmp_path)
     (tmp_path / relative).unlink()
     if kind == "folder":
         (tmp_path / relative).mkdir()
-    else:
+    elif kind == "pipe":
         os.mkfifo(tmp_path / relative)
+    else:
+        (tmp_path / relative).symlink_to("not-there" if kind == "broken link" else Path(relative).name)
     rows = ingest(source, tmp_path)
     named = [row for row in rows if isinstance(row, Rejection) and Path(relative).name in row.detail]
-    assert [row.reason for row in named] == [RejectReason.LABEL_MISSING]
+    assert [row.reason for row in named][:1] in ([RejectReason.LABEL_MISSING], [RejectReason.LABEL_CORRUPT])
+    assert len(named) == 1
     assert named[0].record_id.startswith(f"{source}/{split}/")
     assert any(isinstance(row, HandRecord) for row in rows)
 
@@ -147,6 +158,121 @@ def test_a_split_that_was_not_downloaded_is_nothing(tmp_path: Path) -> None:
     write_rhd(tmp_path)
     shutil.rmtree(tmp_path / "evaluation")
     assert {row.record_id.split("/")[1] for row in ingest("rhd", tmp_path)} == {"train"}
+
+
+# ---------------------------------------------------------------------------------------------------- links, parts
+
+LINKED_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "arctic": (write_arctic, "arctic_data/data/splits"),
+    "dexycb": (write_dexycb, "20200820-subject-03"),
+    "dart": (write_dart, "test"),
+    "ego4d": (write_ego4d, "HInt_annotation/VAL_ego4d_img"),
+    "foundhand10m": (write_foundhand10m, "Arctic"),
+    "hagrid": (write_hagrid_v1, "ann_test"),
+    "hoi4d": (write_hoi4d, "handpose"),
+    "interhand26m": (write_interhand26m, "annotations/val"),
+    "reinterhand": (write_reinterhand, "m--20221007--1215--HIR112--pilot--ProjectGoliathScript--Hands--two-hands"),
+    "rhd": (write_rhd, "evaluation"),
+    "visor": (write_visor, "GroundTruth-SparseAnnotations/rgb_frames/test/P03/P03_05"),
+}
+
+
+@pytest.mark.parametrize("kind", ["broken link", "loop"])
+@pytest.mark.parametrize(("source", "write", "relative"), [(s, *rest) for s, rest in LINKED_FOLDERS.items()])
+def test_a_folder_that_is_a_link_to_a_disk_that_is_away_ends_the_ingest(
+    tmp_path: Path, source: str, write: Callable[[Path], object], relative: str, kind: str
+) -> None:
+    write(tmp_path / "dataset")
+    folder = tmp_path / "dataset" / relative
+    folder.rename(tmp_path / "disk")
+    folder.symlink_to(tmp_path / "disk")
+    assert any(isinstance(row, HandRecord) for row in ingest(source, tmp_path / "dataset"))
+    if kind == "loop":
+        folder.unlink()
+        folder.symlink_to(folder)
+    else:
+        (tmp_path / "disk").rename(tmp_path / "away")
+    with pytest.raises(HandDataError, match=rf"(?s){folder.name}.*(which is not there|leads back to itself|found )"):
+        ingest(source, tmp_path / "dataset")
+
+
+OPTIONAL_LABELS: dict[str, tuple[Callable[[Path], object], str, RejectReason]] = {
+    "hoi4d": (
+        write_hoi4d,
+        "HOI4D_annotations/ZY20210800004/H4/C20/N03/S71/s01/T2/3Dseg/output.log",
+        RejectReason.LABEL_MISSING,
+    ),
+    "hoi4d of hands": (
+        write_hoi4d,
+        "handpose/refinehandpose_right/ZY20210800001/H1/C2/N19/S100/s02/T1/0.pickle",
+        RejectReason.LABEL_MISSING,
+    ),
+    "reinterhand": (
+        write_reinterhand,
+        "m--20221007--1215--HIR112--pilot--ProjectGoliathScript--Hands--two-hands/orig_fits/left/Keypoints/"
+        "keypoint-095967.json",
+        RejectReason.LABEL_MISSING,
+    ),
+    "assemblyhands": (
+        write_assemblyhands,
+        "annotations/train/assemblyhands_train_joint_3d_v1-1.json",
+        RejectReason.LABEL_MISSING,
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "write", "relative", "reason"), [(n, *rest) for n, rest in OPTIONAL_LABELS.items()])
+def test_a_label_that_may_be_missing_is_not_missing_where_a_link_leads_nowhere(
+    tmp_path: Path, name: str, write: Callable[[Path], object], relative: str, reason: RejectReason
+) -> None:
+    source = name.partition(" ")[0]
+    write(tmp_path)
+    before = reasons(ingest(source, tmp_path))
+    (tmp_path / relative).unlink()
+    (tmp_path / relative).symlink_to("not-there")
+    new = {name: found for name, found in reasons(ingest(source, tmp_path)).items() if name not in before}
+    assert new and set(new.values()) == {reason}
+
+
+def test_a_part_of_arctic_s_labels_is_label_corrupt(tmp_path: Path) -> None:
+    write_arctic(tmp_path)
+    before = reasons(ingest("arctic", tmp_path))
+    (path,) = tmp_path.rglob("p1_val.npy")
+    document = np.load(path, allow_pickle=True).item()
+    del document["data_dict"]["s05/box_use_01"]["cam_coord"]
+    np.save(path, document)
+    new = {name: reason for name, reason in reasons(ingest("arctic", tmp_path)).items() if name not in before}
+    assert list(new.values()) == [RejectReason.LABEL_CORRUPT] * 4
+
+
+@pytest.mark.parametrize("name", ["campos", "camrot", "focal", "princpt"])
+def test_a_camera_of_foundhand_without_one_of_its_parts_is_label_corrupt(tmp_path: Path, name: str) -> None:
+    write_foundhand10m(tmp_path)
+    before = reasons(ingest("foundhand10m", tmp_path))
+    path = tmp_path / "InterHand/processed/test/0032_pinkytip/7-400002.npz"
+    with np.load(path) as label:
+        arrays = {key: label[key] for key in label.files if key != name}
+    np.savez(path, **arrays)
+    new = {name: reason for name, reason in reasons(ingest("foundhand10m", tmp_path)).items() if name not in before}
+    assert list(new.values()) == [RejectReason.LABEL_CORRUPT]
+
+
+def test_a_head_camera_of_reinterhand_without_its_lens_is_label_corrupt(tmp_path: Path) -> None:
+    write_reinterhand(tmp_path)
+    before = reasons(ingest("reinterhand", tmp_path))
+    path = min(tmp_path.rglob("cam_params/095967.json"))
+    change_json(path, lambda camera: camera.pop("D"))
+    new = {name: reason for name, reason in reasons(ingest("reinterhand", tmp_path)).items() if name not in before}
+    assert list(new.values()) == [RejectReason.LABEL_CORRUPT]
+
+
+def test_what_lies_beside_the_masks_of_reinterhand_is_none(tmp_path: Path) -> None:
+    write_reinterhand(tmp_path)
+    mask = min(tmp_path.rglob("masks/095967.png"))
+    mask.with_suffix(".txt").write_text("drawn on Monday")
+    mask.with_suffix(".png.bak").write_bytes(b"")
+    masks = {row.extra["mask"] for row in ingest("reinterhand", tmp_path) if isinstance(row, HandRecord) and row.extra}
+    assert str(mask.resolve()) in masks and all(path.endswith(".png") for path in masks)
 
 
 # ---------------------------------------------------------------------------------------------------- types

@@ -1,5 +1,7 @@
 """Which folder is the dataset's root, and what of it is read: nothing is chosen in silence."""
 
+import errno
+import os
 import runpy
 import shutil
 import sys
@@ -19,6 +21,7 @@ from handdata.adapters.visor import VisorAdapter
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.storage import Storage
 from handdata.schemas import DatasetReadError, HandRecord, LayoutError, Rejection, StorageError
+from tests.fixtures.ego4d import write_ego4d
 from tests.fixtures.sources import ADAPTER_FIXTURES
 
 
@@ -124,6 +127,22 @@ def test_a_link_deep_in_the_dataset_is_followed_on_request_only(tmp_path: Path) 
     assert kept.rejected == {"path_escapes_root": 1}
     followed = ingest(adapter, root, Storage(tmp_path / "w"), options=AdapterOptions(follow_links=True))
     assert (followed.rejected, followed.records) == ({}, kept.records + 1)
+
+
+@pytest.mark.parametrize("part", ["HInt_annotation", "v1/annotations"])
+def test_a_part_that_cannot_be_read_does_not_make_another_part_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    write_ego4d(tmp_path)
+    scandir = os.scandir
+
+    def refused(path: str | Path) -> Any:
+        if Path(path) == tmp_path / part:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert find_root(ingesting_adapter("ego4d"), tmp_path) == tmp_path
 
 
 class Failing:

@@ -27,6 +27,7 @@ from handdata.adapters.reading.listing import (
     holds_match,
     is_file,
     is_folder,
+    is_named,
     names_in,
     only_one,
     open_file,
@@ -144,6 +145,45 @@ def test_what_is_not_there_is_fine(tmp_path: Path) -> None:
             open_file(path)
     assert not exists(str(tmp_path / "nul") + "\0")
     assert is_file(tmp_path / "file") and size_of(tmp_path / "file") == 5 and is_folder(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["not-there", "link"])
+def test_a_link_that_leads_nowhere_is_no_folder_that_was_not_downloaded(tmp_path: Path, target: str) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    for use in (
+        lambda: folders_in(tmp_path),
+        lambda: folders_in(link),
+        lambda: files_in(link),
+        lambda: files_in(link / "inner"),
+        lambda: find_all(tmp_path, "l*/*"),
+        lambda: find_all(tmp_path, "link/*"),
+        lambda: is_folder(link),
+        lambda: is_folder(link / "inner"),
+        lambda: exists(link / "file.json"),
+        lambda: is_file(link / "inner/file.json"),
+    ):
+        with pytest.raises(DatasetReadError, match=f"{link} is a link to {target}, which is not there"):
+            use()
+    assert not exists(link) and is_named(link) and not is_named(tmp_path / "absent")
+    assert files_in(tmp_path) == [link] and not holds_match(tmp_path, "l*/*")
+    link.rename(tmp_path / "image.jpg")
+    assert folders_in(tmp_path) == []
+
+
+def test_what_is_no_folder_in_its_place_is_an_error_and_not_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("pipe", "file"):
+        with pytest.raises(DatasetReadError, match=f"{name} is a file, where a folder"):
+            is_folder(tmp_path / name)
+    with pytest.raises(DatasetReadError, match="pipe is a pipe, where a folder is expected"):
+        find_all(tmp_path, "*/x")
+
+
+def test_a_folder_named_as_a_file_is_listed_so_that_who_opens_it_finds_out(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    assert files_in(tmp_path, ".png") == [tmp_path / "a.png"] and files_in(tmp_path) == []
 
 
 def test_a_file_where_a_folder_is_expected_is_one_clear_error(tmp_path: Path) -> None:
