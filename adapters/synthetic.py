@@ -7,13 +7,13 @@ from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, read_npz, require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import find_all, folders_in, is_file, open_file
+from handdata.adapters.reading.listing import find_all, folders_in, is_file
+from handdata.adapters.reading.masks import read_nonzero_mask
 from handdata.adapters.reading.paths import Fence, resolve_below
 from handdata.adapters.synthesis.layout import DATASET_FILE, LABEL_ARRAYS, LABEL_FILE, image_path, mask_path
 from handdata.schemas import (
@@ -81,15 +81,7 @@ class SyntheticAdapter:
         """
         image = Path(record.image_uri)
         path = image.parent.parent / mask_path(image.parent.name, record.frame_index)
-        try:
-            with open_file(path) as stream, Image.open(stream, formats=("PNG",)) as mask:
-                hands = np.asarray(np.asarray(mask) != 0, dtype=np.bool_)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-            raise RecordError(RejectReason.MASK_UNREADABLE, f"{path}: {error}") from None
-        if hands.shape != (record.height, record.width):
-            detail = f"{path} has shape {hands.shape}, the image ({record.height}, {record.width})"
-            raise RecordError(RejectReason.MASK_UNREADABLE, detail)
-        return hands
+        return read_nonzero_mask(path, (record.width, record.height))
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,7 +151,7 @@ class Sampling:
         frame = decode_frame(samples_to_table([sample]), 0)
         region = _around_hands(frame)
         drawn = repair(self._sampler, frame, region, self._request.options, progress=progress)
-        image = decode_image(read_image_file(str(photo)), str(photo))
+        image = decode_image(read_image_file(str(photo)), str(photo), upright=True)
         return CropSquare.from_xyxy(sample.crop_xyxy, frame.image.shape[0]).paste(image, drawn, region)
 
     def _transferred(self, pairs: list[tuple[Frame, Frame]], task: Task, progress: OnStep | None) -> ByteArray:

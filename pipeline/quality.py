@@ -28,6 +28,7 @@ JUDGED_COLUMNS: Final = (
     "mask_score",
     "mask_spill",
     "sharpness",
+    "contrast",
     "phash",
     "crop_xyxy",
     "flags",
@@ -41,7 +42,8 @@ def flags_of(rows: pa.Table, image_size: int, settings: QualitySettings) -> list
     """Return the sorted flags of each sample of one unit.
 
     Args:
-        rows: ``JUDGED_COLUMNS`` of a whole unit, in its order. Only ``OBSERVED_FLAGS`` are taken from ``flags``.
+        rows: ``JUDGED_COLUMNS`` of a whole unit, in its order; older units have no ``contrast``. Only
+            ``OBSERVED_FLAGS`` are taken from ``flags``.
         image_size: Side of the crops, pixels.
         settings: Thresholds. A frame that ``settings.reject`` rejects is not compared with others for near-duplicates.
 
@@ -53,6 +55,7 @@ def flags_of(rows: pa.Table, image_size: int, settings: QualitySettings) -> list
         "mask_spill": _numbers(rows, "mask_spill") > settings.max_mask_spill,
         "small_hand": _is_small(rows, settings.min_hand_px),
         "blurry": _numbers(rows, "sharpness") < settings.min_sharpness,
+        "no_content": _numbers(rows, "contrast") < settings.min_contrast,
         "truncated": _share_outside_image(rows, image_size) > settings.max_truncation,
         "labels_disagree": _disagreement(rows, image_size) > settings.max_disagreement,
     }
@@ -95,7 +98,12 @@ def _numbers_as_text(sample: AnnotatedSample) -> str:
 
 
 def _numbers(rows: pa.Table, name: str) -> NDArray[np.float64]:
-    """Return all numbers of a column, lists joined; NaN where null, so that no comparison holds."""
+    """Return all numbers of a column, lists joined; NaN where null, so that no comparison holds.
+
+    A column that an older unit lacks is null.
+    """
+    if name not in rows.column_names:
+        return np.full(len(rows), np.nan)
     column = rows[name].combine_chunks()
     if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
         column = column.flatten()

@@ -21,6 +21,7 @@ FLAG_THRESHOLDS: Final[dict[Flag, str]] = {
     "low_mask_coverage": "min_mask_score",
     "mask_spill": "max_mask_spill",
     "near_duplicate": "min_phash_distance",
+    "no_content": "min_contrast",
     "small_hand": "min_hand_px",
     "truncated": "max_truncation",
 }
@@ -45,6 +46,8 @@ class QualitySettings(BaseModel):
     """``truncated`` where more than this share of a hand's joints lies outside the image."""
     min_sharpness: float = Field(default=2, ge=0)
     """``blurry`` where the variance of the Laplacian is below this."""
+    min_contrast: float = Field(default=1.5, ge=0)
+    """``no_content`` where the contrast of the hand box is below this: a black frame, noise or one colour."""
     max_disagreement: float = Field(default=0.1, ge=0)
     """``labels_disagree`` where dataset and MediaPipe differ by more than this share of the hand's size."""
     min_phash_distance: int = Field(default=3, ge=0, le=65)

@@ -63,6 +63,7 @@ class RejectReason(StrEnum):
     QUALITY_LOW_MASK_COVERAGE = "quality_low_mask_coverage"
     QUALITY_MASK_SPILL = "quality_mask_spill"
     QUALITY_NEAR_DUPLICATE = "quality_near_duplicate"
+    QUALITY_NO_CONTENT = "quality_no_content"
     QUALITY_SIDE_CONFLICT = "quality_side_conflict"
     QUALITY_SMALL_HAND = "quality_small_hand"
     QUALITY_TRUNCATED = "quality_truncated"

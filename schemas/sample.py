@@ -21,6 +21,7 @@ Flag = Literal[
     "low_mask_coverage",
     "mask_spill",
     "near_duplicate",
+    "no_content",
     "side_conflict",
     "small_hand",
     "truncated",
@@ -102,6 +103,8 @@ class AnnotatedSample(BaseModel):
     """Share of the mask's area farther than 0.35 hand lengths from the keypoints' hull."""
     sharpness: float
     """Variance of the Laplacian inside the hand box of the crop."""
+    contrast: float | None = None
+    """Standard deviation of the grey levels of 8 x 8 parts of the hand box; null in rows of older versions."""
     phash: int
     """64-bit perceptual hash of the crop, as a signed integer."""
     crop_xyxy: tuple[float, float, float, float]
@@ -149,6 +152,7 @@ SAMPLE_SCHEMA: Final = pa.schema(
         ("mask_score", pa.float32()),
         ("mask_spill", pa.float32()),
         _column("sharpness", pa.float32()),
+        ("contrast", pa.float32()),
         _column("phash", pa.int64()),
         _column("crop_xyxy", pa.list_(pa.float32())),
         _column("pad_ltrb", pa.list_(pa.float32())),

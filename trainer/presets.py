@@ -205,6 +205,8 @@ class DataConfig(Config):
     unlabelled_hands: bool = False
     """Also take rows flagged ``unlabelled_hand``. They show a hand without keypoints: training on them teaches to draw
     hands that nobody asked for."""
+    no_content: bool = False
+    """Also take rows flagged ``no_content``: black frames, noise, one colour."""
     latents: bool = False
     """Read the latents that ``handdata encode`` stored instead of images. Random changes are then those of the stored
     variants."""

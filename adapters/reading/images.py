@@ -12,8 +12,12 @@ from PIL import Image, UnidentifiedImageError
 from handdata.adapters.reading.listing import NotRegularFileError, open_unbuffered, read_head
 from handdata.schemas.errors import RecordError, RejectReason
 
-MAX_IMAGE_PIXELS = 178_956_970
-"""More pixels than this are a decompression bomb; twice Pillow's own warning limit (about 13,000 x 13,000)."""
+MAX_IMAGE_PIXELS = 12_000 * 12_000
+"""More pixels than this are a decompression bomb (phones take 12,000 x 9,000). Decoding takes up to 9 bytes a pixel, so
+that a worker stays below the 2 GiB that docs/cluster.md plans for it."""
+
+MAX_IMAGE_BYTES = 1 << 29
+"""Size of the largest image file that is decoded: it lies in memory beside its pixels."""
 
 IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 """The only decoders that files from outside reach. The content says which one, whatever the name of the file."""

@@ -4,6 +4,7 @@ Everything comes from outside: whatever is not what the format says is a ``Recor
 names the file. Sizes are (width, height) as in ``HandRecord``.
 """
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from handdata.adapters.reading.arrays import read_npz
-from handdata.adapters.reading.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS
+from handdata.adapters.reading.damage import find_damage
+from handdata.adapters.reading.images import IMAGE_FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from handdata.adapters.reading.listing import open_file
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
@@ -190,18 +192,22 @@ def read_npz_labels(path: Path, name: str, size: Size) -> NDArray[np.integer]:
 def _open_image(path: Path, size: Size | None) -> Iterator[Image.Image]:
     """Open and decode an image, after its header has been checked."""
     try:
-        with (
-            warnings.catch_warnings(),
-            open_file(path) as stream,
-            Image.open(stream, formats=IMAGE_FORMATS) as image,
-        ):
+        with open_file(path) as stream:
+            data = stream.read(MAX_IMAGE_BYTES + 1)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise _unreadable(path, f"has more than {MAX_IMAGE_BYTES >> 20} MiB")
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
             if size is not None and image.size != size:
                 raise _unreadable(path, f"is {image.size[0]} x {image.size[1]}, expected {size[0]} x {size[1]}")
             if image.size[0] * image.size[1] > MAX_IMAGE_PIXELS:
                 raise _unreadable(path, f"announces {image.size[0]} x {image.size[1]} pixels")
+            damage = find_damage(data)
+            if damage:
+                raise _unreadable(path, f"is damaged: {damage}")
             image.load()
-            yield image
+        yield image
     except FileNotFoundError:
         raise _unreadable(path, "does not exist") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -84,6 +84,10 @@ MaxBlur = Annotated[
         show_default=f"{1 / (1 + QualitySettings().min_sharpness):.3g}",
     ),
 ]
+MinContrast = Annotated[
+    float | None,
+    _threshold("min_contrast", "LEVELS", "Smallest contrast of the hand box in grey levels, else flag no_content."),
+]
 MinMaskScore = Annotated[
     float | None,
     _threshold("min_mask_score", "SHARE", "Smallest share of keypoints inside the mask, else flag low_mask_coverage."),

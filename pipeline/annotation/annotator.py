@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import cv2
 import numpy as np
 
 from handdata.pipeline.annotation.crop import CropSquare, require_in_image, square_around
 from handdata.pipeline.annotation.detector import HandDetector
-from handdata.pipeline.annotation.frames import open_frames
+from handdata.pipeline.annotation.frames import open_frames, reading_dataset
 from handdata.pipeline.annotation.keypoints import FrameKeypoints
 from handdata.pipeline.annotation.masks import grabcut_mask, mask_score, mask_spill
-from handdata.pipeline.annotation.measures import perceptual_hash, sharpness
+from handdata.pipeline.annotation.measures import contrast, perceptual_hash, sharpness
 from handdata.pipeline.annotation.meter import StageMeter, StageTally, as_stage, metered, metered_each
 from handdata.pipeline.annotation.tracking import runs_of
 from handdata.pipeline.annotation.unit_hands import UnitHands
@@ -33,6 +33,9 @@ from handdata.schemas.sample import COPIED_COLUMNS, MaskOrigin
 
 BATCH_ROWS = 16
 """Number of crops that go to the mask model together."""
+
+_LEAST_CONTRAST: Final = 1.5
+"""Where the hand box has less contrast, there is nothing to segment."""
 
 Result = TypeVar("Result")
 
@@ -57,6 +60,10 @@ class PreparedCrop:
         columns, rows = ((middle < low) | (middle > size - high) for low, high in ((left, right), (top, bottom)))
         return np.asarray(rows[:, None] | columns, dtype=np.bool_)
 
+    def contrast(self) -> float:
+        """Return the contrast of the hand box."""
+        return contrast(self.image, self.keypoints, self.valid, self.outside_image())
+
 
 class MaskModel(Protocol):
     """Makes hand masks from crops and keypoints."""
@@ -76,8 +83,15 @@ class GrabCutModel:
 
     def submit(self, crops: Sequence[PreparedCrop]) -> Callable[[], list[BoolArray]]:
         """Compute the masks of a batch, and return a function that gives them."""
-        masks = [grabcut_mask(crop.image, crop.keypoints, crop.valid, crop.outside_image()) for crop in crops]
+        masks = [self._mask(crop) for crop in crops]
         return lambda: masks
+
+    @staticmethod
+    def _mask(crop: PreparedCrop) -> BoolArray:
+        if crop.contrast() < _LEAST_CONTRAST:
+            # GrabCut would return its seed, the skeleton, which holds all keypoints and looks like a perfect mask.
+            return np.zeros(crop.image.shape[:2], dtype=np.bool_)
+        return grabcut_mask(crop.image, crop.keypoints, crop.valid, crop.outside_image())
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +106,8 @@ class Annotator:
         detector: MediaPipe; None where the policy needs no detections.
         mask_model: Maker of masks for frames without a usable mask of the dataset; None leaves them without a mask.
         meter: Receiver of the rows, rejections and seconds of each stage.
+        upright: Whether images are turned as their EXIF orientation says. Labels are of the stored pixels, so that only
+            photographs without labels are.
 
     """
 
@@ -102,6 +118,7 @@ class Annotator:
     detector: HandDetector | None
     mask_model: MaskModel | None
     meter: StageMeter = field(default_factory=StageTally)
+    upright: bool = False
 
     def process(self, unit_id: str, records: Sequence[HandRecord]) -> tuple[list[AnnotatedSample], list[Rejection]]:
         """Return the samples and the rejections of a unit's records, both in the order of the records.
@@ -179,7 +196,7 @@ class Annotator:
         rejections: list[Rejection],
     ) -> Iterator[Result]:
         """Yield what ``stage`` returns for every record and its pixels; a record that fails becomes a rejection."""
-        for record, image in metered_each(self.meter, "decode", open_frames(records)):
+        for record, image in metered_each(self.meter, "decode", open_frames(records, upright=self.upright)):
             try:
                 if isinstance(image, RecordError):
                     raise image
@@ -233,7 +250,8 @@ class Annotator:
         if not record.has_mask or self.settings.masks not in ("auto", "dataset"):
             return None
         try:
-            mask = self.open_mask(record)
+            with reading_dataset():
+                mask = self.open_mask(record)
             if mask.shape != (record.height, record.width):
                 raise RecordError(
                     RejectReason.MASK_UNREADABLE,
@@ -292,6 +310,7 @@ class Annotator:
             mask_score=score,
             mask_spill=spill,
             sharpness=sharpness(crop.image, crop.keypoints, crop.valid),
+            contrast=crop.contrast(),
             phash=perceptual_hash(crop.image),
             crop_xyxy=square.xyxy,
             pad_ltrb=square.padding(record.width, record.height),

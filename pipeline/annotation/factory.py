@@ -84,7 +84,12 @@ class AnnotatorFactory:
         return self.make(adapter.open_mask, adapter.card.license, meter)
 
     def make(
-        self, open_mask: Callable[[HandRecord], BoolArray], license: str, meter: StageMeter | None = None
+        self,
+        open_mask: Callable[[HandRecord], BoolArray],
+        license: str,
+        meter: StageMeter | None = None,
+        *,
+        upright: bool = False,
     ) -> Annotator:
         """Return an annotator.
 
@@ -92,6 +97,7 @@ class AnnotatorFactory:
             open_mask: Function that opens the dataset's own mask of a record.
             license: Licence of the data.
             meter: Receiver of the rows, rejections and seconds of each stage; by default they are counted for nobody.
+            upright: Whether images are turned as their EXIF orientation says.
 
         """
         return Annotator(
@@ -102,6 +108,7 @@ class AnnotatorFactory:
             detector=self._detector,
             mask_model=self._mask_model,
             meter=StageTally() if meter is None else meter,
+            upright=upright,
         )
 
 

@@ -1,34 +1,52 @@
 """The pixels of records: image files opened by path or URL, frames of videos decoded forward once."""
 
 import io
+import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import repeat
 from pathlib import Path
+from typing import Any, Final
 
-import fsspec
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageFile
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile
 
-from handdata.adapters.reading.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS
+from handdata.adapters.reading.damage import find_damage
+from handdata.adapters.reading.images import IMAGE_FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from handdata.adapters.reading.listing import NotRegularFileError, open_file
 from handdata.adapters.reading.video import VideoReader
-from handdata.pipeline.annotation.watchdog import beat
-from handdata.schemas import HandRecord, RecordError, RejectReason
+from handdata.pipeline.annotation.watchdog import beat, resting
+from handdata.pipeline.storage.files import UnusableFileError, local_file, read_file
+from handdata.schemas import DatasetReadError, HandRecord, RecordError, RejectReason, StorageError
 from handdata.schemas.arrays import ByteArray
 from handdata.schemas.sample import JPEG_SIGNATURE
+
+_STRIP_ROWS: Final = 256
+_BITS_PER_SAMPLE: Final = 258
+_PHOTOMETRIC: Final = 262
+_SAMPLE_FORMAT: Final = 339
+"""Tags of TIFF files."""
 
 # A truncated file must raise, not fill up with grey; another library in the process may have switched this on.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, ByteArray | RecordError]]:
+def open_frames(
+    records: Sequence[HandRecord], *, upright: bool = False
+) -> Iterator[tuple[HandRecord, ByteArray | RecordError]]:
     """Yield each record with its (height, width, 3) RGB pixels, or with the error that prevents them.
 
     Each video is opened once and decoded forward.
 
     Args:
         records: Records to open. Those of one video must be in the order of their frames; several videos may alternate.
+        upright: Whether images are turned as their EXIF orientation says; videos always are as they are shown.
+
+    Raises:
+        StorageError: The server or disk of an image is away, or does not let us in.
 
     """
     videos: dict[str, Iterator[ByteArray | RecordError]] = {}
@@ -36,7 +54,8 @@ def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, Byt
         beat()
         try:
             if record.video_frame is None:
-                image = decode_image(read_image_file(record.image_uri), record.image_uri)
+                data = read_image_file(record.image_uri)
+                image = decode_image(data, record.image_uri, upright=upright)
             else:
                 if record.image_uri not in videos:
                     videos[record.image_uri] = _video_frames(records[position:], record.image_uri)
@@ -60,47 +79,50 @@ def read_image_file(uri: str) -> bytes:
     """Return an image file's bytes from a path or any fsspec URL.
 
     Raises:
-        RecordError: ``image_missing``: there is no such file; ``frame_missing``: it cannot be read.
+        RecordError: ``image_missing``: there is no such file, or nothing can have this name; ``frame_missing``: it is
+            no file, or far too large.
+        StorageError: Its server or disk is away, or does not let us in.
 
     """
+    # A request has limits of its own.
+    with resting() if "://" in uri else nullcontext(), _rejected(uri):
+        return read_file(uri, MAX_IMAGE_BYTES)
+
+
+@contextmanager
+def _rejected(uri: str) -> Iterator[None]:
+    """Turn what is wrong with a file's name into the error of a record."""
     try:
-        if "://" not in uri:
-            return Path(uri).read_bytes()
-        with fsspec.open(uri, "rb") as stream:
-            return bytes(stream.read())
-    except FileNotFoundError:
-        raise RecordError(RejectReason.IMAGE_MISSING, f"{uri} does not exist") from None
-    except OSError as error:
-        raise RecordError(RejectReason.FRAME_MISSING, f"{uri}: {error}") from None
+        yield
+    except FileNotFoundError as error:
+        raise RecordError(RejectReason.IMAGE_MISSING, f"{uri} {error.strerror}") from None
+    except UnusableFileError as error:
+        raise RecordError(RejectReason.FRAME_MISSING, f"{uri} {error}") from None
 
 
-def decode_image(data: bytes, uri: str) -> ByteArray:
-    """Return the (height, width, 3) RGB pixels of an encoded image as stored: EXIF rotation is not applied.
+def decode_image(data: bytes, uri: str, *, upright: bool = False) -> ByteArray:
+    """Return the (height, width, 3) RGB pixels of an encoded image.
+
+    Grey of more than 8 bits is scaled by the depth of its container: whether a camera has used 10 or 12 of 16 bits is
+    not known. Alpha is left out.
+
+    Args:
+        data: The file.
+        uri: Name of the image in messages.
+        upright: Whether the image is turned as its EXIF orientation says. Labels are of the stored pixels.
 
     Raises:
-        RecordError: ``frame_missing``: the file is truncated or corrupt; ``image_too_large``: it announces more pixels
-            than any dataset's images have.
+        RecordError: ``frame_missing``: the file is truncated or damaged, or its numbers have no known range;
+            ``image_too_large``: it announces more pixels than any dataset's images have.
 
     """
-    pixels = _decode_jpeg(data)
-    if pixels is not None:
-        return pixels
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise RecordError(
-                    RejectReason.IMAGE_TOO_LARGE, f"{uri} announces {image.width} x {image.height} pixels"
-                )
-            return np.array(image.convert("RGB"), dtype=np.uint8)
-    except Image.DecompressionBombError as error:
-        raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{uri}: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise RecordError(RejectReason.FRAME_MISSING, f"{uri} cannot be decoded: {error}") from None
+    pixels = _decode_usual_jpeg(data)
+    if pixels is None:
+        pixels = _decode_by_pillow(data, uri)
+    return _turned(pixels, data) if upright else pixels
 
 
-def _decode_jpeg(data: bytes) -> ByteArray | None:
+def _decode_usual_jpeg(data: bytes) -> ByteArray | None:
     """Decode a faultless colour JPEG to the same values as Pillow, in a third of the time; None for anything else."""
     if not data.startswith(JPEG_SIGNATURE):
         return None
@@ -113,12 +135,148 @@ def _decode_jpeg(data: bytes) -> ByteArray | None:
         return None
 
 
-def _video_frames(records: Sequence[HandRecord], uri: str) -> Iterator[ByteArray | RecordError]:
-    """Yield the frames of one video that the records name, in the order of the records, or why they are missing."""
-    wanted = [record.video_frame for record in records if record.image_uri == uri and record.video_frame is not None]
+def _decode_by_pillow(data: bytes, uri: str) -> ByteArray:
     try:
-        with VideoReader(Path(uri)) as reader:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large images, odd EXIF blocks, palettes with alpha
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+            takes_twice = image.format == "WEBP" or image.mode == "CMYK"  # 17 and 12 bytes a pixel
+            if image.width * image.height > MAX_IMAGE_PIXELS // (2 if takes_twice else 1):
+                raise RecordError(
+                    RejectReason.IMAGE_TOO_LARGE, f"{uri} announces {image.width} x {image.height} pixels"
+                )
+            damage = find_damage(data)
+            if damage:
+                raise RecordError(RejectReason.FRAME_MISSING, f"{uri} is damaged: {damage}")
+            image.load()
+            return _rgb(image)
+    except Image.DecompressionBombError as error:
+        raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{uri}: {error}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        reason = str(error).partition(" <")[0]  # Pillow names the object that it reads from
+        raise RecordError(RejectReason.FRAME_MISSING, f"{uri} cannot be decoded: {reason}") from None
+
+
+def _rgb(image: Image.Image) -> ByteArray:
+    """Return a decoded image as RGB.
+
+    Raises:
+        ValueError: Its numbers have no known range.
+
+    """
+    to_bytes = _scale_of_grey(image) if image.mode == "I" or image.mode.startswith("I;") else None
+    if image.mode == "F":
+        raise ValueError("it holds fractions, whose range is not known")
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):  # as a whole, Pillow's copies would take several times the memory
+        strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
+        rows = pixels[top : top + strip.height]
+        if to_bytes is None:
+            rows[:] = np.asarray(strip.convert("RGB"))
+        else:
+            rows[:] = to_bytes(np.asarray(strip))[..., None]
+    return pixels
+
+
+def _scale_of_grey(image: Image.Image) -> Callable[[NDArray[np.integer]], ByteArray]:
+    """Return the function that scales the whole numbers of a grey image to 0..255.
+
+    Raises:
+        ValueError: The numbers are negative, or use so little of their container that it cannot be their range.
+
+    """
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    is_signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
+    is_negative = tags.get(_PHOTOMETRIC) == 0  # 0 is white
+    largest = (1 << (bits - is_signed)) - 1
+    low, high = map(int, image.getextrema())  # type: ignore[arg-type]
+    if is_signed and low < 0:
+        raise ValueError(f"it holds numbers from {low} to {high}, and which of them is black is not known")
+    if bits > 16 and low >= 0 and high < 1 << 16:
+        raise ValueError(f"it holds {bits}-bit numbers up to {high}, whose range is not known")
+
+    def scale(strip: NDArray[np.integer]) -> ByteArray:
+        scaled = ((strip.astype(np.int64) & largest) * 255 + largest // 2) // largest
+        return np.asarray(255 - scaled if is_negative else scaled, dtype=np.uint8)
+
+    return scale
+
+
+def _turned(pixels: ByteArray, data: bytes) -> ByteArray:
+    """Return pixels turned as the EXIF orientation of their file says."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).getexif().get(ExifTags.Base.Orientation)
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):
+        return pixels  # a damaged EXIF block says nothing
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _video_frames(records: Sequence[HandRecord], uri: str) -> Iterator[ByteArray | RecordError]:
+    """Yield the frames of one video that the records name, in the order of the records, or why they are missing.
+
+    Raises:
+        StorageError: The video's server or disk is away, or does not let us in.
+
+    """
+    wanted = [record.video_frame for record in records if record.image_uri == uri and record.video_frame is not None]
+    with ExitStack() as opened:
+        try:
+            with resting() if "://" in uri else nullcontext(), _rejected(uri):
+                path = opened.enter_context(local_file(uri))
+        except RecordError as error:
+            yield from repeat(error)
+            return
+        is_readable = False
+        for image in _frames_of(path, wanted):
+            if isinstance(image, RecordError):
+                if not is_readable:
+                    _require_readable(path)
+                    is_readable = True
+                yield RecordError(image.reason, image.detail.replace(str(path), uri))
+            else:
+                yield image
+
+
+def _frames_of(path: Path, wanted: Sequence[int]) -> Iterator[ByteArray | RecordError]:
+    try:
+        with reading_dataset(), VideoReader(path) as reader:
             for _, image in reader.read(wanted):
                 yield image
     except RecordError as error:  # of the file as a whole
         yield from repeat(error)
+
+
+def _require_readable(path: Path) -> None:
+    """Read a file as a whole: to a decoder of videos, a disk that is away is one more kind of damage.
+
+    Raises:
+        StorageError: The disk is away.
+
+    """
+    with reading_dataset(), suppress(FileNotFoundError, NotRegularFileError), open_file(path) as stream:
+        while stream.read(1 << 20):
+            beat()
+
+
+@contextmanager
+def reading_dataset() -> Iterator[None]:
+    """Let an adapter's error over a disk that is away mean that the unit is worth another try.
+
+    Raises:
+        StorageError: Instead of ``DatasetReadError``.
+
+    """
+    try:
+        yield
+    except DatasetReadError as error:
+        hint = "is its disk there, and may you read it? the same command continues"
+        raise StorageError(error.message, hint, transient=True) from None

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from handdata.adapters.reading.images import read_image_size
 from handdata.pipeline.annotation.factory import AnnotatorFactory, ModelFiles
+from handdata.pipeline.annotation.frames import decode_image, read_image_file
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.weights import require_weights
 from handdata.schemas import KEYPOINT_COUNT, AnnotatedSample, HandRecord, RecordError, UsageError
@@ -14,6 +14,8 @@ from handdata.schemas.arrays import BoolArray
 
 def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None = None) -> AnnotatedSample:
     """Find the hands in a photograph with MediaPipe, cut the square around them, and mask them with GrabCut.
+
+    The photograph is taken upright, as its EXIF orientation says: phones store it as their sensor lies.
 
     Args:
         path: Image file.
@@ -27,7 +29,7 @@ def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None 
     """
     photo_settings = settings.model_copy(update={"keypoints": "mediapipe", "masks": "grabcut", "crop": "frame"})
     try:
-        width, height = read_image_size(path)
+        height, width, _ = decode_image(read_image_file(str(path)), str(path), upright=True).shape
     except RecordError as error:
         raise UsageError(error.detail) from None
     record = HandRecord(
@@ -46,7 +48,7 @@ def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None 
     model = require_weights("hand_landmarker", weights)
     models = ModelFiles(hand_landmarker=model, sam=None, sam_origin=None, grabcut=True, hashes={})
     with AnnotatorFactory(photo_settings, models) as factory:
-        samples, rejections = factory.make(_no_mask, "the user's own").process("photo", [record])
+        samples, rejections = factory.make(_no_mask, "the user's own", upright=True).process("photo", [record])
     if not samples:
         raise UsageError(f"{path} cannot be used: {rejections[0].detail}", "use a photograph that shows the whole hand")
     return samples[0]

@@ -29,7 +29,7 @@ from handdata.schemas.arrays import ByteArray
 REPORT_PAGE = "report.html"
 CONTACT_SHEET = "contact-sheet.png"
 
-_NUMBER_COLUMNS: Final = ("hand_px", "mask_score", "mask_spill", "sharpness")
+_NUMBER_COLUMNS: Final = ("hand_px", "mask_score", "mask_spill", "sharpness", "contrast")
 _MOST_SHARDS: Final = 64
 """Most shards that the histograms read, chosen at random: with more they change little."""
 _PAGE_SAMPLES: Final = 20
@@ -317,15 +317,14 @@ def _histograms_section(dataset: Dataset, manifest: DatasetManifest) -> str:
         if len(values):
             threshold = thresholds.get(f"{'min' if column == 'mask_score' else 'max'}_{column}")
             charts.append(histogram(title, {column: values}, limits=(0, 1), flagged=threshold))
-    values = index["sharpness"].to_numpy().astype(np.float64)
-    charts.append(
-        histogram(
-            "Sharpness (variance of the Laplacian)",
-            {"sharpness": values},
-            logarithmic=True,
-            flagged=thresholds.get("min_sharpness"),
-        )
-    )
+    for column, title, logarithmic in (
+        ("sharpness", "Sharpness (variance of the Laplacian)", True),
+        ("contrast", "Contrast of the hand box (grey levels)", False),
+    ):
+        values = index[column].drop_nulls().to_numpy().astype(np.float64)
+        if len(values):
+            flagged = thresholds.get(f"min_{column}")
+            charts.append(histogram(title, {column: values}, logarithmic=logarithmic, flagged=flagged))
     figures = "".join(
         f"<figure><figcaption>{escape(chart.title)}</figcaption>{chart_svg(chart)}</figure>" for chart in charts
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import read_markers
 from handdata.pipeline.storage import Dataset, Storage, blob_ranges
-from handdata.schemas import FORMAT_VERSION, Split, UsageError
+from handdata.schemas import FORMAT_VERSION, SAMPLE_SCHEMA, Split, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,17 @@ def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blo
     """Return small columns of all rows of a shard, with ``row_group`` and ``row`` (in the row group).
 
     For each of the binary columns ``blobs``, ``<name>_start`` and ``<name>_bytes`` say at which bytes of the file the
-    value lies; null in a file that does not say.
+    value lies; null in a file that does not say. Columns that a shard of an older version lacks are null, too.
     """
     with storage.open_parquet(shard.name) as file:
         groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        table = pl.DataFrame(file.read(list(columns))).with_columns(
+        stored = file.read(list(columns))
+        for name in columns:  # those that shards of older versions lack
+            if name not in stored.column_names:
+                stored = stored.append_column(
+                    SAMPLE_SCHEMA.field(name), pa.nulls(len(stored), SAMPLE_SCHEMA.field(name).type)
+                )
+        table = pl.DataFrame(stored).with_columns(
             pl.col(pl.Categorical).cast(pl.String),
             row=pl.Series(np.concatenate([np.arange(rows) for rows in groups]), dtype=pl.Int32),
             row_group=pl.Series(np.repeat(np.arange(len(groups)), groups), dtype=pl.Int32),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Final, ParamSpec, TypeGuard, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -32,14 +32,19 @@ RETRY_WAITS_S = (2.0, 8.0, 30.0)
 """Pauses before the second, third and fourth try of a request to a server that is away. The client has its own, shorter
 retries inside each."""
 
+HTTP_TIMEOUTS_S: Final[dict[str, float]] = {"total": 300, "sock_connect": 10, "sock_read": 15}
+"""How long an HTTP server may take for a whole file, to answer, and between two parts of an answer."""
+
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp")
 """Packages behind s3fs, whose errors are no ``OSError`` in part."""
 
 _TRANSIENT = {
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
-    errno.ENETUNREACH, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
+    errno.EIO, errno.EMFILE, errno.ENETUNREACH, errno.ENFILE, errno.ENOTCONN, errno.EREMOTEIO, errno.ESTALE,
+    errno.ETIMEDOUT,
 }  # fmt: skip
-"""s3fs turns a server's 500 into EREMOTEIO, 503 and "slow down" into EBUSY; a network file system gives ESTALE."""
+"""s3fs turns a server's 500 into EREMOTEIO, 503 and "slow down" into EBUSY, 429 and 502 into EIO; a network file system
+gives ESTALE or EIO."""
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -52,23 +57,57 @@ def _is_transient(error: Exception) -> bool:
     return not type(error).__name__.endswith(("CredentialsError", "ValidationError", "InvalidRegionError"))
 
 
-def _retried(
-    method: Callable[Concatenate["Storage", Given], Result],
-) -> Callable[Concatenate["Storage", Given], Result]:
-    """Call a method again, after longer and longer pauses, while its server is away."""
+def retried(action: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Call an action again, after longer and longer pauses, while the server that it needs is away."""
 
-    @wraps(method)
-    def run(self: "Storage", /, *arguments: Given.args, **options: Given.kwargs) -> Result:
+    @wraps(action)
+    def run(*arguments: Given.args, **options: Given.kwargs) -> Result:
         for wait in RETRY_WAITS_S:
             try:
-                return method(self, *arguments, **options)
+                return action(*arguments, **options)
             except StorageError as error:
                 if not error.transient:
                     raise
                 time.sleep(wait)
-        return method(self, *arguments, **options)
+        return action(*arguments, **options)
 
     return run
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, with limits on how long its server may be silent, and the path in it."""
+    # Other processes write too: a listing remembered here would hide their files.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if url.startswith(("s3://", "s3a://")):
+        # s3fs tries five times itself: with botocore's five each, a silent server would hold us for minutes.
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 2}}
+    elif url.startswith(("http://", "https://")):
+        import aiohttp
+
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(**HTTP_TIMEOUTS_S)}
+    filesystem, path = fsspec.core.url_to_fs(url, **options)
+    return filesystem, str(path)
+
+
+def is_from_server(error: BaseException | None) -> TypeGuard[Exception]:
+    """Return whether an error is about a file system or its server."""
+    return isinstance(error, OSError) or type(error).__module__.startswith(_CLIENTS)
+
+
+def as_storage_error(verb: str, place: str, error: Exception) -> StorageError:
+    """Return the one error that stands for the many of file systems, and that names the file."""
+    if isinstance(error, ImportError):
+        return StorageError(f"cannot {verb} {place}: {error}", 'pip install "handdata[s3]"')
+    if isinstance(error, ValueError):  # fsspec: unknown protocol
+        return StorageError(f"cannot {verb} {place}: {error}")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    transient = _is_transient(error)
+    hint = "choose another place with --workspace or HANDDATA_WORKSPACE, or check its permissions"
+    if transient:
+        hint = "is the server reachable? the same command continues"
+    elif getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        hint = "make room there; the same command continues"
+    return StorageError(f"cannot {verb} {place}: {reason}", hint, transient)
 
 
 class Storage:
@@ -84,13 +123,7 @@ class Storage:
     @cached_property
     def _filesystem(self) -> Any:
         with self._named_errors("open", ""):
-            # Other processes write too: a listing remembered here would hide their files.
-            options: dict[str, Any] = {"use_listings_cache": False}
-            if self.root.startswith(("s3://", "s3a://")):
-                # s3fs tries five times itself: with botocore's five each, a silent server would hold us for minutes.
-                options["config_kwargs"] = {"retries": {"total_max_attempts": 2}}
-            filesystem, _ = fsspec.core.url_to_fs(self.root, **options)
-            return filesystem
+            return open_filesystem(self.root)[0]
 
     @cached_property
     def _root(self) -> str:
@@ -117,30 +150,18 @@ class Storage:
         """Turn the many errors of file systems into one that names the file."""
         try:
             yield
-        except ImportError as error:
-            raise StorageError(f"cannot {verb} {self.describe(name)}: {error}", 'pip install "handdata[s3]"') from None
-        except ValueError as error:  # fsspec: unknown protocol
-            raise StorageError(f"cannot {verb} {self.describe(name)}: {error}") from None
         except Exception as error:
-            from_client = type(error).__module__.startswith(_CLIENTS)
-            if isinstance(error, OSError) or from_client:
-                reason = getattr(error, "strerror", None) or str(error)
-                transient = _is_transient(error)
-                hint = "choose another place with --workspace or HANDDATA_WORKSPACE, or check its permissions"
-                if transient:
-                    hint = "is the server reachable? the same command continues"
-                elif getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    hint = "make room there; the same command continues"
-                raise StorageError(f"cannot {verb} {self.describe(name)}: {reason}", hint, transient) from error
+            if isinstance(error, ImportError | ValueError) or is_from_server(error):
+                raise as_storage_error(verb, self.describe(name), error) from error
             raise
 
-    @_retried
+    @retried
     def exists(self, name: str) -> bool:
         """Return whether a file or folder is there."""
         with self._named_errors("read", name):
             return bool(self._filesystem.exists(self._path(name)))
 
-    @_retried
+    @retried
     def size(self, name: str) -> int:
         """Return a file's size in bytes.
 
@@ -151,7 +172,7 @@ class Storage:
         with self._named_errors("read", name):
             return int(self._filesystem.size(self._path(name)))
 
-    @_retried
+    @retried
     def read_bytes(self, name: str) -> bytes:
         """Return a file's content.
 
@@ -178,12 +199,12 @@ class Storage:
             self._download(name, copy)
             yield copy
 
-    @_retried
+    @retried
     def _download(self, name: str, target: Path) -> None:
         with self._named_errors("read", name):
             self._filesystem.get_file(self._path(name), str(target))
 
-    @_retried
+    @retried
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         """Return the contents of many small files, at once where the file system can."""
         if not names:
@@ -194,7 +215,7 @@ class Storage:
             return [contents]
         return [contents[self._path(name)] for name in names]
 
-    @_retried
+    @retried
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Return parts of files, each given as (name, first byte, number of bytes); at once where the store can.
 
@@ -231,7 +252,7 @@ class Storage:
             for handle in handles.values():
                 os.close(handle)
 
-    @_retried
+    @retried
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file so that readers see all of it or nothing."""
         if self.is_local:
@@ -259,7 +280,7 @@ class Storage:
             with _written_beside(Path(target), Path.replace) as stream:
                 yield stream
 
-    @_retried
+    @retried
     def create_bytes(self, name: str, data: bytes) -> bytes:
         """Write a file unless there is one, and return what it holds now: ``data``, or an earlier writer's bytes.
 
@@ -281,7 +302,7 @@ class Storage:
                 return bytes(self._filesystem.cat_file(target))
             return data
 
-    @_retried
+    @retried
     def list_files(self, folder: str, suffix: str) -> list[str]:
         """Return the names of all files below a folder that end in ``suffix``, sorted; none if it is absent.
 
@@ -297,7 +318,7 @@ class Storage:
             if name.endswith(suffix) and not any(part.startswith((".", "_")) for part in name.split("/"))
         )
 
-    @_retried
+    @retried
     def modified_times(self, folder: str, suffix: str) -> dict[str, float]:
         """Return when each file below a folder was last written, in seconds since 1970 by the storage's clock.
 
@@ -313,7 +334,7 @@ class Storage:
         time = found[path].get("mtime") or found[path].get("LastModified") or self._filesystem.modified(path)
         return float(time) if isinstance(time, int | float) else float(time.timestamp())
 
-    @_retried
+    @retried
     def list_folders(self, folder: str) -> list[str]:
         """Return the names of the visible folders directly in a folder, links to folders among them, sorted.
 
@@ -331,7 +352,7 @@ class Storage:
         names = (entry.rpartition("/")[2] for entry in entries)
         return sorted(name for name in names if not name.startswith((".", "_")))
 
-    @_retried
+    @retried
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all in it; nothing happens where there is none."""
         with self._named_errors("remove", name):
@@ -339,7 +360,7 @@ class Storage:
             if self._filesystem.exists(path):
                 self._filesystem.rm(path, recursive=True)
 
-    @_retried
+    @retried
     def move(self, source: str, target: str) -> None:
         """Give a file another name, which no other has. On an object store this is a copy and a removal."""
         with self._named_errors("write", target):
@@ -398,7 +419,7 @@ class Storage:
         with self._named_errors("read", name):
             return pq.ParquetFile(self._filesystem.open(self._path(name), "rb"), pre_buffer=not self.is_local)
 
-    @_retried
+    @retried
     def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Return a whole Parquet file, or some of its columns."""
         with self.open_parquet(name) as file:

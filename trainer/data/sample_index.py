@@ -19,7 +19,8 @@ from handdata.trainer.data.splits import HELD_OUT
 from handdata.trainer.presets import DataConfig
 
 UNLABELLED_FLAG: Final = "unlabelled_hand"
-"""Flag of rows that are not used unless the settings take them."""
+NO_CONTENT_FLAG: Final = "no_content"
+"""Flags of rows that are not used unless the settings take them."""
 
 INDEX_COLUMNS: Final = (
     "sample_id",
@@ -114,6 +115,8 @@ def _chosen(table: pl.DataFrame, condition: pl.Expr, data: DataConfig) -> pl.Ser
         chosen = chosen & pl.col("license").is_in(list(data.licences))
     if not data.unlabelled_hands:
         chosen = chosen & ~pl.col("flags").list.contains(UNLABELLED_FLAG)
+    if not data.no_content:
+        chosen = chosen & ~pl.col("flags").list.contains(NO_CONTENT_FLAG)
     try:  # a condition without columns is a single value
         return table.select(pl.repeat(True, pl.len()) & chosen).to_series().fill_null(False)
     except pl.exceptions.PolarsError as error:
