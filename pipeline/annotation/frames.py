@@ -190,11 +190,12 @@ def _scale_of_grey(image: Image.Image) -> Callable[[NDArray[np.integer]], ByteAr
     is_signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
     is_negative = tags.get(_PHOTOMETRIC) == 0  # 0 is white
     largest = (1 << (bits - is_signed)) - 1
-    low, high = map(int, image.getextrema())  # type: ignore[arg-type]
-    if is_signed and low < 0:
-        raise ValueError(f"it holds numbers from {low} to {high}, and which of them is black is not known")
-    if bits > 16 and low >= 0 and high < 1 << 16:
-        raise ValueError(f"it holds {bits}-bit numbers up to {high}, whose range is not known")
+    if image.mode == "I":
+        low, high = map(int, image.getextrema())  # type: ignore[arg-type]
+        if is_signed and low < 0:
+            raise ValueError(f"it holds numbers from {low} to {high}, and which of them is black is not known")
+        if bits > 16 and low >= 0 and high < 1 << 16:
+            raise ValueError(f"it holds {bits}-bit numbers up to {high}, whose range is not known")
 
     def scale(strip: NDArray[np.integer]) -> ByteArray:
         scaled = ((strip.astype(np.int64) & largest) * 255 + largest // 2) // largest

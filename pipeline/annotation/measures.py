@@ -1,14 +1,14 @@
 """Measures of a crop: its sharpness, its contrast and a perceptual hash."""
 
-from typing import Final, TypeVar
+from typing import Any, Final
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 
 _PARTS: Final = 8
-Pixels = TypeVar("Pixels", BoolArray, ByteArray)
 
 
 def sharpness(image: ByteArray, keypoints: FloatArray, valid: BoolArray) -> float:
@@ -42,7 +42,7 @@ def contrast(image: ByteArray, keypoints: FloatArray, valid: BoolArray, outside:
     return float(deviation.item())
 
 
-def _hand_box(image: Pixels, keypoints: FloatArray, valid: BoolArray) -> Pixels:
+def _hand_box(image: NDArray[Any], keypoints: FloatArray, valid: BoolArray) -> NDArray[Any]:
     """Return the part of an (S, S) image inside the box of the valid keypoints."""
     size = image.shape[0]
     low = np.clip(np.floor(keypoints[valid].min(axis=0)).astype(int), 0, size - 2)

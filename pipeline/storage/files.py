@@ -54,6 +54,8 @@ def read_file(uri: str, most_bytes: int) -> bytes:
 
     """
     with _judged(uri):
+        if "\0" in uri:  # not every file system says so itself
+            raise ValueError("embedded null character")
         filesystem, path = open_filesystem(uri) if "://" in uri else (LocalFileSystem(), uri)
         if isinstance(filesystem, LocalFileSystem):
             _require_file(Path(path), most_bytes)
@@ -150,7 +152,8 @@ def _judgement(uri: str, error: Exception) -> Exception:
     if isinstance(error, ValueError) or type(error).__name__ == "ParamValidationError":  # aiohttp's InvalidURL too
         reason = " ".join(str(error).split()) or type(error).__name__
         return _missing(uri, f"is no name of a file: {reason}")
-    return as_storage_error("read", uri, error)
+    found = as_storage_error("read", uri, error)
+    return found if found.transient else StorageError(found.message, _NOT_ALLOWED_HINT)
 
 
 def _judgement_of_status(uri: str, status: int) -> Exception:

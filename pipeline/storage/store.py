@@ -39,9 +39,9 @@ _CLIENTS = ("botocore", "aiobotocore", "aiohttp")
 """Packages behind s3fs, whose errors are no ``OSError`` in part."""
 
 _TRANSIENT = {
-    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
-    errno.EIO, errno.EMFILE, errno.ENETUNREACH, errno.ENFILE, errno.ENOTCONN, errno.EREMOTEIO, errno.ESTALE,
-    errno.ETIMEDOUT,
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.EIO, errno.EMFILE, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.ENFILE,
+    errno.ENOTCONN, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
 }  # fmt: skip
 """s3fs turns a server's 500 into EREMOTEIO, 503 and "slow down" into EBUSY, 429 and 502 into EIO; a network file system
 gives ESTALE or EIO."""

@@ -1,6 +1,9 @@
 """Pixels of image files: equal to what Pillow reads, whole or not at all."""
 
 import io
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,7 +13,7 @@ import pytest
 import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from handdata.adapters.reading.video import VideoReader
 from handdata.pipeline.annotation import frames
@@ -85,6 +88,102 @@ def test_a_damaged_file_gives_an_image_or_is_rejected(damage: dict[int, int]) ->
     else:
         assert pixels.dtype == np.uint8
         assert pixels.shape[2] == 3
+
+
+RAMP = np.linspace(0, 65535, 64 * 48).reshape(48, 64)
+
+
+def tiff(values: np.ndarray, *, photometric: int = 1, kind: int = 1, order: str = "<") -> bytes:
+    """Return an uncompressed grey TIFF of any numbers; ``kind``: 1 whole, 2 with sign, 3 fractions."""
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    height, width = values.shape
+    tags = [
+        *((256, width), (257, height), (258, 8 * values.itemsize), (259, 1), (262, photometric)),
+        *((273, 200), (277, 1), (278, height), (279, len(data)), (339, kind)),
+    ]
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+    mark = b"II" if order == "<" else b"MM"
+    head = mark + struct.pack(f"{order}HIH", 42, 8, len(tags)) + entries + bytes(4)
+    return head.ljust(200, b"\0") + data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(tiff(RAMP.astype("u2")), id="16 bits"),
+        pytest.param(tiff(RAMP.astype("u2"), order=">"), id="16 bits, big end first"),
+        pytest.param(tiff((65535 - RAMP).astype("u2"), photometric=0), id="16 bits, 0 is white"),
+        pytest.param(tiff((RAMP / 2).astype("i2"), kind=2), id="15 bits and a sign"),
+        pytest.param(tiff(RAMP.astype("u4") << 16), id="32 bits"),
+        pytest.param(bytes(cv2.imencode(".png", RAMP.astype("u2"))[1]), id="PNG of 16 bits"),
+        pytest.param(bytes(cv2.imencode(".png", np.dstack([RAMP.astype("u2")] * 3))[1]), id="colour of 16 bits"),
+        pytest.param(bytes(cv2.imencode(".png", np.dstack([RAMP.astype("u2")] * 4))[1]), id="16 bits with alpha"),
+        pytest.param(encoded(Image.fromarray((RAMP / 257).astype("u1")).convert("LA"), "PNG"), id="grey with alpha"),
+    ],
+)
+def test_grey_levels_are_scaled_by_the_depth_of_their_container(data: bytes) -> None:
+    pixels = decode_image(data, "a")
+    assert pixels.shape == (48, 64, 3)
+    assert np.abs(pixels[..., 0] - RAMP / 257).max() <= 1
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 3}, {"transparency": b"\0\1"}])
+def test_a_palette_keeps_its_colours_whatever_is_transparent(options: dict[str, object]) -> None:
+    palette = Image.fromarray(image()).quantize(32)
+    expected = np.array(palette.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(encoded(palette, "PNG", **options), "a"), expected)
+    black_and_white = palette.convert("1")
+    np.testing.assert_array_equal(decode_image(encoded(black_and_white, "PNG"), "a"), black_and_white.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (tiff(RAMP.astype("f4"), kind=3), "fractions"),
+        (tiff((RAMP - 32768).astype("i2"), kind=2), "which of them is black"),
+        (tiff(RAMP.astype("u4")), "32-bit numbers up to 65535"),
+        (tiff(RAMP.astype("u2"), photometric=3), "cannot identify"),
+    ],
+)
+def test_numbers_without_a_known_range_are_rejected(data: bytes, why: str) -> None:
+    with pytest.raises(RecordError, match=why) as error:
+        decode_image(data, "a.tif")
+    assert error.value.reason is RejectReason.FRAME_MISSING
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_upright_as_viewers_show_it(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(image()), exif=exif)
+    upright = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(decode_image(data, "a.jpg", upright=True), upright)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["PNG", "PNG of 16 bits", "progressive", "CMYK", "WEBP", "TIFF", "bomb"])
+def test_the_largest_images_stay_below_the_memory_that_a_worker_is_planned_with(tmp_path: Path, kind: str) -> None:
+    side = {"bomb": 13_000, "CMYK": 8_400, "WEBP": 8_400}.get(kind, 12_000)
+    mode = {"PNG of 16 bits": "I;16", "CMYK": "CMYK"}.get(kind, "RGB")
+    form = {"progressive": "JPEG", "CMYK": "JPEG", "bomb": "PNG"}.get(kind, kind.split()[0])
+    options = {"progressive": True} if form == "JPEG" else {"compression": "tiff_lzw"} if form == "TIFF" else {}
+    Image.new(mode, (side, side)).save(tmp_path / "image", form, **options)
+    script = (
+        "import resource, sys\n"
+        "from handdata.pipeline.annotation import annotator, frames\n"
+        "from handdata.schemas import RecordError\n"
+        "try:\n"
+        "    print(frames.decode_image(frames.read_image_file(sys.argv[1]), 'image').shape[0])\n"
+        "except RecordError as error:\n"
+        "    print(error.reason)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "image"], capture_output=True, text=True, check=True
+    )
+    result, peak_mib = done.stdout.split()
+    assert result == ("image_too_large" if kind == "bomb" else str(side))
+    assert int(peak_mib) < (400 if kind == "bomb" else 1700)
 
 
 def test_a_bomb_is_rejected_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
