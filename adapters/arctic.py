@@ -118,9 +118,13 @@ class ArcticAdapter:
             for unusable in files[-1].unusable:
                 problem = RecordError(RejectReason.LABEL_CORRUPT, f"{root / relative} lists the image {unusable}")
                 problems.append(rejection(f"{name}/{unusable}", unusable, problem))
+        listed = {name for file in files for name in file.images}
+        for name in sorted({str(name) for file in files for name in file.sequences} - listed):
+            problem = RecordError(RejectReason.LABEL_MISSING, f"{data / 'splits'} lists no image of {name!r}")
+            problems.append(rejection(f"{self.card.name}/{partition.split}/{name}", str(data / "splits"), problem))
         if share == 0:
             yield from problems  # what belongs to no sequence is reported once
-        sequences = sorted({name for file in files for name in file.images})[share::PARTITIONS_PER_SPLIT]
+        sequences = sorted(listed)[share::PARTITIONS_PER_SPLIT]
         cameras = _read_cameras(data / "meta/misc.json") if sequences else {}
         for name in sequences:
             images = {image: file for file in reversed(files) for image in file.images.get(name, ())}

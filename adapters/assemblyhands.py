@@ -184,15 +184,22 @@ def _label_path(root: Path, split: Split, kind: str) -> Path:
 
 
 def _images_without_folder(root: Path, split: Split) -> Iterator[Rejection]:
-    """Yield a rejection for each listed ego image of a sequence that was not downloaded."""
-    present = _folder_names(root / _EGO_IMAGES / split) | _folder_names(root / _EXO_VIDEOS)
+    """Yield a rejection for each listed ego image of a sequence that was not downloaded.
+
+    So are annotations of images that are not listed, and sequences whose joints are there and whose images are not.
+    """
+    folders = _folder_names(root / _EGO_IMAGES / split) | _folder_names(root / _EXO_VIDEOS)
+    named = set(folders)
     path = _label_path(root, split, "ego_data")
     source = AssemblyHandsAdapter.card.name
+    listed: set[object] = set()
     try:
         for position, entry in enumerate(stream_list(path, "images")):
             fields = entry if isinstance(entry, dict) else {}
             name = fields.get("seq_name")
-            if isinstance(name, str) and name in present:
+            listed.add(_hashable(fields.get("id")))
+            named.add(str(name))
+            if isinstance(name, str) and name in folders:
                 continue
             try:
                 frame, camera_id = _ego_key(path, fields)
@@ -204,9 +211,27 @@ def _images_without_folder(root: Path, split: Split) -> Iterator[Rejection]:
         for position, entry in enumerate(stream_list(path, "annotations")):
             if not isinstance(entry, dict):
                 problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path}: annotation {position} is no object")
-                yield rejection(f"{source}/{split}/{path.name}/annotation {position}", str(path), problem)
+            elif _hashable(entry.get("image_id")) not in listed:
+                detail = f"{path}: annotation {position} is of image {entry.get('image_id')!r}, which is not listed"
+                problem = RecordError(RejectReason.LABEL_MISSING, detail)
+            else:
+                continue
+            yield rejection(f"{source}/{split}/{path.name}/annotation {position}", str(path), problem)
     except RecordError as error:
         yield rejection(f"{source}/{split}/{path.name}", str(path), error)
+        return
+    yield from _joints_without_images(_label_path(root, split, "joint_3d"), split, named)
+
+
+def _joints_without_images(path: Path, split: Split, named: set[str]) -> Iterator[Rejection]:
+    """Yield a rejection for each sequence of ``joint_3d`` that no other file or folder names."""
+    last = None
+    with suppress(RecordError):  # each sequence's own partition reports it
+        for name, _, _ in stream_nested_items(path, "annotations"):
+            if name != last and name not in named:
+                problem = RecordError(RejectReason.LABEL_MISSING, f"{path} has joints of {name}, ego_data has no image")
+                yield _reject_file(path, split, name, problem)
+            last = name
 
 
 def _read_sequence(root: Path, split: Split, name: str) -> Iterator[HandRecord | Rejection]:
@@ -229,6 +254,10 @@ def _read_sequence(root: Path, split: Split, name: str) -> Iterator[HandRecord |
                 continue
             for label in sequence.ego_labels.get((frame, camera_id), ()):
                 yield _read_ego_image(root, split, sequence, frame, label)
+        if not exo.videos and frame not in sequence.ego_frames:
+            path = _label_path(root, split, "joint_3d")
+            problem = RecordError(RejectReason.LABEL_MISSING, f"{path} has frame {frame:06d}, ego_data has no image")
+            yield rejection(record_name(AssemblyHandsAdapter.card.name, split, name, frame), str(path), problem)
 
 
 def _reject_file(path: Path, split: Split, name: str, error: RecordError) -> Rejection:

@@ -72,7 +72,9 @@ class DartAdapter:
     def partitions(self, root: Path) -> Iterator[Partition]:
         """Yield one partition for each part: its labels are one file, which cannot be read in parts."""
         for split in _SPLITS:
-            paths = [*find_all(root, f"{split}/part_*.pkl"), *find_all(root, f"{split}/*/part_*.pkl")]
+            paths = {*find_all(root, f"{split}/part_*.pkl"), *find_all(root, f"{split}/*/part_*.pkl")}
+            for images in (*find_all(root, f"{split}/*_wbg"), *find_all(root, f"{split}/*/*_wbg")):
+                paths.add(images.with_name(f"part_{images.name.removesuffix('_wbg')}.pkl"))  # or it is missing
             for relative in sorted(path.relative_to(root).as_posix() for path in paths):
                 yield Partition(relative.removesuffix(".pkl"), split, (relative,))
 

@@ -36,7 +36,7 @@ from handdata.adapters.reading.arrays import numbers, read_npz_and_shapes, requi
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import Array, intrinsics, invert_rigid, place_hands, place_validity
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import folders_in
+from handdata.adapters.reading.listing import files_in, folders_in
 from handdata.adapters.reading.masks import read_npz_labels
 from handdata.adapters.reading.paths import Fence, read_text, resolve_below
 from handdata.schemas import (
@@ -69,6 +69,7 @@ _SUBJECT_NAME: Final = re.compile(r"[0-9]{8}-subject-[0-9]{2}")
 _SUBJECT_NUMBER: Final = re.compile(r"-subject-([0-9]+)")
 """Part of the name of a subject's folder and of all copies of it."""
 _SEQUENCE_NAME: Final = re.compile(r"[0-9]{8}_[0-9]{6}")
+_IMAGE_NAME: Final = re.compile(r"color_([0-9]{6})\.jpg")
 _HAND_LABEL: Final = 255
 _MISSING: Final = -1.0
 _VAL_SUBJECTS: Final = frozenset({"01", "02"})
@@ -139,6 +140,7 @@ class DexYCBAdapter:
             for frame in range(sequence.frames):
                 for camera in sequence.cameras:
                     yield _read_frame(root, partition.split, sequence, camera, frame, fence)
+            yield from _images_beyond_meta(root, partition.split, sequence)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Return the pixels that the segmentation labels as hand.
@@ -288,6 +290,22 @@ def _read_sequence(root: Path, relative: str) -> _Sequence:
             raise _corrupt(extrinsics_path, f"{serial}: {error}") from None
         cameras.append(_Camera(serial, intrinsics((fx, fy), (cx, cy)), camera_t_world))
     return _Sequence(relative, side, frames, cameras)
+
+
+def _images_beyond_meta(root: Path, split: Split, sequence: _Sequence) -> Iterator[Rejection]:
+    """Yield a rejection for each camera with images that ``meta.yml`` does not count or name."""
+    cameras = {camera.serial for camera in sequence.cameras}
+    for folder in folders_in(root / sequence.name):
+        numbers_found = (_IMAGE_NAME.fullmatch(path.name) for path in files_in(folder))
+        frames = [int(match[1]) for match in numbers_found if match is not None]
+        counted = sequence.frames if folder.name in cameras else 0
+        beyond = [frame for frame in frames if frame >= counted]
+        if beyond:
+            detail = (
+                f"{root / sequence.name / 'meta.yml'} has {counted} frames of {folder.name}, which has {max(beyond)}"
+            )
+            name = f"{DexYCBAdapter.card.name}/{split}/{sequence.name}/{folder.name}"
+            yield rejection(name, str(folder), RecordError(RejectReason.LABEL_MISSING, f"{detail} too"))
 
 
 def _text(value: object) -> str:

@@ -200,7 +200,8 @@ def _gather_hint(
     root: Path, block: int, blocks: int, clips: dict[str, _Clip], problems: list[tuple[Split, Rejection]]
 ) -> None:
     for split, folder in _hint_folders(root):
-        for path in files_in(folder, ".json"):
+        # An image whose label is missing is found out when that is read.
+        for path in dict.fromkeys(path.with_suffix(".json") for path in files_in(folder, ".jpg", ".json")):
             name = _HINT_NAME.fullmatch(path.stem)
             if name is None:
                 if block == 0:

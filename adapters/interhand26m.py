@@ -19,6 +19,7 @@ there. Of ``joint_3d.json``, smaller by the number of cameras, it keeps the capt
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -78,6 +79,7 @@ _HAND_ORDER: Final = (20, 3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12, 
 _ORDER: Final = np.array([*_HAND_ORDER, *(row + 21 for row in _HAND_ORDER)])
 """Row in the dataset of each of the 42 keypoints."""
 
+_ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[\s*')
 _SEARCH_BYTES = 1 << 20
 _LONGEST_MATCH = 256
 _LONGEST_ANNOTATION = 1 << 16
@@ -146,8 +148,14 @@ def _images_folder(root: Path) -> Path:
 _Valid = BoolArray | RecordError
 
 
+class _Unlisted(str):
+    """The place of an annotation that belongs to no entry of ``images``, where an entry is expected."""
+
+
 def _labelled_images(path: Path, part: int, parts: int) -> Iterator[tuple[Any, _Valid]]:
     """Yield each entry of a part of ``images`` with the (42,) ``joint_valid`` of its annotation, or what is wrong.
+
+    An annotation that belongs to no entry is yielded by one part: that of the last entry annotated before it.
 
     Raises:
         RecordError: ``label_missing`` or ``label_corrupt``: the file ends the part here.
@@ -155,38 +163,93 @@ def _labelled_images(path: Path, part: int, parts: int) -> Iterator[tuple[Any, _
     """
     try:
         with open_file(path) as stream:
-            start, stop, annotations_at = _part_of_images(path, stream, part, parts)
+            start, stop, end, annotations_at = _part_of_images(path, stream, part, parts)
             images = stream_list_part(path, start, stop)
             first = next(images, None)
-            if first is None:
+            if first is None and part:
                 return
-            annotation_start = _find_annotation(stream, first, annotations_at)
+            annotation_start = (
+                _find_annotation(stream, first, annotations_at) if part else _first_annotation(stream, annotations_at)
+            )
     except FileNotFoundError:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
     except NotRegularFileError as error:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} {error}") from None
     annotations = iter(()) if annotation_start is None else stream_list_part(path, annotation_start, size_of(path))
-    entries = chain([first], images)
+    entries = chain([] if first is None else [first], images)
+    before: int | None = None
     for image in entries:
         annotation = next(annotations, None)
         if _id(image, "id") is None or _id(image, "id") != _id(annotation, "image_id"):
-            yield from _joined_by_id(path, [image, *entries])
+            yield from _joined_by_id(path, [image, *entries], before, start, stop)
             return
+        before = _id(image, "id")
         yield image, _joint_valid(path, annotation)
+    try:
+        left, after = next(annotations, None), next(stream_list_part(path, stop, end), None)
+    except RecordError:
+        if part + 1 == parts:
+            raise
+        return  # the next part reports it
+    if left is not None and (after is None or _id(left, "image_id") != _id(after, "id")):
+        yield from _joined_by_id(path, [], before, start, stop)
 
 
-def _joined_by_id(path: Path, images: list[Any]) -> Iterator[tuple[Any, _Valid]]:
-    """Yield the images with their annotations where the lists are not in step: slow, and holds the part in memory."""
-    wanted = {_id(image, "id") for image in images} - {None}
-    found: dict[int, _Valid] = {}
-    for annotation in stream_list(path, "annotations"):
+def _joined_by_id(
+    path: Path, images: list[Any], before: int | None, start: int, stop: int
+) -> Iterator[tuple[Any, _Valid]]:
+    """Yield images with their annotations where the lists are not in step, then annotations without an image.
+
+    An image and an annotation at the same place that do not belong together are one row. All this is slow, and holds
+    the rest of the part and the ids of all images in memory.
+
+    Args:
+        path: The label file.
+        images: What is left of the part's entries of ``images``.
+        before: Id of the entry before them in this part.
+        start: First byte of the part.
+        stop: Byte at which the next part begins.
+
+    """
+    ours = {_id(image, "id") for image in stream_list_part(path, start, stop)}
+    wanted = {_id(image, "id") for image in images}
+    try:
+        ids = [_id(image, "id") for image in stream_list(path, "images")]
+    except RecordError:  # the part that holds the fault reports it, and nothing tells what is not listed
+        ids = None
+    is_first = not ids or ids[0] in ours
+    listed = (ours if ids is None else set(ids)) - {None}
+    found: dict[int | None, _Valid] = {}
+    unlisted: list[tuple[int | None, int, RecordError]] = []
+    last: int | None = None
+    for number, annotation in enumerate(stream_list(path, "annotations")):
         image_id = _id(annotation, "image_id")
-        if image_id in wanted and image_id is not None:
-            found.setdefault(image_id, _joint_valid(path, annotation))
+        if image_id in listed:
+            last = image_id
+            if image_id in wanted and image_id not in found:
+                found[image_id] = _joint_valid(path, annotation)
+        elif ids is not None and (is_first if last is None else last in ours):
+            unlisted.append((last, number, _no_image(path, number, image_id)))
+    lacking: Counter[int | None] = Counter()
     for image in images:
         image_id = _id(image, "id")
+        if image_id in found:
+            before = image_id
+        else:
+            lacking[before] += 1
         missing = RecordError(RejectReason.LABEL_MISSING, f"{path}: image {image_id} has no annotation")
-        yield image, missing if image_id is None else found.get(image_id, missing)
+        yield image, found.get(image_id, missing)
+    for last, number, problem in unlisted:
+        lacking[last] -= 1
+        if lacking[last] < 0:
+            yield _Unlisted(f"annotations/{number}"), problem
+
+
+def _no_image(path: Path, number: int, image_id: int | None) -> RecordError:
+    if image_id is None:
+        return RecordError(RejectReason.LABEL_CORRUPT, f"{path}: annotation {number} has no image_id")
+    detail = f"{path}: annotation {number} is of image {image_id}, which the list images does not have"
+    return RecordError(RejectReason.LABEL_MISSING, detail)
 
 
 def _id(entry: Any, key: str) -> int | None:
@@ -203,8 +266,8 @@ def _joint_valid(path: Path, annotation: Any) -> _Valid:
         return error
 
 
-def _part_of_images(path: Path, stream: BinaryIO, part: int, parts: int) -> tuple[int, int, int]:
-    """Return the bytes at which this part's entries of ``images`` begin and end, and those of ``annotations`` begin.
+def _part_of_images(path: Path, stream: BinaryIO, part: int, parts: int) -> tuple[int, int, int, int]:
+    """Return the bytes at which this part of ``images`` begins and ends, the list ends, and ``annotations`` begins.
 
     Entries hold no braces but their own, so that one begins at each opening brace. The list ends where the list
     ``annotations`` begins, if that follows.
@@ -212,12 +275,25 @@ def _part_of_images(path: Path, stream: BinaryIO, part: int, parts: int) -> tupl
     images_at = _find(stream, re.compile(rb'"images"\s*:\s*\['), 0)
     if images_at is None:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} has no list 'images'")
-    annotations_at = _find(stream, re.compile(rb'"annotations"\s*:\s*\['), images_at)
+    annotations_at = _find(stream, _ANNOTATIONS, images_at)
     end = stream.seek(0, 2) if annotations_at is None else annotations_at
     cuts = [images_at + (end - images_at) * number // parts for number in (part, part + 1)]
     starts = [_find(stream, re.compile(rb"\{"), cut) if cut < end else end for cut in cuts]
     start, stop = (end if at is None else min(at, end) for at in starts)
-    return start, stop, annotations_at or 0
+    return start, stop, end, annotations_at or 0
+
+
+def _first_annotation(stream: BinaryIO, start: int) -> int | None:
+    """Return the byte at which the list ``annotations`` has its first element; None where it is empty or missing."""
+    at = _find(stream, _ANNOTATIONS, start)
+    if at is None:
+        return None
+    stream.seek(at)
+    match = _ANNOTATIONS.match(stream.read(_LONGEST_MATCH))
+    if match is None:
+        return None
+    stream.seek(at + match.end())
+    return None if stream.read(1) in (b"]", b"") else at + match.end()
 
 
 def _find_annotation(stream: BinaryIO, image: Any, start: int) -> int | None:
@@ -403,6 +479,10 @@ def _read_images(
     for number, (entry, valid) in entries:
         where = f"{partition.paths[0]}, entry {number} of part {partition.selection}"
         name, image_uri = f"{InterHand26MAdapter.card.name}/{partition.split}/{partition.selection}/{number}", images
+        if isinstance(entry, _Unlisted) and isinstance(valid, RecordError):
+            name = f"{InterHand26MAdapter.card.name}/{partition.split}/{entry}"
+            rejections.append((len(read), rejection(name, images, valid)))
+            continue
         try:
             image = _parse_image(where, entry)
             name = image.record_name(partition.split)

@@ -104,7 +104,7 @@ class ReInterHandAdapter:
         camera_folder = _CameraFolder.of(relative)
         try:
             images = {int(name[:-4]): name for name in _png_names(root / relative) if _FRAME_NAME.fullmatch(name)}
-            frames = sorted(images.keys() | _listed_frames(root, camera_folder))
+            frames = sorted(images.keys() | _listed_frames(root, camera_folder) | _head_frames(root, camera_folder))
         except RecordError as error:
             yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(root / relative), error)
             return
@@ -190,6 +190,15 @@ def _listed_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
             raise RecordError(RejectReason.LABEL_CORRUPT, detail)
         frames.add(int(number))
     return frames
+
+
+def _head_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
+    """Return the frames for which the head camera has a file of parameters; none of a studio camera."""
+    if not camera_folder.is_head:
+        return set()
+    files = files_in(root / camera_folder.capture / _HEAD / camera_folder.light / "cam_params", ".json")
+    stems = (path.stem for path in files)
+    return {int(stem) for stem in stems if stem.isascii() and stem.isdecimal() and len(stem) < 10}
 
 
 def _mask_paths(folder: Path) -> dict[str, Path]:

@@ -82,17 +82,17 @@ class RenderIHAdapter:
                 "or HANDDATA_MANO_DIR, or run RenderIH's rendering_code/step7_gen_annotations.py",
             )
         annotations = (folder / "color_annot").relative_to(root).as_posix()
-        numbers = _ids(folder / "color_annot", ".pkl") | _ids(folder / "color_img", ".jpg")
+        numbers = {number for name, suffix in self._places() for number in _ids(folder / name, suffix)}
         for run in sorted({number // IDS_PER_PARTITION for number in numbers}):
             yield Partition(f"{run:06d}", "train", (annotations,), selection=str(run))
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
-        """Yield the images of a run of ids in their order; ids with neither image nor label are gaps."""
+        """Yield the images of a run of ids in their order; ids with neither image nor labels are gaps."""
         hands = self._hands()
         folder = _data_folder(root)
         start = int(partition.selection) * IDS_PER_PARTITION
         for number in range(start, start + IDS_PER_PARTITION):
-            if is_named(folder / f"color_annot/{number}.pkl") or is_named(folder / f"color_img/{number}.jpg"):
+            if any(is_named(folder / name / f"{number}{suffix}") for name, suffix in self._places()):
                 yield _read_image(folder, number, hands)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
@@ -103,6 +103,11 @@ class RenderIHAdapter:
 
         """
         raise RecordError(RejectReason.MASK_UNREADABLE, f"renderih has no masks, asked for that of {record.image_uri}")
+
+    def _places(self) -> list[tuple[str, str]]:
+        """Return the folders of images and of the labels that are read, with the suffixes of their files."""
+        joints = [] if self.options.mano_dir else [("ori_handdict", ".npy")]
+        return [("color_annot", ".pkl"), ("color_img", ".jpg"), *joints]
 
     def _hands(self) -> Hands | None:
         if self.options.mano_dir is None:

@@ -28,7 +28,7 @@ from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import is_file, is_folder, is_named
+from handdata.adapters.reading.listing import files_in, is_file, is_folder, is_named
 from handdata.adapters.reading.masks import read_label_image
 from handdata.adapters.reading.paths import Fence
 from handdata.adapters.reading.pickles import load_pickle
@@ -89,6 +89,11 @@ class RhdAdapter:
         fence = Fence(root, self.options.follow_links)
         for sample_id in sorted(samples):
             yield _read_sample(label_path, partition.split, sample_id, samples[sample_id], fence)
+        named = {f"{sample_id:05d}" for sample_id in samples}
+        for image in files_in(label_path.parent / "color", ".png"):
+            if image.stem not in named:
+                missing = RecordError(RejectReason.LABEL_MISSING, f"{label_path} does not name {image.name}")
+                yield rejection(record_name(self.card.name, partition.split, image.stem), str(image), missing)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Return the fingers and palms of both hands, without forearms.

@@ -65,6 +65,7 @@ from handdata.schemas.rejection import rejection
 _LABELLED_SPLITS: Final[tuple[Split, ...]] = ("train", "val")
 _ANNOTATED_SIZE: Final = (1920, 1080)
 _NAME: Final = re.compile(r"(?P<video>(?P<participant>P\d+)_(?P<take>\d+))_frame_(?P<number>0?\d{1,9})\.jpg")
+_VIDEO: Final = re.compile(r"P\d+_\d+", re.ASCII)
 _RATE_OF_DIGITS: Final = {2: 60, 3: 50}
 """Frames per second, by the digits of the take."""
 _HANDS: Final[dict[str, Side]] = {"right hand": "right", "rigth hand": "right", "left hand": "left"}
@@ -103,10 +104,16 @@ class VisorAdapter:
             for split in _LABELLED_SPLITS
             for path in files_in(base / "annotations" / split, ".json")
         ]
+        for split in _LABELLED_SPLITS:
+            labels = base / "annotations" / split
+            videos = {video for folder in find_all(base / "rgb_frames" / split, "P*") for video in _videos(folder)}
+            found += [
+                Partition(f"{split}/{video}", split, ((labels / f"{video}.json").relative_to(root).as_posix(),), video)
+                for video in videos - {path.stem for path in files_in(labels, ".json")}
+            ]  # which will be found to have no labels
         for folder in find_all(base / "rgb_frames" / "test", "P*"):
             relative = (folder.relative_to(root).as_posix(),)
-            videos = {path.name.partition("_frame_")[0].removesuffix(".zip") for path in find_all(folder, "P*_*")}
-            found += [Partition(f"test/{video}", "test", relative, video) for video in videos]
+            found += [Partition(f"test/{video}", "test", relative, video) for video in _videos(folder)]
         yield from sorted(found, key=lambda partition: partition.name)
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
@@ -135,6 +142,12 @@ class VisorAdapter:
         if size != _ANNOTATED_SIZE:
             mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(np.bool_)
         return mask
+
+
+def _videos(folder: Path) -> set[str]:
+    """Return the videos of which a participant's folder has frames, packed or not."""
+    names = (path.name.partition("_frame_")[0].removesuffix(".zip") for path in find_all(folder, "P*_*"))
+    return {name for name in names if _VIDEO.fullmatch(name)}
 
 
 def _base(root: Path) -> Path:

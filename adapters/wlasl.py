@@ -81,6 +81,7 @@ class WlaslAdapter:
         block, blocks = map(int, partition.selection.split("/"))
         labels = root / _LABELS
         is_first = partition.split == "train" and block == 0  # what belongs to no clip is reported there, once
+        unnamed = {path.stem: path for path in files_in(root / "videos", ".mp4")} if is_first else {}
         try:
             for number, entry in enumerate(stream_list(labels)):
                 instances = entry.get("instances") if isinstance(entry, dict) else None
@@ -93,11 +94,17 @@ class WlaslAdapter:
                     if not _names_a_clip(instance):
                         if is_first:
                             yield _corrupt_entry(labels, where, "has no video_id, or its split is not one of three")
-                    elif instance["split"] == partition.split and _block_of(instance["video_id"], blocks) == block:
+                        continue
+                    unnamed.pop(instance["video_id"], None)
+                    if instance["split"] == partition.split and _block_of(instance["video_id"], blocks) == block:
                         yield from _read_clip(root, partition.split, instance)
         except RecordError as error:
             if is_first:
                 yield rejection(f"{self.card.name}/{partition.split}/{_LABELS}", str(labels), error)
+            return
+        for name, path in unnamed.items():
+            missing = RecordError(RejectReason.LABEL_MISSING, f"{labels} does not name {path.name}")
+            yield rejection(f"{self.card.name}/{partition.split}/videos/{name}", str(path), missing)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Raise an error: the dataset has no masks.
