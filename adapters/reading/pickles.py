@@ -6,8 +6,9 @@ it with a short list of names, each replaced by a stand-in:
 - numpy's constructors are stand-ins. They build arrays with ``np.frombuffer``, after the size has been compared with
   the bytes that are there. numpy's own ``__setstate__`` trusts the pickle (a dtype with forged flags makes it take
   bytes for pointers), so it is never called.
-- The file is mapped and large arrays are read-only views of the map. Reading a file of many gigabytes costs pages that
-  the system can drop at any time, and next to no memory of our own.
+- A large file is mapped, and its large arrays are read-only views of the map. Reading many gigabytes costs pages that
+  the system can drop at any time, and next to no memory of our own. Others are read whole: who reads a map of a file
+  that is cut meanwhile (a download that starts anew) is ended by the system without a word.
 - Objects of other classes are read only where the caller names those classes, and come back as ``PickledObject``: the
   name and what the object held. The classes themselves are never imported (MANO's model files hold a scipy matrix and
   chumpy expressions).
@@ -19,13 +20,14 @@ whatever memo size a pickle asks for. All names are known under NumPy 1 and 2, a
 
 import math
 import mmap
+import os
 import pickle
 import reprlib
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +54,7 @@ _CORRUPT: Final = (
 """What the unpickler raises on a damaged stream: it was written for pickles that it trusts."""
 
 
+_READ_WHOLE_BYTES: Final = 1 << 26
 _MOST_OFTEN_SHARED: Final = 16
 _ALWAYS_ALLOWED_PARTS: Final = 1_000_000
 
@@ -94,11 +97,11 @@ def _load(path: Path, *, start_of_npy: bool, inert: Collection[tuple[str, str]])
     try:
         with open_file(path) as stream:
             start = _end_of_npy_header(stream) if start_of_npy else 0
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            content = _content(stream)
         resolver = _Resolver()
-        found = resolver.resolve(_Unpickler(_MappedFile(mapped, start), path, inert).load())
+        found = resolver.resolve(_Unpickler(_ViewedFile(content, start), path, inert).load())
         if resolver.shares:
-            _require_size(found, _MOST_OFTEN_SHARED * len(mapped) + _ALWAYS_ALLOWED_PARTS)
+            _require_size(found, _MOST_OFTEN_SHARED * len(content) + _ALWAYS_ALLOWED_PARTS)
     except FileNotFoundError:
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} does not exist") from None
     except OSError as error:  # of the map: the file has been opened
@@ -108,6 +111,14 @@ def _load(path: Path, *, start_of_npy: bool, inert: Collection[tuple[str, str]])
     return found.item() if start_of_npy and isinstance(found, np.ndarray) and found.shape == () else found
 
 
+def _content(stream: BinaryIO) -> bytes | mmap.mmap:
+    """Return all bytes of a file, mapped where they are many."""
+    if os.fstat(stream.fileno()).st_size > _READ_WHOLE_BYTES:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    stream.seek(0)
+    return stream.read()
+
+
 def _end_of_npy_header(stream: Any) -> int:
     _, _, dtype = read_npy_header(stream)
     if not dtype.hasobject:
@@ -115,12 +126,12 @@ def _end_of_npy_header(stream: Any) -> int:
     return cast(int, stream.tell())
 
 
-class _MappedFile:
-    """The reading side of a file, as the unpickler wants it, over a memory map."""
+class _ViewedFile:
+    """The reading side of a file, as the unpickler wants it, over its bytes."""
 
-    def __init__(self, mapped: mmap.mmap, start: int) -> None:
-        self._mapped = mapped
-        self._view = memoryview(mapped)
+    def __init__(self, content: bytes | mmap.mmap, start: int) -> None:
+        self._content = content
+        self._view = memoryview(content)
         self._position = start
 
     def view(self, size: int) -> memoryview:
@@ -139,7 +150,7 @@ class _MappedFile:
         return len(target)
 
     def readline(self) -> bytes:
-        end = self._mapped.find(b"\n", self._position) + 1
+        end = self._content.find(b"\n", self._position) + 1
         if end == 0:
             raise EOFError("a line does not end")
         return self.read(end - self._position)
@@ -266,7 +277,7 @@ class _Unpickler(pickle._Unpickler):
     stack: list[Any]
     _unframer: Any
 
-    def __init__(self, stream: _MappedFile, path: Path, inert: Collection[tuple[str, str]]) -> None:
+    def __init__(self, stream: _ViewedFile, path: Path, inert: Collection[tuple[str, str]]) -> None:
         super().__init__(stream, encoding="latin1")
         self._stream = stream
         self._path = path

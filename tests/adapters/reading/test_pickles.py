@@ -385,3 +385,11 @@ def test_texts_without_characters_are_no_way_to_claim_memory(tmp_path: Path) -> 
         path.write_bytes(forged)
         with pytest.raises(RecordError):
             load_pickle(path)
+
+
+def test_a_file_that_is_cut_while_its_arrays_are_read_ends_no_process(tmp_path: Path) -> None:
+    path = tmp_path / "labels.pickle"
+    path.write_bytes(pickle.dumps({"xyz": np.arange(200_000.0)}, protocol=4))
+    array = load_pickle(path)["xyz"]
+    os.truncate(path, 0)  # of a mapped file, the next line would end this process by SIGBUS
+    assert array.sum() == np.arange(200_000.0).sum()
