@@ -281,7 +281,8 @@ def _rows(
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     where = f"{path}: {name}: {'/'.join(keys)}"
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+    kinds = "biuf" if keys[-1].endswith("_valid") else "iuf"
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in kinds:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} should be an array of numbers")
     if found.shape == shape and frames is not None:
         return np.broadcast_to(found, (frames, *shape))

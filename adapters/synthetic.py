@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, read_npz, require_finite
+from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.listing import find_all, folders_in, is_file
@@ -119,7 +120,6 @@ def _read_labels(path: Path) -> _Labels:
         "frame_index": (frames,),
         "timestamp_s": (frames,),
         "keypoints_3d_world": (frames, KEYPOINT_COUNT, 3),
-        "keypoints_valid": (KEYPOINT_COUNT,),
         "keypoints_2d": (frames, cameras, KEYPOINT_COUNT, 2),
         "camera_k": (cameras, 3, 3),
         "camera_t_world": (cameras, 4, 4),
@@ -135,7 +135,7 @@ def _read_labels(path: Path) -> _Labels:
         camera_id=[str(name) for name in camera_id],
         timestamp_s=values["timestamp_s"],
         keypoints_3d_world=values["keypoints_3d_world"],
-        keypoints_valid=values["keypoints_valid"] != 0,
+        keypoints_valid=label_flags(path, "keypoints_valid", arrays["keypoints_valid"], KEYPOINT_COUNT),
         keypoints_2d=values["keypoints_2d"],
         camera_k=values["camera_k"],
         camera_t_world=values["camera_t_world"],

@@ -148,13 +148,13 @@ def _first_byte(path: Path) -> bytes:
 
 
 def numbers(path: Path, name: str, values: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Return a label's array as float64 after checking that it holds numbers in the expected shape.
+    """Return a label's array as float64 after checking that it holds numbers, no booleans, in the expected shape.
 
     Raises:
         RecordError: ``label_corrupt``, naming the file, the field, what was expected and what was there.
 
     """
-    if values.dtype.kind not in "biuf" or values.shape != shape:
+    if values.dtype.kind not in "iuf" or values.shape != shape:
         found = f"{values.dtype} {values.shape}"
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name} should hold numbers {shape}, holds {found}")
     return values.astype(np.float64)

@@ -288,6 +288,50 @@ def test_a_key_frame_of_ego4d_that_is_no_object_is_label_corrupt(tmp_path: Path,
     assert list(new.values()) == [RejectReason.LABEL_CORRUPT]
 
 
+def of_npz(pattern: str, name: str) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        path = min(root.glob(pattern))
+        with np.load(path) as label:
+            arrays = {**label, name: label[name].astype(np.bool_)}
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+
+    return spoil
+
+
+def of_arctic(root: Path) -> None:
+    (path,) = root.rglob("p1_val.npy")
+    document = np.load(path, allow_pickle=True).item()
+    hands = document["data_dict"]["s05/box_use_01"]["cam_coord"]
+    hands["joints.right"] = hands["joints.right"].astype(np.bool_)
+    np.save(path, document)
+
+
+def of_rhd(root: Path) -> None:
+    path = root / "training/anno_training.pickle"
+    samples = pickle.loads(path.read_bytes())
+    samples[0]["xyz"] = samples[0]["xyz"].astype(np.bool_)
+    path.write_bytes(pickle.dumps(samples))
+
+
+BOOLEANS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], None], int]] = {
+    "foundhand10m": ("foundhand10m", write_foundhand10m, of_npz("InterHand/*/*/*/7-400002.npz", "kpts"), 1),
+    "dexycb": ("dexycb", write_dexycb, of_npz("*/*/*/labels_000001.npz", "joint_3d"), 1),
+    "arctic": ("arctic", write_arctic, of_arctic, 4),
+    "rhd": ("rhd", write_rhd, of_rhd, 1),
+}
+
+
+@pytest.mark.parametrize(("source", "write", "spoil", "count"), BOOLEANS.values(), ids=BOOLEANS)
+def test_booleans_are_no_numbers(
+    tmp_path: Path, source: str, write: Callable[[Path], object], spoil: Callable[[Path], None], count: int
+) -> None:
+    write(tmp_path)
+    before = reasons(ingest(source, tmp_path))
+    spoil(tmp_path)
+    new = {name: reason for name, reason in reasons(ingest(source, tmp_path)).items() if name not in before}
+    assert list(new.values()) == [RejectReason.LABEL_CORRUPT] * count
+
+
 @pytest.mark.parametrize("change", [{"camera": ["400012"]}, {"capture": None}, {"seq_name": {"a": 1}}])
 def test_a_name_of_interhand_that_is_no_text_is_label_corrupt(tmp_path: Path, change: dict[str, Any]) -> None:
     write_interhand26m(tmp_path)
