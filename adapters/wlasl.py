@@ -173,8 +173,10 @@ def _was_cut_from_youtube(instance: dict[str, Any], info: VideoInfo) -> bool:
     The conditions are those of ``preprocess.py``; at another rate than its 25 the file was made in some other way.
     """
     url, frame_end = instance.get("url"), instance.get("frame_end")
-    is_youtube = isinstance(url, str) and ("youtube" in url or "youtu.be" in url)
-    return is_youtube and isinstance(frame_end, int) and frame_end > 1 and info.rate == _START_KIT_RATE
+    if not isinstance(url, str) or type(frame_end) is not int:
+        return True  # nothing says how it was made
+    is_youtube = "youtube" in url or "youtu.be" in url
+    return is_youtube and frame_end > 1 and info.rate == _START_KIT_RATE
 
 
 def _person_box(where: str, box: object, size: tuple[int, int]) -> list[float] | None:

@@ -27,10 +27,12 @@ from tests.fixtures.sources import ADAPTER_FIXTURES, AdapterFixture
 SEED: Final = int(os.environ.get("HANDDATA_FUZZ_SEED", "1"))
 CASES_IN_SOAK: Final = int(os.environ.get("HANDDATA_FUZZ_CASES", "150"))
 """Of each fixture."""
-CASES_IN_TEST: Final = 3
+CASES_IN_TEST: Final = 2
 
 KNOWN: Final = (
     (r"hoi4d .*handpose", "arrays of another shape label no hand (issue 19 of HOI4D-Instructions)"),
+    (r"foundhand10m .*(joint3d|joint_valid)\]: (delete|rename key)", "files of the release lack them"),
+    (r"foundhand10m .*hand_mask", "its size is that of the image before it was resized, on each axis"),
     (r"hagrid.* .*landmarks.*: a null for one", "a hand that MediaPipe missed has no landmarks"),
 )
 """What looks like a loss in silence, and is what a source's files are documented to mean."""

@@ -80,6 +80,8 @@ def test_a_copied_clip_has_the_times_of_its_own_rate(tmp_path: Path) -> None:
         (youtube("00335", "train", 10, 12), 30, True),  # not written by the start kit
         (youtube("00335", "train", 1, -1), 25, True),  # copied whole
         (instance("00335", "train", frame_end=60), 25, True),
+        (instance("00335", "train", url=-5), 30, False),  # nothing says how it was made
+        (youtube("00335", "train", 10, 12) | {"frame_end": "12"}, 25, False),
     ],
 )
 def test_a_clip_that_the_start_kit_wrote_at_its_own_rate_has_no_times(
