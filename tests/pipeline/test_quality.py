@@ -57,6 +57,7 @@ def sample(frame: int = 0, sequence: str = "s", camera: str = "0", **columns: ob
         "mask_score": 1.0,
         "mask_spill": 0.0,
         "sharpness": 100.0,
+        "contrast": 30.0,
         "phash": (frame * 0x9E3779B97F4A7C15) % 2**63,
         "crop_xyxy": (36.0, 36.0, 164.0, 164.0),
         "pad_ltrb": (0, 0, 0, 0),
@@ -85,6 +86,7 @@ def test_a_good_sample_has_no_flag() -> None:
         ("mask_spill", {"mask_spill": 0.2}),
         ("small_hand", {"hand_px": Pair(100, 30)}),
         ("blurry", {"sharpness": 1.5}),
+        ("no_content", {"contrast": 1.0}),
         ("truncated", {"width": 90}),
         ("labels_disagree", {"agreement_px": (6.0, None)}),  # 12 px of the full image, 0.12 hands
     ],
@@ -94,7 +96,10 @@ def test_each_threshold_has_its_flag(flag: str, columns: dict) -> None:
 
 
 def test_numbers_that_are_missing_flag_nothing() -> None:
-    assert judged([sample(mask_score=None, mask_spill=None, agreement_px=(None, None))]) == [()]
+    bare = sample(mask_score=None, mask_spill=None, agreement_px=(None, None), contrast=None)
+    assert judged([bare]) == [()]
+    older = samples_to_table([bare]).select(JUDGED_COLUMNS).drop_columns("contrast")
+    assert flags_of(older, SIZE, QualitySettings(min_contrast=100)) == [()]
 
 
 def test_a_hand_is_truncated_by_the_share_of_its_own_joints() -> None:
@@ -226,7 +231,7 @@ def test_thresholds_that_only_flag_are_no_part_of_a_samples_identity() -> None:
     assert digest() == digest(min_hand_px=60)
     assert digest() != digest(reject={"small_hand"})
     assert digest(reject={"small_hand"}) != digest(reject={"small_hand"}, min_hand_px=60)
-    assert digest(reject={"small_hand"}) == digest(reject={"small_hand"}, min_sharpness=9)
+    assert digest(reject={"small_hand"}) == digest(reject={"small_hand"}, min_sharpness=9, min_contrast=9)
 
 
 def test_slices_of_a_table_are_judged_like_whole_tables() -> None:

@@ -226,3 +226,15 @@ class TestNpz:
     def test_what_is_not_an_archive_is_rejected(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "labels.npz").write_bytes(content)
         assert_rejected(read_npz_labels, tmp_path / "labels.npz", "seg", (64, 48), match=r"labels\.npz")
+
+
+@pytest.mark.parametrize("read", [read_label_image, read_nonzero_mask])
+def test_a_mask_with_a_changed_byte_is_no_mask(tmp_path: Path, read: Any) -> None:
+    path = tmp_path / "mask.png"
+    ids = np.random.default_rng(0).integers(0, 5, (40, 60), dtype=np.uint8)
+    Image.fromarray(ids).save(path)
+    assert np.array_equal(read(path), ids if read is read_label_image else ids > 0)
+    data = path.read_bytes()
+    for position in range(16, len(data) - 12, 11):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        assert_rejected(read, path, match=r"mask\.png")

@@ -26,6 +26,7 @@ from handdata.pipeline.shards.settle import drop, flag, is_settled
 from handdata.pipeline.shards.state import read_state
 from handdata.pipeline.storage import Dataset, Storage, blob_ranges
 from handdata.schemas import UsageError
+from tests.fixtures.samples import make_older
 
 SMALL = AnnotateSettings(masks="dataset", image_size=64)
 
@@ -54,6 +55,17 @@ def all_text(workspace: Path, column: str) -> set[str]:
 
 def subject_of(workspace: Path) -> str:
     return min(filter(None, all_text(workspace / "records", "subject_id")))
+
+
+def test_empty_frames_are_flagged_by_contrast_and_shards_without_it_are_left_alone(workspace: Path) -> None:
+    dataset = Dataset(Storage(workspace))
+    lowest = min(read_index(dataset.storage, list_shards(dataset), ["contrast"])["contrast"].to_list())
+    assert lowest > 5 * QualitySettings().min_contrast
+    assert flag(dataset, {"min_contrast": lowest + 0.01}).settled.flags_after["no_content"] >= 1
+    assert flag(dataset, {"min_contrast": 1.5}).settled.flags_after["no_content"] == 0
+    make_older(dataset.storage)
+    assert flag(dataset, {"min_contrast": 1000}).settled.flags_after["no_content"] == 0
+    assert len(committed(dataset.storage)) == 48
 
 
 def test_flags_follow_other_thresholds_without_a_model(workspace: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from handdata.pipeline.report.page import write_report
 from handdata.pipeline.shards import list_shards, read_index
 from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
 from handdata.schemas import AnnotatedSample, EncodedImage, RunError, Split, UsageError
@@ -25,7 +26,7 @@ from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.data.reading import EncodedFrame, images_of, labels_of, largest_reduction
 from handdata.trainer.inputs import pair_conditions
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
-from tests.fixtures.samples import SIZE, sample, write_dataset
+from tests.fixtures.samples import SIZE, make_older, sample, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     samples = [sample("wave", frame, camera, timestamp_s=frame / 10) for frame in range(20) for camera in "ab"]
     samples += [sample("untimed", frame, camera) for frame in range(0, 40, 2) for camera in "ab"]
     samples += [sample(f"still{number}", 0) for number in range(3)]
-    samples += [sample("hidden", 0, flags=["unlabelled_hand"])]
+    samples += [sample("hidden", 0, flags=["unlabelled_hand"]), sample("black", 0, flags=["no_content"])]
     storage = Storage(tmp_path_factory.mktemp("workspace"))
     write_dataset(storage, samples)
     return storage
@@ -503,3 +504,21 @@ def test_rows_that_were_dropped_meanwhile_are_not_mistaken_for_others(tmp_path: 
         pairs.batch(range(8))
     assert "--resume" in caught.value.hint
     assert len(dataset(storage).batch(range(7)).task) == 7
+
+
+def test_frames_that_show_nothing_are_left_out_unless_the_settings_take_them(tmp_path: Path) -> None:
+    write_dataset(Storage(tmp_path), [sample("lit", 0), sample("black", 0, flags=["no_content"])])
+    for data, rows in ((DataConfig(), 1), (DataConfig(no_content=True), 2)):
+        assert len(PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train", data=data)) == rows
+
+
+def test_shards_of_the_first_version_have_rows_without_contrast(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    write_dataset(storage, [sample("wave", frame) for frame in range(4)])
+    make_older(storage)
+    for where, rows in ((None, 4), ("contrast IS NULL", 4), ("contrast IS NULL OR contrast > 5", 4)):
+        data = DataConfig(where=where)
+        pairs = PairDataset(Dataset(storage), image_size=32, split="train", data=data)
+        assert len(pairs) == rows
+    assert read_index(storage, list_shards(Dataset(storage)), ["contrast"])["contrast"].null_count() == 4
+    write_report(Dataset(storage), tmp_path / "report")
