@@ -169,14 +169,14 @@ def test_the_largest_images_stay_below_the_memory_that_a_worker_is_planned_with(
     options = {"progressive": True} if form == "JPEG" else {"compression": "tiff_lzw"} if form == "TIFF" else {}
     Image.new(mode, (side, side)).save(tmp_path / "image", form, **options)
     script = (
-        "import resource, sys\n"
+        "import re, sys\n"
         "from handdata.pipeline.annotation import annotator, frames\n"
         "from handdata.schemas import RecordError\n"
         "try:\n"
         "    print(frames.decode_image(frames.read_image_file(sys.argv[1]), 'image').shape[0])\n"
         "except RecordError as error:\n"
         "    print(error.reason)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) >> 10)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "image"], capture_output=True, text=True, check=True
