@@ -43,6 +43,10 @@ def errors_in_one_line() -> Iterator[None]:
         if error.hint:
             err.print(f"[dim]hint: {_escape(error.hint)}[/]", soft_wrap=True)
         sys.exit(error.exit_code)
+    except MemoryError:
+        err.print("[bold red]error:[/] out of memory")
+        err.print("[dim]hint: close other programs, or use a machine with more memory[/]")
+        sys.exit(1)
     except KeyboardInterrupt:
         err.print("[bold red]interrupted:[/] the same command continues where this one stopped")
         sys.exit(1)

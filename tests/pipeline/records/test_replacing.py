@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -288,6 +290,26 @@ def test_an_ingest_that_fails_midway_changes_nothing(
     failing.error = error  # type: ignore[attr-defined]
     with pytest.raises(raised):
         ingest(failing, root, workspace, limit=LIMIT)
+    assert bytes_of(workspace) == before
+    assert not workspace.exists(".staging-counted")
+
+
+class KilledAdapter(CountedAdapter):
+    """A source over which a process dies, as the system kills one where memory is short."""
+
+    records_of: ClassVar[Mapping[Split, int]] = {"train": 80, "val": 10, "test": 10}
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        if partition.split == "test":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().records(root, partition)
+
+
+def test_a_process_that_is_killed_ends_the_ingest_in_one_line(root: Path, workspace: Storage) -> None:
+    ingest(counted(FIRST), root, workspace, limit=LIMIT)
+    before = bytes_of(workspace)
+    with pytest.raises(RunError, match=f"a process that read {root} was killed"):
+        ingest(KilledAdapter, root, workspace)
     assert bytes_of(workspace) == before
     assert not workspace.exists(".staging-counted")
 
