@@ -32,6 +32,8 @@ class UnitMarker(BaseModel):
     """Samples by flag."""
     bytes: int = 0
     """Size of the sample files."""
+    rejected_bytes: int = 0
+    """Size of the rejected tables; 0 in markers of earlier versions, which do not say."""
     annotator_hash: str
     thresholds: dict[str, float] = Field(default_factory=dict)
     """Quality thresholds behind the flags of its samples."""

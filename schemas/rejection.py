@@ -1,5 +1,6 @@
 """Rejections: records that cannot become rows, and the one place that makes them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,6 +13,9 @@ from handdata.schemas.tables import columns_of, models_to_table
 
 _MAX_DETAIL_CHARACTERS = 1000
 """A label of megabytes, quoted in the message about it, helps nobody."""
+
+_ADDRESS: Final = re.compile(r" (at|@) 0x[0-9a-fA-F]{8,}")
+"""Where Python or FFmpeg says at which address an object lies: another one each time, so that equal rows differ."""
 
 
 class Rejection(BaseModel):
@@ -53,7 +57,7 @@ def rejection(
         record_id=printable(record_id),
         image_uri=printable(image_uri),
         reason=error.reason,
-        detail=shortened(printable(error.detail)),
+        detail=shortened(printable(_ADDRESS.sub("", error.detail))),
     )
 
 

@@ -246,9 +246,9 @@ def _read_marker(checkpoint_url: str) -> dict[str, Any] | None:
         return None
     try:
         marker: dict[str, Any] = json.loads(checkpoint.read_bytes(MARKER_FILE))
-    except json.JSONDecodeError:
+        sizes = marker["sizes"].items()
+    except (ValueError, TypeError, KeyError, AttributeError):  # cut off, no text, or another document
         return None
-    sizes = marker["sizes"].items()
     return marker if all(checkpoint.exists(name) and checkpoint.size(name) == size for name, size in sizes) else None
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from torch.utils.tensorboard import SummaryWriter
 
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.damage import parse_curves
 from handdata.pipeline.storage.layout import metrics_file, run_folder, run_samples_file, tensorboard_folder
 from handdata.schemas import RunError
 from handdata.schemas.arrays import ByteArray
@@ -33,13 +34,18 @@ class RunHistory:
     """
 
     def __init__(self, storage: Storage, run: str, first_step: int, settings: Mapping[str, Any]) -> None:
-        """Keep the lines of an earlier call of the run up to ``first_step``."""
+        """Keep the lines of an earlier call of the run up to ``first_step``.
+
+        Raises:
+            StorageError: The file of the lines is damaged.
+
+        """
         self._storage, self._run = storage, run
         self._name = metrics_file(run)
         self._lines: list[str] = []
-        if first_step:
-            earlier = storage.read_bytes(self._name).decode().splitlines() if storage.exists(self._name) else []
-            self._lines = [line for line in earlier if json.loads(line)["step"] <= first_step]
+        if first_step and storage.exists(self._name):
+            rows = parse_curves(storage.read_bytes(self._name), storage.describe(self._name), self._name)
+            self._lines = [json.dumps(row) for row in rows if row["step"] <= first_step]
         self._written_at = time.monotonic()
         self._tensorboard: SummaryWriter | None = None
         self._wandb: Any = None

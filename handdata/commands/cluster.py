@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from handdata.commands.options import AsJson, Workspace, load_settings
+from handdata.commands.options import AsJson, DatasetName, Workspace, load_settings
 from handdata.console import counted, duration, err, out, print_json, print_table
 from handdata.schemas import UsageError
 
@@ -104,7 +104,7 @@ def _job_line(handdata: Any, command: JobCommand, arguments: list[str]) -> tuple
 @cluster_app.command(epilog="Example: handdata status --workspace s3://bucket/hands")
 def status(
     workspace: Workspace = None,
-    dataset: Annotated[str, typer.Option(metavar="NAME", help="Dataset folder in the workspace.")] = "dataset",
+    dataset: DatasetName = "dataset",
     as_json: AsJson = False,
 ) -> None:
     """Show how far a dataset is: rows, rejections, flags, rate, time left. Works from any machine, without Ray."""
@@ -130,6 +130,7 @@ def _status_document(progress: "DatasetProgress", where: str) -> dict[str, objec
         "flags": total.flags,
         "bytes": total.bytes,
         "complete": not progress.records_to_do,
+        "lost": {unit.marker.unit_id: unit.why for unit in progress.lost},
         "records_per_s": progress.records_per_s,
         "seconds_left": progress.seconds_left,
         "last_unit_age_s": progress.last_unit_age_s,
@@ -177,4 +178,8 @@ def _print_status(progress: "DatasetProgress", where: str) -> None:
         if progress.records_per_s and progress.seconds_left is not None:
             summary["rate"] = f"{progress.records_per_s:,.1f} records/s while it ran"
             summary["time left"] = duration(progress.seconds_left)
+    if progress.lost:
+        from handdata.pipeline.shards.lost import describe_lost
+
+        summary["lost files"] = f"{describe_lost(progress.lost)}; `handdata annotate --repair` does them again"
     print_table("Total" if progress.records_to_do else "Complete", summary)

@@ -103,6 +103,9 @@ def annotate(
             "--overwrite", help="Remove and annotate again what has other settings, models or ingested records."
         ),
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Annotate again the finished units that have lost files.")
+    ] = False,
     strict: Strict = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only print what would be done, with time and size from a small probe.")
@@ -139,7 +142,12 @@ def annotate(
     )
     storage = Storage(settings.workspace)
     request = AnnotateRequest(
-        Dataset(storage, dataset), tuple(source or ()), limit=limit, sample=sample, overwrite=overwrite
+        Dataset(storage, dataset),
+        tuple(source or ()),
+        limit=limit,
+        sample=sample,
+        overwrite=overwrite,
+        repair=repair,
     )
     models = ModelPaths(settings.weights, sam_checkpoint)
     cluster = Cluster(cpus=cpus, gpus=gpus, address=address, stuck_after_s=settings.stuck_after_s)
@@ -236,6 +244,7 @@ def flag(
     Thresholds that are not given stay as the dataset has them. Only flags change: samples stay, and records that
     `annotate --reject` rejected do not come back. Interrupted, the same command continues.
     """
+    from handdata.pipeline.shards.lost import lost_error
     from handdata.pipeline.shards.settle import flag as run_flag
     from handdata.pipeline.storage import Dataset, Storage
 
@@ -256,6 +265,8 @@ def flag(
             Dataset(storage, dataset), thresholds, on_unit=lambda done, total: progress.set(done, total=total)
         )
     _show_flagged(summary, storage.describe(dataset), as_json=as_json)
+    if summary.settled.lost:
+        raise lost_error(Dataset(storage, dataset), summary.settled.lost)
 
 
 def _show_flagged(summary: "FlagSummary", where: str, *, as_json: bool) -> None:
@@ -268,6 +279,7 @@ def _show_flagged(summary: "FlagSummary", where: str, *, as_json: bool) -> None:
             "rewritten": settled.rewritten,
             "flags_before": settled.flags_before,
             "flags": settled.flags_after,
+            "lost": [unit.marker.unit_id for unit in settled.lost],
             "where": where,
         }
         print_json(document)
@@ -299,11 +311,12 @@ def drop(
 
     They go from the ingested records, from the plans and samples of every dataset of the workspace, and from the tables
     of rejected records. A tombstone in <workspace>/dropped keeps later ingest and annotate runs from bringing them
-    back. Downloaded files, trained models, reports and figures are not touched. Interrupted, the same command
-    continues.
+    back. An id that no record has, or had before it was dropped, is an error. Downloaded files, trained models, reports
+    and figures are not touched. Interrupted, the same command continues.
     """
+    from handdata.pipeline.shards.lost import lost_error
     from handdata.pipeline.shards.settle import drop as run_drop
-    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage import Dataset, Storage
     from handdata.pipeline.storage.layout import tombstones_folder
 
     kind, ids = _what_to_drop({"subject": subject or [], "sequence": sequence or [], "record": record or []}, source)
@@ -319,6 +332,9 @@ def drop(
         )
     where = storage.describe(tombstones_folder(summary.source))
     _show_dropped(summary, where, dry_run=dry_run, as_json=as_json)
+    if summary.lost:
+        name, lost = next(iter(summary.lost.items()))
+        raise lost_error(Dataset(storage, name), lost)
 
 
 def _what_to_drop(ids: "dict[DropKind, list[str]]", source: str | None) -> "tuple[DropKind, list[str]]":
@@ -341,6 +357,7 @@ def _show_dropped(summary: "DropSummary", where: str, *, dry_run: bool, as_json:
         document = {
             "source": summary.source,
             "dry_run": dry_run,
+            "dropped_before": summary.dropped_before,
             "records": summary.records,
             "ingest_rejected": summary.rejected,
             "left": summary.left,
@@ -349,6 +366,7 @@ def _show_dropped(summary: "DropSummary", where: str, *, dry_run: bool, as_json:
                     "samples": dropped.samples,
                     "rejected": dropped.rejected,
                     "rewritten": dropped.rewritten,
+                    "lost": [unit.marker.unit_id for unit in summary.lost.get(name, ())],
                 }
                 for name, dropped in summary.datasets.items()
             },
@@ -364,7 +382,10 @@ def _show_dropped(summary: "DropSummary", where: str, *, dry_run: bool, as_json:
     rows["left"] = f"{summary.left:,} records of {summary.source}"
     if not dry_run:
         rows["tombstone in"] = where
-    print_table("Would drop" if dry_run else "Dropped", rows)
+    title = "Would drop" if dry_run else "Dropped"
+    if summary.dropped_before:
+        title = "Dropped before: what it left" if dry_run else "Dropped before: what it left is removed"
+    print_table(title, rows)
 
 
 @dataset_app.command(epilog="Example: handdata report --out report")

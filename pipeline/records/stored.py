@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones
 from handdata.pipeline.storage import Storage, table_to_parquet
+from handdata.pipeline.storage.damage import damaged
 from handdata.pipeline.storage.layout import (
     RECORDS,
     ingest_summary_file,
@@ -16,7 +17,7 @@ from handdata.pipeline.storage.layout import (
     records_folder,
     rejected_folder,
 )
-from handdata.schemas import RunError, Split, UsageError
+from handdata.schemas import RunError, Split, StorageError, UsageError
 from handdata.schemas.arrays import BoolArray
 
 RECORD_FILE_ROWS = 65_536
@@ -81,6 +82,7 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
 
     Raises:
         UsageError: The source was not ingested into this workspace.
+        StorageError: The summary is damaged.
 
     """
     name = ingest_summary_file(source)
@@ -88,7 +90,10 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
         raise UsageError(
             f"{storage.describe()} has no records of source {source}", f"run `handdata ingest --source {source}` first"
         )
-    return IngestSummary(**json.loads(storage.read_bytes(name)))
+    summary = storage.read_document(name, IngestSummary)
+    if summary.source != source:
+        raise damaged(storage.describe(name), name, f"it is of source {summary.source}")
+    return summary
 
 
 def find_ingest_summary(storage: Storage, source: str) -> IngestSummary | None:
@@ -97,7 +102,9 @@ def find_ingest_summary(storage: Storage, source: str) -> IngestSummary | None:
         return None
     try:
         return read_ingest_summary(storage, source)
-    except (ValueError, TypeError):
+    except StorageError as error:
+        if error.transient:
+            raise
         return None
 
 
@@ -180,11 +187,14 @@ def read_record_keys(storage: Storage, source: str, columns: list[str]) -> pa.Ta
 
     Raises:
         RunError: The folder holds no record file although its ingest is complete.
+        StorageError: A file of records is missing, damaged, or has a row without id.
 
     """
     tables = []
     for position, name in enumerate(read_ingest_summary(storage, source).files):
         table = storage.read_parquet(name, columns)
+        if "record_id" in columns and table["record_id"].null_count:
+            raise damaged(storage.describe(name), name, "it has a row without record_id")
         table = table.append_column("file", pa.array([position] * len(table), pa.int32()))
         tables.append(table.append_column("row", pa.array(range(len(table)), pa.int32())))
     if not tables:

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import tombstones_folder
+from handdata.pipeline.storage.damage import damaged, parse_document
+from handdata.pipeline.storage.layout import TOMBSTONES, list_sources, tombstones_folder
 from handdata.schemas import SPLITS
 from handdata.schemas.arrays import BoolArray
 
@@ -103,10 +104,39 @@ def is_among(column: pa.ChunkedArray, values: Iterable[str]) -> BoolArray:
     return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool) if len(column) else np.zeros(0, dtype=bool)
 
 
+def named_values(keys: pa.Table, kind: DropKind, values: Iterable[str]) -> set[str]:
+    """Return which of some ids a table with ``KEY_COLUMNS`` has."""
+    column = keys[_COLUMN[kind]]
+    return set(pc.unique(column.filter(pa.array(is_among(column, values)))).to_pylist())
+
+
+def names_rejected(source: str, kind: DropKind, value: str, record_ids: pa.ChunkedArray) -> bool:
+    """Return whether an id is that of a rejected record, or of its sequence; rejected tables hold no subjects."""
+    stone = Tombstone(source=source, kind=kind, values=(value,), when="")
+    nothing = pa.schema([(column, pa.string()) for column in (*KEY_COLUMNS, "split")]).empty_table()
+    return bool(Tombstones(source, (stone,)).strike_rejected(record_ids, nothing).any())
+
+
+def dropped_sources(storage: Storage) -> list[str]:
+    """Return the sources that have tombstones, sorted."""
+    return list_sources(storage, TOMBSTONES)
+
+
 def read_tombstones(storage: Storage, source: str) -> Tombstones:
-    """Return all tombstones of a source."""
-    files = storage.read_many(storage.list_files(tombstones_folder(source), ".json"))
-    return Tombstones(source, tuple(Tombstone.model_validate_json(data) for data in files))
+    """Return all tombstones of a source.
+
+    Raises:
+        StorageError: One is damaged: what it named must not come back, so nothing goes on without it.
+
+    """
+    names = storage.list_files(tombstones_folder(source), ".json")
+    entries = []
+    for name, data in zip(names, storage.read_many(names), strict=True):
+        where = storage.describe(name)
+        entries.append(parse_document(data, Tombstone, where, name))
+        if entries[-1].source != source:
+            raise damaged(where, name, f"it is of source {entries[-1].source}")
+    return Tombstones(source, tuple(entries))
 
 
 def proposed_tombstones(storage: Storage, source: str, kind: DropKind, values: Iterable[str] = ()) -> Tombstones:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from handdata.pipeline.records.stored import ingested_sources, read_ingest_summa
 from handdata.pipeline.report.sheets import choose_samples, draw_sample, sample_contact_sheet, tail
 from handdata.pipeline.shards import list_shards, read_index, read_manifest
 from handdata.pipeline.storage import Dataset, Storage
+from handdata.pipeline.storage.damage import parse_curves
 from handdata.pipeline.storage.layout import metrics_file
 from handdata.schemas import SIDES, SOURCE_CARDS, SPLITS, DatasetManifest, UsageError
 from handdata.schemas.arrays import ByteArray
@@ -46,17 +46,18 @@ class ReportFiles:
     png: str
 
 
-def read_metrics(storage: Storage, run: str) -> list[dict[str, Any]]:
+def read_metrics(storage: Storage, run: str) -> list[dict[str, int | float]]:
     """Return the rows of a training run's ``metrics.jsonl``.
 
     Raises:
         UsageError: The workspace has no such run.
+        StorageError: The file is damaged.
 
     """
     name = metrics_file(run)
     if not storage.exists(name):
         raise UsageError(f"{storage.describe()} has no training run {run!r}", "run `handdata train` first")
-    return [json.loads(line) for line in storage.read_bytes(name).splitlines()]
+    return parse_curves(storage.read_bytes(name), storage.describe(name), name)
 
 
 def write_report(

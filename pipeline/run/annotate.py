@@ -6,7 +6,7 @@ with the records, and a unit is the only thing that a failure repeats.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +23,9 @@ from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
 from handdata.pipeline.run.supervisor import Supervisor
 from handdata.pipeline.run.workers import AnnotateWorker, start_sam
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.shards.commit import remove_orphans
+from handdata.pipeline.shards.commit import remove_orphans, remove_unit
 from handdata.pipeline.shards.lease import Lease, take_lease
+from handdata.pipeline.shards.lost import LostUnit, confirmed_lost, lost_error
 from handdata.pipeline.shards.plan import PlannedUnit, abandon_plan, plan_source
 from handdata.pipeline.shards.settle import is_settled, settle
 from handdata.pipeline.shards.state import DatasetState, read_state, write_manifest
@@ -78,37 +79,45 @@ def annotate(
         UsageError: A source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
         WeightsError: A model file is missing.
         LeaseLostError: Another run has started on the dataset.
-        StorageError: The workspace is full, or away for longer than retries last.
-        RunError: Workers die whatever they do.
+        StorageError: The workspace is full, away for longer than retries last, or has a damaged file.
+        RunError: Workers die whatever they do, or finished units have lost files.
 
     """
     dataset = request.dataset
     ingests = ingests_of(request)
-    dataset.storage.check_writable()
+    dataset.storage.check_creates_once()
     files = find_models(settings, models)
+    choose = partial(choose_annotator, settings=settings, model_hashes=files.hashes, sources=list(ingests))
     lease, state = _settled(dataset)
-    annotator = choose_annotator(state, settings, files.hashes, list(ingests), overwrite=request.overwrite)
-    settings = annotator.settings
+    annotator = choose(state, overwrite=request.overwrite)
+    lost = lost_units(state, request, set(ingests) - set(annotator.overwritten))
     made: list[UnitMarker] = []
     with ExitStack() as stack:
-        if annotator.overwritten:
+        if annotator.overwritten or lost:
             # First the cluster: where there is none, or too small a one, nothing is removed.
             stack.enter_context(connected(cluster.address, cluster.cpus))
             count_workers(cluster)
             if lease is None:
                 lease, state = _take_over(dataset)
+                annotator = choose(state, overwrite=request.overwrite)
+                lost = lost_units(state, request, set(ingests) - set(annotator.overwritten))
+            state = _without(lease, state, lost)
             state = _take_back(lease, state, annotator.overwritten)
-        state = _planned(state, request, list(ingests), settings.image_size)
-        sum_up = partial(
-            DatasetState.sum_up,
-            image_size=settings.image_size,
-            annotators={annotator.hash: {"settings": settings.identity(), "models": files.hashes}},
-            licenses={name: ingest.license for name, ingest in ingests.items()},
-            warnings={name: ingest.warnings for name, ingest in ingests.items()},
-            quality=settings.quality.thresholds(),
-        )
+        state = _planned(state, request, list(ingests), annotator.settings.image_size)
+
+        def sum_up(state: DatasetState) -> DatasetManifest:
+            return state.sum_up(
+                image_size=annotator.settings.image_size,
+                annotators={annotator.hash: {"settings": annotator.settings.identity(), "models": files.hashes}},
+                licenses={name: ingest.license for name, ingest in ingests.items()},
+                warnings={name: ingest.warnings for name, ingest in ingests.items()},
+                quality=annotator.settings.quality.thresholds(),
+            )
+
         if lease is None and (state.to_do(ingests) or not state.is_summed_up(sum_up(state))):
             lease, state = _take_over(dataset)
+            # What another run, or ``flag``, has made of the dataset since the first reading holds.
+            annotator = choose(state, overwrite=False)
         to_do = state.to_do(ingests)
         if on_plan:
             done = (marker.records for marker in state.markers if marker.source in ingests)
@@ -116,7 +125,7 @@ def annotate(
         if lease and to_do:
             state = write_manifest(lease, state, sum_up(state))  # says of an unfinished dataset what its rows are
             stack.enter_context(connected(cluster.address, cluster.cpus))
-            for marker in _commit_units(lease, to_do, settings, files, cluster):
+            for marker in _commit_units(lease, to_do, annotator.settings, files, cluster):
                 made.append(marker)
                 if on_unit:
                     on_unit(marker)
@@ -140,6 +149,19 @@ def ingests_of(request: AnnotateRequest) -> dict[str, IngestSummary]:
     if not names:
         raise UsageError(f"{storage.describe()} has no records", "run `handdata ingest --source NAME` first")
     return {name: read_ingest_summary(storage, name) for name in names}
+
+
+def lost_units(state: DatasetState, request: AnnotateRequest, sources: Collection[str]) -> list[LostUnit]:
+    """Return the finished units of some sources that have lost files.
+
+    Raises:
+        RunError: There are some, and the request is not to repair them.
+
+    """
+    lost = [unit for unit in confirmed_lost(state) if unit.marker.source in sources]
+    if lost and not request.repair:
+        raise lost_error(state.dataset, lost)
+    return lost
 
 
 def count_workers(cluster: Cluster) -> int:
@@ -179,8 +201,15 @@ def _take_over(dataset: Dataset) -> tuple[Lease, DatasetState]:
     lease = take_lease(dataset)
     state = read_state(dataset)
     if not is_settled(state):
-        state, _ = settle(lease, state)
+        state, _ = settle(lease, state, remove_late=True)
     return lease, state
+
+
+def _without(lease: Lease, state: DatasetState, lost: Sequence[LostUnit]) -> DatasetState:
+    """Take lost units back, so that they are done again."""
+    for unit in lost:
+        remove_unit(lease, unit.marker)
+    return state.with_markers((), [unit.marker.unit_id for unit in lost])
 
 
 def _take_back(lease: Lease, state: DatasetState, sources: Sequence[str]) -> DatasetState:

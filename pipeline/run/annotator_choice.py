@@ -54,7 +54,8 @@ def choose_annotator(
 
     """
     dataset, markers, manifest = state.dataset, state.markers, state.manifest
-    own = dict(manifest.quality) if manifest and markers else {}
+    # A manifest that was damaged, and removed, is written again from the markers.
+    own = dict(manifest.quality if manifest else markers[0].thresholds) if markers else {}
     given = {name: getattr(settings.quality, name) for name in settings.quality.model_fields_set - {"reject"}}
     quality = QualitySettings(**{**own, **given}, reject=settings.quality.reject)
     settings = settings.model_copy(update={"quality": quality})

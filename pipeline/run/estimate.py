@@ -17,7 +17,7 @@ import ray
 from handdata.pipeline.annotation.annotator import BATCH_ROWS
 from handdata.pipeline.annotation.factory import AnnotatorFactory, LocalSam, ModelFiles
 from handdata.pipeline.annotation.meter import Stage, StageTally, metered
-from handdata.pipeline.run.annotate import count_workers, ingests_of
+from handdata.pipeline.run.annotate import count_workers, ingests_of, lost_units
 from handdata.pipeline.run.annotator_choice import choose_annotator
 from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.run.model_files import find_models
@@ -134,6 +134,7 @@ def estimate_run(
     Raises:
         UsageError: A source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
         WeightsError: A model file is missing.
+        RunError: Finished units have lost files, and the request is not to repair them.
 
     """
     dataset = request.dataset
@@ -141,6 +142,7 @@ def estimate_run(
     files = find_models(settings, models)
     state = read_state(dataset)
     settings = choose_annotator(state, settings, files.hashes, names, overwrite=False).settings
+    state = state.with_markers((), [unit.marker.unit_id for unit in lost_units(state, request, names)])
     finished = state.finished
     most = _SLOW_PROBE_RECORDS if files.sam and not cluster.gpus else PROBE_RECORDS
     runs_each = max(1, most // BATCH_ROWS // len(names))
@@ -185,7 +187,8 @@ def _spread_records(
     units = len(begun) + len(previewed)
     for position in range(0, units, ceil(units / runs)):
         if position < len(begun):
-            records += read_unit(storage, begun[position])[:BATCH_ROWS]
+            rows = read_unit(storage, begun[position])[:BATCH_ROWS]
+            records += [row for row in rows if isinstance(row, HandRecord)]
         else:
             records += read_previewed(storage, source, previewed[position - len(begun)].head(BATCH_ROWS))
     return records

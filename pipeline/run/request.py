@@ -16,6 +16,7 @@ class AnnotateRequest:
         limit: Take only this many records of each source.
         sample: Take this many records of each source, spread over its sequences.
         overwrite: Annotate those sources again that were annotated with other settings, models or records.
+        repair: Annotate finished units again that have lost files.
 
     """
 
@@ -24,6 +25,7 @@ class AnnotateRequest:
     limit: int | None = None
     sample: int | None = None
     overwrite: bool = False
+    repair: bool = False
 
 
 @dataclass(frozen=True, slots=True)

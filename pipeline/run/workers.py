@@ -194,11 +194,13 @@ class AnnotateWorker:
         self._process(unit, read_unit(self._lease.dataset.storage, unit)[part.start : part.stop])
 
     def _process(
-        self, unit: PlannedUnit, records: Sequence[HandRecord]
+        self, unit: PlannedUnit, rows: Sequence[HandRecord | Rejection]
     ) -> tuple[list[AnnotatedSample], list[Rejection]]:
         annotator = self._factory.for_source(unit.source, self._meter)
         with watchdog.watched():
-            return annotator.process(unit.unit_id, records)
+            records = [row for row in rows if isinstance(row, HandRecord)]
+            samples, rejections = annotator.process(unit.unit_id, records)
+        return samples, [*rejections, *(row for row in rows if isinstance(row, Rejection))]
 
     def close(self) -> None:
         """Release MediaPipe before the process ends."""

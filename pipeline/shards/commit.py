@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from handdata.pipeline.shards.lease import Lease
-from handdata.pipeline.shards.markers import encode_marker, files_of, read_marker
+from handdata.pipeline.shards.markers import encode_marker, files_of, parse_marker, read_marker
 from handdata.pipeline.shards.plan import PlannedUnit, row_group_sizes
 from handdata.pipeline.shards.state import DatasetState
 from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
@@ -70,9 +70,8 @@ def write_unit(
         if committed:
             _remove_files(dataset, made, keep=committed)
         raise
-    committed = UnitMarker.model_validate_json(
-        storage.create_bytes(dataset.marker_file(made.source, made.unit_id), encode_marker(made))
-    )
+    name = dataset.marker_file(made.source, made.unit_id)
+    committed = parse_marker(dataset, name, storage.create_bytes(name, encode_marker(made)))
     _remove_files(dataset, made, keep=committed)
     return committed
 
@@ -110,8 +109,9 @@ def rewrite_unit(
             "bytes": written_bytes,
         }
     if rejections is not None:
-        _replace_file(storage, marker.rejected_files, rejections, len(rejections), emptied)
+        written_bytes = _replace_file(storage, marker.rejected_files, rejections, len(rejections), emptied)
         changes |= {
+            "rejected_bytes": written_bytes,
             "rejected_files": marker.rejected_files if len(rejections) else (),
             "rejected": _counts(rejections["reason"]),
         }
@@ -190,7 +190,7 @@ def _write_files(lease: Lease, unit: PlannedUnit, samples: pa.Table, rejections:
     dataset, storage, unit_id = lease.dataset, lease.dataset.storage, unit.unit_id
     files: list[str] = []
     rejected_files: list[str] = []
-    written_bytes = 0
+    written_bytes = rejected_bytes = 0
     if len(samples):
         data = table_to_parquet(samples, _sample_groups(samples))
         files.append(dataset.shard_in_dataset(unit.source, unit.split, _file_name(unit_id, data)))
@@ -200,6 +200,7 @@ def _write_files(lease: Lease, unit: PlannedUnit, samples: pa.Table, rejections:
         data = table_to_parquet(rejections, len(rejections))
         rejected_files.append(f"{dataset.rejected_folder(unit.source)}/{_file_name(unit_id, data)}")
         storage.write_bytes(rejected_files[0], data)
+        rejected_bytes = len(data)
     flags = samples["flags"].combine_chunks().flatten() if len(samples) else pa.array([], pa.string())
     return UnitMarker(
         unit_id=unit_id,
@@ -212,6 +213,7 @@ def _write_files(lease: Lease, unit: PlannedUnit, samples: pa.Table, rejections:
         rejected=_counts(rejections["reason"]),
         flags=_counts(flags),
         bytes=written_bytes,
+        rejected_bytes=rejected_bytes,
         annotator_hash="",
     )
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import read_markers
 from handdata.pipeline.storage import Dataset, Storage, blob_ranges
+from handdata.pipeline.storage.damage import damaged
 from handdata.schemas import FORMAT_VERSION, SAMPLE_SCHEMA, Split, UsageError
 
 
@@ -81,15 +82,19 @@ def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blo
 
     For each of the binary columns ``blobs``, ``<name>_start`` and ``<name>_bytes`` say at which bytes of the file the
     value lies; null in a file that does not say. Columns that a shard of an older version lacks are null, too.
+
+    Raises:
+        StorageError: The shard is missing or damaged.
+
     """
     with storage.open_parquet(shard.name) as file:
         groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         stored = file.read(list(columns))
-        for name in columns:  # those that shards of older versions lack
-            if name not in stored.column_names:
-                stored = stored.append_column(
-                    SAMPLE_SCHEMA.field(name), pa.nulls(len(stored), SAMPLE_SCHEMA.field(name).type)
-                )
+        stored.validate(full=True)
+        for field in (SAMPLE_SCHEMA.field(name) for name in columns if name not in stored.column_names):
+            if not field.nullable:
+                raise damaged(storage.describe(shard.name), shard.name, f"it has no column {field.name}")
+            stored = stored.append_column(field, pa.nulls(len(stored), field.type))
         table = pl.DataFrame(stored).with_columns(
             pl.col(pl.Categorical).cast(pl.String),
             row=pl.Series(np.concatenate([np.arange(rows) for rows in groups]), dtype=pl.Int32),
@@ -107,6 +112,10 @@ def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blo
 
 
 def read_row_group(storage: Storage, shard: Shard, row_group: int, columns: Sequence[str]) -> pa.Table:
-    """Return columns of one row group of a shard."""
-    with storage.open_parquet(shard.name) as file:
-        return file.read_row_group(row_group, list(columns))
+    """Return columns of one row group of a shard.
+
+    Raises:
+        StorageError: The shard is missing or damaged.
+
+    """
+    return storage.read_parquet(shard.name, columns, row_group)

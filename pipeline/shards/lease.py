@@ -9,10 +9,18 @@ import json
 import os
 import socket
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import LeaseLostError
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """What the file of a lease holds: the run that has it, and where that runs."""
+
+    run_id: str
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +41,13 @@ class Lease:
 
         Raises:
             LeaseLostError: Another has, or the dataset was removed.
+            StorageError: The file of the lease is damaged.
 
         """
         storage, name = self.dataset.storage, self.dataset.lease_file
-        holder = json.loads(storage.read_bytes(name)) if storage.exists(name) else None
-        if holder is None or holder["run_id"] != self.run_id:
-            by = f"by {holder['by']}" if holder else "by its removal"
+        holder = storage.read_document(name, _Holder) if storage.exists(name) else None
+        if holder is None or holder.run_id != self.run_id:
+            by = f"by {holder.by}" if holder else "by its removal"
             raise LeaseLostError(
                 f"{self.dataset.describe()} was taken over {by}; this run adds nothing more",
                 "run one command at a time on a dataset",
@@ -48,6 +57,6 @@ class Lease:
 def take_lease(dataset: Dataset) -> Lease:
     """Take a dataset over from whichever run had it; that run's workers stop before they commit."""
     run_id = uuid.uuid4().hex
-    holder = {"run_id": run_id, "by": f"process {os.getpid()} on {socket.gethostname()}"}
-    dataset.storage.write_bytes(dataset.lease_file, json.dumps(holder).encode())
+    holder = _Holder(run_id, f"process {os.getpid()} on {socket.gethostname()}")
+    dataset.storage.write_bytes(dataset.lease_file, json.dumps(asdict(holder)).encode())
     return Lease(dataset, run_id)

@@ -13,11 +13,14 @@ def encode_manifest(manifest: DatasetManifest) -> bytes:
 
 
 def find_manifest(dataset: Dataset) -> DatasetManifest | None:
-    """Return a dataset's manifest, None where there is none."""
+    """Return a dataset's manifest, None where there is none.
+
+    Raises:
+        StorageError: It is damaged.
+
+    """
     name = dataset.manifest_file
-    if not dataset.storage.exists(name):
-        return None
-    return DatasetManifest.model_validate_json(dataset.storage.read_bytes(name))
+    return dataset.storage.read_document(name, DatasetManifest) if dataset.storage.exists(name) else None
 
 
 def read_manifest(dataset: Dataset) -> DatasetManifest:

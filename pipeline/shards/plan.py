@@ -12,23 +12,37 @@ import json
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from handdata.pipeline.records.stored import RECORD_ROW_GROUP_ROWS, read_ingest_summary, read_record_keys
 from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones, read_tombstones
 from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.pipeline.storage.layout import list_sources
-from handdata.schemas import RECORD_SCHEMA, ROW_GROUP_ROWS, HandRecord, Split, records_from_table
+from handdata.pipeline.storage.damage import damaged, parse_document
+from handdata.pipeline.storage.layout import list_sources, records_folder
+from handdata.schemas import (
+    RECORD_SCHEMA,
+    ROW_GROUP_ROWS,
+    SPLITS,
+    HandRecord,
+    RecordError,
+    Rejection,
+    RejectReason,
+    Split,
+)
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.record import record_from_row
+from handdata.schemas.rejection import rejection
 
 MAX_UNIT_ROWS: Final = 2048
 MAX_UNIT_BYTES: Final = 128 << 20
@@ -41,6 +55,9 @@ UNITS_PER_SOURCE: Final = 32
 
 CAMERA_BLOCK: Final = 16
 """Cameras of a sequence that stay together in a unit and in its row groups."""
+
+_PLAN_SCHEMA: Final = pa.schema([field.with_nullable(True) for field in RECORD_SCHEMA])
+"""Columns of planned records: null may be where no record can have it, since one such row must not stop the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,26 @@ class PlannedUnit:
     tombstones: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """The list of units of a generation of a source's plan, as its file holds it.
+
+    Args:
+        records: Number of records of all its units.
+        units: The units; none where the plan was abandoned.
+        ingest: Token of the ingest that the records are of.
+
+    """
+
+    records: int
+    units: tuple[PlannedUnit, ...]
+    ingest: str = ""
+
+    def encoded(self) -> bytes:
+        """Return the content of its file."""
+        return json.dumps(asdict(self)).encode()
+
+
 def planned_sources(dataset: Dataset) -> list[str]:
     """Return the sources that a dataset has a plan of, sorted."""
     return list_sources(dataset.storage, dataset.plans_folder)
@@ -82,8 +119,28 @@ def stored_units(dataset: Dataset, source: str) -> list[PlannedUnit]:
     """Return the units that were planned so far, in the order of their generations."""
     units: list[PlannedUnit] = []
     for name in _generations(dataset, source):
-        units += [PlannedUnit(**unit) for unit in json.loads(dataset.storage.read_bytes(name))["units"]]
+        units += _read_generation(dataset, source, name).units
     return units
+
+
+def _read_generation(dataset: Dataset, source: str, name: str) -> _Generation:
+    return _parse_generation(dataset.storage, source, name, dataset.storage.read_bytes(name))
+
+
+def _parse_generation(storage: Storage, source: str, name: str, data: bytes) -> _Generation:
+    """Return the list of units that a file holds.
+
+    Raises:
+        StorageError: The file is damaged.
+
+    """
+    where = storage.describe(name)
+    generation = parse_document(data, _Generation, where, name)
+    if any(unit.source != source for unit in generation.units):
+        raise damaged(where, name, f"it has units of another source than {source}")
+    if sum(unit.rows for unit in generation.units) != generation.records:
+        raise damaged(where, name, f"its units have another number of records than {generation.records}")
+    return generation
 
 
 def plan_source(
@@ -148,13 +205,9 @@ def _store_generation(dataset: Dataset, source: str, parts: Sequence[pl.DataFram
         unit_id = f"{source}-{split}-{generation:03d}-{ordinal:06d}"
         units.append(PlannedUnit(unit_id, source, split, len(part), plan_file, ordinal, tombstones))
     _write_records(dataset.storage, source, parts, plan_file)
-    document = {
-        "records": sum(map(len, parts)),
-        "units": [asdict(unit) for unit in units],
-        "ingest": ingest_token(dataset.storage, source),
-    }
-    stored = json.loads(dataset.storage.create_bytes(name, json.dumps(document).encode()))
-    _remove_unnamed(dataset.storage, name, stored)
+    made = _Generation(sum(map(len, parts)), tuple(units), ingest_token(dataset.storage, source))
+    stored = dataset.storage.create_bytes(name, made.encoded())
+    _remove_unnamed(dataset.storage, name, _parse_generation(dataset.storage, source, name, stored))
 
 
 def ingest_token(storage: Storage, source: str) -> str:
@@ -165,15 +218,15 @@ def ingest_token(storage: Storage, source: str) -> str:
 def is_of_last_ingest(dataset: Dataset, source: str) -> bool:
     """Return whether all planned records of a source are those of its last ingest."""
     token = ingest_token(dataset.storage, source)
-    documents = [json.loads(dataset.storage.read_bytes(name)) for name in _generations(dataset, source)]
-    return all(document["ingest"] == token for document in documents if document["units"])
+    generations = [_read_generation(dataset, source, name) for name in _generations(dataset, source)]
+    return all(generation.ingest == token for generation in generations if generation.units)
 
 
 def abandon_plan(lease: Lease, source: str) -> None:
     """Take all units of a source back, so that its records are planned anew; their numbers are not used again."""
     for name in _generations(lease.dataset, source):
-        document = json.loads(lease.dataset.storage.read_bytes(name))
-        _replace_generation(lease, name, {**document, "records": 0, "units": []})
+        generation = _read_generation(lease.dataset, source, name)
+        _replace_generation(lease, name, replace(generation, records=0, units=()))
 
 
 def honours(units: Iterable[PlannedUnit], tombstones: Tombstones) -> bool:
@@ -185,18 +238,18 @@ def strike_plan(lease: Lease, tombstones: Tombstones) -> None:
     """Take the dropped records of a source out of its plan, and remove units that have none left."""
     storage = lease.dataset.storage
     for name in _generations(lease.dataset, tombstones.source):
-        document = json.loads(storage.read_bytes(name))
-        units = [PlannedUnit(**unit) for unit in document["units"]]
+        generation = _read_generation(lease.dataset, tombstones.source, name)
+        units = list(generation.units)
         if all(unit.tombstones == tombstones.digest for unit in units):
-            _remove_unnamed(storage, name, document)  # of a drop that was interrupted
+            _remove_unnamed(storage, name, generation)  # of a drop that was interrupted
             continue
         kept = {unit.unit_id: ~tombstones.strike(read_unit_keys(storage, unit)) for unit in units}
         if not all(rows.all() for rows in kept.values()):
             plan_file = f"{name.removesuffix('.json')}-{uuid.uuid4().hex[:8]}.parquet"
             units = _copy_units(storage, units, kept, plan_file)
-        units = [replace(unit, tombstones=tombstones.digest) for unit in units]
-        document |= {"records": sum(unit.rows for unit in units), "units": [asdict(unit) for unit in units]}
-        _replace_generation(lease, name, document)
+        struck = tuple(replace(unit, tombstones=tombstones.digest) for unit in units)
+        records = sum(unit.rows for unit in struck)
+        _replace_generation(lease, name, replace(generation, records=records, units=struck))
 
 
 def _copy_units(
@@ -204,14 +257,10 @@ def _copy_units(
 ) -> list[PlannedUnit]:
     """Write the kept records of units to another file, and return the units that have any, as they lie there."""
     left = [unit for unit in units if kept[unit.unit_id].any()]
-    with (
-        storage.open_output(plan_file) as stream,
-        pq.ParquetWriter(stream, RECORD_SCHEMA, compression="zstd") as writer,
-    ):
+    with _record_writer(storage, plan_file) as writer:
         for unit in left:
-            with storage.open_parquet(unit.plan_file) as file:
-                rows = file.read_row_group(unit.row_group).filter(pa.array(kept[unit.unit_id]))
-            writer.write_table(rows.cast(RECORD_SCHEMA), row_group_size=len(rows))
+            rows = _read_rows(storage, unit).filter(pa.array(kept[unit.unit_id]))
+            writer.write_table(rows, row_group_size=len(rows))
     return [
         replace(unit, rows=int(kept[unit.unit_id].sum()), plan_file=plan_file, row_group=ordinal)
         for ordinal, unit in enumerate(left)
@@ -222,17 +271,17 @@ def _generations(dataset: Dataset, source: str) -> list[str]:
     return dataset.storage.list_files(dataset.plan_folder(source), ".json")
 
 
-def _replace_generation(lease: Lease, name: str, document: dict[str, Any]) -> None:
+def _replace_generation(lease: Lease, name: str, generation: _Generation) -> None:
     """Replace the list of units of a generation, then remove its files of records that the new list does not name."""
     lease.check()
-    lease.dataset.storage.write_bytes(name, json.dumps(document).encode())
-    _remove_unnamed(lease.dataset.storage, name, document)
+    lease.dataset.storage.write_bytes(name, generation.encoded())
+    _remove_unnamed(lease.dataset.storage, name, generation)
 
 
-def _remove_unnamed(storage: Storage, generation: str, document: dict[str, Any]) -> None:
+def _remove_unnamed(storage: Storage, generation_file: str, generation: _Generation) -> None:
     """Remove files of records of a generation that its list of units does not name."""
-    named = {unit["plan_file"] for unit in document["units"]}
-    base = generation.removesuffix(".json")
+    named = {unit.plan_file for unit in generation.units}
+    base = generation_file.removesuffix(".json")
     for name in storage.list_files(base.rpartition("/")[0], ".parquet"):
         if name.startswith(f"{base}-") and name not in named:
             storage.remove(name)
@@ -240,19 +289,64 @@ def _remove_unnamed(storage: Storage, generation: str, document: dict[str, Any])
 
 def read_unit_keys(storage: Storage, unit: PlannedUnit) -> pa.Table:
     """Return the ``KEY_COLUMNS`` of a unit's records."""
-    with storage.open_parquet(unit.plan_file) as file:
-        return file.read_row_group(unit.row_group, list(KEY_COLUMNS))
+    return _read_rows(storage, unit, KEY_COLUMNS)
 
 
-def read_unit(storage: Storage, unit: PlannedUnit) -> list[HandRecord]:
-    """Return the records of a unit, in order of sequence, frame and camera."""
-    with storage.open_parquet(unit.plan_file) as file:
-        return list(records_from_table(file.read_row_group(unit.row_group)))
+def _read_rows(storage: Storage, unit: PlannedUnit, columns: Sequence[str] = RECORD_SCHEMA.names) -> pa.Table:
+    """Return columns of a unit's records.
+
+    Raises:
+        StorageError: The file of its records is missing, damaged, or of another plan.
+
+    """
+    table = storage.read_parquet(unit.plan_file, columns, unit.row_group)
+    if len(table) != unit.rows:
+        why = f"unit {unit.unit_id} has {unit.rows} records in the plan and {len(table)} here"
+        raise damaged(storage.describe(unit.plan_file), unit.plan_file, why)
+    return table
+
+
+def read_unit(storage: Storage, unit: PlannedUnit) -> list[HandRecord | Rejection]:
+    """Return the records of a unit, in order of sequence, frame and camera.
+
+    A row that is no valid record, as a damaged file or other software leaves it, becomes a rejection.
+    """
+    return _records_of(_read_rows(storage, unit), storage.describe(unit.plan_file))
 
 
 def read_previewed(storage: Storage, source: str, keys: pl.DataFrame) -> list[HandRecord]:
-    """Return the records of some keys of ``preview_source``, in their order."""
-    return list(records_from_table(next(_gathered(storage, source, [keys]))))
+    """Return the valid records of some keys of ``preview_source``, in their order."""
+    rows = _records_of(next(_gathered(storage, source, [keys])), storage.describe(records_folder(source)))
+    return [row for row in rows if isinstance(row, HandRecord)]
+
+
+def _records_of(table: pa.Table, where: str) -> list[HandRecord | Rejection]:
+    """Return the records of a table, and a rejection for each row that is none.
+
+    Args:
+        table: Rows with the columns of ``RECORD_SCHEMA``.
+        where: Where the rows are from, for the rejections.
+
+    """
+    records: list[HandRecord | Rejection] = []
+    for row in table.to_pylist():
+        record_id, image_uri = str(row["record_id"]), str(row["image_uri"])
+        try:
+            if missing := [field.name for field in RECORD_SCHEMA if not field.nullable and row[field.name] is None]:
+                raise _no_record(where, f"it has no {', '.join(missing)}")
+            record = record_from_row(row)
+            if record.record_id != record_id:
+                raise _no_record(where, f"its columns make it {record.record_id}")
+            records.append(record)
+        except (RecordError, ValidationError) as error:
+            records.append(rejection(record_id, image_uri, error, where))
+        except (TypeError, ValueError, RecursionError) as error:  # a list with null inside, ``extra`` that is no JSON
+            records.append(rejection(record_id, image_uri, _no_record(where, str(error))))
+    return records
+
+
+def _no_record(where: str, why: str) -> RecordError:
+    return RecordError(RejectReason.LABEL_CORRUPT, f"{where}: this row is no record: {why}")
 
 
 def row_group_sizes(records: Sequence[tuple[str, int]]) -> list[int]:
@@ -275,11 +369,19 @@ def row_group_sizes(records: Sequence[tuple[str, int]]) -> list[int]:
 
 
 def _sorted_keys(storage: Storage, source: str) -> pl.DataFrame:
-    """Return the keys of all records that are not dropped, with their camera block, in the order of units."""
+    """Return the keys of all records that are not dropped, with their camera block, in the order of units.
+
+    Keys that no record can have are replaced, so that their rows are planned as well: annotation rejects them.
+    """
     table = read_record_keys(storage, source, [*KEY_COLUMNS, "split", "frame_index", "camera_id"])
     # An ingest or a drop that was interrupted may have left dropped records.
     table = table.filter(pa.array(~read_tombstones(storage, source).strike(table))).drop_columns("subject_id")
-    keys = pl.DataFrame(table).with_columns(pl.col("split").cast(pl.String))
+    split = pl.col("split").cast(pl.String)
+    keys = pl.DataFrame(table).with_columns(
+        pl.when(split.is_in(SPLITS)).then(split).otherwise(pl.lit(SPLITS[0])).alias("split"),
+        pl.col("sequence_id", "camera_id").fill_null(""),
+        pl.col("frame_index").fill_null(0),
+    )
     camera = pl.col("camera_id").rank("dense").over("split", "sequence_id") - 1
     keys = keys.with_columns(block=(camera // CAMERA_BLOCK).cast(pl.Int32))
     return keys.sort("split", "sequence_id", "block", "frame_index", "camera_id", "record_id")
@@ -323,9 +425,18 @@ def _cut_sequence(rows: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:
         yield rows[start:stop]
 
 
+@contextmanager
+def _record_writer(storage: Storage, name: str) -> Iterator[pq.ParquetWriter]:
+    with (
+        storage.open_output(name) as stream,
+        pq.ParquetWriter(stream, _PLAN_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        yield writer
+
+
 def _write_records(storage: Storage, source: str, parts: Sequence[pl.DataFrame], name: str) -> None:
     """Write the units' records to one Parquet file, a row group a unit; holds a few row groups at a time."""
-    with storage.open_output(name) as stream, pq.ParquetWriter(stream, RECORD_SCHEMA, compression="zstd") as writer:
+    with _record_writer(storage, name) as writer:
         for records in _gathered(storage, source, parts):
             writer.write_table(records, row_group_size=len(records))
 
@@ -336,8 +447,12 @@ def _gathered(storage: Storage, source: str, parts: Sequence[pl.DataFrame]) -> I
 
     @lru_cache(maxsize=64)
     def row_group(file: int, group: int) -> pa.Table:
-        with storage.open_parquet(files[file]) as parquet:
-            return parquet.read_row_group(group)
+        name = files[file]
+        table = storage.read_parquet(name, RECORD_SCHEMA.names, group)
+        try:
+            return table.cast(_PLAN_SCHEMA)
+        except (pa.ArrowException, ValueError) as error:
+            raise damaged(storage.describe(name), name, f"its columns are not those of records: {error}") from None
 
     for part in parts:
         wanted = part.select("file", "row").with_row_index("order")
@@ -347,5 +462,4 @@ def _gathered(storage: Storage, source: str, parts: Sequence[pl.DataFrame]) -> I
             offsets = (rows["row"] - int(group) * RECORD_ROW_GROUP_ROWS).to_arrow()
             tables.append(row_group(int(file), int(group)).take(offsets))
             order.append(rows["order"].to_numpy())
-        gathered = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
-        yield gathered.cast(RECORD_SCHEMA)
+        yield pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))

@@ -6,8 +6,8 @@ Rates come from the times at which the storage saw the markers; nothing else rec
 import time
 from dataclasses import dataclass
 
-from handdata.pipeline.shards.markers import read_markers
-from handdata.pipeline.shards.plan import planned_sources, stored_units
+from handdata.pipeline.shards.lost import LostUnit, confirmed_lost
+from handdata.pipeline.shards.state import read_state
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import Split, SplitCounts, UsageError
 
@@ -40,6 +40,7 @@ class DatasetProgress:
         records_to_do: Number of records of the units that are not finished.
         records_per_s: Rate of the last ten minutes in which units were finished; None where none was.
         last_unit_age_s: Age of the last finished unit, by this machine's clock; None before the first.
+        lost: Finished units that have lost files; they count as not finished.
 
     """
 
@@ -47,6 +48,7 @@ class DatasetProgress:
     records_to_do: int
     records_per_s: float | None
     last_unit_age_s: float | None
+    lost: tuple[LostUnit, ...] = ()
 
     @property
     def total(self) -> SplitCounts:
@@ -72,13 +74,16 @@ def dataset_progress(dataset: Dataset) -> DatasetProgress:
 
     Raises:
         UsageError: The workspace has no such dataset.
+        StorageError: A file of the dataset is damaged.
 
     """
-    units = [unit for source in planned_sources(dataset) for unit in stored_units(dataset, source)]
+    state = read_state(dataset)
+    units = [unit for of_source in state.units.values() for unit in of_source]
     if not units:
         raise UsageError(f"{dataset.describe()} is no annotated dataset", "run `handdata annotate` first")
     times = dataset.storage.modified_times(dataset.markers_folder, ".json")
-    markers = read_markers(dataset)
+    lost = confirmed_lost(state)
+    markers = state.with_markers((), [unit.marker.unit_id for unit in lost]).markers
     finished = {marker.unit_id for marker in markers}
     counts = {(unit.source, unit.split): SplitCounts() for unit in units}
     for marker in markers:
@@ -102,4 +107,5 @@ def dataset_progress(dataset: Dataset) -> DatasetProgress:
         records_to_do=sum(unit.rows for unit in units if unit.unit_id not in finished),
         records_per_s=rate,
         last_unit_age_s=age,
+        lost=tuple(lost),
     )

@@ -19,15 +19,19 @@ from handdata.pipeline.records.stored import drop_records, ingested_sources, rea
 from handdata.pipeline.records.tombstones import (
     KEY_COLUMNS,
     DropKind,
-    Tombstone,
     Tombstones,
+    dropped_sources,
     is_among,
+    named_values,
+    names_rejected,
     proposed_tombstones,
+    read_tombstones,
     write_tombstones,
 )
 from handdata.pipeline.settings import FLAG_THRESHOLDS, QualitySettings
 from handdata.pipeline.shards.commit import remove_derived, remove_orphans, remove_unit, rewrite_unit, unit_of
 from handdata.pipeline.shards.lease import Lease, take_lease
+from handdata.pipeline.shards.lost import LostUnit, find_lost
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import files_of, read_marker, read_markers
 from handdata.pipeline.shards.plan import (
@@ -58,6 +62,7 @@ class Settled:
         rejected: Number of rejected records that were removed.
         flags_before: Samples per flag in the compared units, before.
         flags_after: Samples per flag in the compared units, now.
+        lost: Units that have lost files, and were left as they are.
 
     """
 
@@ -67,6 +72,7 @@ class Settled:
     rejected: int = 0
     flags_before: Counter[str] = field(default_factory=Counter)
     flags_after: Counter[str] = field(default_factory=Counter)
+    lost: list[LostUnit] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,7 @@ class DropSummary:
         rejected: Number of removed records that the ingest had rejected.
         datasets: What changed in each dataset, by name.
         left: Number of records of the source that stay.
+        dropped_before: Whether earlier tombstones name all of it, so that only what they left is removed.
 
     """
 
@@ -112,6 +119,16 @@ class DropSummary:
     rejected: int
     datasets: dict[str, Settled]
     left: int
+    dropped_before: bool = False
+
+    @property
+    def lost(self) -> dict[str, list[LostUnit]]:
+        """Units of the source that have lost files, by dataset: what was dropped may be in what is left of them."""
+        lost = {
+            name: [unit for unit in settled.lost if unit.marker.source == self.source]
+            for name, settled in self.datasets.items()
+        }
+        return {name: units for name, units in lost.items() if units}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +151,25 @@ def is_settled(state: DatasetState) -> bool:
     """Return whether all units of a dataset are as its plan, its thresholds and the tombstones say."""
     if not all(honours(state.units[source], tombstones) for source, tombstones in state.tombstones.items()):
         return False
-    return not any(True for _ in _pending(state))
+    return not any(True for _ in state.unsettled())
 
 
 def settle(
-    lease: Lease, state: DatasetState, on_unit: Callable[[int, int], None] | None = None
+    lease: Lease,
+    state: DatasetState,
+    on_unit: Callable[[int, int], None] | None = None,
+    *,
+    remove_late: bool = False,
 ) -> tuple[DatasetState, Settled]:
     """Bring all units of a dataset into line with its plan, its thresholds and the tombstones.
+
+    Units that have lost files stay as they are, unless none of their records is planned any more.
 
     Args:
         lease: Lease of the run on the dataset.
         state: State of the dataset, read under this lease.
         on_unit: Function called with (units done, units to compare).
+        remove_late: Whether to take ``late`` lost units back: for a run that annotates them again.
 
     Returns:
         The state afterwards, and what changed.
@@ -156,7 +180,8 @@ def settle(
 
     """
     total = Settled()
-    pending = list(_pending(state))
+    lost = {unit.marker.unit_id: unit for unit in find_lost(state) if not (remove_late and unit.late)}
+    pending = [unit for unit in _pending(state) if unit.marker.unit_id not in lost]
     made, removed = [], []
     with ThreadPoolExecutor(SETTLING_THREADS) as pool:
         for done, change in enumerate(pool.map(partial(_settle_unit, lease), pending), start=1):
@@ -174,6 +199,10 @@ def settle(
                 remove_unfinished(lease, state, source)
             strike_plan(lease, tombstones)
             state = state.with_units(source, stored_units(state.dataset, source))
+    for unit_id in lost.keys() - state.planned.keys():
+        remove_unit(lease, lost.pop(unit_id).marker)
+        state = state.with_markers((), [unit_id])
+    total.lost = list(lost.values())
     remove_orphans(lease, state)
     if state.manifest:
         state = write_manifest(lease, state, state.sum_up())
@@ -193,16 +222,12 @@ class _Pending:
 
 
 def _pending(state: DatasetState) -> Iterator[_Pending]:
-    """Yield the finished units whose markers do not say that they follow plan, thresholds and tombstones."""
-    manifest, units = state.manifest, state.planned
-    for marker in state.markers:
-        unit = units.get(marker.unit_id)
-        stones = state.tombstones.get(marker.source) or Tombstones(marker.source, ())
-        thresholds = manifest.quality if manifest and manifest.quality else marker.thresholds
-        if unit and marker.tombstones == stones.digest and marker.thresholds == thresholds:
-            continue
-        image_size = _image_size(manifest, marker) if manifest else 0
-        yield _Pending(state.dataset, marker, unit, stones, thresholds, image_size)
+    """Yield the finished units that may have to change."""
+    units = state.planned
+    for marker in state.unsettled():
+        image_size = _image_size(state.manifest, marker) if state.manifest else 0
+        unit, stones = units.get(marker.unit_id), state.tombstones_of(marker)
+        yield _Pending(state.dataset, marker, unit, stones, state.thresholds_of(marker), image_size)
 
 
 def _image_size(manifest: DatasetManifest, marker: UnitMarker) -> int:
@@ -231,9 +256,11 @@ def _compare(pending: _Pending) -> UnitChange:
         "samples": 0,
         "rejected": {},
         "flags": {},
+        "bytes": 0,
+        "rejected_bytes": 0,
     }
     for name in marker.files:
-        rows = storage.read_parquet(dataset.path(name), ["record_id", *JUDGED_COLUMNS])
+        rows = storage.read_parquet(dataset.path(name), ["record_id", *JUDGED_COLUMNS], optional=["contrast"])
         kept_samples = is_among(rows["record_id"], allowed)
         rows = rows.filter(pa.array(kept_samples))
         before = [tuple(names) for names in rows["flags"].to_pylist()]
@@ -248,7 +275,7 @@ def _compare(pending: _Pending) -> UnitChange:
         rows = storage.read_parquet(name, ["record_id", "reason"])
         kept_rejected = is_among(rows["record_id"], allowed)
         reasons = Counter(rows.filter(pa.array(kept_rejected))["reason"].to_pylist())
-        changes["rejected"] = dict(sorted(reasons.items()))
+        changes |= {"rejected": dict(sorted(reasons.items())), "rejected_bytes": storage.size(name)}
     new = marker.model_copy(update=changes)
     new = new.model_copy(update={"records": new.samples + sum(new.rejected.values())})
     return UnitChange(marker, new if allowed else None, kept_samples, kept_rejected, flags)
@@ -369,22 +396,26 @@ def drop(
         on_unit: Function called with (units done, units to compare) for each dataset.
 
     Raises:
-        UsageError: No source has such an id, or several have.
+        UsageError: The source, or one of the ids, is nowhere in the workspace; or several sources have them.
+        StorageError: A file cannot be read or written.
 
     """
-    source = source or _source_of(storage, kind, values)
+    source = _source_of(storage, kind, values, source)
     tombstones = proposed_tombstones(storage, source, kind, values)
+    dropped_before = tombstones == read_tombstones(storage, source)
     if dry_run:
-        return _preview(storage, tombstones)
+        return replace(_preview(storage, tombstones), dropped_before=dropped_before)
     write_tombstones(storage, tombstones)
     datasets: dict[str, Settled] = {}
     for dataset in list_datasets(storage):
         if source in planned_sources(dataset):
-            lease = take_lease(dataset)
-            _, datasets[dataset.name] = settle(lease, read_state(dataset), on_unit)
+            datasets[dataset.name] = Settled()
+            if not is_settled(read_state(dataset)):
+                lease = take_lease(dataset)
+                _, datasets[dataset.name] = settle(lease, read_state(dataset), on_unit)
     records, rejected = drop_records(storage, tombstones)
     left = read_ingest_summary(storage, source).records if source in ingested_sources(storage) else 0
-    return DropSummary(source, records, rejected, datasets, left)
+    return DropSummary(source, records, rejected, datasets, left, dropped_before)
 
 
 def _preview(storage: Storage, tombstones: Tombstones) -> DropSummary:
@@ -400,40 +431,63 @@ def _preview(storage: Storage, tombstones: Tombstones) -> DropSummary:
     datasets: dict[str, Settled] = {}
     for dataset in list_datasets(storage):
         if source in planned_sources(dataset):
-            datasets[dataset.name] = Settled()
-            for pending in _pending(read_state(dataset).with_tombstones(tombstones)):
-                if pending.marker.source == source:
-                    _add(datasets[dataset.name], _compare(pending))
+            state = read_state(dataset).with_tombstones(tombstones)
+            settled = datasets[dataset.name] = Settled(lost=find_lost(state))
+            lost = {unit.marker.unit_id for unit in settled.lost}
+            for pending in _pending(state):
+                if pending.marker.source == source and pending.marker.unit_id not in lost:
+                    _add(settled, _compare(pending))
     return DropSummary(source, records, rejected, datasets, left)
 
 
-def _source_of(storage: Storage, kind: DropKind, values: Sequence[str]) -> str:
-    """Return the one source in which ids occur."""
-    found = sorted(source for source in _all_sources(storage) if _occurs(storage, source, kind, values))
-    if not found:
-        raise UsageError(
-            f"no record of {storage.describe()} has the {kind} {', '.join(values)}",
-            "with --source the tombstone is written all the same, for later ingests",
-        )
+def _source_of(storage: Storage, kind: DropKind, values: Sequence[str], source: str | None) -> str:
+    """Return the one source in which ids occur, or the given one where it has them all.
+
+    Raises:
+        UsageError: An id is in no source, or ids are in several.
+
+    """
+    where = storage.describe()
+    sources = _all_sources(storage)
+    if source is not None and source not in sources:
+        raise UsageError(f"{where} has no source {source}", f"it has {', '.join(sorted(sources)) or 'none'}")
+    known = {name: _known(storage, name, kind, values) for name in ([source] if source else sorted(sources))}
+    found = [name for name in known if source or known[name]]
     if len(found) > 1:
         raise UsageError(f"{kind} {', '.join(values)} occurs in {', '.join(found)}", "say which one with --source")
+    unknown = [value for value in values if not found or value not in known[found[0]]]
+    if unknown:
+        raise UsageError(
+            f"no record of {f'{found[0]} in ' if found else ''}{where} has the {kind} {', '.join(unknown)}",
+            "check how it is spelled; nothing was dropped",
+        )
     return found[0]
 
 
 def _all_sources(storage: Storage) -> set[str]:
     planned = (source for dataset in list_datasets(storage) for source in planned_sources(dataset))
-    return {*ingested_sources(storage), *planned}
+    return {*ingested_sources(storage), *planned, *dropped_sources(storage)}
 
 
-def _occurs(storage: Storage, source: str, kind: DropKind, values: Sequence[str]) -> bool:
-    sought = Tombstones(source, (Tombstone(source=source, kind=kind, values=tuple(values), when=""),))
-    files = read_ingest_summary(storage, source).files if source in ingested_sources(storage) else ()
-    if any(sought.strike(storage.read_parquet(name, list(KEY_COLUMNS))).any() for name in files):
-        return True
-    units = (
-        unit
-        for dataset in list_datasets(storage)
-        if source in planned_sources(dataset)
-        for unit in stored_units(dataset, source)
-    )
-    return any(sought.strike(read_unit_keys(storage, unit)).any() for unit in units)
+def _known(storage: Storage, source: str, kind: DropKind, values: Sequence[str]) -> set[str]:
+    """Return which ids a source has, or had before they were dropped."""
+    tombstones = read_tombstones(storage, source)
+    unknown = set() if tombstones.of_source() else set(values) - set(tombstones.values(kind))
+    for keys in _key_tables(storage, source):
+        if not unknown:
+            break
+        unknown -= named_values(keys, kind, unknown)
+    if unknown and source in ingested_sources(storage):
+        for name in read_ingest_summary(storage, source).rejected_files:
+            ids = storage.read_parquet(name, ["record_id"])["record_id"]
+            unknown -= {value for value in unknown if names_rejected(source, kind, value, ids)}
+    return set(values) - unknown
+
+
+def _key_tables(storage: Storage, source: str) -> Iterator[pa.Table]:
+    """Yield the ``KEY_COLUMNS`` of the ingested and the planned records of a source."""
+    for name in read_ingest_summary(storage, source).files if source in ingested_sources(storage) else ():
+        yield storage.read_parquet(name, KEY_COLUMNS)
+    for dataset in list_datasets(storage):
+        for unit in stored_units(dataset, source) if source in planned_sources(dataset) else ():
+            yield read_unit_keys(storage, unit)

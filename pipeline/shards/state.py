@@ -24,7 +24,7 @@ planning takes no lease.
 Readers of samples read the markers themselves (``list_shards``): they see each unit once at any time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from handdata.pipeline.records.tombstones import Tombstones, read_tombstones
@@ -69,6 +69,22 @@ class DatasetState:
         """Return the planned units of some sources that are not finished."""
         finished = self.finished
         return [unit for source in sources for unit in self.units.get(source, ()) if unit.unit_id not in finished]
+
+    def thresholds_of(self, marker: UnitMarker) -> Mapping[str, float]:
+        """Return the thresholds by which the samples of a unit are to be flagged."""
+        return self.manifest.quality if self.manifest and self.manifest.quality else marker.thresholds
+
+    def tombstones_of(self, marker: UnitMarker) -> Tombstones:
+        """Return the tombstones that the rows of a unit are to honour."""
+        return self.tombstones.get(marker.source) or Tombstones(marker.source, ())
+
+    def unsettled(self) -> Iterator[UnitMarker]:
+        """Yield the markers that do not say that their units follow plan, thresholds and tombstones."""
+        planned = self.planned
+        for marker in self.markers:
+            settled = marker.tombstones == self.tombstones_of(marker).digest
+            if not (settled and marker.unit_id in planned and marker.thresholds == self.thresholds_of(marker)):
+                yield marker
 
     def with_units(self, source: str, units: Iterable[PlannedUnit]) -> "DatasetState":
         """Return the state with another plan of a source."""

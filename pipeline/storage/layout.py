@@ -33,13 +33,16 @@ underscore hides it from table readers."""
 RECORDS = "records"
 """Folder of the records of all sources."""
 
+TOMBSTONES = "dropped"
+"""Folder of the tombstones of all sources."""
+
 CHECKPOINTS = "checkpoints"
 """Folder of a training run's checkpoints, in the folder of the run."""
 
 RAY_TRAIN = "ray_train"
 """Name by which Ray Train knows a run, and of the folder of its notes."""
 
-RESERVED = (RECORDS, "rejected", "dropped", "runs")
+RESERVED = (RECORDS, "rejected", TOMBSTONES, "runs")
 """Names in a workspace that no dataset can have."""
 
 
@@ -70,7 +73,7 @@ def staged_folder(staging: str, kind: Literal["records", "rejected"]) -> str:
 
 def tombstones_folder(source: str) -> str:
     """Return the folder of a source's tombstones."""
-    return f"dropped/source={source}"
+    return f"{TOMBSTONES}/source={source}"
 
 
 def rejected_folder(stage: str, source: str) -> str:

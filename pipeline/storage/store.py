@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from handdata.pipeline.storage.damage import advice, damaged, parse_document
 from handdata.schemas import StorageError
 
 UNFINISHED = ".tmp"
@@ -43,9 +44,10 @@ _TRANSIENT = {
     errno.EHOSTUNREACH, errno.EIO, errno.EMFILE, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.ENFILE,
     errno.ENOTCONN, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
 }  # fmt: skip
-"""s3fs turns a server's 500 into EREMOTEIO, 503 and "slow down" into EBUSY, 429 and 502 into EIO; a network file system
-gives ESTALE or EIO."""
+"""s3fs turns a server's 500 into EREMOTEIO, 503 and "slow down" into EBUSY, 429, 502 and the 409 of a conditional request
+that meets another one into EIO; a network file system gives ESTALE or EIO."""
 
+Document = TypeVar("Document")
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -152,7 +154,10 @@ class Storage:
             yield
         except Exception as error:
             if isinstance(error, ImportError | ValueError) or is_from_server(error):
-                raise as_storage_error(verb, self.describe(name), error) from error
+                named = as_storage_error(verb, self.describe(name), error)
+                if verb == "read" and isinstance(error, FileNotFoundError):
+                    named = StorageError(named.message, advice(name, gone=True) or named.hint)
+                raise named from error
             raise
 
     @retried
@@ -182,6 +187,19 @@ class Storage:
         """
         with self._named_errors("read", name):
             return bytes(self._filesystem.cat_file(self._path(name)))
+
+    def read_document(self, name: str, form: type[Document]) -> Document:
+        """Return what a small JSON file holds.
+
+        Args:
+            name: Name of the file.
+            form: What it must hold: a pydantic model or a dataclass.
+
+        Raises:
+            StorageError: It is missing, unreadable, or does not hold that.
+
+        """
+        return parse_document(self.read_bytes(name), form, self.describe(name), name)
 
     @contextmanager
     def local_copy(self, name: str = "") -> Iterator[Path]:
@@ -302,39 +320,50 @@ class Storage:
                 return bytes(self._filesystem.cat_file(target))
             return data
 
-    @retried
     def list_files(self, folder: str, suffix: str) -> list[str]:
         """Return the names of all files below a folder that end in ``suffix``, sorted; none if it is absent.
 
         Names that begin with a dot or an underscore, of files or of folders below ``folder``, are skipped.
         """
-        with self._named_errors("list", folder):
-            base = self._path(folder)
-            found = self._filesystem.find(base)
-        inside = (path.removeprefix(base).lstrip("/") for path in map(str, found))
-        return sorted(
-            f"{folder}/{name}".lstrip("/")
-            for name in inside
-            if name.endswith(suffix) and not any(part.startswith((".", "_")) for part in name.split("/"))
-        )
+        return list(self._listing(folder, suffix))
+
+    def sizes(self, folder: str, suffix: str) -> dict[str, int]:
+        """Return the size in bytes of each file that ``list_files`` returns, from one listing."""
+        return {name: int(entry["size"]) for name, entry in self._listing(folder, suffix).items()}
 
     @retried
     def modified_times(self, folder: str, suffix: str) -> dict[str, float]:
-        """Return when each file below a folder was last written, in seconds since 1970 by the storage's clock.
+        """Return when each file that ``list_files`` returns was last written.
 
-        Names are those that ``list_files`` returns.
+        Times are seconds since 1970 by the storage's clock.
         """
-        names = self.list_files(folder, suffix)
+        listing = self._listing(folder, suffix)
         with self._named_errors("list", folder):
-            found = self._filesystem.find(self._path(folder), detail=True)
-            return {name: self._modified_time(self._path(name), found) for name in names if self._path(name) in found}
+            return {name: self._modified_time(name, entry) for name, entry in listing.items()}
 
-    def _modified_time(self, path: str, found: dict[str, dict[str, Any]]) -> float:
+    def _modified_time(self, name: str, entry: dict[str, Any]) -> float:
         """Take the time from a listing: local disks and S3 put it there, others are asked file by file."""
-        time = found[path].get("mtime") or found[path].get("LastModified") or self._filesystem.modified(path)
+        time = entry.get("mtime") or entry.get("LastModified") or self._filesystem.modified(self._path(name))
         return float(time) if isinstance(time, int | float) else float(time.timestamp())
 
+<<<<<<< HEAD
     @retried
+=======
+    @retried
+    def _listing(self, folder: str, suffix: str) -> dict[str, dict[str, Any]]:
+        """Return what the file system says of each file that ``list_files`` describes, sorted by name."""
+        with self._named_errors("list", folder):
+            base = self._path(folder)
+            found = self._filesystem.find(base, detail=True)
+        listing = {}
+        for path, entry in sorted(found.items()):
+            inside = str(path).removeprefix(base).lstrip("/")
+            if inside.endswith(suffix) and not any(part.startswith((".", "_")) for part in inside.split("/")):
+                listing[f"{folder}/{inside}".lstrip("/")] = entry
+        return listing
+
+    @retried
+>>>>>>> d9e657a (Name damaged and lost files of a workspace in one line, and repair what was lost)
     def list_folders(self, folder: str) -> list[str]:
         """Return the names of the visible folders directly in a folder, links to folders among them, sorted.
 
@@ -400,6 +429,30 @@ class Storage:
             except StorageError as error:
                 raise error.__cause__ or error from None
 
+    def check_creates_once(self) -> None:
+        """Write a small file twice by ``create_bytes``, and remove it.
+
+        Raises:
+            StorageError: The folder cannot be written, or the store lets two writers create one file.
+
+        """
+        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        unfit = StorageError(
+            f"{self.describe()} lies on a store that ignores or lacks conditional writes (If-None-Match: *)",
+            "two runs could overwrite each other there: use AWS S3, Cloudflare R2, MinIO of 2024 or later, or a disk",
+        )
+        with self._named_errors("write to", ""):
+            try:
+                self.create_bytes(probe, b"first")
+                held = self.create_bytes(probe, b"second")
+            except StorageError as error:
+                if getattr(error.__cause__, "errno", None) == errno.ENOSYS:  # HTTP 501
+                    raise unfit from None
+                raise error.__cause__ or error from None
+        self.remove(probe)
+        if held != b"first":
+            raise unfit
+
     def arrow_filesystem(self, folder: str) -> dict[str, Any]:
         """Return a folder as Ray's arguments ``storage_path`` and, for a URL, ``storage_filesystem``."""
         if self.is_local:
@@ -409,21 +462,70 @@ class Storage:
             "storage_filesystem": pa.fs.PyFileSystem(pa.fs.FSSpecHandler(self._filesystem)),
         }
 
-    def open_parquet(self, name: str) -> pq.ParquetFile:
-        """Open a Parquet file for reading by row group.
+    @contextmanager
+    def open_parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        """Open a Parquet file for reading by row group; the checksums of its pages are compared.
 
         Raises:
-            StorageError: It is missing or not a Parquet file.
+            StorageError: It is missing, not a Parquet file, or damaged; also where the block that reads finds that out.
 
         """
-        with self._named_errors("read", name):
-            return pq.ParquetFile(self._filesystem.open(self._path(name), "rb"), pre_buffer=not self.is_local)
+        with (
+            self._named_errors("read", name),
+            self._named_damage(name),
+            self._filesystem.open(self._path(name), "rb") as stream,
+            pq.ParquetFile(stream, pre_buffer=not self.is_local, page_checksum_verification=True) as file,
+        ):
+            yield file
 
+    @contextmanager
+    def _named_damage(self, name: str) -> Iterator[None]:
+        """Turn what Arrow says about a damaged file into one error that names it."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except (pa.ArrowException, ValueError) as error:
+            raise damaged(self.describe(name), name, str(error)) from None
+        except OSError as error:
+            if type(error) is not OSError or error.errno is not None:
+                raise  # of the file system, not of Arrow
+            raise damaged(self.describe(name), name, str(error)) from None
+
+<<<<<<< HEAD
     @retried
     def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Return a whole Parquet file, or some of its columns."""
+=======
+    @retried
+    def read_parquet(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        row_group: int | None = None,
+        *,
+        optional: Collection[str] = (),
+    ) -> pa.Table:
+        """Return a Parquet file, or some of its columns, or one of its row groups.
+
+        Args:
+            name: Name of the file.
+            columns: The only columns to read; None for all.
+            row_group: The only row group to read; None for all.
+            optional: Those of ``columns`` that files of earlier versions lack.
+
+        Raises:
+            StorageError: It is missing or damaged, or lacks a column.
+
+        """
+        wanted = None if columns is None else list(columns)
+>>>>>>> d9e657a (Name damaged and lost files of a workspace in one line, and repair what was lost)
         with self.open_parquet(name) as file:
-            return file.read(columns)
+            if lacking := set(wanted or ()) - set(file.schema_arrow.names) - set(optional):
+                raise damaged(self.describe(name), name, f"it has no column {', '.join(sorted(lacking))}")
+            table = file.read(wanted) if row_group is None else file.read_row_group(row_group, wanted)
+            table.validate(full=True)  # what a file without checksums may hide: text that is none
+        return table
 
 
 @contextmanager

@@ -12,7 +12,6 @@ form.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -383,4 +382,4 @@ def _encoded_batch(
 
 def _read_settings(storage: Storage, folder: str) -> LatentSettings | None:
     name = latents_settings_file(folder)
-    return LatentSettings(**json.loads(storage.read_bytes(name))) if storage.exists(name) else None
+    return storage.read_document(name, LatentSettings) if storage.exists(name) else None
