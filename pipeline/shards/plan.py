@@ -311,12 +311,12 @@ def read_unit(storage: Storage, unit: PlannedUnit) -> list[HandRecord | Rejectio
 
     A row that is no valid record, as a damaged file or other software leaves it, becomes a rejection.
     """
-    return _records_of(_read_rows(storage, unit), storage.describe(unit.plan_file))
+    return _records_of(_read_rows(storage, unit), records_folder(unit.source))
 
 
 def read_previewed(storage: Storage, source: str, keys: pl.DataFrame) -> list[HandRecord]:
     """Return the valid records of some keys of ``preview_source``, in their order."""
-    rows = _records_of(next(_gathered(storage, source, [keys])), storage.describe(records_folder(source)))
+    rows = _records_of(next(_gathered(storage, source, [keys])), records_folder(source))
     return [row for row in rows if isinstance(row, HandRecord)]
 
 

@@ -410,7 +410,8 @@ def drop(
     for dataset in list_datasets(storage):
         if source in planned_sources(dataset):
             datasets[dataset.name] = Settled()
-            if not is_settled(read_state(dataset)):
+            state = read_state(dataset)
+            if not (is_settled(state) and state.is_summed_up(state.sum_up())):
                 lease = take_lease(dataset)
                 _, datasets[dataset.name] = settle(lease, read_state(dataset), on_unit)
     records, rejected = drop_records(storage, tombstones)

@@ -162,6 +162,37 @@ def test_an_id_that_no_record_has_is_an_error(workspace: Path, run_command) -> N
     assert result.code == 2
     assert "subject nobody" in result.err
     assert run_command("drop", "-w", workspace).code == 2
+    lease = (workspace / "dataset" / "plan" / "lease.json").read_bytes()
+    subject, known = subject_of(workspace), ("-w", workspace, "-s", "synthetic")
+    for wrong in (
+        ("--subject", "nobody", *known),
+        ("--subject", subject, "--subject", "nobody", *known),
+        ("--sequence", "nowhere", *known, "--dry-run"),
+        ("--record", subject, *known),
+        ("-s", "syntetic", "-w", workspace),
+        ("-s", "syntetic", "--subject", subject, "-w", workspace),
+    ):
+        result = run_command("drop", *wrong)
+        assert result.code == 2, wrong
+        assert "error:" in result.err
+    assert not (workspace / "dropped").exists()
+    assert (workspace / "dataset" / "plan" / "lease.json").read_bytes() == lease
+    assert run_command("status", "-w", workspace, "--dataset", "../w/dataset").code == 2
+
+
+def test_what_was_dropped_before_is_told_apart_and_is_no_error(workspace: Path, run_command) -> None:
+    shutil.rmtree(workspace / "dataset")  # a subject that is in the records alone
+    subject = subject_of(workspace)
+    assert run_command("drop", "-w", workspace, "--subject", subject).code == 0
+    again = run_command("drop", "-w", workspace, "--subject", subject, "--json")
+    assert again.code == 0
+    document = json.loads(again.out)
+    assert (document["dropped_before"], document["records"], document["datasets"]) == (True, 0, {})
+    assert len(list((workspace / "dropped").rglob("*.json"))) == 1
+    assert run_command("drop", "-w", workspace, "--subject", "nobody", "-s", "synthetic").code == 2
+    assert run_command("drop", "-w", workspace, "-s", "synthetic").code == 0
+    whole = run_command("drop", "-w", workspace, "-s", "synthetic")
+    assert (whole.code, "Dropped before" in whole.out) == (0, True)
 
 
 _KILLED = """
@@ -225,6 +256,31 @@ def test_what_is_dropped_while_a_run_starts_is_gone_when_the_run_ends(
     assert is_settled(read_state(Dataset(storage)))
     assert subject not in all_text(workspace / "dataset", "subject_id")
     assert in_folder(workspace) == committed(storage)
+
+
+def test_thresholds_that_change_while_a_run_starts_hold(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset(Storage(workspace))
+    next((workspace / "dataset" / "units").rglob("*.json")).unlink()
+
+    def take_after_a_flag(dataset: Dataset) -> Lease:
+        flag(dataset, {"min_hand_px": 10_000})
+        return take_lease(dataset)
+
+    monkeypatch.setattr("handdata.pipeline.run.annotate.take_lease", take_after_a_flag)
+    assert annotate(AnnotateRequest(dataset), SMALL).manifest.quality["min_hand_px"] == 10_000
+    assert is_settled(read_state(dataset))
+    rows = pq.read_table(workspace / "dataset" / "data").to_pylist()
+    assert len(rows) == 48
+    assert all("small_hand" in row["flags"] for row in rows)
+
+
+def test_a_manifest_that_was_removed_is_written_again_as_it_was(workspace: Path) -> None:
+    dataset = Dataset(Storage(workspace))
+    flag(dataset, {"min_hand_px": 10_000})
+    before = read_manifest(dataset)
+    (workspace / "dataset" / "dataset.json").unlink()
+    assert annotate(AnnotateRequest(dataset), SMALL).records == 0
+    assert read_manifest(dataset) == before
 
 
 def test_an_interrupted_drop_is_finished_by_annotate(workspace: Path) -> None:

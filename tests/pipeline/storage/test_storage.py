@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import s3fs
@@ -116,6 +117,49 @@ def test_a_server_that_stays_away_is_one_clear_error(faulty_s3: FaultyS3, s3_buc
     with pytest.raises(StorageError, match=rf"cannot write {s3_bucket}/a: .*the same command continues") as caught:
         Storage(s3_bucket).write_bytes("a", b"")
     assert caught.value.transient
+    assert "\n" not in str(caught.value)
+
+
+def test_a_conditional_request_that_meets_another_one_is_repeated(faulty_s3: FaultyS3, s3_bucket: str) -> None:
+    storage = Storage(f"{s3_bucket}/{uuid.uuid4().hex[:8]}")
+    faulty_s3.conflicts = 3
+    assert storage.create_bytes("created", b"first") == b"first"
+    assert (faulty_s3.conflicts, faulty_s3.faults) == (0, 3)
+    assert storage.create_bytes("created", b"second") == b"first"
+
+
+def test_a_store_that_ignores_conditional_requests_is_found_out(faulty_s3: FaultyS3, s3_bucket: str) -> None:
+    workspace = f"{s3_bucket}/{uuid.uuid4().hex[:8]}"
+    Storage(workspace).check_creates_once()
+    faulty_s3.conditional = False
+    with pytest.raises(StorageError, match="If-None-Match"):
+        Storage(workspace).check_creates_once()
+    faulty_s3.conditional = True
+    assert Storage(workspace)._filesystem.find(workspace.removeprefix("s3://")) == []  # probes are removed
+
+
+def test_a_disk_creates_each_file_once(storage: Storage) -> None:
+    storage.check_creates_once()
+    assert storage.list_folders("") == []
+
+
+def test_sizes_are_those_of_one_listing(storage: Storage) -> None:
+    storage.write_bytes("a/b/one.parquet", b"1")
+    storage.write_bytes("a/three.parquet", b"333")
+    storage.write_bytes("a/_hidden/four.parquet", b"4444")
+    assert storage.sizes("a", ".parquet") == {"a/b/one.parquet": 1, "a/three.parquet": 3}
+    assert storage.sizes("nowhere", ".parquet") == {}
+
+
+@pytest.mark.parametrize("byte", [300, -6])
+def test_a_flipped_bit_of_a_parquet_file_is_one_line_that_names_it(tmp_path: Path, byte: int) -> None:
+    storage = Storage(tmp_path)
+    table = pa.table({"number": np.arange(1000), "text": [f"text {number}" for number in range(1000)]})
+    data = bytearray(table_to_parquet(table, 100))
+    data[byte] ^= 4  # of a page, of the footer
+    storage.write_bytes("dataset/data/source=a/split=train/u-0.parquet", bytes(data))
+    with pytest.raises(StorageError, match=r"u-0\.parquet is damaged: .*`handdata annotate --repair`") as caught:
+        storage.read_parquet("dataset/data/source=a/split=train/u-0.parquet")
     assert "\n" not in str(caught.value)
 
 
