@@ -346,9 +346,6 @@ class Storage:
         time = entry.get("mtime") or entry.get("LastModified") or self._filesystem.modified(self._path(name))
         return float(time) if isinstance(time, int | float) else float(time.timestamp())
 
-<<<<<<< HEAD
-    @retried
-=======
     @retried
     def _listing(self, folder: str, suffix: str) -> dict[str, dict[str, Any]]:
         """Return what the file system says of each file that ``list_files`` describes, sorted by name."""
@@ -363,7 +360,6 @@ class Storage:
         return listing
 
     @retried
->>>>>>> d9e657a (Name damaged and lost files of a workspace in one line, and repair what was lost)
     def list_folders(self, folder: str) -> list[str]:
         """Return the names of the visible folders directly in a folder, links to folders among them, sorted.
 
@@ -492,11 +488,6 @@ class Storage:
                 raise  # of the file system, not of Arrow
             raise damaged(self.describe(name), name, str(error)) from None
 
-<<<<<<< HEAD
-    @retried
-    def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Return a whole Parquet file, or some of its columns."""
-=======
     @retried
     def read_parquet(
         self,
@@ -519,7 +510,6 @@ class Storage:
 
         """
         wanted = None if columns is None else list(columns)
->>>>>>> d9e657a (Name damaged and lost files of a workspace in one line, and repair what was lost)
         with self.open_parquet(name) as file:
             if lacking := set(wanted or ()) - set(file.schema_arrow.names) - set(optional):
                 raise damaged(self.describe(name), name, f"it has no column {', '.join(sorted(lacking))}")
