@@ -44,8 +44,8 @@ _TRANSIENT = {
     errno.EHOSTUNREACH, errno.EIO, errno.EMFILE, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.ENFILE,
     errno.ENOTCONN, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
 }  # fmt: skip
-"""s3fs turns a server's 500 into EREMOTEIO, 503 and "slow down" into EBUSY, 429, 502 and the 409 of a conditional request
-that meets another one into EIO; a network file system gives ESTALE or EIO."""
+"""s3fs turns a server's 500 into EREMOTEIO, 503 and "slow down" into EBUSY, 429, 502 and the 409 of a conditional
+request that meets another one into EIO; a network file system gives ESTALE or EIO."""
 
 Document = TypeVar("Document")
 Given = ParamSpec("Given")
