@@ -183,7 +183,7 @@ class _Images:
 
     def names(self) -> list[str]:
         """Return the names of all frames of the video, sorted."""
-        unpacked = [*files_in(self._participant, ".jpg"), *files_in(self._participant / self._video)]
+        unpacked = [*files_in(self._participant, ".jpg"), *files_in(self._participant / self._video, ".jpg")]
         packed = self._archive.namelist() if self._archive else []
         found = {*packed, *(path.name for path in unpacked)}
         return sorted(name for name in found if _NAME.fullmatch(name) and name.startswith(f"{self._video}_"))

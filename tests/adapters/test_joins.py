@@ -266,6 +266,14 @@ def test_a_head_camera_of_reinterhand_without_its_lens_is_label_corrupt(tmp_path
     assert list(new.values()) == [RejectReason.LABEL_CORRUPT]
 
 
+def test_a_folder_in_the_place_of_a_frame_of_visor_is_a_rejected_row(tmp_path: Path) -> None:
+    write_visor(tmp_path)
+    frame = min(tmp_path.rglob("P03_05_frame_*.jpg"))
+    frame.unlink()
+    frame.mkdir()
+    assert reasons(ingest("visor", tmp_path))["visor/test/P03_05/000007-0"] is RejectReason.IMAGE_CORRUPT
+
+
 def test_what_lies_beside_the_masks_of_reinterhand_is_none(tmp_path: Path) -> None:
     write_reinterhand(tmp_path)
     mask = min(tmp_path.rglob("masks/095967.png"))
