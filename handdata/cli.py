@@ -1,65 +1,159 @@
-"""The command line, which joins the commands of ``handdata.commands``."""
+"""The entry point: the command line runs here, and ends in order, whether it is done or interrupted.
 
-from pathlib import Path
-from typing import Annotated
+It imports the commands only once its signal handlers stand, so that Ctrl-C during the imports is one line, too.
+"""
 
-import typer
+import atexit
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Final
 
-from handdata._version import __version__
-from handdata.commands.cluster import cluster_app
-from handdata.commands.dataset import dataset_app
-from handdata.commands.sample import sample_app
-from handdata.commands.sources import sources_app
-from handdata.commands.training import training_app
-from handdata.commands.weights import weights_app
-from handdata.console import errors_in_one_line, out
+GRACE_S: Final = 10.0
+"""Seconds that an interrupted or failed command has for cleaning up; a second signal ends it at once."""
 
-app = typer.Typer(
-    name="handdata",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Turn hand datasets into annotated shards, and train the FoundHand diffusion transformer on them.",
-    epilog="First look: `handdata demo`. With your own data: `handdata ingest --source hagrid --root DIR`, "
-    "`handdata annotate`, `handdata train`.",
-)
-app.add_typer(sources_app)
-app.add_typer(dataset_app)
-app.add_typer(training_app)
-app.add_typer(sample_app, name="sample")
-app.add_typer(cluster_app)
-app.add_typer(weights_app, name="weights")
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that interrupt: Ctrl-C, what Kubernetes and spot machines send, and a terminal that is closed."""
 
-
-def _print_version(show: bool) -> None:
-    if show:
-        out.print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Take the options that stand before a command."""
-
-
-@app.command(epilog="Example: handdata demo --out demo-output")
-def demo(
-    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of all outputs.")] = Path("demo-output"),
-) -> None:
-    """Run the whole pipeline on synthetic hands, from rendering to generated images, and write a page about it."""
-    from handdata.jobs.demo import run_demo
-
-    run_demo(out_dir, lambda command: app(list(command), standalone_mode=False), lambda line: out.print(line))
+_CONTINUES: Final = "the same command continues"
+_STARTS_ANEW: Final = "the same command starts anew"
+_AFTERWARDS: Final = {
+    "demo": _STARTS_ANEW,
+    "evaluate": _STARTS_ANEW,
+    "export": _STARTS_ANEW,
+    "ingest": f"{_STARTS_ANEW}; earlier records stay in force until it is done",
+    "inspect": _STARTS_ANEW,
+    "report": _STARTS_ANEW,
+    "sample": _STARTS_ANEW,
+    "sources": _STARTS_ANEW,
+    "status": _STARTS_ANEW,
+    "submit": "the cluster goes on with a job that it has received",
+    "synth": _STARTS_ANEW,
+    "weights": _STARTS_ANEW,
+}
 
 
 def main() -> None:
     """Run the command line; the entry point ``handdata``."""
+    _Ending(after_interruption(sys.argv[1:])).run(_run_commands)
+
+
+def after_interruption(arguments: Sequence[str]) -> str:
+    """Return what a command line does when it is typed again after it was interrupted."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command == "train":
+        resume = "" if "--resume" in arguments else " with --resume"
+        return f"the same command{resume} continues from the last checkpoint"
+    return _AFTERWARDS.get(command, _CONTINUES)
+
+
+def _run_commands() -> None:
+    from handdata.app import app
+    from handdata.console import errors_in_one_line
+
     with errors_in_one_line():
         app()
 
 
-__all__ = ["app", "main"]
+class _Ending:
+    """Ends this process: with the command's code, or with one line and 128 plus the number of the signal.
+
+    A signal raises ``KeyboardInterrupt`` in the main thread, which waits of all libraries let through. A thread that
+    reads the signals' numbers ends the process where cleaning up takes longer than ``GRACE_S``, or where the main
+    thread is somewhere in C and does not hear of it.
+
+    The process ends in an exit function that runs after all others: what the interpreter does after that would end
+    threads of C++ libraries inside their code, which aborts the process now and then.
+
+    Args:
+        afterwards: What the same command does after an interruption.
+
+    """
+
+    def __init__(self, afterwards: str) -> None:
+        self._afterwards = afterwards
+        self._signal: int | None = None
+        self._code: int | None = None
+        self._settling = threading.Lock()
+
+    def run(self, command: Callable[[], None]) -> None:
+        """Run a command and exit."""
+        atexit.register(self._flush_and_leave)  # the first to be registered is the last to run
+        code = 1
+        try:
+            self._listen()
+            command()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
+        except BaseException:
+            if self._signal is None:
+                traceback.print_exc()
+        self._end(code)
+        if self._code:  # exit functions may wait for what has failed
+            late = threading.Timer(GRACE_S, os._exit, [self._code])
+            late.daemon = True
+            late.start()
+        sys.exit(self._code)
+
+    def _listen(self) -> None:
+        """Install the handlers, except for signals that this process was started to ignore, as by nohup."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+        threading.Thread(target=self._follow, args=(reader,), name="signals", daemon=True).start()
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, _: FrameType | None) -> None:
+        if self._signal is None:
+            self._signal = number
+        if self._code is None:
+            # What fails in other threads and destructors from now on follows from the interruption.
+            sys.unraisablehook = lambda _: None
+            threading.excepthook = lambda _: None
+            raise KeyboardInterrupt
+
+    def _follow(self, reader: socket.socket) -> None:
+        """End the process some time after the first signal, and at once after the second."""
+        number = _next_signal(reader)
+        if self._signal is None:
+            self._signal = number
+        reader.settimeout(GRACE_S)
+        with suppress(TimeoutError):
+            _next_signal(reader)
+        self._end(128 + number)
+        os._exit(self._code or 0)
+
+    def _end(self, code: int) -> None:
+        """Settle the exit code; the first caller's stands. Say so where a signal kept the command from its end."""
+        with self._settling:
+            if self._code is not None:
+                return
+            if self._signal and code:
+                code = 128 + self._signal
+                os.write(2, f"interrupted: {self._afterwards}\n".encode())
+            self._code = code
+
+    def _flush_and_leave(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # whoever read it has gone
+                stream.flush()
+        os._exit(1 if self._code is None else self._code)
+
+
+def _next_signal(reader: socket.socket) -> int:
+    """Wait for one of our signals. Python writes the number of each one that arrives."""
+    while True:
+        number = reader.recv(1)[0]
+        if number in SIGNALS:
+            return number

@@ -47,9 +47,6 @@ def errors_in_one_line() -> Iterator[None]:
         err.print("[bold red]error:[/] out of memory")
         err.print("[dim]hint: close other programs, or use a machine with more memory[/]")
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("[bold red]interrupted:[/] the same command continues where this one stopped")
-        sys.exit(1)
 
 
 def _escape(text: str) -> str:
@@ -140,6 +137,11 @@ def print_table(title: str, rows: Mapping[str, object] | Sequence[Sequence[str]]
     for row in items:
         table.add_row(*(_escape(cell) for cell in row))
     out.print(table)
+
+
+def say_connecting(address: str) -> None:
+    """Print the address of the Ray cluster that a command is about to join."""
+    err.print(f"connecting to the Ray cluster at {_escape(address)} ...")
 
 
 def print_json(document: Mapping[str, object]) -> None:

@@ -1,8 +1,9 @@
 """Commands as jobs of a Ray cluster: the code travels with the job, the log comes back, the exit code passes through.
 
-The job runs ``python -m handdata ...`` on the cluster with this installation's code, ``./handdata.toml`` and the
-``HANDDATA_`` variables of the submitting shell, so that a command means there what it means here. Data does not travel:
-every path must be one that the cluster's nodes see.
+The job runs ``python -m handdata ...`` on the cluster with this installation's code, ``./handdata.toml`` and those
+variables of the submitting shell that are settings of handdata, so that a command means there what it means here. Other
+variables stay here, since Ray writes those of a job to its logs. Data does not travel: every path must be one that the
+cluster's nodes see.
 """
 
 import asyncio
@@ -16,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import handdata
+from handdata.pipeline.run.address import PROBE_S, find_head, within
 from handdata.pipeline.run.cluster import TOKEN_HINT, offer_token
-from handdata.pipeline.settings import SETTINGS_FILE
+from handdata.pipeline.settings import SETTINGS_FILE, SETTINGS_VARIABLES
 from handdata.schemas import RunError
 
 _POLL_S = 0.5
@@ -30,23 +32,30 @@ class Cluster:
     Args:
         address: Address of its dashboard (``http://HEAD:8265``), or one that ``ray.init`` takes; by default
             ``RAY_ADDRESS``, or the cluster on this machine.
+        on_connect: Function called with the address before this process connects to it.
 
     Raises:
+        UsageError: The address is none.
         RunError: No cluster answers there, or it refuses the token.
 
     """
 
-    def __init__(self, address: str | None) -> None:
-        self.address = (
-            address or os.environ.get(_ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS") or "the local cluster"
-        )
+    def __init__(self, address: str | None, on_connect: Callable[[str], None] | None = None) -> None:
+        given = address or os.environ.get(_ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS") or "auto"
+        self.address = given
         offer_token()
-        with self._clear_errors(), _variable(_ADDRESS_VARIABLE, address):
+        if not given.startswith(("http://", "https://")):
+            self.address = given = find_head(given, on_connect)
+        elif on_connect:
+            on_connect(given)
+        with self._clear_errors(), _variable(_ADDRESS_VARIABLE, given):
+            if given.startswith("http"):
+                _greet(given)
             from ray.job_submission import JobSubmissionClient
 
             for module in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
                 logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # how an upload goes is no news
-            self._client = JobSubmissionClient(address)
+            self._client = JobSubmissionClient(given)
 
     def submit(self, arguments: Sequence[str], gpus: int = 0) -> str:
         """Submit ``handdata ARGUMENTS`` and return the job's id.
@@ -57,12 +66,11 @@ class Cluster:
                 own.
 
         """
-        settings = {name: value for name, value in os.environ.items() if name.startswith("HANDDATA_")}
         with tempfile.TemporaryDirectory() as folder, self._clear_errors():
             stage_code(Path(folder))
             return self._client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "handdata", *arguments]),
-                runtime_env={"working_dir": folder, "excludes": ["__pycache__"], "env_vars": settings},
+                runtime_env={"working_dir": folder, "excludes": ["__pycache__"], "env_vars": travelling_variables()},
                 entrypoint_num_gpus=gpus or None,
             )
 
@@ -148,6 +156,36 @@ class Cluster:
                 f"cannot use the Ray cluster at {self.address}: {str(error).splitlines()[0]}",
                 "--address takes the head's dashboard, http://HEAD:8265; is it running and within reach?",
             ) from None
+
+
+def _greet(address: str) -> None:
+    """Check that a dashboard answers at an address; the client of Ray's jobs waits for an answer without end.
+
+    Raises:
+        RunError: None does.
+
+    """
+    import requests
+
+    def ask() -> requests.Response:
+        return requests.get(f"{address.rstrip('/')}/api/version", timeout=PROBE_S)
+
+    nobody = f"no Ray dashboard answers at {address}"
+    hint = "is it running, and within reach? it is http://HEAD:8265 by default"
+    try:
+        answer = within(PROBE_S, ask, RunError(f"{nobody}: no answer within {PROBE_S:g} s", hint))
+    except requests.exceptions.SSLError:
+        return  # Ray's client knows which certificates the user trusts
+    except (requests.RequestException, UnicodeError) as error:
+        reason = str(error).rpartition(": ")[2].rstrip("'\")")
+        raise RunError(f"{nobody}: {type(error).__name__}, {reason}", hint) from None
+    if answer.ok and "ray_version" not in answer.text:
+        raise RunError(f"{nobody}: what answers there is something else", hint)
+
+
+def travelling_variables() -> dict[str, str]:
+    """Return the variables of this process that are settings of handdata."""
+    return {name: value for name, value in os.environ.items() if name.lower() in SETTINGS_VARIABLES}
 
 
 def stage_code(folder: Path) -> None:

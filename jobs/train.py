@@ -5,7 +5,7 @@ it anew, and it goes on from the run's last checkpoint.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Thread
@@ -16,10 +16,10 @@ import ray.train
 import ray.train.torch
 from ray.util.queue import Queue
 
-from handdata.pipeline.run.cluster import connected
+from handdata.pipeline.run.cluster import connected, on_cluster, require_cluster
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import RAY_TRAIN, ray_train_folder, run_folder
-from handdata.schemas import HandDataError, RunError, StorageError, UsageError
+from handdata.schemas import ClusterLostError, HandDataError, RunError, StorageError, UsageError
 from handdata.trainer.checkpoints import latest_checkpoint
 from handdata.trainer.loop import OnStep, TrainSummary, train
 from handdata.trainer.presets import Preset
@@ -27,6 +27,7 @@ from handdata.trainer.schedule import Process, micro_batches
 
 MAX_RESTARTS = 3
 """A group of processes that is lost is started again this often."""
+_HOW_TO_GO_ON = "--resume goes on from the last checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def train_in_processes(
     resume: bool = False,
     init: str | None = None,
     on_step: OnStep | None = None,
+    on_connect: Callable[[str], None] | None = None,
 ) -> TrainSummary:
     """Train a preset in several processes of a Ray cluster: the one at ``address``, or one on this machine.
 
@@ -61,17 +63,18 @@ def train_in_processes(
         processes: Number of processes.
         use_gpus: Each process has a GPU and they talk by NCCL; else a core and gloo.
         address: Ray cluster address; None starts Ray on this machine.
+        on_connect: Function called with the address of a running head before Ray connects to it.
 
     Raises:
         UsageError: As in ``train``, or the cluster lacks the GPUs, or the batch cannot be shared.
         WeightsError: As in ``train``.
-        RunError: As in ``train``, or processes were lost more than ``MAX_RESTARTS`` times.
+        RunError: As in ``train``, or processes were lost more than ``MAX_RESTARTS`` times, or the cluster is away.
 
     """
     micro_batches(preset.optimisation, Process(0, processes))
     if latest_checkpoint(storage.url(run_folder(run))) and not resume:
         raise UsageError(f"the run {run} has checkpoints", "go on with --resume, or choose another name with --run")
-    with connected(address):
+    with connected(address, on_connect=on_connect):
         return _run_task(_Task(preset, storage, run, steps, init), processes, use_gpus, on_step)
 
 
@@ -86,32 +89,43 @@ def _run_task(task: _Task, processes: int, use_gpus: bool, on_step: OnStep | Non
     outcome: list[TrainSummary | HandDataError] = []
     listener = Thread(target=_listen, args=(messages, outcome, on_step), daemon=True)
     listener.start()
+    lost = False
     try:
         with _notes_folder(task.storage, task.run) as notes:
             # Paths of weights are the user's own: relative to where the command was typed.
             os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-            ray.train.torch.TorchTrainer(
+            trainer = ray.train.torch.TorchTrainer(
                 _train_one_process,
                 train_loop_config={"task": task, "messages": messages},
                 scaling_config=ray.train.ScalingConfig(num_workers=processes, use_gpu=use_gpus),
                 run_config=ray.train.RunConfig(
                     name=RAY_TRAIN, failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS), **notes
                 ),
-            ).fit()
-    except ray.train.TrainingFailedError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise RunError(
-            f"training processes were lost more than {MAX_RESTARTS} times: {reason}",
-            "--resume goes on from the last checkpoint",
-        ) from error
+            )
+            _fit(trainer)
+    except ClusterLostError as error:
+        lost = True
+        raise RunError(error.message, _HOW_TO_GO_ON) from None
     finally:
-        messages.put(None)
-        listener.join()
-        messages.shutdown()
+        if not lost:
+            messages.put(None)
+            listener.join()
+            messages.shutdown()
     last = outcome[-1]
     if isinstance(last, HandDataError):
         raise last
     return last
+
+
+def _fit(trainer: "ray.train.torch.TorchTrainer") -> None:
+    try:
+        on_cluster(trainer.fit)
+    except ray.train.TrainingFailedError as error:
+        require_cluster()
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(
+            f"training processes were lost more than {MAX_RESTARTS} times: {reason}", _HOW_TO_GO_ON
+        ) from error
 
 
 def _train_one_process(config: dict[str, Any]) -> None:

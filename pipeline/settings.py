@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,6 +15,8 @@ KeypointsPolicy = Literal["prefer-dataset", "dataset", "mediapipe"]
 MasksPolicy = Literal["auto", "sam", "grabcut", "dataset", "none"]
 
 SETTINGS_FILE = "handdata.toml"
+_PREFIX: Final = "HANDDATA_"
+_NESTED: Final = "__"
 
 FLAG_THRESHOLDS: Final[dict[Flag, str]] = {
     "blurry": "min_sharpness",
@@ -104,7 +107,7 @@ class Settings(BaseSettings):
     """Locations and limits on this machine. Their environment variables have the prefix ``HANDDATA_``."""
 
     model_config = SettingsConfigDict(
-        env_prefix="HANDDATA_", toml_file=SETTINGS_FILE, extra="forbid", env_nested_delimiter="__"
+        env_prefix=_PREFIX, toml_file=SETTINGS_FILE, extra="forbid", env_nested_delimiter=_NESTED
     )
 
     workspace: str = "./workspace"
@@ -131,3 +134,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Put the environment before the TOML file; ``.env`` and secret files are not read."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def _variables(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _variables(field.annotation, f"{prefix}{name}{_NESTED}")
+
+
+SETTINGS_VARIABLES: Final = frozenset(name.lower() for name in _variables(Settings, _PREFIX))
+"""Names of all environment variables that are settings, in lower case: their case is nothing to ``Settings``."""

@@ -1,6 +1,7 @@
 """Records, samples, joints, sources and errors: the contracts that all other packages share."""
 
 from handdata.schemas.errors import (
+    ClusterLostError,
     DatasetReadError,
     DuplicateRecordError,
     HandDataError,
@@ -78,6 +79,7 @@ __all__ = [
     "SPLITS",
     "WRIST",
     "AnnotatedSample",
+    "ClusterLostError",
     "DatasetManifest",
     "DatasetReadError",
     "DuplicateRecordError",

@@ -8,6 +8,7 @@
     |   +-- StorageError           a workspace that cannot be read or written
     |   +-- DatasetReadError       a folder or file of a dataset is there and cannot be read
     |   +-- LeaseLostError         another run has started on the dataset
+    |   +-- ClusterLostError       the Ray cluster of a run is gone
     |   +-- DuplicateRecordError   two records of one source share an id
     |   +-- WeightsError           a model file is missing or another file than expected
     +-- RecordError                one record is unusable: it becomes a row of the rejected table
@@ -133,6 +134,10 @@ class DatasetReadError(RunError):
 
 class LeaseLostError(RunError):
     """Another run has started on the dataset, so that this one may not change it any more."""
+
+
+class ClusterLostError(RunError):
+    """The Ray cluster that a driver waits for is gone, or its own node is."""
 
 
 class DuplicateRecordError(RunError):

@@ -20,7 +20,7 @@ from moto.server import ThreadedMotoServer
 
 from handdata.adapters.synthesis.dataset import write_dataset
 from handdata.adapters.synthetic import SyntheticAdapter
-from handdata.cli import app
+from handdata.app import app
 from handdata.console import errors_in_one_line
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate

@@ -42,8 +42,8 @@ def test_reading_shards_loads_neither_ray_nor_mediapipe() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["annotate", "--help"], ["train", "--help"]])
 def test_help_answers_without_torch(arguments: list[str]) -> None:
     loaded = modules_after(
-        "from typer.testing import CliRunner\nimport handdata.cli\n"
-        f"assert 'Usage' in CliRunner().invoke(handdata.cli.app, {arguments!r}).output"
+        "from typer.testing import CliRunner\nimport handdata.app\n"
+        f"assert 'Usage' in CliRunner().invoke(handdata.app.app, {arguments!r}).output"
     )
     assert not loaded & {"torch", "ray", "mediapipe", "polars"}
 

@@ -9,12 +9,11 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handdata.adapters.processes import process_pool
 from handdata.adapters.synthesis.layout import (
     DATASET_FILE,
     DATASET_FORMAT,
@@ -266,8 +266,7 @@ def _write_sequences(
         for plan in plans:
             report(write_sequence(folder, plan))
         return
-    # Spawned, not forked: a fork would copy the locks of whatever threads the caller runs.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
+    with process_pool(workers, _use_one_thread) as pool:
         futures = [pool.submit(write_sequence, folder, plan) for plan in plans]
         try:
             for future in as_completed(futures):
@@ -277,8 +276,6 @@ def _write_sequences(
                 "memory may be short: try fewer processes; a script that calls this needs `if __name__ == '__main__':`"
             )
             raise RunError("a rendering process died", hint) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _available_cpus() -> int:

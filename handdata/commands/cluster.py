@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from handdata.commands.options import AsJson, DatasetName, Workspace, load_settings
-from handdata.console import counted, duration, err, out, print_json, print_table
+from handdata.console import counted, duration, err, out, print_json, print_table, say_connecting
 from handdata.schemas import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def submit(
     line, gpus = _job_line(context.find_root().command, command, arguments or [])
     from handdata.jobs.submit import Cluster
 
-    cluster = Cluster(address)
+    cluster = Cluster(address, say_connecting)
     job_id = cluster.submit(line, gpus)
     if not wait:
         out.print(job_id)
@@ -58,7 +58,7 @@ def submit(
         code = cluster.follow(job_id, _write, err.print)
     except KeyboardInterrupt:
         err.print(cluster.how_to_go_on(job_id))
-        raise typer.Exit(1) from None
+        raise
     raise typer.Exit(code)
 
 

@@ -24,7 +24,7 @@ from handdata.commands.options import (
     load_settings,
     setting_option,
 )
-from handdata.console import ProgressLine, counted, out, print_json, print_table
+from handdata.console import ProgressLine, counted, out, print_json, print_table, say_connecting
 from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy, MasksPolicy, QualitySettings
 from handdata.schemas import UsageError
 from handdata.schemas.sample import CropMode
@@ -155,7 +155,8 @@ def annotate(
         from handdata.commands.estimate import show_estimate
         from handdata.pipeline.run.estimate import estimate_run
 
-        show_estimate(estimate_run(request, annotation, models, cluster), as_json=as_json)
+        estimate = estimate_run(request, annotation, models, cluster, on_connect=say_connecting)
+        show_estimate(estimate, as_json=as_json)
         return
     with ProgressLine("Annotating", None, "records") as progress:
         summary = run_annotate(
@@ -163,6 +164,7 @@ def annotate(
             annotation,
             models,
             cluster,
+            on_connect=say_connecting,
             on_plan=lambda to_do, done: progress.set(0, f"({done:,} done before)" if done else "", to_do),
             on_unit=lambda marker: progress.advance(marker.records),
         )

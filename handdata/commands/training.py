@@ -18,7 +18,7 @@ from handdata.commands.options import (
     Workspace,
     load_settings,
 )
-from handdata.console import ProgressLine, out, print_json, print_table
+from handdata.console import ProgressLine, out, print_json, print_table, say_connecting
 from handdata.schemas import Split, UsageError
 from handdata.trainer.presets import PRESETS, AutoencoderKind, SamplingOptions
 
@@ -105,6 +105,7 @@ def train(
                 resume=resume,
                 init=init,
                 on_step=show,
+                on_connect=say_connecting,
             )
         else:
             from handdata.trainer.loop import train as run_train

@@ -5,17 +5,13 @@ ingest; then they take the old ones' place at once (``replacing``). An ingest th
 old records in force, and the rejected table as it was.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
 import uuid
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -26,6 +22,7 @@ import polars as pl
 import pyarrow as pa
 
 from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition
+from handdata.adapters.processes import process_pool
 from handdata.adapters.reading.paths import Fence, fenced
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records.guarded import guarded_rows, list_partitions, list_warnings, warning_of_failures
@@ -236,7 +233,7 @@ def _run(jobs: Sequence[_Job]) -> Iterator[PartitionCounts]:
                 if remaining <= 0:
                     return
         return
-    with _process_pool(workers) as pool:
+    with process_pool(workers) as pool:
         try:
             yield from pool.map(_ingest_partition, jobs)
         except BrokenProcessPool:
@@ -244,35 +241,6 @@ def _run(jobs: Sequence[_Job]) -> Iterator[PartitionCounts]:
                 f"a process that read {jobs[0].root} was killed, mostly for want of memory",
                 "free some memory, or let fewer processes run beside, then ingest again: nothing was changed",
             ) from None
-
-
-@contextmanager
-def _process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # Not "fork": the parent may hold threads of Arrow and Polars, which a forked child inherits locked.
-    context = multiprocessing.get_context("spawn")
-    others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-    try:
-        yield pool
-    except BaseException:
-        for process in set(multiprocessing.active_children()).difference(others):
-            process.terminate()  # or the error would wait for partitions that take minutes
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Let this process end when its parent does, or at Ctrl-C: it would wait, and write, for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class _PartWriter:

@@ -61,6 +61,7 @@ def annotate(
     *,
     on_plan: Callable[[int, int], None] | None = None,
     on_unit: Callable[[UnitMarker], None] | None = None,
+    on_connect: Callable[[str], None] | None = None,
 ) -> AnnotateSummary:
     """Annotate all planned and not yet finished records of some sources.
 
@@ -74,13 +75,15 @@ def annotate(
         cluster: Where the run computes.
         on_plan: Function called with (records to do, records done by earlier runs) before the work begins.
         on_unit: Function called with each marker as its unit is finished.
+        on_connect: Function called with the address of a running head before Ray connects to it.
 
     Raises:
         UsageError: A source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
         WeightsError: A model file is missing.
         LeaseLostError: Another run has started on the dataset.
         StorageError: The workspace is full, away for longer than retries last, or has a damaged file.
-        RunError: Workers die whatever they do, or finished units have lost files.
+        RunError: Workers die whatever they do, finished units have lost files, or the cluster cannot be
+            reached or is lost.
 
     """
     dataset = request.dataset
@@ -95,7 +98,7 @@ def annotate(
     with ExitStack() as stack:
         if annotator.overwritten or lost:
             # First the cluster: where there is none, or too small a one, nothing is removed.
-            stack.enter_context(connected(cluster.address, cluster.cpus))
+            stack.enter_context(connected(cluster.address, cluster.cpus, on_connect))
             count_workers(cluster)
             if lease is None:
                 lease, state = _take_over(dataset)
@@ -124,7 +127,7 @@ def annotate(
             on_plan(sum(unit.rows for unit in to_do), sum(done))
         if lease and to_do:
             state = write_manifest(lease, state, sum_up(state))  # says of an unfinished dataset what its rows are
-            stack.enter_context(connected(cluster.address, cluster.cpus))
+            stack.enter_context(connected(cluster.address, cluster.cpus, on_connect))
             for marker in _commit_units(lease, to_do, annotator.settings, files, cluster):
                 made.append(marker)
                 if on_unit:

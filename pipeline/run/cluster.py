@@ -6,15 +6,28 @@ sends it only where ``RAY_AUTH_MODE`` is ``token``, and reads that variable when
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import Any, Final
 
-from handdata.schemas import RunError
+from handdata.pipeline.run.address import Answer, find_head, in_thread, within
+from handdata.schemas import ClusterLostError, RunError
 
 TOKEN_HINT = "its token belongs into RAY_AUTH_TOKEN, into a file named by RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"  # noqa: S105 - names of variables
 """Says where Ray looks for a token."""
+
+CHECK_S: Final = 5.0
+"""Seconds of waiting after which a driver looks whether its cluster is still there."""
+_ANSWER_S: Final = 30.0
+"""Seconds within which a head answers, however busy. Ray itself ends a driver without a word after twice as long."""
+_SHUTDOWN_S: Final = 20.0
+"""Seconds that a driver takes at most to leave a cluster, and to end one that it has started."""
+_HOW_TO_GO_ON: Final = "was it short of memory, or stopped? the same command continues"
 
 
 # Ray prints on stdout, where results go, that a worker has died; our errors and rejected rows say why it died.
@@ -34,23 +47,30 @@ def offer_token() -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
 
 
-def connect(address: str) -> None:
+def connect(address: str, on_connect: Callable[[str], None] | None = None) -> None:
     """Make this process a driver of a running cluster.
 
+    Args:
+        address: Address of its head, or ``auto``.
+        on_connect: Function called with the address of the head before Ray connects to it.
+
     Raises:
-        RunError: There is none at the address, or it does not take the token.
+        UsageError: The address is none.
+        RunError: There is no cluster at the address, or it does not take the token.
 
     """
     import ray
     from ray.exceptions import RayError
 
+    head = find_head(address, on_connect)
     try:
-        with _silent_stderr():  # Ray's C++ part prints a line a second while it cannot connect
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        # Ray's C++ part prints a line a second while it cannot connect.
+        with _silent_stderr(), _own_sigterm_handler():
+            ray.init(head, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise RunError(
-            f"cannot reach a Ray cluster at {address}, or it refuses the token: {str(error).splitlines()[0]}",
-            f"is it running? `ray status --address {address}` tells; {TOKEN_HINT}",
+            f"cannot reach a Ray cluster at {head}, or it refuses the token: {str(error).splitlines()[0]}",
+            f"is it running? `ray status --address {head}` tells; {TOKEN_HINT}",
         ) from None
 
 
@@ -64,7 +84,8 @@ def start_local(cpus: int | None) -> None:
     import ray
 
     try:
-        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_sigterm_handler():
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # where one of its processes does not start, Ray raises the base class itself
         reason = " ".join(str(error).split())
         raise RunError(
@@ -74,12 +95,20 @@ def start_local(cpus: int | None) -> None:
 
 
 @contextmanager
-def connected(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+def connected(
+    address: str | None = None, cpus: int | None = None, on_connect: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Be a driver for the time of a block: of the cluster at the address or ``RAY_ADDRESS``, else of one started here.
 
     A process that is a driver already stays one.
 
+    Args:
+        address: Address of a running head, ``auto``, or ``local`` for a cluster started here.
+        cpus: Number of cores of a cluster started here.
+        on_connect: Function called with the address of a running head before Ray connects to it.
+
     Raises:
+        UsageError: The address is none.
         RunError: The cluster cannot be reached, or Ray does not start.
 
     """
@@ -88,14 +117,86 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     if ray.is_initialized():
         yield
         return
-    if address := address or os.environ.get("RAY_ADDRESS"):
-        connect(address)
+    if (address := address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        connect(address, on_connect)
     else:
         start_local(cpus)
     try:
         yield
     finally:
-        ray.shutdown()
+        ending = Thread(target=ray.shutdown, daemon=True)
+        ending.start()
+        ending.join(_SHUTDOWN_S)  # where a process of the cluster is gone, Ray waits for it
+
+
+def require_cluster() -> None:
+    """Check that the cluster's head answers and that this machine's node is alive.
+
+    Ray waits without end for a node that has died beside its driver.
+
+    Raises:
+        ClusterLostError: One of them is gone.
+
+    """
+    import ray
+
+    silent = ClusterLostError(f"Ray's head has died or does not answer for {_ANSWER_S:g} s", _HOW_TO_GO_ON)
+    nodes = within(_ANSWER_S, ray.nodes, silent)
+    here = ray.get_runtime_context().get_node_id()
+    if not any(node["Alive"] for node in nodes if node["NodeID"] == here):
+        raise ClusterLostError("the Ray node of this machine has died: its raylet is gone", _HOW_TO_GO_ON)
+
+
+def answer_of(call: Any) -> Any:
+    """Return what a call of an actor returns.
+
+    Raises:
+        RayError: The call failed.
+        ClusterLostError: The cluster was lost meanwhile.
+
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    while True:
+        try:
+            return ray.get(call, timeout=CHECK_S)
+        except GetTimeoutError:
+            require_cluster()
+
+
+def on_cluster(function: Callable[[], Answer]) -> Answer:
+    """Return what a function returns that waits for the cluster, unless the cluster is lost meanwhile.
+
+    Raises:
+        ClusterLostError: The cluster is lost.
+
+    """
+    future = in_thread(function)
+    while True:
+        try:
+            return future.result(CHECK_S)
+        except TimeoutError:
+            if future.done():
+                return future.result()
+            require_cluster()
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: Ray's end it without a word while Ray starts, and abort it later."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code == signal.SIGTERM and callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

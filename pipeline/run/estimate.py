@@ -5,7 +5,7 @@ and bytes a record, times the records to do, are the estimate. Nothing is writte
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -13,20 +13,21 @@ from typing import Any
 
 import polars as pl
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from handdata.pipeline.annotation.annotator import BATCH_ROWS
 from handdata.pipeline.annotation.factory import AnnotatorFactory, LocalSam, ModelFiles
 from handdata.pipeline.annotation.meter import Stage, StageTally, metered
 from handdata.pipeline.run.annotate import count_workers, ingests_of, lost_units
 from handdata.pipeline.run.annotator_choice import choose_annotator
-from handdata.pipeline.run.cluster import connected
+from handdata.pipeline.run.cluster import answer_of, connected, require_cluster
 from handdata.pipeline.run.model_files import find_models
 from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.plan import PlannedUnit, preview_source, read_previewed, read_unit, row_group_sizes
 from handdata.pipeline.shards.state import read_state
 from handdata.pipeline.storage import Storage, table_to_parquet
-from handdata.schemas import HandRecord, samples_to_table
+from handdata.schemas import HandDataError, HandRecord, RunError, samples_to_table
 
 PROBE_RECORDS = 64
 """Records that the probe takes, of all sources together."""
@@ -128,13 +129,16 @@ def estimate_run(
     settings: AnnotateSettings,
     models: ModelPaths = ModelPaths(),
     cluster: Cluster = Cluster(),
+    *,
+    on_connect: Callable[[str], None] | None = None,
 ) -> RunEstimate:
     """Return what ``annotate`` would do with the same arguments.
 
     Raises:
         UsageError: A source has no records, the cluster lacks the GPUs asked for, or the dataset has other settings.
         WeightsError: A model file is missing.
-        RunError: Finished units have lost files, and the request is not to repair them.
+        RunError: Finished units have lost files and the request is not to repair them, the cluster cannot be reached
+            or is lost, or the probe dies.
 
     """
     dataset = request.dataset
@@ -147,7 +151,7 @@ def estimate_run(
     most = _SLOW_PROBE_RECORDS if files.sam and not cluster.gpus else PROBE_RECORDS
     runs_each = max(1, most // BATCH_ROWS // len(names))
     estimates = {}
-    with connected(cluster.address, cluster.cpus):
+    with connected(cluster.address, cluster.cpus, on_connect):
         workers = count_workers(cluster)
         probing: Any = ray.remote(num_cpus=1, num_gpus=1 if files.sam and cluster.gpus else 0)(_ProbeWorker)
         worker = None
@@ -160,7 +164,7 @@ def estimate_run(
             if begun or previewed:
                 records = _spread_records(dataset.storage, name, begun, previewed, runs_each)
                 worker = worker or probing.remote(settings, files, "cuda" if cluster.gpus else "cpu")
-                probe = ray.get(worker.probe.remote(name, records[:most]))
+                probe = _probed(worker, name, records[:most])
             estimates[name] = SourceEstimate(
                 records_to_do=sum(unit.rows for unit in begun) + sum(map(len, previewed)),
                 records_done=sum(marker.records for marker in state.markers if marker.source == name),
@@ -168,7 +172,7 @@ def estimate_run(
                 probe=probe,
             )
         if worker is not None:
-            ray.get(worker.close.remote())
+            answer_of(worker.close.remote())
         return RunEstimate(
             sources=estimates,
             cpu_actors=workers,
@@ -177,6 +181,23 @@ def estimate_run(
             models=files,
             settings=settings,
         )
+
+
+def _probed(worker: Any, source: str, records: Sequence[HandRecord]) -> Probe:
+    try:
+        probe: Probe = answer_of(worker.probe.remote(source, records))
+    except RayTaskError as error:
+        if isinstance(error.cause, HandDataError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        require_cluster()
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(
+            f"the process that probes records of {source} died: {reason}",
+            "`annotate` itself finds the record at fault, if it is one, and goes on without it",
+        ) from None
+    return probe
 
 
 def _spread_records(

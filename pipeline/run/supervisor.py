@@ -23,8 +23,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from handdata.pipeline.run.cluster import CHECK_S, require_cluster
 from handdata.pipeline.shards.plan import PlannedUnit
-from handdata.schemas import HandDataError, RunError, StorageError, UnitMarker
+from handdata.schemas import ClusterLostError, HandDataError, RunError, StorageError, UnitMarker
 
 ATTEMPTS: Final = 2
 """How often a unit is tried before it is deferred or its records come under suspicion, and how often a workspace may be
@@ -204,7 +205,7 @@ class Supervisor:
 
         Raises:
             HandDataError: An error concerns the whole run.
-            RunError: Workers die whatever they do.
+            RunError: Workers die whatever they do, or the cluster is lost.
 
         """
         fresh = deque(Deferred(unit) for unit in units)
@@ -219,7 +220,7 @@ class Supervisor:
                         attempts = _commit_unit(fresh.popleft())
                         continued.append((attempts, next(attempts)))
                     self._assign(self._idle.pop(), *continued.popleft())
-                (done,), _ = ray.wait([*self._starting, *self._busy], num_returns=1)
+                done = self._next_answer()
                 if done in self._starting:
                     self._started(done)
                     continue
@@ -231,6 +232,9 @@ class Supervisor:
                         yield ended.value
                     else:
                         fresh.append(_once_more(ended.value))
+        except ClusterLostError:
+            self._starting, self._idle, self._busy = {}, [], {}  # nobody is left to be told
+            raise
         finally:
             for actor in self._idle:
                 actor.close.remote()
@@ -239,6 +243,19 @@ class Supervisor:
 
     def _workers(self) -> int:
         return len(self._starting) + len(self._idle) + len(self._busy)
+
+    def _next_answer(self) -> Any:
+        """Wait for a worker's answer.
+
+        Raises:
+            ClusterLostError: None will come any more.
+
+        """
+        while True:
+            done, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=CHECK_S)
+            if done:
+                return done[0]
+            require_cluster()
 
     def _assign(self, actor: Any, attempts: Attempts, call: Call) -> None:
         if call.probe is None:

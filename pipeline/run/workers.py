@@ -18,6 +18,7 @@ from handdata.pipeline.annotation import watchdog
 from handdata.pipeline.annotation.annotator import PreparedCrop
 from handdata.pipeline.annotation.factory import AnnotatorFactory, ModelFiles
 from handdata.pipeline.annotation.meter import metered
+from handdata.pipeline.run.cluster import answer_of, require_cluster
 from handdata.pipeline.run.ray_meter import RayMeter
 from handdata.pipeline.run.supervisor import WorkerPlace
 from handdata.pipeline.settings import AnnotateSettings
@@ -216,11 +217,13 @@ def start_sam(models: ModelFiles, gpus: int, stuck_after_s: float) -> list[Any]:
     device = "cuda" if gpus else "cpu"
     actors = [actor.remote(models.sam, device, stuck_after_s) for _ in range(max(gpus, 1))]
     try:
-        ray.get([started.check.remote() for started in actors])
+        for started in [started.check.remote() for started in actors]:
+            answer_of(started)
     except RayTaskError as error:
         if isinstance(error.cause, HandDataError):
             raise error.cause from None
         raise RunError(f"SAM does not start: {error.cause}") from None
     except RayError as error:
+        require_cluster()
         raise RunError(f"SAM does not start: {error}", "has its node enough memory?") from None
     return actors

@@ -193,7 +193,7 @@ def test_the_commands_exit_code_is_the_jobs(head: Head, shell: Shell) -> None:
 def test_a_missing_or_wrong_token_is_one_line(head: Head, shell: Shell, token: str, problem: str) -> None:
     done = shell.run("submit", "annotate", "--address", head.dashboard, "--", "-w", "/w", RAY_AUTH_TOKEN=token)
     assert done.returncode == 1
-    error, hint = done.stderr.splitlines()
+    _, error, hint = done.stderr.splitlines()
     assert error == f"error: the Ray cluster at {head.dashboard} {problem}"
     assert "RAY_AUTH_TOKEN" in hint
 
@@ -225,10 +225,11 @@ def test_interrupting_says_that_the_job_goes_on(head: Head, shell: Shell) -> Non
         "submit", "ingest", "--address", head.dashboard, "--", "-s", "rhd", "-w", "/w", RAY_AUTH_TOKEN=TOKEN
     )
     assert process.stderr
+    assert process.stderr.readline() == f"connecting to the Ray cluster at {head.dashboard} ...\n"
     job_id = process.stderr.readline().split()[1]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
+    assert process.returncode == 130, err
     assert f"job {job_id} goes on" in err
     assert f"RAY_AUTH_MODE=token ray job stop --address {head.dashboard} {job_id}" in err
     assert "Traceback" not in err
@@ -245,7 +246,7 @@ def test_a_cluster_without_authentication_needs_no_token(shell: Shell) -> None:
 def test_nobody_there_is_one_line(shell: Shell) -> None:
     done = shell.run("submit", "train", "--address", "http://127.0.0.1:9", "--", "-w", "/w")
     assert done.returncode == 1
-    assert "cannot use the Ray cluster at http://127.0.0.1:9" in done.stderr
+    assert "no Ray dashboard answers at http://127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -13,7 +13,7 @@ import pytest
 import ray.autoscaler
 import yaml
 
-from handdata.cli import app
+from handdata.app import app
 from handdata.pipeline.weights import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]

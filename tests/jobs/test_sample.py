@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from handdata.adapters.synthesis.dataset import write_dataset as write_synthetic
-from handdata.cli import app
+from handdata.app import app
 from handdata.pipeline.storage import Storage
 from handdata.schemas import UsageError
 from tests.fixtures.samples import sample, write_dataset

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from handdata.cli import app
+from handdata.app import app
 from handdata.pipeline.shards import list_shards
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import FLIP_PERMUTATION, UsageError

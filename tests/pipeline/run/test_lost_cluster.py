@@ -1,0 +1,124 @@
+"""A driver whose Ray node or head is killed beside it says so and ends, and the same command finishes the work."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.pipeline.records.ingest import ingest
+from handdata.pipeline.storage import Storage
+from tests.fixtures.commands import clean_environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ANNOTATE = ("annotate", "--image-size", "64", "--keypoints", "dataset", "--masks", "grabcut", "--cpus", "1")
+SOON = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000",
+}
+"""Lets a head notice a dead node within seconds; by default it takes up to half a minute."""
+
+
+@pytest.fixture(scope="module")
+def ingested(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = tmp_path_factory.mktemp("ingested") / "w"
+    ingest(SyntheticAdapter, synthetic_root, Storage(workspace))
+    return workspace
+
+
+def start(workspace: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "handdata", *arguments, "-w", str(workspace)],
+        env=clean_environment(**SOON),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def named(process: "subprocess.Popen[str]", name: str) -> list[psutil.Process]:
+    """Processes below a process whose name or title has a part."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if name in child.name() or name in " ".join(child.cmdline()[:1]):
+                    found.append(child)
+    return found
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def send(process: "subprocess.Popen[str]", when: str, whom: str, number: signal.Signals) -> tuple[int, str, str]:
+    """Wait for a process of Ray's, send a signal to one, and return how the driver ends; nothing of it is left."""
+    wait_until(lambda: named(process, when) or process.poll() is not None)
+    below = named(process, "")
+    victims = [process] if whom == "driver" else named(process, whom)
+    for victim in victims:
+        victim.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    wait_until(lambda: not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
+    assert victims, err
+    assert "Traceback" not in err + out
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("victim", "message"),
+    [
+        ("raylet", "error: the Ray node of this machine has died: its raylet is gone"),
+        pytest.param("gcs_server", "error: Ray's head has died or does not answer", marks=pytest.mark.soak),
+    ],
+)
+def test_a_driver_ends_when_its_node_or_head_is_killed_and_the_same_command_continues(
+    ingested: Path, tmp_path: Path, victim: str, message: str
+) -> None:
+    workspace = shutil.copytree(ingested, tmp_path / "w")
+    running = start(workspace, *ANNOTATE)
+    code, _, err = send(running, "ray::AnnotateWorker", victim, signal.SIGKILL)
+    assert code == 1
+    said = [line for line in err.splitlines() if not line.startswith("Annotating")]
+    assert said[0].startswith(message)
+    assert said[1:] == ["hint: was it short of memory, or stopped? the same command continues"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", ["raylet", "ray::AnnotateWorker", "ray::_ProbeWorker"])
+def test_a_driver_ends_whatever_happens_to_its_cluster(
+    ingested: Path, tmp_path: Path, victim: str, number: signal.Signals, moment: str
+) -> None:
+    workspace = shutil.copytree(ingested, tmp_path / "w")
+    plan = ("--plan",) if "Probe" in moment else ()
+    code, _, err = send(start(workspace, *ANNOTATE, *plan), moment, victim, number)
+    assert code == 1
+    assert "error: " in err
+    finished = start(workspace, *ANNOTATE)
+    assert finished.communicate(timeout=200) and finished.returncode == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", ["gcs_server", "raylet", "ray::IDLE", "ray::AnnotateWorker"])
+def test_a_signal_while_ray_starts_or_works_is_one_line(
+    ingested: Path, tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
+    workspace = shutil.copytree(ingested, tmp_path / "w")
+    code, _, err = send(start(workspace, *ANNOTATE), moment, "driver", number)
+    assert code == 128 + number
+    assert err.splitlines()[-1] == "interrupted: the same command continues"
