@@ -94,7 +94,7 @@ def sound(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory, ray_cl
 @pytest.fixture(scope="module")
 def trained(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with latents, and with a training run."""
-    from handdata.cli import app
+    from handdata.app import app
 
     workspace = Path(shutil.copytree(sound.parent, tmp_path_factory.mktemp("trained") / "sound")) / "w"
     shutil.rmtree(workspace / "runs")
