@@ -70,7 +70,7 @@ READERS = {
     "ingest summary": {"annotate", "drop", "drop --dry-run"},
     "records": {"annotate", "drop", "drop --dry-run"},
     "tombstone": {"status", "annotate", "flag", "drop", "drop --dry-run", "ingest"},
-    "shard": {"annotate", "flag", "drop", "report", "encode", "train"},
+    "shard": {"annotate", "flag", "drop", "report", "train"},  # it was encoded before
     "settings of latents": {"encode"},
     "curves of a run": {"report", "resume"},
 }
@@ -117,7 +117,8 @@ def outcomes(
     words = {"ROOT": str(sound.parent / "root"), "SEQUENCE": sequences(sound)[-1]}
     for number, command in enumerate(commands):
         workspace = Path(shutil.copytree(sound, folder / f"w{number}"))
-        path = sorted(workspace.glob(FILES[file]))[0]
+        found = sorted(workspace.glob(FILES[file]))
+        path = found[len(found) // 2]  # of shards that of the split train
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
         words["OUT"] = str(folder / f"out{number}")
         result = run(*(words.get(word, word) for word in COMMANDS[command]), "-w", workspace)  # raises what is no line
@@ -133,7 +134,8 @@ def check(file: str, damage: str, command: str, name: str, result: CommandResult
     if result.code:
         assert "hint:" in result.err, what
     harmless = damage == "flipped" and not name.endswith(".parquet")  # letters within a text
-    if command in READERS.get(file, ()) and not harmless:
+    unread = damage == "flipped" and file == "shard" and command == "annotate"  # which compares sizes
+    if command in READERS.get(file, ()) and not harmless and not unread:
         assert result.code == 1, what
         assert name in result.err, what
 
