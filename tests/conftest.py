@@ -28,6 +28,7 @@ from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Dataset, Storage
 from tests.fixtures.commands import CommandResult
+from tests.fixtures.ingest_processes import IngestProcesses
 
 # Busy machines are slow at times; a property is true or not, however long it takes.
 settings.register_profile("no deadline", deadline=None)
@@ -35,7 +36,8 @@ settings.load_profile("no deadline")
 
 
 def pytest_configure() -> None:
-    """Keep workers that share the cores from starting a thread for every core, which makes both wait."""
+    """Let workers share two cores: one thread each, and the code is compiled once for the many processes of tests."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if "PYTEST_XDIST_WORKER" in os.environ:
         for library in ("OMP", "MKL", "OPENBLAS"):
             os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # also for the processes that tests start
@@ -73,6 +75,16 @@ def group_of(nodeid: str) -> str:
     return "ray" if "ray_cluster" in text or "annotated_synthetic" in text else file
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ingest_processes() -> Iterator[None]:
+    """Let all calls of ``ingest`` in this process share worker processes."""
+    processes = IngestProcesses()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("handdata.pipeline.records.ingest._process_pool", processes.pool)
+        yield
+    processes.close()
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder of real images, small weights and reference tensors beside the checkout."""
@@ -107,10 +119,10 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster with two CPUs for all tests that annotate."""
+    """One local Ray cluster for all tests that annotate; of one CPU, since each more costs a worker its start."""
     ray.init(
         "local",
-        num_cpus=2,
+        num_cpus=1,
         resources={"stand_in_gpu": 1},
         include_dashboard=False,
         log_to_driver=False,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from handdata.schemas.errors import WeightsError
@@ -83,6 +82,8 @@ class StableDiffusionVAE:
             WeightsError: The weights cannot be loaded.
 
         """
+        from diffusers import AutoencoderKL  # here: its modules take two seconds, and few presets need them
+
         try:
             vae = AutoencoderKL.from_pretrained(weights, use_safetensors=True)  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:

@@ -17,7 +17,6 @@ from itertools import pairwise
 from typing import Any, Literal, Protocol, cast
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from handdata.trainer.conditioning import null_conditions
@@ -266,6 +265,8 @@ class _Scheduler(Protocol):
 
 
 def _fast_scheduler(name: Literal["ddim", "dpm++"], config: DiffusionConfig) -> _Scheduler:
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler  # here: they load scipy.stats, which takes a second
+
     common = {
         "num_train_timesteps": config.train_steps,
         "beta_start": config.beta_start,

@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_bit_for_bit(storage: Storage, tmp_path: Path) -> N
     config = tmp_path / "config.toml"
     config.write_text(
         "[model]\npatch_size = 8\nhidden_size = 32\ndepth = 2\nnum_heads = 2\n"
-        "[optimisation]\nbatch_size = 4\n[monitoring]\ncheckpoint_every = 5\n"
+        "[optimisation]\nbatch_size = 4\n[monitoring]\ncheckpoint_every = 5\n[sampling]\nsteps = 2\n"
     )
     command = [sys.executable, "-m", "handdata", "train", "--config", config, "-w", storage.url(), "--gpus", "0"]
 

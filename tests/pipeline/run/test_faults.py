@@ -55,8 +55,8 @@ class Head:
         return driver(workspace, address or self.cluster.address, environment, *options)
 
     def finish(self, workspace: Path | str, *options: object, stuck_after_s: float = 600) -> dict[str, Any]:
-        """Run the command to its end, and return its summary."""
-        return self.finished(self.annotate(workspace, "--json", *options, stuck_after_s=stuck_after_s))
+        """Run the command to its end with one worker, since each costs a start, and return its summary."""
+        return self.finished(self.annotate(workspace, "--json", "--cpus", 1, *options, stuck_after_s=stuck_after_s))
 
     def finished(self, started: "subprocess.Popen[str]") -> dict[str, Any]:
         out, err = started.communicate(timeout=900)
@@ -286,7 +286,7 @@ cp -r {workspace} {copy}
 def test_a_full_disk_stops_the_run_in_one_line_and_the_same_command_finishes(head: Head, tmp_path: Path) -> None:
     head.set_poison({})
     (tmp_path / "w").mkdir()
-    command = f"{sys.executable} -m handdata annotate -w {tmp_path}/w {' '.join(SETTINGS)}"
+    command = f"{sys.executable} -m handdata annotate --cpus 1 -w {tmp_path}/w {' '.join(SETTINGS)}"
     # A name space of its own: the small disk is there for this command and its own head only, and needs no root.
     script = FULL_DISK.format(workspace=tmp_path / "w", ingested=head.ingested, command=command, copy=tmp_path / "copy")
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=900)
