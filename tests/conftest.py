@@ -72,7 +72,8 @@ def group_of(nodeid: str) -> str:
     """Return the name of the tests that one worker runs: one name for all files that use the shared Ray head."""
     file = nodeid.split("::")[0]
     text = (Path(__file__).parents[1] / file).read_text()
-    return "ray" if "ray_cluster" in text or "annotated_synthetic" in text else file
+    shares_the_head = any(name in text for name in ("ray_cluster", "annotated_synthetic", "two_cpus"))
+    return "ray" if shares_the_head else file
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,7 +81,7 @@ def ingest_processes() -> Iterator[None]:
     """Let all calls of ``ingest`` in this process share worker processes."""
     processes = IngestProcesses()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("handdata.pipeline.records.ingest._process_pool", processes.pool)
+        patch.setattr("handdata.pipeline.records.ingest.process_pool", processes.pool)
         yield
     processes.close()
 
@@ -119,17 +120,31 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster for all tests that annotate; of one CPU, since each more costs a worker its start."""
+    """One local Ray cluster for all tests that annotate; of one CPU, since each more costs a run another worker."""
+    start_ray(num_cpus=1)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def two_cpus(ray_cluster: None) -> Iterator[None]:
+    """A local Ray cluster of two CPUs in the place of the shared one, for tests of processes that work together."""
+    ray.shutdown()
+    start_ray(num_cpus=2)
+    yield
+    ray.shutdown()
+    start_ray(num_cpus=1)
+
+
+def start_ray(num_cpus: int) -> None:
     ray.init(
         "local",
-        num_cpus=1,
+        num_cpus=num_cpus,
         resources={"stand_in_gpu": 1},
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
     )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

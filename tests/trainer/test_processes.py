@@ -13,7 +13,7 @@ from handdata.trainer.loop import train
 from handdata.trainer.presets import MonitoringConfig
 from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cpus")]
 
 PRESET = changed(SMALL, batch_size=8).model_copy(update={"monitoring": MonitoringConfig(checkpoint_every=2)})
 
