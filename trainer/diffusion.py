@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from handdata.trainer.presets import DiffusionConfig
@@ -208,9 +207,12 @@ class Diffusion(nn.Module):
 
 def draw_noise(shape: torch.Size, device: torch.device, draws: Draws | None = None) -> Tensor:
     """Draw standard normal float32 noise on the generators' device: a CPU seed gives the same noise anywhere."""
-    generators = draws if draws is None or isinstance(draws, torch.Generator) else list(draws)
-    noise: Tensor = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
-    return noise
+    if draws is None:
+        return torch.randn(shape, device=device, dtype=torch.float32)
+    if isinstance(draws, torch.Generator):
+        return torch.randn(shape, generator=draws, device=draws.device, dtype=torch.float32).to(device)
+    rows = [torch.randn(shape[1:], generator=draw, device=draw.device, dtype=torch.float32) for draw in draws]
+    return torch.stack(rows).to(device)
 
 
 def _at(table: Tensor, index: Tensor) -> Tensor:
