@@ -265,7 +265,8 @@ class _Scheduler(Protocol):
 
 
 def _fast_scheduler(name: Literal["ddim", "dpm++"], config: DiffusionConfig) -> _Scheduler:
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler  # here: they load scipy.stats, which takes a second
+    # Here, since they load scipy.stats, which takes a second.
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     common = {
         "num_train_timesteps": config.train_steps,
