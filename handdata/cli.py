@@ -84,6 +84,7 @@ class _Ending:
 
     def run(self, command: Callable[[], None]) -> None:
         """Run a command and exit."""
+        _open_closed_streams()
         atexit.register(self._flush_and_leave)  # the first to be registered is the last to run
         code = 1
         try:
@@ -139,16 +140,26 @@ class _Ending:
         with self._settling:
             if self._code is not None:
                 return
-            if self._signal and code:
-                code = 128 + self._signal
+            interrupted = bool(self._signal and code)
+            self._code = 128 + self._signal if self._signal and code else code
+        if interrupted:
+            with suppress(OSError):  # the terminal has gone: its end is what SIGHUP says
                 os.write(2, f"interrupted: {self._afterwards}\n".encode())
-            self._code = code
 
     def _flush_and_leave(self) -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # whoever read it has gone
                 stream.flush()
         os._exit(1 if self._code is None else self._code)
+
+
+def _open_closed_streams() -> None:
+    """Let closed standard streams (``2>&-``) lead nowhere; the next file that is opened would take their place."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is the stream's
+            os.set_inheritable(nowhere, True)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - open as long as the process lives
 
 
 def _next_signal(reader: socket.socket) -> int:

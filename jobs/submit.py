@@ -12,17 +12,25 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import handdata
-from handdata.pipeline.run.address import PROBE_S, find_head, within
+from handdata.pipeline.run.address import PROBE_S, Answer, find_head, within
 from handdata.pipeline.run.cluster import TOKEN_HINT, offer_token
 from handdata.pipeline.settings import SETTINGS_FILE, SETTINGS_VARIABLES
 from handdata.schemas import RunError
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
 _POLL_S = 0.5
+_ANSWER_S = 60.0
+"""Seconds within which a dashboard answers, however busy; Ray's client waits without end."""
+_SILENT_S = 20.0
+"""Seconds of silence of a job's log after which it is asked whether the job and its cluster are still there."""
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
@@ -68,10 +76,16 @@ class Cluster:
         """
         with tempfile.TemporaryDirectory() as folder, self._clear_errors():
             stage_code(Path(folder))
-            return self._client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "handdata", *arguments]),
-                runtime_env={"working_dir": folder, "excludes": ["__pycache__"], "env_vars": travelling_variables()},
-                entrypoint_num_gpus=gpus or None,
+            return self._answer(
+                lambda: self._client.submit_job(
+                    entrypoint=shlex.join(["python", "-m", "handdata", *arguments]),
+                    runtime_env={
+                        "working_dir": folder,
+                        "excludes": ["__pycache__"],
+                        "env_vars": travelling_variables(),
+                    },
+                    entrypoint_num_gpus=gpus or None,
+                )
             )
 
     def follow(self, job_id: str, write: Callable[[str], None], note: Callable[[str], None]) -> int:
@@ -91,7 +105,7 @@ class Cluster:
         with self._clear_errors():
             self._wait_for_start(job_id, note)
             asyncio.run(self._pass_log_on(job_id, write))
-            job = self._client.get_job_info(job_id)
+            job = self._info(job_id)
         if job.status == JobStatus.SUCCEEDED:
             return 0
         if job.status == JobStatus.STOPPED:
@@ -116,7 +130,7 @@ class Cluster:
         from ray.job_submission import JobStatus
 
         last_message = None
-        while (job := self._client.get_job_info(job_id)).status == JobStatus.PENDING:
+        while (job := self._info(job_id)).status == JobStatus.PENDING:
             if job.message != last_message:
                 last_message = job.message
                 note(f"job {job_id}: {last_message}")
@@ -130,16 +144,38 @@ class Cluster:
         while True:
             position = 0
             try:
-                async for piece in self._client.tail_job_logs(job_id):
+                async for piece in self._log(job_id):
                     position += len(piece)
                     if position > written:
                         write(piece[written - position :])
                         written = position
             except (aiohttp.ClientError, RuntimeError):
-                pass  # get_job_status, next, raises where the cluster itself is gone
-            if self._client.get_job_status(job_id).is_terminal():
+                pass  # the next line raises where the cluster itself is gone
+            if self._info(job_id).status.is_terminal():
                 return
             await asyncio.sleep(_POLL_S)
+
+    async def _log(self, job_id: str) -> AsyncIterator[str]:
+        """Yield a job's log as it comes, until it ends, or the job does and no more comes."""
+        pieces = self._client.tail_job_logs(job_id)
+        while True:
+            coming = asyncio.ensure_future(anext(pieces, None))
+            while not (await asyncio.wait([coming], timeout=_SILENT_S))[0]:
+                if self._info(job_id).status.is_terminal():
+                    coming.cancel()
+                    return
+            if (piece := coming.result()) is None:
+                return
+            yield piece
+
+    def _info(self, job_id: str) -> "JobDetails":
+        return self._answer(lambda: self._client.get_job_info(job_id))
+
+    def _answer(self, question: Callable[[], Answer]) -> Answer:
+        silent = RunError(
+            f"the Ray cluster at {self.address} does not answer for {_ANSWER_S:g} s", "is it running and within reach?"
+        )
+        return within(_ANSWER_S, question, silent)
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
@@ -153,7 +189,7 @@ class Cluster:
             raise RunError(f"the Ray cluster at {self.address} {what}", TOKEN_HINT) from None
         except (ConnectionError, requests.RequestException, RayError, RuntimeError, ValueError) as error:
             raise RunError(
-                f"cannot use the Ray cluster at {self.address}: {str(error).splitlines()[0]}",
+                f"cannot use the Ray cluster at {self.address}: {(str(error) or type(error).__name__).splitlines()[0]}",
                 "--address takes the head's dashboard, http://HEAD:8265; is it running and within reach?",
             ) from None
 

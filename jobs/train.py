@@ -6,7 +6,7 @@ it anew, and it goes on from the run's last checkpoint.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -14,9 +14,11 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayError
 from ray.util.queue import Queue
 
 from handdata.pipeline.run.cluster import connected, on_cluster, require_cluster
+from handdata.pipeline.run.supervisor import gist
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import RAY_TRAIN, ray_train_folder, run_folder
 from handdata.schemas import ClusterLostError, HandDataError, RunError, StorageError, UsageError
@@ -85,7 +87,8 @@ def _run_task(task: _Task, processes: int, use_gpus: bool, on_step: OnStep | Non
         raise UsageError(
             f"{processes} {kind}s were asked for, the cluster has {there}", "ask for fewer, or add nodes to the cluster"
         )
-    messages = Queue(actor_options={"num_cpus": 0})
+    # Where its process dies, Ray starts another: losing a line of progress is no reason to stop.
+    messages = Queue(actor_options={"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1})
     outcome: list[TrainSummary | HandDataError] = []
     listener = Thread(target=_listen, args=(messages, outcome, on_step), daemon=True)
     listener.start()
@@ -108,9 +111,12 @@ def _run_task(task: _Task, processes: int, use_gpus: bool, on_step: OnStep | Non
         raise RunError(error.message, _HOW_TO_GO_ON) from None
     finally:
         if not lost:
-            messages.put(None)
+            with suppress(RayError):
+                messages.put(None)
             listener.join()
             messages.shutdown()
+    if not outcome:
+        raise RunError("the training has ended, and what it found was lost on the way", _HOW_TO_GO_ON)
     last = outcome[-1]
     if isinstance(last, HandDataError):
         raise last
@@ -126,6 +132,9 @@ def _fit(trainer: "ray.train.torch.TorchTrainer") -> None:
         raise RunError(
             f"training processes were lost more than {MAX_RESTARTS} times: {reason}", _HOW_TO_GO_ON
         ) from error
+    except RayError as error:  # it is one of Ray's own that directs the others
+        require_cluster()
+        raise RunError(f"the process that directs the training died: {gist(str(error))}", _HOW_TO_GO_ON) from None
 
 
 def _train_one_process(config: dict[str, Any]) -> None:
@@ -158,12 +167,13 @@ def _train_one_process(config: dict[str, Any]) -> None:
 
 
 def _listen(messages: Queue, outcome: list[TrainSummary | HandDataError], on_step: OnStep | None) -> None:
-    """Pass on what the first process says until ``None`` comes."""
-    while (message := messages.get()) is not None:
-        if not isinstance(message, tuple):
-            outcome.append(message)
-        elif on_step:
-            on_step(*message)
+    """Pass on what the first process says until ``None`` comes, or nothing more can."""
+    with suppress(RayError):
+        while (message := messages.get()) is not None:
+            if not isinstance(message, tuple):
+                outcome.append(message)
+            elif on_step:
+                on_step(*message)
 
 
 @contextmanager

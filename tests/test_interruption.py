@@ -1,11 +1,13 @@
 """An interrupted command ends in one line with the signal's code and leaves no process; none aborts at its end."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -145,6 +147,49 @@ cli.main()
     assert ended(start_python("-c", code), []) == (1, "", "")
 
 
+@pytest.mark.parametrize("reader", ["has gone", "reads no more"])
+def test_a_command_ends_by_a_signal_though_its_line_cannot_be_written(reader: str) -> None:
+    code = "import time, handdata.cli as cli; cli.GRACE_S = 0.5; cli._run_commands = lambda: (print(), time.sleep(60))"
+    source, sink = os.pipe()
+    running = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; cli.main()"],
+        env=clean_environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=sink,
+    )
+    assert running.stdout
+    running.stdout.readline()
+    if reader == "has gone":  # as a terminal has that was closed
+        os.close(source)
+    else:
+        os.set_blocking(sink, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(sink, b"x")
+        os.set_blocking(sink, True)
+    running.send_signal(signal.SIGHUP)
+    assert running.communicate(timeout=20) and running.returncode == CODES[signal.SIGHUP]
+
+
+LOGS = """
+import handdata.cli as cli, os, sys
+def run():
+    with open(sys.argv[1], "wb", buffering=0) as file:
+        file.write(b"data")
+        print("result")
+        for stream in (1, 2):
+            os.write(stream, b"what a library logs")
+cli._run_commands = run
+cli.main()
+"""
+
+
+def test_what_is_printed_on_closed_streams_does_not_get_into_files(tmp_path: Path) -> None:
+    closed = ("bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash")
+    done = subprocess.run([*closed, sys.executable, "-c", LOGS, tmp_path / "a"], env=clean_environment(), check=False)
+    assert (done.returncode, (tmp_path / "a").read_bytes()) == (0, b"data")
+
+
 ENDS_WHILE_ARROW_READS = """
 import handdata.cli as cli, io, sys, threading, time
 import pyarrow.parquet as pq
@@ -200,7 +245,7 @@ LINES = {
     "ingest": "--source synthetic --root {root} -w {w}",
     "annotate": "--keypoints dataset --masks grabcut --image-size 64 -w {w}",
     "flag": "--min-hand-px {step} -w {w}",
-    "drop": "--source synthetic --sequence seq_000{step} -w {w}",
+    "drop": "--source synthetic --sequence identity000-sequence0000 -w {w}",
     "encode": "--preset tiny --image-size 64 --gpus 0 -w {w}",
     "train": "--preset pixel-64 --steps 400 --gpus 0 --run r{step} -w {w}",
     "report": "--out {w}/report -w {w}",
@@ -222,14 +267,21 @@ MOMENTS: dict[str, float | str] = {
 def test_any_command_is_interrupted_at_any_moment(
     command: str, number: signal.Signals, annotated_synthetic: Path, synthetic_root: Path, tmp_path: Path
 ) -> None:
-    workspace = shutil.copytree(annotated_synthetic, tmp_path / "w")
-    if command == "annotate":
-        shutil.rmtree(workspace / "dataset")
+    workspace = tmp_path / "w"
+
+    def refill() -> None:
+        shutil.rmtree(workspace, ignore_errors=True)
+        shutil.copytree(annotated_synthetic, workspace)
+        if command == "annotate":
+            shutil.rmtree(workspace / "dataset")
 
     def line(step: int) -> list[str]:
         return [command, *LINES[command].format(root=synthetic_root, w=workspace, step=step).split()]
 
+    refill()
     for step, moment in enumerate(MOMENTS.values()):
+        if command == "drop":  # else only the first would find something to drop
+            refill()
         running = start(*line(step))
         assert running.stdout
         if isinstance(moment, str):

@@ -68,8 +68,9 @@ def connect(address: str, on_connect: Callable[[str], None] | None = None) -> No
         with _silent_stderr(), _own_sigterm_handler():
             ray.init(head, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunError(
-            f"cannot reach a Ray cluster at {head}, or it refuses the token: {str(error).splitlines()[0]}",
+            f"cannot reach a Ray cluster at {head}, or it refuses the token: {reason}",
             f"is it running? `ray status --address {head}` tells; {TOKEN_HINT}",
         ) from None
 

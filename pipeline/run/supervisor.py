@@ -308,7 +308,7 @@ class Supervisor:
     def _why_died(self, actor: Any, error: RayError) -> str:
         place = self._worker_places.get(actor)
         reason = "" if place is None else crash_reason(_log_tail(place))
-        return reason or _gist(str(error))
+        return reason or gist(str(error))
 
 
 def crash_reason(log: str) -> str:
@@ -327,7 +327,7 @@ def crash_reason(log: str) -> str:
     return reason + "".join(f" in {function} ({Path(file).name}:{line})" for file, line, function in where)
 
 
-def _gist(message: str) -> str:
+def gist(message: str) -> str:
     """Return the gist of Ray's message about a dead actor."""
     if "node has died" in message:
         return "its node has died"
@@ -341,7 +341,7 @@ def _gist(message: str) -> str:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, RayActorError):
-        return f"the mask model died: {_gist(str(error))}"
+        return f"the mask model died: {gist(str(error))}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:MAX_REASON_CHARACTERS] if text else type(error).__name__
 

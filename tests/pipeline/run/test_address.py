@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import ray
 
 from handdata.jobs.submit import Cluster
 from handdata.pipeline.run import address
@@ -106,6 +107,28 @@ def test_a_dashboard_that_is_silent_or_another_server_is_an_error_for_jobs(silen
         Cluster(f"http://{silent}")
     with pytest.raises(RunError, match="what answers there is something else"):
         Cluster(f"http://{website}")
+
+
+def test_a_dashboard_that_falls_silent_ends_the_following_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "version" not in self.path:
+                time.sleep(5)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f'{{"ray_version": "{ray.__version__}"}}'.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("handdata.jobs.submit._ANSWER_S", 0.5)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cluster = Cluster(f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(RunError, match=r"does not answer for 0\.5 s"):
+            cluster.follow("some-job", print, print)
+        server.shutdown()
 
 
 @pytest.mark.soak
