@@ -80,11 +80,13 @@ class _Ending:
         self._afterwards = afterwards
         self._signal: int | None = None
         self._code: int | None = None
+        self._stderr = 2
         self._settling = threading.Lock()
 
     def run(self, command: Callable[[], None]) -> None:
         """Run a command and exit."""
         _open_closed_streams()
+        self._stderr = os.dup(2)  # while Ray connects, 2 leads nowhere
         atexit.register(self._flush_and_leave)  # the first to be registered is the last to run
         code = 1
         try:
@@ -144,7 +146,7 @@ class _Ending:
             self._code = 128 + self._signal if self._signal and code else code
         if interrupted:
             with suppress(OSError):  # the terminal has gone: its end is what SIGHUP says
-                os.write(2, f"interrupted: {self._afterwards}\n".encode())
+                os.write(self._stderr, f"interrupted: {self._afterwards}\n".encode())
 
     def _flush_and_leave(self) -> None:
         for stream in (sys.stdout, sys.stderr):

@@ -122,3 +122,54 @@ def test_a_signal_while_ray_starts_or_works_is_one_line(
     code, _, err = send(start(workspace, *ANNOTATE), moment, "driver", number)
     assert code == 128 + number
     assert err.splitlines()[-1] == "interrupted: the same command continues"
+
+
+TRAIN = """
+import sys
+import handdata.cli as cli
+def run():
+    from handdata.console import errors_in_one_line
+    from handdata.jobs.train import train_in_processes
+    from handdata.pipeline.storage import Storage
+    from tests.fixtures.training import SMALL, changed, write_two_sequences
+    storage = Storage(sys.argv[1])
+    write_two_sequences(storage)
+    with errors_in_one_line():
+        train_in_processes(
+            changed(SMALL, batch_size=8), storage, "run", processes=2, use_gpus=False, steps=int(sys.argv[2]),
+            on_step=lambda step, *_: print(step, flush=True),
+        )
+    print("done")
+cli._run_commands = run
+cli.main()
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("victim", "outcome"),
+    [
+        ("raylet", "error: the Ray node of this machine has died: its raylet is gone"),
+        ("gcs_server", "error: Ray's head has died or does not answer"),
+        ("ray::TrainController", "error: the process that directs the training died"),
+        ("ray::_QueueActor", "done"),
+        ("driver", "interrupted: "),
+    ],
+)
+def test_training_in_processes_ends_in_one_line_when_one_of_rays_is_killed(
+    tmp_path: Path, victim: str, outcome: str
+) -> None:
+    steps = 40 if outcome == "done" else 100_000
+    running = subprocess.Popen(
+        [sys.executable, "-c", TRAIN, tmp_path / "w", str(steps)],
+        env=clean_environment(**SOON, PYTHONPATH=str(Path(__file__).parents[3])),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout
+    assert running.stdout.readline() == "1\n"
+    number = signal.SIGTERM if victim == "driver" else signal.SIGKILL
+    code, out, err = send(running, "ray::RayTrainWorker", victim, number)
+    assert code == {"done": 0, "interrupted: ": 143}.get(outcome, 1), err
+    assert any(line.startswith(outcome) for line in (out + err).splitlines())
