@@ -59,7 +59,8 @@ def stream_items(path: Path, *prefix: str) -> Iterator[tuple[str, Any]]:
     """Yield (key, value) of a JSON object in file order: of the whole file, or of the one found below ``prefix``.
 
     ``stream_items(path)`` walks ``{"<id>": {...}, ...}`` (HaGRID); ``stream_items(path, "calibration")`` walks
-    ``{"calibration": {"<sequence>": {...}, ...}}``. What follows that object in the file is not read.
+    ``{"calibration": {"<sequence>": {...}, ...}}``. What follows an object below ``prefix`` is not read; behind that of
+    the whole file nothing may follow, such as a second file that was joined to it.
 
     Raises:
         RecordError: ``label_missing``, or ``label_corrupt``, naming file and byte, after all records before it.
@@ -70,6 +71,8 @@ def stream_items(path: Path, *prefix: str) -> Iterator[tuple[str, Any]]:
         scanner.enter(prefix)
         for key in scanner.members():
             yield key, scanner.value()
+        if not prefix:
+            scanner.end()
 
 
 def stream_nested_items(path: Path, *prefix: str) -> Iterator[tuple[str, str, Any]]:
@@ -88,6 +91,8 @@ def stream_nested_items(path: Path, *prefix: str) -> Iterator[tuple[str, str, An
         for outer in scanner.members():
             for key in scanner.members():
                 yield outer, key, scanner.value()
+        if not prefix:
+            scanner.end()
 
 
 def stream_list(path: Path, *prefix: str) -> Iterator[Any]:
@@ -104,6 +109,8 @@ def stream_list(path: Path, *prefix: str) -> Iterator[Any]:
         scanner.enter(prefix)
         if scanner.opens_list():
             yield from scanner.values_of_list()
+        if not prefix:
+            scanner.end()
 
 
 def stream_list_part(path: Path, start: int, stop: int) -> Iterator[Any]:

@@ -57,6 +57,8 @@ from handdata.schemas.rejection import rejection
 
 _ROWS_AT_ONCE: Final = 4096
 """Records that are checked one by one become a table when there are so many."""
+_IMAGE_COLUMNS: Final = ["image_uri", "video_frame"]
+"""What names one image."""
 
 
 @dataclass(slots=True)
@@ -202,6 +204,7 @@ def _stage(jobs: Sequence[_Job], on_progress: Callable[[int, int, int], None] | 
         if on_progress:
             on_progress(finished, len(jobs), total.records)
     _reject_duplicates(jobs, total)
+    _reject_shared_images(jobs, total)
     _require_all(jobs[0].storage, jobs[0].staging, total.records)
     return total
 
@@ -378,12 +381,11 @@ def _reject_duplicates(jobs: Sequence[_Job], total: PartitionCounts) -> None:
         return
     first: dict[str, tuple[Partition, str]] = {}
     for name in files:
-        ordinal = int(name.rpartition("/part-")[2].partition("-")[0])
-        partition = jobs[ordinal].partition
-        rows = pl.DataFrame(storage.read_parquet(name, ["record_id", "image_uri", "split"])).with_row_index()
+        partition = _partition_of(jobs, name)
+        rows = pl.DataFrame(storage.read_parquet(name, ["record_id", "image_uri"])).with_row_index()
         later: list[int] = []
         rejected: list[Rejection] = []
-        for row, record_id, image_uri, split in rows.filter(pl.col("record_id").is_in(doubled)).iter_rows():
+        for row, record_id, image_uri in rows.filter(pl.col("record_id").is_in(doubled)).iter_rows():
             if record_id not in first:
                 first[record_id] = (partition, image_uri)
                 continue
@@ -398,17 +400,85 @@ def _reject_duplicates(jobs: Sequence[_Job], total: PartitionCounts) -> None:
             later.append(row)
             detail = f"{', '.join(partition.paths)}: names {record_id} more than once; the first one was taken"
             rejected.append(rejection(record_id, image_uri, RecordError(RejectReason.LABEL_CORRUPT, detail)))
-            total.splits[split] -= 1
-        if later:
-            left = np.delete(np.arange(len(rows)), later)
-            table = storage.read_parquet(name).take(left)
-            storage.write_bytes(name, table_to_parquet(table, RECORD_ROW_GROUP_ROWS))
-            storage.write_bytes(
-                f"{staged_folder(staging, 'rejected')}/{Path(name).stem}-doubled.parquet",
-                table_to_parquet(rejections_to_table(rejected), RECORD_ROW_GROUP_ROWS),
-            )
-            total.records -= len(later)
-            total.rejected[RejectReason.LABEL_CORRUPT.value] += len(later)
+        _reject_rows(storage, name, partition.split, later, rejected, total)
+
+
+def _reject_shared_images(jobs: Sequence[_Job], total: PartitionCounts) -> None:
+    """Reject staged records whose image, or frame of a video, a record of another split has: a model sees its test.
+
+    Of one label file that names an image in two splits the first record stands. Two label files that do are those of
+    two releases, whose splits differ.
+
+    Raises:
+        DuplicateRecordError: Two label files name one image in different splits; both are named.
+
+    """
+    root, storage, staging = jobs[0].root, jobs[0].storage, jobs[0].staging
+    files = storage.list_files(staged_folder(staging, "records"), ".parquet")
+    suspects = _hashes_in_several_splits(jobs, files) if len(total.splits) > 1 else pl.Series(dtype=pl.UInt64)
+    if suspects.is_empty():
+        return
+    suspects = suspects.implode()
+    first: dict[tuple[str, int | None], Partition] = {}
+    for name in files:
+        partition = _partition_of(jobs, name)
+        rows = pl.DataFrame(storage.read_parquet(name, ["record_id", *_IMAGE_COLUMNS])).with_row_index()
+        later: list[int] = []
+        rejected: list[Rejection] = []
+        for row, record_id, image_uri, frame in rows.filter(_image_hashes(rows).is_in(suspects)).iter_rows():
+            earlier = first.setdefault((image_uri, frame), partition)
+            if earlier.split == partition.split:
+                continue
+            labels = ", ".join(partition.paths)
+            if earlier.paths != partition.paths:
+                raise DuplicateRecordError(
+                    f"{image_uri} of {root} is in the split {earlier.split} (labels: {', '.join(earlier.paths)}) and in "
+                    f"{partition.split} (labels: {labels})",
+                    "keep the labels of one release of the dataset, and move the others away",
+                )
+            later.append(row)
+            detail = f"{labels}: the image is of the split {earlier.split} too, which was taken"
+            rejected.append(rejection(record_id, image_uri, RecordError(RejectReason.LABEL_CORRUPT, detail)))
+        _reject_rows(storage, name, partition.split, later, rejected, total)
+
+
+def _hashes_in_several_splits(jobs: Sequence[_Job], files: Sequence[str]) -> pl.Series:
+    """Return hashes, among them those of all images that records of several splits have; eight bytes an image."""
+    by_split: dict[Split, list[pl.Series]] = {}
+    for name in files:
+        images = pl.DataFrame(jobs[0].storage.read_parquet(name, _IMAGE_COLUMNS))
+        by_split.setdefault(_partition_of(jobs, name).split, []).append(_image_hashes(images))
+    every = pl.concat([pl.concat(hashes).unique() for hashes in by_split.values()])
+    return every.filter(every.is_duplicated()).unique()
+
+
+def _image_hashes(rows: pl.DataFrame) -> pl.Series:
+    return rows.select(_IMAGE_COLUMNS).hash_rows()
+
+
+def _partition_of(jobs: Sequence[_Job], name: str) -> Partition:
+    """Return the partition whose rows a staged file holds."""
+    return jobs[int(name.rpartition("/part-")[2].partition("-")[0])].partition
+
+
+def _reject_rows(
+    storage: Storage, name: str, split: Split, rows: Sequence[int], rejected: list[Rejection], total: PartitionCounts
+) -> None:
+    """Move rows of a staged file of records, all of one split, to a file of rejections, and count them so."""
+    if not rows:
+        return
+    left = storage.read_parquet(name)
+    left = left.take(np.delete(np.arange(len(left)), rows))
+    storage.write_bytes(name, table_to_parquet(left, RECORD_ROW_GROUP_ROWS))
+    folder, _, file = name.rpartition("/")
+    token = uuid.uuid4().hex[:8]
+    storage.write_bytes(
+        f"{folder.removesuffix('records')}rejected/{Path(file).stem}-{token}.parquet",
+        table_to_parquet(rejections_to_table(rejected), RECORD_ROW_GROUP_ROWS),
+    )
+    total.records -= len(rows)
+    total.rejected.update(row.reason.value for row in rejected)
+    total.splits.subtract({split: len(rows)})
     total.splits = +total.splits
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,3 +210,22 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert count == 10_000
     assert peak < 5 << 20
+
+
+@pytest.mark.parametrize("behind", ['{"c": 3}', "[4]", "<<<<<<< HEAD", "\0\0"])
+def test_what_follows_the_value_of_a_file_is_an_error_behind_all_records(tmp_path: Path, behind: str) -> None:
+    path = tmp_path / "labels.json"
+    readers: list[tuple[str, Callable[[Path], Iterator[Any]], list[Any]]] = [
+        ('{"a": 1, "b": 2}', stream_items, [("a", 1), ("b", 2)]),
+        ('{"a": {"x": 1}, "b": {}}', stream_nested_items, [("a", "x", 1)]),
+        ("[1, 2]", stream_list, [1, 2]),
+        ("[]", stream_list, []),
+    ]
+    for content, stream, expected in readers:
+        path.write_text(f"\ufeff{content} \n")
+        assert list(stream(path)) == expected
+        path.write_text(f"{content}\n{behind}\n")
+        read: list[Any] = []
+        with pytest.raises(RecordError, match=r"expected the end of the file") as caught:
+            read.extend(stream(path))
+        assert (read, caught.value.reason) == (expected, RejectReason.LABEL_CORRUPT)

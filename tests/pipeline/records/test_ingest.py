@@ -18,6 +18,7 @@ from handdata.adapters import AdapterOptions, Layout, Partition
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
+from handdata.adapters.wlasl import WlaslAdapter
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.records.stored import read_ingest_summary, read_record_keys
 from handdata.pipeline.shards.plan import plan_source, read_unit
@@ -35,7 +36,15 @@ from handdata.schemas import (
 )
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.rejection import rejection
-from tests.fixtures.hagrid import LEFT_OF_PICTURE, entry_v1, write_images
+from tests.fixtures.hagrid import (
+    LEFT_OF_PICTURE,
+    entry_v1,
+    entry_v2,
+    write_annotations,
+    write_hagrid_v1,
+    write_images,
+)
+from tests.fixtures.wlasl import write_wlasl
 
 
 def read_records(workspace: Path, source: str) -> list[HandRecord]:
@@ -133,6 +142,39 @@ def test_two_images_of_a_folder_with_one_id_fail_and_are_both_named(tmp_path: Pa
             shutil.copyfile(frames / f"11929-400002{suffix}", folder / f"{name}{suffix}")
     with pytest.raises(DuplicateRecordError, match=r"01-0\.jpg .* and from .*/1-0\.jpg"):
         ingest(FoundHand10MAdapter, tmp_path / "FoundHand10M", Storage(tmp_path / "w"))
+
+
+def test_a_photograph_in_two_splits_of_two_releases_fails_and_names_both_label_files(tmp_path: Path) -> None:
+    write_hagrid_v1(tmp_path / "hagrid")
+    entry = entry_v2([LEFT_OF_PICTURE], ["call"])
+    write_annotations(tmp_path / "hagrid/annotations/test/call.json", {"call-a": entry})
+    with pytest.raises(DuplicateRecordError) as caught:
+        ingest(HagridAdapter, tmp_path / "hagrid", Storage(tmp_path / "w"), limit=100)
+    message = str(caught.value)
+    assert "train_val_call/call-a.jpg" in message
+    assert "train (labels: ann_train_val/call.json)" in message
+    assert "test (labels: annotations/test/call.json)" in message
+    assert list((tmp_path / "w").iterdir()) == []
+
+
+def test_a_clip_that_one_label_file_has_in_two_splits_is_of_the_first(tmp_path: Path) -> None:
+    write_wlasl(tmp_path / "wlasl")
+    labels = tmp_path / "wlasl/WLASL_v0.3.json"
+    words = json.loads(labels.read_text())
+    instances = [instance for word in words for instance in word["instances"]]
+    before = ingest(WlaslAdapter, tmp_path / "wlasl", Storage(tmp_path / "before"), limit=100)
+    in_test = next(instance for instance in instances if instance["split"] == "test")
+    words[0]["instances"].append({**in_test, "split": "train"})
+    labels.write_text(json.dumps(words))
+    summary = ingest(WlaslAdapter, tmp_path / "wlasl", Storage(tmp_path / "w"), limit=100)
+    assert (summary.records, summary.splits) == (before.records, before.splits)
+    kept, expected = (pq.read_table(tmp_path / name / "records/source=wlasl") for name in ("w", "before"))
+    assert kept.equals(expected)
+    rejected = pq.read_table(tmp_path / "w/rejected/ingest/source=wlasl").to_pylist()
+    video = in_test["video_id"]
+    assert [row["record_id"] for row in rejected if "of the split test too" in row["detail"]] == [
+        f"wlasl/train/{video}/{frame:06d}-0" for frame in range(before.splits["test"])
+    ]
 
 
 @pytest.fixture
