@@ -105,6 +105,19 @@ class AssemblyHandsAdapter:
             if ego[split]:
                 yield Partition(f"{split}/{_OTHERS}", split, paths, _OTHERS)
 
+    def warnings(self, root: Path) -> Iterator[str]:
+        """Yield a line for images and videos without labels, and for splits other than test without joints."""
+        splits = {partition.split for partition in self.partitions(root)}
+        images = _folder_names(root / _EGO_IMAGES) - splits
+        if images:
+            yield f"annotations has no labels of these images, which are not read: {', '.join(sorted(images))}"
+        lacking = [split for split in ("train", "val") if not is_folder(root / "annotations" / split)]
+        if lacking and is_folder(root / _EXO_VIDEOS):
+            yield f"annotations has no {' and no '.join(lacking)}: the videos of these splits are not read"
+        for split in sorted(splits - {"test"}):
+            if not is_named(_label_path(root, split, "joint_3d")):
+                yield f"{split} has no joint_3d: its images are read without joints, its videos are not read"
+
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the images of a sequence, in the order of frame number and camera; label files are streamed."""
         if partition.selection == _OTHERS:

@@ -36,7 +36,7 @@ from handdata.adapters.reading.arrays import numbers, read_npz_and_shapes, requi
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import Array, intrinsics, invert_rigid, place_hands, place_validity
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import files_in, folders_in
+from handdata.adapters.reading.listing import files_in, folders_in, holds_match
 from handdata.adapters.reading.masks import read_npz_labels
 from handdata.adapters.reading.paths import Fence, read_text, resolve_below
 from handdata.schemas import (
@@ -70,6 +70,7 @@ _SUBJECT_NUMBER: Final = re.compile(r"-subject-([0-9]+)")
 """Part of the name of a subject's folder and of all copies of it."""
 _SEQUENCE_NAME: Final = re.compile(r"[0-9]{8}_[0-9]{6}")
 _IMAGE_NAME: Final = re.compile(r"color_([0-9]{6})\.jpg")
+_RENAME: Final = "give it the name of its archive, such as 20200709-subject-01"
 _HAND_LABEL: Final = 255
 _MISSING: Final = -1.0
 _VAL_SUBJECTS: Final = frozenset({"01", "02"})
@@ -123,6 +124,11 @@ class DexYCBAdapter:
                 yield (
                     f"{subject.name} has {count} sequences, not {SEQUENCES_PER_SUBJECT}, and not all are known: their "
                     "splits come from their positions and may differ from those of the papers"
+                )
+            elif subject.name in published_sequences() and not subject.is_listed:
+                yield (
+                    f"{subject.name} has {SEQUENCES_PER_SUBJECT} sequences, and not all are those of the papers: their "
+                    "splits come from their positions and may differ"
                 )
             if subject.others:
                 yield f"{subject.name}: these folders are no sequences and are not read: {', '.join(subject.others)}"
@@ -213,6 +219,8 @@ def _subjects(root: Path) -> list[_Subject]:
     for folder in folders_in(root):
         number = _SUBJECT_NUMBER.search(folder.name)
         if number is None:
+            if holds_match(folder, "*/meta.yml"):
+                raise LayoutError(f"{folder} holds sequences and is not named as a subject is", _RENAME)
             continue
         by_number.setdefault(number[1], []).append(folder.name)
         inside = [path.name for path in folders_in(folder)]
@@ -238,7 +246,7 @@ def _subjects(root: Path) -> list[_Subject]:
         if not _SUBJECT_NAME.fullmatch(names[0]):
             raise LayoutError(
                 f"{root / names[0]} is not named as a subject is",
-                "give it the name of its archive, such as 20200709-subject-01",
+                _RENAME,
             )
     return found
 

@@ -22,7 +22,7 @@ from handdata.adapters.reading.arrays import numbers, read_npz, read_npz_and_sha
 from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import files_in, find_all, folders_in, is_folder
+from handdata.adapters.reading.listing import files_in, find_all, folders_in, is_folder, refuse_copies
 from handdata.adapters.reading.paths import Fence
 from handdata.schemas import (
     SOURCE_CARDS,
@@ -59,13 +59,20 @@ class FoundHand10MAdapter:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:
-        """Yield runs of sequences, each within one source, processed folder and split."""
+        """Yield runs of sequences, each within one source, processed folder and split.
+
+        Raises:
+            LayoutError: A folder is named as a copy of another one beside it.
+
+        """
         groups: list[tuple[str, Split, list[str]]] = []
-        for folder in find_all(root, "*/processed*/*"):
-            split = next((split for split in SPLITS if split == folder.name.lower()), None)
+        for folder in _split_folders(root):
+            split = _split_of(folder)
             if split is not None and is_folder(folder):
                 prefix = folder.relative_to(root).as_posix()
-                sequences = [child.name for child in folders_in(folder)]
+                found = folders_in(folder)
+                refuse_copies(found)
+                sequences = [child.name for child in found]
                 groups.append((prefix, split, sequences))
         yield from sorted(
             (
@@ -80,6 +87,14 @@ class FoundHand10MAdapter:
             key=lambda partition: partition.name,
         )
 
+    def warnings(self, root: Path) -> Iterator[str]:
+        """Yield a line that names the folders beside those of the splits."""
+        places = sorted({folder.parent for folder in _split_folders(root)})
+        folders = [folder for place in places for folder in folders_in(place) if _split_of(folder) is None]
+        others = [folder.relative_to(root).as_posix() for folder in folders]
+        if others:
+            yield f"these folders are not named as splits are, and are not read: {', '.join(others)}"
+
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the frames of a partition, sequence by sequence, in the order of frame number and camera."""
         fence = Fence(root, self.options.follow_links)
@@ -90,6 +105,9 @@ class FoundHand10MAdapter:
                 yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(folder), gone)
                 continue
             stems = {path.stem for path in files_in(folder, ".jpg", ".npz")}
+            if not stems:
+                empty = RecordError(RejectReason.LABEL_MISSING, f"{folder} holds neither images nor labels")
+                yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(folder), empty)
             for frame in sorted(_frame(relative, stem) for stem in stems):
                 yield _read_frame(folder, partition.split, frame, fence)
 
@@ -114,6 +132,23 @@ class FoundHand10MAdapter:
             for pixels, stored in zip((record.height, record.width), mask.shape, strict=True)
         )
         return np.asarray(mask[rows[:, None], columns] != 0)
+
+
+def _split_folders(root: Path) -> list[Path]:
+    """Return what lies where the folders of the splits do, sorted.
+
+    Raises:
+        LayoutError: One of them, or of the folders around them, is named as a copy of another one.
+
+    """
+    found = find_all(root, "*/processed*/*")
+    for folders in ({path.parents[1] for path in found}, {path.parent for path in found}, found):
+        refuse_copies(folders)
+    return found
+
+
+def _split_of(folder: Path) -> Split | None:
+    return next((split for split in SPLITS if split == folder.name.lower()), None)
 
 
 class _Frame(NamedTuple):

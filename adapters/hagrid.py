@@ -119,6 +119,7 @@ class HagridAdapter:
         Layout("v2 or v2-1M, gestures in the root", ("annotations/*/*.json", "*/*.jpg")),
         Layout("v2 or v2-1M, a folder around all", ("annotations/*/*.json", "hagridv2_512/*/*/*.jpg")),
         Layout("v2 or v2-1M, a folder around the labels", ("annotations/annotations/*/*.json", "*/*/*.jpg")),
+        Layout("v2 or v2-1M, labels in the folder ann", ("ann/annotations/*/*.json",)),
     )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
@@ -145,6 +146,16 @@ class HagridAdapter:
             and folder.relative_to(root).as_posix() not in _SETS
             and holds_match(folder, "*.jpg")
         ]
+        strays = [
+            folder.relative_to(root).as_posix()
+            for place in _V2_LABELS
+            for folder in folders_in(root / place)
+            if folder.name not in SPLITS
+            and folder.relative_to(root).as_posix() not in _V2_LABELS
+            and holds_match(folder, "*.json")
+        ]
+        if strays:
+            yield f"these folders of labels are not named as splits are, and are not read: {', '.join(strays)}"
         if unread:
             yield f"no annotation file of {root} belongs to these folders of images: {', '.join(unread)}"
 

@@ -51,6 +51,7 @@ from handdata.schemas import (
     SOURCE_CARDS,
     SPLITS,
     HandRecord,
+    LayoutError,
     RecordError,
     Rejection,
     RejectReason,
@@ -71,6 +72,7 @@ MAX_REPROJECTION_PX: Final = 5.0
 _CLIP_LEVELS: Final = 7
 _CLIP_PATTERN: Final = "ZY*/H*/C*/N*/S*/s*/T*"
 _CLIP_NAME: Final = re.compile(r"ZY\d+/H\d+/C\d+/N\d+/S\d+/s\d+/T\d+", re.ASCII)
+_EXAMPLE: Final = "ZY20210800001/H1/C1/N19/S100/s02/T1"
 _VIDEOS, _ANNOTATIONS = "HOI4D_release", "HOI4D_annotations"
 _HAND_FOLDERS: Final[dict[Side, tuple[str, str]]] = {
     "right": ("refinehandpose_right", "handpose_right_hand"),
@@ -100,6 +102,7 @@ class Hoi4dAdapter:
 
         Raises:
             UsageError: The folder of ``mano_dir`` holds no MANO files.
+            LayoutError: A folder among the clips is not named as they are, such as a copy, which no list would know.
             RecordError: ``testset.txt`` cannot be read, so that no split is known.
 
         """
@@ -110,6 +113,11 @@ class Hoi4dAdapter:
         folders: dict[str, str] = {}
         for parent in parents:
             for folder in find_all(parent, _CLIP_PATTERN) if parent is not None else ():
+                if not _CLIP_NAME.fullmatch(_clip_name(folder)):
+                    raise LayoutError(
+                        f"{folder} is not named as a clip is, such as {_EXAMPLE}",
+                        "move copies away, and give other clips back their names",
+                    )
                 folders.setdefault(_clip_name(folder), folder.relative_to(root).as_posix())
         held_out = _read_test_list(root)
         for split in sorted(SPLITS):
@@ -117,6 +125,13 @@ class Hoi4dAdapter:
             for start in range(0, len(clips), CLIPS_PER_PARTITION):
                 paths = tuple(folders[name] for name in clips[start : start + CLIPS_PER_PARTITION])
                 yield Partition(f"{split}/{start // CLIPS_PER_PARTITION:04d}", split, paths)
+
+    def warnings(self, root: Path) -> Iterator[str]:
+        """Yield a line where no list says which clips are test, or where the list names none of those there are."""
+        if _find_test_list(root) is None:
+            yield f"there is no testset.txt in {root}: clips of the test split are not told from those of train"
+        elif all(partition.split != "test" for partition in self.partitions(root)):
+            yield f"testset.txt names no clip that is there: all clips of {root} are train"
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the frames of a partition, clip by clip."""
@@ -182,11 +197,17 @@ def _object_class(clip: str) -> str:
 
 def _read_test_list(root: Path) -> frozenset[str]:
     """Return the clips that ``testset.txt`` names; nothing where the user has not put it there."""
-    for depth in ("", "*/"):
+    path = _find_test_list(root)
+    return frozenset() if path is None else frozenset(_clip_of_line(path, line) for line in read_lines(path))
+
+
+def _find_test_list(root: Path) -> Path | None:
+    """Return ``testset.txt``, which may lie in the repository's folder, as deep as those of the archives."""
+    for depth in ("", "*/", "*/*/"):
         path = only_one(find_all(root, f"{depth}testset.txt"), "lists testset.txt")
         if path is not None:
-            return frozenset(_clip_of_line(path, line) for line in read_lines(path))
-    return frozenset()
+            return path
+    return None
 
 
 def _clip_of_line(path: Path, line: str) -> str:

@@ -46,9 +46,11 @@ from handdata.adapters.reading.json_stream import stream_items, stream_list, str
 from handdata.adapters.reading.listing import (
     NotRegularFileError,
     find_all,
+    folders_in,
     is_file,
     is_folder,
     is_named,
+    only_one,
     open_file,
     size_of,
 )
@@ -98,7 +100,13 @@ class InterHand26MAdapter:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:
-        """Yield ranges of each split's label file, by its size alone."""
+        """Yield ranges of each split's label file, by its size alone.
+
+        Raises:
+            LayoutError: There are several folders of images.
+
+        """
+        _images_folder(root)
         for split in sorted(SPLITS):
             labels = [
                 f"annotations/{split}/InterHand2.6M_{split}_{kind}.json" for kind in ("data", "camera", "joint_3d")
@@ -109,6 +117,15 @@ class InterHand26MAdapter:
                 parts = min(MAX_PARTITIONS, 1 + size // PARTITION_BYTES)
                 for part in range(parts):
                     yield Partition(f"{split}/{part:02d}", split, tuple(labels), selection=f"{part}/{parts}")
+
+    def warnings(self, root: Path) -> Iterator[str]:
+        """Yield a line that names folders of images without labels, and of labels of no known split."""
+        read = {partition.split for partition in self.partitions(root)}
+        places = [*folders_in(_images_folder(root)), *find_all(root, "annotations/*/InterHand2.6M_*_data.json")]
+        folders = {place.parent if place.suffix == ".json" else place for place in places}
+        others = sorted(folder.relative_to(root).as_posix() for folder in folders if folder.name not in read)
+        if others:
+            yield f"these folders belong to no split whose labels are there, and are not read: {', '.join(others)}"
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
         """Yield the images of a partition in the order of the label file."""
@@ -139,8 +156,14 @@ class InterHand26MAdapter:
 
 
 def _images_folder(root: Path) -> Path:
+    """Return the folder of the images of all splits.
+
+    Raises:
+        LayoutError: There are several, such as those of 5 and of 30 frames a second: one of them would go unread.
+
+    """
     folders = [root / "images", *find_all(root, "*/images")]
-    return next((folder for folder in folders if is_folder(folder)), folders[0])
+    return only_one(filter(is_folder, folders), "folders of images") or folders[0]
 
 
 # ---------------------------------------------------------------------------------------------------- data.json
@@ -212,11 +235,14 @@ def _joined_by_id(
 
     """
     ours = {_id(image, "id") for image in stream_list_part(path, start, stop)}
+    repeated: set[int | None] = set()
     wanted = {_id(image, "id") for image in images}
     try:
         ids = [_id(image, "id") for image in stream_list(path, "images")]
     except RecordError:  # the part that holds the fault reports it, and nothing tells what is not listed
         ids = None
+    if ids is not None:
+        repeated = {image_id for image_id, count in Counter(ids).items() if count > 1}
     is_first = not ids or ids[0] in ours
     listed = (ours if ids is None else set(ids)) - {None}
     found: dict[int | None, _Valid] = {}
@@ -238,7 +264,11 @@ def _joined_by_id(
         else:
             lacking[before] += 1
         missing = RecordError(RejectReason.LABEL_MISSING, f"{path}: image {image_id} has no annotation")
-        yield image, found.get(image_id, missing)
+        if image_id is not None and image_id in repeated:
+            detail = f"{path}: the list images has {image_id} more than once: nothing tells whose its annotation is"
+            yield image, RecordError(RejectReason.LABEL_CORRUPT, detail)
+        else:
+            yield image, found.get(image_id, missing)
     for last, number, problem in unlisted:
         lacking[last] -= 1
         if lacking[last] < 0:
@@ -462,8 +492,9 @@ def _parse_image(where: str, entry: Any) -> _Image:
         )
     except KeyError as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no {error}: {entry!r}") from None
-    if not {type(fields["capture"]), type(fields["seq_name"]), type(fields["camera"])} <= {str, int}:
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: capture, seq_name and camera should be names")
+    names = {type(fields["capture"]), type(fields["seq_name"]), type(fields["camera"])}
+    if not names <= {str, int} or type(fields.get("subject")) not in (str, int, type(None)):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: capture, seq_name, camera and subject should be names")
     if not isinstance(image.file_name, str) or type(image.frame) is not int or not 0 <= image.frame < 2**31:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no file_name or no frame_idx: {entry!r}")
     return image

@@ -43,7 +43,7 @@ from handdata.adapters.reading.geometry import (
 )
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items, stream_list
-from handdata.adapters.reading.listing import files_in, find_all, folders_in, is_folder, is_named
+from handdata.adapters.reading.listing import files_in, find_all, folders_in, is_folder, is_named, only_one
 from handdata.adapters.reading.masks import read_nonzero_mask
 from handdata.adapters.reading.recording_rate import recorded_hz
 from handdata.adapters.reading.text_lists import read_lines
@@ -65,6 +65,8 @@ from handdata.schemas.rejection import rejection
 
 _TEST_CAPTURES: Final = ("m--20221215--0949--RNS217", "m--20221216--0953--NKC880", "m--20230317--1130--QZX685")
 """Captures that the official reader tests on."""
+_IDENTITY_FIELDS: Final = 4
+"""Fields of a capture's name that tell it from all others: m, date, time, person."""
 _STORED_JOINTS: Final = 24
 _ORDER: Final = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 21, 22)
 """Row in the dataset of each of a hand's 21 joints: without Thumb_0, Pinky_0 and Forearm_Stub."""
@@ -87,7 +89,17 @@ class ReInterHandAdapter:
         self.options = options
 
     def partitions(self, root: Path) -> Iterator[Partition]:
-        """Yield one partition for each camera of a capture and light."""
+        """Yield one partition for each camera of a capture and light.
+
+        Raises:
+            LayoutError: A capture is there twice.
+
+        """
+        captures: dict[tuple[str, ...], list[Path]] = {}
+        for capture in find_all(root, "m--*"):
+            captures.setdefault(tuple(capture.name.split("--")[:_IDENTITY_FIELDS]), []).append(capture)
+        for identity, copies in captures.items():
+            only_one(copies, f"folders of the capture {'--'.join(identity)}")
         found = []
         for images in find_all(root, "m--*/*_cameras/envmap_per_*/images"):
             kind = images.parents[1].name

@@ -335,7 +335,7 @@ def _parse_rings(where: str, segments: object) -> list[Ring]:
         raise RecordError(RejectReason.LABEL_IMPLAUSIBLE, f"{where}: segments have more than {_MAX_POINTS} points")
     rings = []
     for segment in segments:
-        ring = number_array(where, "a ring", segment, (-1, 2)) if segment else np.empty((0, 2))
+        ring = number_array(where, "a ring", segment, (-1, 2)) if segment != [] else np.empty((0, 2))
         if len(ring) >= 3:
             require_finite(where, "a ring", ring)
             if np.abs(ring).max() > MAX_COORDINATE:

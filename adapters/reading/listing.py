@@ -33,6 +33,11 @@ _CLUTTER: Final = frozenset(
 )
 """Folders of systems; other leftovers (``._*``, ``.snapshot``, ``.ipynb_checkpoints``) have hidden names."""
 _ARCHIVE: Final = re.compile(r"(.+?)\.(?:zip|rar|7z|tar|tgz|tbz2|txz|tar\.(?:gz|bz2|xz|zst))", re.IGNORECASE)
+_COPY: Final = re.compile(
+    r"(?:copy of )?(.+?)(?:[ _-]+\(?(?:another )?copy\)?)?(?: ?\([0-9]+\)| [0-9]+)?(?:\.bak|\.old|\.orig|~)?",
+    re.IGNORECASE,
+)
+"""Names that systems and people give to a copy of a folder, and the name of the first one within them."""
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 """A pipe that nobody writes to would let the opening wait for ever."""
 _MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -172,6 +177,23 @@ def only_one(found: Iterable[Path], what: str) -> Path | None:
             "pass the folder of one of them as --root, or move the others away",
         )
     return places[0] if places else None
+
+
+def refuse_copies(folders: Iterable[Path]) -> None:
+    """Raise where one of some folders is named as a copy of another one beside it: its frames would be there twice.
+
+    Raises:
+        LayoutError: It names both.
+
+    """
+    known = set(folders)
+    for folder in sorted(known):
+        match = _COPY.fullmatch(folder.name)
+        if match is not None and match[1] != folder.name and folder.with_name(match[1]) in known:
+            raise LayoutError(
+                f"{folder} is named as a copy of {match[1]!r} beside it",
+                "keep one of these folders and move the other away",
+            )
 
 
 def _entries(folder: AnyPath) -> list["os.DirEntry[str]"]:

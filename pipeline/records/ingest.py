@@ -413,8 +413,8 @@ def _reject_shared_images(jobs: Sequence[_Job], total: PartitionCounts) -> None:
         DuplicateRecordError: Two label files name one image in different splits; both are named.
 
     """
-    root, storage, staging = jobs[0].root, jobs[0].storage, jobs[0].staging
-    files = storage.list_files(staged_folder(staging, "records"), ".parquet")
+    storage = jobs[0].storage
+    files = storage.list_files(staged_folder(jobs[0].staging, "records"), ".parquet")
     suspects = _hashes_in_several_splits(jobs, files) if len(total.splits) > 1 else pl.Series(dtype=pl.UInt64)
     if suspects.is_empty():
         return
@@ -432,7 +432,7 @@ def _reject_shared_images(jobs: Sequence[_Job], total: PartitionCounts) -> None:
             labels = ", ".join(partition.paths)
             if earlier.paths != partition.paths:
                 raise DuplicateRecordError(
-                    f"{image_uri} of {root} is in the split {earlier.split} (labels: {', '.join(earlier.paths)}) and in "
+                    f"{image_uri} is in the split {earlier.split} (labels: {', '.join(earlier.paths)}) and in "
                     f"{partition.split} (labels: {labels})",
                     "keep the labels of one release of the dataset, and move the others away",
                 )
