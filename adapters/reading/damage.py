@@ -26,6 +26,7 @@ _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _SCAN: Final = 0xDA
+_SCAN_MARKER: Final = b"\xff\xda"
 _END: Final = b"\xff\xd9"
 _STRUCTURAL: Final = frozenset(range(0xC0, 0xD0)) | {0xDB, 0xDD}
 """Markers of the segments that a JPEG's data is decoded with: frame, Huffman and quantisation tables, restarts."""
@@ -57,21 +58,17 @@ def _jpeg_damage(data: bytes) -> str | None:
     lean = _without_trimmings(data)
     if lean is None:
         return "its header is damaged"
+    lean = _without_padding(lean)
+    if lean is None:
+        return "it ends before its end marker"
     try:
         simplejpeg.decode_jpeg_header(lean)
     except ValueError:  # a subsampling that simplejpeg does not know
         warning = _opencv_warning(lean)
     else:
         warning = _simplejpeg_warning(lean)
-    if warning is None:
-        return None
-    excess = _EXCESS.search(warning)
-    if excess:
-        end = lean.index(_END, lean.index(b"\xff\xda"))
-        padding = lean[end - int(excess[1]) : end]
-        if len(padding) <= _HARMLESS_EXCESS or not any(padding):
-            return None
-    return warning
+    excess = _EXCESS.search(warning) if warning else None
+    return None if excess and int(excess[1]) <= _HARMLESS_EXCESS else warning
 
 
 def _without_trimmings(data: bytes) -> bytes | None:
@@ -97,6 +94,19 @@ def _without_trimmings(data: bytes) -> bytes | None:
             kept.append(data[at:stop])
             sequential |= marker in _SEQUENTIAL
         at = stop
+
+
+def _without_padding(lean: bytes) -> bytes | None:
+    """Return a JPEG that ends with its end marker, and without the zeros before it; None where it has no such marker.
+
+    Cameras pad with zeros. A lost end of the data looks the same (a hole in the file, a download that was broken off),
+    and zeros decode to flat blocks: only without them does it show that data is missing.
+    """
+    end = lean.find(_END, lean.index(_SCAN_MARKER))
+    if end < 0:
+        return None
+    data = lean[:end].rstrip(b"\0")
+    return data + lean[len(data) : end][:1] + _END  # the last byte of the data may be zero
 
 
 def _simplejpeg_warning(data: bytes) -> str | None:

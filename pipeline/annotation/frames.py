@@ -29,6 +29,8 @@ _BITS_PER_SAMPLE: Final = 258
 _PHOTOMETRIC: Final = 262
 _SAMPLE_FORMAT: Final = 339
 """Tags of TIFF files."""
+_SIGNED: Final = 2
+"""Value of the tag ``_SAMPLE_FORMAT``."""
 
 # A truncated file must raise, not fill up with grey; another library in the process may have switched this on.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -164,9 +166,12 @@ def _rgb(image: Image.Image) -> ByteArray:
         ValueError: Its numbers have no known range.
 
     """
-    to_bytes = _scale_of_grey(image) if image.mode == "I" or image.mode.startswith("I;") else None
+    is_deep = image.mode == "I" or image.mode.startswith("I;")
+    to_bytes = _scale_of_grey(image) if is_deep else None
     if image.mode == "F":
         raise ValueError("it holds fractions, whose range is not known")
+    if not is_deep and _SIGNED in _tags(image).get(_SAMPLE_FORMAT, ()):
+        raise ValueError("it holds signed 8-bit numbers, and which of them is black is not known")
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, _STRIP_ROWS):  # as a whole, Pillow's copies would take several times the memory
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
@@ -185,9 +190,9 @@ def _scale_of_grey(image: Image.Image) -> Callable[[NDArray[np.integer]], ByteAr
         ValueError: The numbers are negative, or use so little of their container that it cannot be their range.
 
     """
-    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    tags = _tags(image)
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    is_signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
+    is_signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
     is_negative = tags.get(_PHOTOMETRIC) == 0  # 0 is white
     largest = (1 << (bits - is_signed)) - 1
     if image.mode == "I":
@@ -202,6 +207,11 @@ def _scale_of_grey(image: Image.Image) -> Callable[[NDArray[np.integer]], ByteAr
         return np.asarray(255 - scaled if is_negative else scaled, dtype=np.uint8)
 
     return scale
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """Return the tags of a TIFF; none of another image."""
+    return getattr(image, "tag_v2", {})
 
 
 def _turned(pixels: ByteArray, data: bytes) -> ByteArray:

@@ -127,6 +127,8 @@ def annotate(
             on_plan(sum(unit.rows for unit in to_do), sum(done))
         if lease and to_do:
             state = write_manifest(lease, state, sum_up(state))  # says of an unfinished dataset what its rows are
+            if not is_settled(state):  # an older version has begun it, without a threshold of now
+                state, _ = settle(lease, state)
             stack.enter_context(connected(cluster.address, cluster.cpus, on_connect))
             for marker in _commit_units(lease, to_do, annotator.settings, files, cluster):
                 made.append(marker)

@@ -85,6 +85,7 @@ class UnitChange:
         kept_samples: Which of its rows stay.
         kept_rejected: Which of its rejected records stay.
         flags: Flags of the samples that stay; None where they have them already.
+        is_older: Whether its samples lack a column of ``SAMPLE_SCHEMA``.
 
     """
 
@@ -93,11 +94,17 @@ class UnitChange:
     kept_samples: BoolArray
     kept_rejected: BoolArray
     flags: Sequence[tuple[str, ...]] | None
+    is_older: bool = False
 
     @property
     def touches_rows(self) -> bool:
         """Whether a table changes, and not only the marker."""
-        return self.flags is not None or not (self.kept_samples.all() and self.kept_rejected.all())
+        return self.touches_samples or not self.kept_rejected.all()
+
+    @property
+    def touches_samples(self) -> bool:
+        """Whether the table of its samples changes."""
+        return self.flags is not None or self.is_older or not self.kept_samples.all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +257,7 @@ def _compare(pending: _Pending) -> UnitChange:
     allowed = keys["record_id"].filter(pa.array(~pending.tombstones.strike(keys))).to_pylist()
     kept_samples = kept_rejected = nothing
     flags: list[tuple[str, ...]] | None = None
+    is_older = False
     changes: dict[str, object] = {
         "thresholds": dict(pending.thresholds),
         "tombstones": pending.tombstones.digest,
@@ -261,6 +269,7 @@ def _compare(pending: _Pending) -> UnitChange:
     }
     for name in marker.files:
         rows = storage.read_parquet(dataset.path(name), ["record_id", *JUDGED_COLUMNS], optional=["contrast"])
+        is_older = "contrast" not in rows.column_names
         kept_samples = is_among(rows["record_id"], allowed)
         rows = rows.filter(pa.array(kept_samples))
         before = [tuple(names) for names in rows["flags"].to_pylist()]
@@ -278,7 +287,7 @@ def _compare(pending: _Pending) -> UnitChange:
         changes |= {"rejected": dict(sorted(reasons.items())), "rejected_bytes": storage.size(name)}
     new = marker.model_copy(update=changes)
     new = new.model_copy(update={"records": new.samples + sum(new.rejected.values())})
-    return UnitChange(marker, new if allowed else None, kept_samples, kept_rejected, flags)
+    return UnitChange(marker, new if allowed else None, kept_samples, kept_rejected, flags, is_older)
 
 
 def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
@@ -288,9 +297,10 @@ def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
         remove_unit(lease, marker)
         return change
     samples = rejections = None
-    if change.flags is not None or not change.kept_samples.all():
+    if change.touches_samples:
         (name,) = marker.files
         samples = storage.read_parquet(dataset.path(name)).filter(pa.array(change.kept_samples))
+        samples = _with_all_columns(samples)
         # The byte ranges of its images will be others.
         samples = samples.replace_schema_metadata(SAMPLE_SCHEMA.metadata)
         if change.flags is not None:
@@ -303,6 +313,17 @@ def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
         (name,) = marker.rejected_files
         rejections = storage.read_parquet(name).filter(pa.array(change.kept_rejected))
     return replace(change, new=rewrite_unit(lease, change.new, samples, rejections))
+
+
+def _with_all_columns(samples: pa.Table) -> pa.Table:
+    """Return samples of an older version with the columns that it did not write, null, where newer ones have them.
+
+    Polars and HF datasets do not open a folder whose files have different columns.
+    """
+    for place, column in enumerate(SAMPLE_SCHEMA):
+        if column.name not in samples.column_names:
+            samples = samples.add_column(place, column, pa.nulls(len(samples), column.type))
+    return samples
 
 
 def _add(total: Settled, change: UnitChange) -> None:

@@ -57,6 +57,17 @@ def test_odd_subsampling_with_changed_bytes_is_rejected() -> None:
     assert sum(rejection_of(data) is not None for data in damaged) >= 0.9 * len(damaged)
 
 
+def test_jpegs_whose_data_ends_in_zeros_too_early_are_rejected() -> None:
+    chance, damaged = random.Random(0), []
+    for seed in range(2):
+        for _, data in (*good_jpegs(seed), *odd_jpegs(seed)):
+            scan = data.index(b"\xff\xda")
+            end = data.index(b"\xff\xd9", scan)
+            kept = chance.randrange(scan + 16, (scan + end) // 2)
+            damaged += [data[:kept] + bytes(end - kept) + data[end:], data[:kept] + bytes(len(data) - kept)]
+    assert sum(rejection_of(data) is not None for data in damaged) >= 0.95 * len(damaged)
+
+
 def test_the_detail_says_what_is_wrong_in_one_line() -> None:
     data = encoded(photograph(0))
     middle = len(data) // 2

@@ -141,6 +141,7 @@ def test_a_palette_keeps_its_colours_whatever_is_transparent(options: dict[str, 
     [
         (tiff(RAMP.astype("f4"), kind=3), "fractions"),
         (tiff((RAMP - 32768).astype("i2"), kind=2), "which of them is black"),
+        (tiff((RAMP / 257 - 128).astype("i1"), kind=2), "signed 8-bit"),
         (tiff(RAMP.astype("u4")), "32-bit numbers up to 65535"),
         (tiff(RAMP.astype("u2"), photometric=3), "cannot identify"),
     ],

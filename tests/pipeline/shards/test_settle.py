@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,7 +26,7 @@ from handdata.pipeline.shards.lease import Lease, take_lease
 from handdata.pipeline.shards.settle import drop, flag, is_settled
 from handdata.pipeline.shards.state import read_state
 from handdata.pipeline.storage import Dataset, Storage, blob_ranges
-from handdata.schemas import UsageError
+from handdata.schemas import SAMPLE_SCHEMA, UsageError
 from tests.fixtures.samples import make_older
 
 SMALL = AnnotateSettings(masks="dataset", image_size=64)
@@ -66,6 +67,23 @@ def test_empty_frames_are_flagged_by_contrast_and_shards_without_it_are_left_alo
     make_older(dataset.storage)
     assert flag(dataset, {"min_contrast": 1000}).settled.flags_after["no_content"] == 0
     assert len(committed(dataset.storage)) == 48
+
+
+def test_a_dataset_of_an_older_version_that_is_continued_gets_the_same_columns_everywhere(workspace: Path) -> None:
+    storage, data = Storage(workspace), workspace / "dataset" / "data"
+    make_older(storage)
+    files = sorted(data.rglob("*.parquet"))
+    before = {file: pq.read_table(file, partitioning=None) for file in files}
+    one = next((workspace / "dataset" / "units").rglob("*.json"))
+    one.unlink()  # a unit that is still to be done
+    annotate(AnnotateRequest(Dataset(storage)), AnnotateSettings(masks="dataset", image_size=64))
+    assert pl.read_parquet(data / "**/*.parquet").height == 48  # which fails where columns differ
+    for file in files:
+        now = pq.read_table(file, partitioning=None) if file.exists() else None
+        if now is not None and now["contrast"].null_count:
+            assert now.drop_columns("contrast").equals(before[file])
+            assert now.schema.names == SAMPLE_SCHEMA.names
+    assert annotate(AnnotateRequest(Dataset(storage)), AnnotateSettings(masks="dataset", image_size=64)).records == 0
 
 
 def test_flags_follow_other_thresholds_without_a_model(workspace: Path) -> None:
