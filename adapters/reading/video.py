@@ -12,6 +12,7 @@ that needs no other one: a key frame, or a recovery point that H.264 calls one. 
 damaged one may be predicted from it, so each waits until all that were decoded before it are known.
 """
 
+import re
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,10 @@ harmless, so it is not used."""
 _DECODER_DELAY: Final = 64
 """Most packets that a decoder, with its threads, takes in before it reports that one of them is damaged."""
 _NEVER: Final = -(2**63)
+_MOST_PADDING: Final = 8
+"""Zeros that a program may leave behind a unit of H.264; more are what is left of its data."""
+_NEVER_IN_A_UNIT: Final = re.compile(rb"\0\0[\0-\2]")
+"""Bytes that mark the beginning of a unit of H.264; within one, an encoder puts a 3 between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +186,12 @@ class VideoReader:
         with _video_errors(self._path):
             stream = _video_stream(self._path, self._container)
             stream.thread_type = "AUTO"
+            length_size = _nal_length_size(stream.codec_context)
             rank = -1
             for packet in self._container.demux(stream):
                 rank += packet.size > 0
+                if length_size and packet.size and not _is_well_formed(memoryview(packet), length_size):
+                    damage.note_broken(rank)
                 try:
                     frames = packet.decode()
                 except av.InvalidDataError:
@@ -223,6 +231,10 @@ class _Damage:
     def note_failure(self, rank: int) -> None:
         """Take note that the decoder failed when it was given the packet of this rank, on it or on one before it."""
         self._failures.append(rank)
+
+    def note_broken(self, rank: int) -> None:
+        """Take note that the packet of this rank is damaged, whatever the decoder makes of it."""
+        insort(self._damaged, rank)
 
     def note(self, time: int, is_corrupt: bool, is_clean: bool) -> None:
         """Take note of a frame that the decoder gave; those that should have come before it did not come.
@@ -279,6 +291,31 @@ class _Damage:
         if self._damaged[last - 1] == rank:
             return "it is damaged"
         return "it is predicted from a damaged frame, and no key frame lies between"
+
+
+def _nal_length_size(codec: av.codec.context.CodecContext) -> int:
+    """Return how many bytes say how long each unit of an H.264 packet is; 0 of other codecs and streams."""
+    extradata = codec.extradata or b""
+    return (extradata[4] & 3) + 1 if codec.name == "h264" and len(extradata) > 6 and extradata[0] == 1 else 0
+
+
+def _is_well_formed(packet: memoryview, length_size: int) -> bool:
+    """Return whether an H.264 packet is made of whole units, none of which holds what an encoder escapes.
+
+    The decoder reads what stands before such bytes, fills up the rest of the image, and says nothing.
+    """
+    at = 0
+    while at + length_size <= len(packet):
+        start = at + length_size
+        at = start + int.from_bytes(packet[at:start], "big")
+        if at == start or at > len(packet):
+            return False
+        unit = bytes(packet[start:at])
+        content = unit.rstrip(b"\0")
+        holds_pixels = 1 <= unit[0] & 31 <= 5
+        if holds_pixels and (len(unit) - len(content) > _MOST_PADDING or _NEVER_IN_A_UNIT.search(content)):
+            return False
+    return at == len(packet)
 
 
 def _rising(indices: Iterable[int]) -> Iterator[int]:

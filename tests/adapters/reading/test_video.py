@@ -241,6 +241,24 @@ def test_what_is_handed_on_of_a_damaged_video_is_what_was_filmed(
     assert times.index(packets_of(path)[rank].pts) in refused
 
 
+@pytest.mark.parametrize(("zeros", "rank", "begin"), [(3, 31, 0.6), (4, 10, 0.6), (8, 31, 0.9), (60, 10, 0.9)])
+def test_zeros_within_a_frame_are_damage_although_the_decoder_reads_over_them(
+    tmp_path: Path, zeros: int, rank: int, begin: float
+) -> None:
+    def hollowed(packet: bytes) -> bytes:
+        start = int(begin * len(packet))
+        return (packet[:start] + bytes(zeros) + packet[start + zeros :])[: len(packet)]
+
+    path = write_detailed_video(tmp_path / "clip.mp4", WITH_B_FRAMES)
+    packets = packets_of(path)
+    times = sorted(packet.pts for packet in packets if packet.pts is not None)
+    clean, found = read_all(path), read_all(damage(path, rank, hollowed))
+    assert times.index(packets[rank].pts) in missing(found)
+    for index, image in found.items():
+        if not isinstance(image, RecordError):
+            assert np.array_equal(image, clean[index])
+
+
 def test_behind_a_damaged_key_frame_nothing_is_handed_on_until_the_next_one(tmp_path: Path) -> None:
     path = damage(write_detailed_video(tmp_path / "clip.mp4", WITHOUT_B_FRAMES), 10, overwritten)
     found = read_all(path)
