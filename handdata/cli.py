@@ -50,7 +50,8 @@ def after_interruption(arguments: Sequence[str]) -> str:
     if command == "train":
         resume = "" if "--resume" in arguments else " with --resume"
         return f"the same command{resume} continues from the last checkpoint"
-    return _AFTERWARDS.get(command, _CONTINUES)
+    only_shows = {"--plan", "--dry-run"} & {*arguments}
+    return _AFTERWARDS.get(command, _STARTS_ANEW if only_shows else _CONTINUES)
 
 
 def _run_commands() -> None:

@@ -31,6 +31,7 @@ _ANSWER_S = 60.0
 """Seconds within which a dashboard answers, however busy; Ray's client waits without end."""
 _SILENT_S = 20.0
 """Seconds of silence of a job's log after which it is asked whether the job and its cluster are still there."""
+_HOW_TO_GO_ON = "`annotate` and `train --resume` continue where they stopped, `ingest` starts anew"
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
@@ -109,13 +110,11 @@ class Cluster:
         if job.status == JobStatus.SUCCEEDED:
             return 0
         if job.status == JobStatus.STOPPED:
-            raise RunError(f"job {job_id} was stopped", "the same command continues where it stopped")
+            raise RunError(f"job {job_id} was stopped", _HOW_TO_GO_ON)
         if job.driver_exit_code in (1, 2):
             return job.driver_exit_code
         reason = (job.message or "").partition(", last available logs")[0].splitlines()
-        raise RunError(
-            f"job {job_id} failed: {reason[0] if reason else job.status}", "the same command continues where it stopped"
-        )
+        raise RunError(f"job {job_id} failed: {reason[0] if reason else job.status}", _HOW_TO_GO_ON)
 
     def how_to_go_on(self, job_id: str) -> str:
         """Say how to follow and to stop a job that is left alone."""
@@ -173,7 +172,8 @@ class Cluster:
 
     def _answer(self, question: Callable[[], Answer]) -> Answer:
         silent = RunError(
-            f"the Ray cluster at {self.address} does not answer for {_ANSWER_S:g} s", "is it running and within reach?"
+            f"the Ray cluster at {self.address} does not answer for {_ANSWER_S:g} s",
+            "is it running and within reach? it goes on with a job that it has received",
         )
         return within(_ANSWER_S, question, silent)
 

@@ -230,6 +230,8 @@ def test_a_command_ends_in_order_while_threads_of_libraries_are_at_work(tmp_path
     ("line", "promise"),
     [
         ("annotate -w W", "the same command continues"),
+        ("annotate --plan", "the same command starts anew"),
+        ("submit annotate -- --plan", "the cluster goes on with a job that it has received"),
         ("drop --subject s", "the same command continues"),
         ("ingest -s rhd", "the same command starts anew; earlier records stay in force until it is done"),
         ("train --run a", "the same command with --resume continues from the last checkpoint"),

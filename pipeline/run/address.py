@@ -123,6 +123,7 @@ def _greet(host: str, port: int, where: str) -> None:
     """Ask the other side whether it is a head, as Ray's processes ask one another.
 
     Raises:
+        UsageError: It is one, and its address is not written so.
         RunError: It is none, or there is no other side.
 
     """
@@ -150,5 +151,10 @@ def _greet(host: str, port: int, where: str) -> None:
             f"no Ray cluster answers at {where}: something accepts connections there, and does not answer as Ray does",
             "is it the port of the head, 6379 by default? `submit` also takes the dashboard, http://HOST:8265",
         ) from None
+    else:
+        if where.startswith("ray://"):  # Ray would ask for a server of clients there for half a minute
+            raise UsageError(
+                f"{where} is the head's own port, which is given without ray://", "or ray:// with the port 10001"
+            )
     finally:
         channel.close()

@@ -23,6 +23,8 @@ TOKEN_HINT = "its token belongs into RAY_AUTH_TOKEN, into a file named by RAY_AU
 
 CHECK_S: Final = 5.0
 """Seconds of waiting after which a driver looks whether its cluster is still there."""
+_NODE_S: Final = 8
+"""Seconds that the node of this machine has for its start, where the head runs already."""
 _ANSWER_S: Final = 30.0
 """Seconds within which a head answers, however busy. Ray itself ends a driver without a word after twice as long."""
 _SHUTDOWN_S: Final = 20.0
@@ -56,13 +58,15 @@ def connect(address: str, on_connect: Callable[[str], None] | None = None) -> No
 
     Raises:
         UsageError: The address is none.
-        RunError: There is no cluster at the address, or it does not take the token.
+        RunError: There is no cluster at the address, or no node of it here, or it does not take the token.
 
     """
     import ray
     from ray.exceptions import RayError
 
     head = find_head(address, on_connect)
+    if "://" not in head:
+        _require_node_here(head)
     try:
         # Ray's C++ part prints a line a second while it cannot connect.
         with _silent_stderr(), _own_sigterm_handler():
@@ -73,6 +77,44 @@ def connect(address: str, on_connect: Callable[[str], None] | None = None) -> No
             f"cannot reach a Ray cluster at {head}, or it refuses the token: {reason}",
             f"is it running? `ray status --address {head}` tells; {TOKEN_HINT}",
         ) from None
+
+
+def _require_node_here(head: str) -> None:
+    """Check that a node of a cluster is alive on this machine: a driver works through it.
+
+    Raises:
+        RunError: There is none, for longer than one takes to start, or its raylet is silent. Ray itself waits for a
+            minute and names something else, or ends the process.
+
+    """
+    import grpc
+    from ray._private import ray_constants, services  # Ray has no public name for this
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import RayError
+
+    def find() -> None:
+        node = services.get_node_to_connect_for_driver(GcsClient(address=head), timeout_seconds=_NODE_S)
+        raylet = f"{node.node_manager_address}:{node.node_manager_port}"
+        channel = init_grpc_channel(raylet, ray_constants.GLOBAL_GRPC_OPTIONS)
+        try:
+            grpc.channel_ready_future(channel).result(_NODE_S)
+        except grpc.FutureTimeoutError:
+            raise none from None
+        finally:
+            channel.close()
+
+    none = RunError(
+        f"no node of the Ray cluster at {head} answers on this machine: is its raylet gone, or was never here?",
+        f"`ray start --address {head}` starts one; `handdata submit` runs the command on the cluster instead",
+    )
+    try:
+        with _silent_stderr():
+            within(2 * _NODE_S, find, none)
+    except (RayError, RuntimeError) as error:
+        if "No node info" in str(error):
+            raise none from None
+        # Anything else, such as a token that is missing, Ray tells of when it connects.
 
 
 def start_local(cpus: int | None) -> None:

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from handdata.jobs.submit import Cluster
-from handdata.pipeline.run import address
+from handdata.pipeline.run import address, cluster
 from handdata.pipeline.run.address import find_head
 from handdata.schemas import HandDataError, RunError, UsageError
 from tests.fixtures.commands import clean_environment
@@ -81,6 +81,22 @@ def test_who_accepts_and_is_silent_and_who_is_another_server_is_no_head(silent: 
         assert said == [there]
 
 
+def test_the_heads_own_port_is_not_that_of_the_server_of_clients(ray_cluster: None) -> None:
+    head = ray.get_runtime_context().gcs_address
+    assert find_head(head) == head
+    with pytest.raises(UsageError, match="the head's own port, which is given without ray://"):
+        find_head(f"ray://{head}")
+
+
+def test_a_driver_needs_a_node_of_the_cluster_on_its_machine(ray_cluster: None, monkeypatch) -> None:
+    head = ray.get_runtime_context().gcs_address
+    cluster._require_node_here(head)
+    monkeypatch.setattr(cluster, "_NODE_S", 1)
+    monkeypatch.setattr("ray._private.services.find_node_ids", list)  # processes of raylets on this machine
+    with pytest.raises(RunError, match=f"no node of the Ray cluster at {head} answers on this machine"):
+        cluster._require_node_here(head)
+
+
 def test_auto_means_the_cluster_of_the_variable_and_says_which_it_is(silent: str, monkeypatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", silent)
     said: list[str] = []
@@ -125,9 +141,9 @@ def test_a_dashboard_that_falls_silent_ends_the_following_of_a_job(monkeypatch: 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads, server.block_on_close = True, False
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        cluster = Cluster(f"http://127.0.0.1:{server.server_port}")
+        jobs = Cluster(f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(RunError, match=r"does not answer for 0\.5 s"):
-            cluster.follow("some-job", print, print)
+            jobs.follow("some-job", print, print)
         server.shutdown()
 
 

@@ -124,6 +124,40 @@ def test_a_signal_while_ray_starts_or_works_is_one_line(
     assert err.splitlines()[-1] == "interrupted: the same command continues"
 
 
+HEAD = """
+import ray, time
+cluster = ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print(cluster.address_info["gcs_address"], flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_joining_a_head_whose_node_here_is_gone_or_silent_is_one_line(
+    ingested: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    workspace = shutil.copytree(ingested, tmp_path / "w")
+    head = subprocess.Popen(
+        [sys.executable, "-c", HEAD], env=clean_environment(**SOON), stdout=subprocess.PIPE, text=True
+    )
+    assert head.stdout
+    address = head.stdout.readline().strip()
+    raylets = named(head, "raylet")
+    try:
+        for raylet in raylets:
+            raylet.send_signal(number)
+        joining = start(workspace, *ANNOTATE, "--address", address)
+        _, err = joining.communicate(timeout=60)
+    finally:
+        for process in (*raylets, head):
+            process.kill()
+        head.wait()
+    assert joining.returncode == 1
+    assert f"error: no node of the Ray cluster at {address} answers on this machine" in err
+    assert "Traceback" not in err
+
+
 TRAIN = """
 import sys
 import handdata.cli as cli
