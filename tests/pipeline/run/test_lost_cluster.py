@@ -152,7 +152,7 @@ def test_joining_a_head_whose_node_here_is_gone_or_silent_is_one_line(
     finally:
         for process in (*raylets, head):
             process.kill()
-        head.wait()
+        head.communicate()
     assert joining.returncode == 1
     assert f"error: no node of the Ray cluster at {address} answers on this machine" in err
     assert "Traceback" not in err
