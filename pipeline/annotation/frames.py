@@ -125,12 +125,12 @@ def decode_image(data: bytes, uri: str, *, upright: bool = False) -> ByteArray:
 
 
 def _decode_usual_jpeg(data: bytes) -> ByteArray | None:
-    """Decode a faultless colour JPEG to the same values as Pillow, in a third of the time; None for anything else."""
+    """Decode a faultless JPEG in colour or grey to the same values as Pillow, in a third of the time; None for anything else."""
     if not data.startswith(JPEG_SIGNATURE):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours != "YCbCr" or height * width > MAX_IMAGE_PIXELS:
+        if colours not in ("YCbCr", "Gray") or height * width > MAX_IMAGE_PIXELS:
             return None
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB"), dtype=np.uint8)
     except ValueError:

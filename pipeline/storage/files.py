@@ -9,6 +9,7 @@ and S3's AccessDenied are among these: expired signatures and credentials look s
 
 import errno
 import io
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,10 @@ _UNUSABLE_ANSWERS: Final = {"InvalidBucketName", "InvalidRange", "InvalidURI", "
 """S3's answers to names that nothing can have, and to empty files."""
 
 
+_CACHES: Final = re.compile(r"^((simplecache|filecache|blockcache|cached)::)+")
+"""fsspec's caches: each file is read once, and they say of a server that is away that a file is missing."""
+
+
 class UnusableFileError(ValueError):
     """What has this name is no file, or too large, or nothing that its server hands out."""
 
@@ -56,7 +61,7 @@ def read_file(uri: str, most_bytes: int) -> bytes:
     with _judged(uri):
         if "\0" in uri:  # not every file system says so itself
             raise ValueError("embedded null character")
-        filesystem, path = open_filesystem(uri) if "://" in uri else (LocalFileSystem(), uri)
+        filesystem, path = open_filesystem(_CACHES.sub("", uri)) if "://" in uri else (LocalFileSystem(), uri)
         if isinstance(filesystem, LocalFileSystem):
             _require_file(Path(path), most_bytes)
             return Path(path).read_bytes()
@@ -92,7 +97,7 @@ def local_file(uri: str) -> Iterator[Path]:
 @retried
 def _download(uri: str, copy: Path) -> None:
     with _judged(uri):
-        filesystem, path = open_filesystem(uri)
+        filesystem, path = open_filesystem(_CACHES.sub("", uri))
         filesystem.get_file(path, str(copy))
 
 
@@ -153,7 +158,8 @@ def _judgement(uri: str, error: Exception) -> Exception:
         reason = " ".join(str(error).split()) or type(error).__name__
         return _missing(uri, f"is no name of a file: {reason}")
     found = as_storage_error("read", uri, error)
-    return found if found.transient else StorageError(found.message, _NOT_ALLOWED_HINT)
+    unknown = found.transient or isinstance(error, ImportError)
+    return found if unknown else StorageError(found.message, _NOT_ALLOWED_HINT)
 
 
 def _judgement_of_status(uri: str, status: int) -> Exception:

@@ -7,6 +7,7 @@ one's file stays.
 
 import errno
 import os
+import socket
 import tempfile
 import time
 import uuid
@@ -55,7 +56,12 @@ Result = TypeVar("Result")
 def _is_transient(error: Exception) -> bool:
     """Return whether the same request may succeed a little later."""
     if isinstance(error, OSError):
-        return isinstance(error, TimeoutError | ConnectionError) or error.errno in _TRANSIENT
+        looked_up = error if isinstance(error, socket.gaierror) else getattr(error, "os_error", None)  # aiohttp's
+        return (
+            isinstance(error, TimeoutError | ConnectionError)
+            or isinstance(looked_up, socket.gaierror)  # a name server that is away says that a host is unknown, too
+            or error.errno in _TRANSIENT
+        )
     return not type(error).__name__.endswith(("CredentialsError", "ValidationError", "InvalidRegionError"))
 
 

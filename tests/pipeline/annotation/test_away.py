@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -58,6 +59,33 @@ def test_a_refused_connection_is_a_server_that_is_away(server: ImageServer) -> N
     with pytest.raises(StorageError) as caught:
         read_image_file(f"{server.url}/a.jpg")
     assert caught.value.transient
+
+
+@pytest.mark.parametrize("cache", ["simplecache", "filecache", "blockcache"])
+def test_a_cache_before_a_server_that_is_away_hides_nothing(server: ImageServer, cache: str) -> None:
+    uri = f"{cache}::{server.url}/a.jpg"
+    assert read_image_file(uri) == CONTENT
+    server.deed = 503
+    with pytest.raises(StorageError, match="answers 503") as caught:
+        read_image_file(uri)
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize("number", [socket.EAI_AGAIN, socket.EAI_NONAME])
+def test_a_name_server_that_is_away_is_a_server_that_is_away(
+    server: ImageServer, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    asked = []
+
+    def look_up(*host: object, **options: object) -> list[object]:
+        asked.append(host)
+        raise socket.gaierror(number, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(StorageError, match="is the server reachable") as caught:
+        read_image_file("http://images.example/a.jpg")
+    assert caught.value.transient
+    assert len(asked) == 4
 
 
 @pytest.mark.soak
