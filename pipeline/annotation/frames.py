@@ -125,7 +125,7 @@ def decode_image(data: bytes, uri: str, *, upright: bool = False) -> ByteArray:
 
 
 def _decode_usual_jpeg(data: bytes) -> ByteArray | None:
-    """Decode a faultless JPEG in colour or grey to the same values as Pillow, in a third of the time; None for anything else."""
+    """Decode a faultless JPEG, colour or grey, to the values of Pillow in a third of the time; None for the others."""
     if not data.startswith(JPEG_SIGNATURE):
         return None
     try:

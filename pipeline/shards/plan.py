@@ -260,7 +260,7 @@ def _copy_units(
     with _record_writer(storage, plan_file) as writer:
         for unit in left:
             rows = _read_rows(storage, unit).filter(pa.array(kept[unit.unit_id]))
-            writer.write_table(rows, row_group_size=len(rows))
+            writer.write_table(rows.cast(_PLAN_SCHEMA), row_group_size=len(rows))  # an older version wrote another
     return [
         replace(unit, rows=int(kept[unit.unit_id].sum()), plan_file=plan_file, row_group=ordinal)
         for ordinal, unit in enumerate(left)

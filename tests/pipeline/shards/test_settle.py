@@ -69,6 +69,14 @@ def test_empty_frames_are_flagged_by_contrast_and_shards_without_it_are_left_alo
     assert len(committed(dataset.storage)) == 48
 
 
+def test_records_are_dropped_from_a_dataset_that_an_older_version_planned(workspace: Path) -> None:
+    storage = Storage(workspace)
+    make_older(storage)
+    subject = subject_of(workspace)
+    assert drop(storage, "subject", [subject], "synthetic").datasets["dataset"].samples
+    assert subject not in all_text(workspace, "subject_id")
+
+
 def test_a_dataset_of_an_older_version_that_is_continued_gets_the_same_columns_everywhere(workspace: Path) -> None:
     storage, data = Storage(workspace), workspace / "dataset" / "data"
     make_older(storage)
