@@ -65,6 +65,9 @@ from handdata.schemas.rejection import rejection
 
 _NO_GESTURE: Final = "no_gesture"
 _LANDMARKS: Final = ("landmarks", "hand_landmarks")
+_FARTHEST: Final = 1.5
+"""Largest distance of a coordinate from the image's middle, in image sizes: MediaPipe guesses beyond the edge, though
+not that far; pixels lie farther."""
 _OTHER: Final[dict[str, Side]] = {"right": "left", "left": "right"}
 _V2_LABELS: Final = (
     "annotations",
@@ -303,6 +306,8 @@ def _parse_entry(where: str, entry: object) -> _Hands:
     if not isinstance(fields.get("bboxes"), list) or not isinstance(fields.get("labels"), list):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no lists bboxes and labels")
     boxes: list[list[float]] = _array(where, "bboxes", fields["bboxes"], columns=4).tolist()
+    if any(width < 0 or height < 0 for _, _, width, height in boxes):
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: bboxes have negative sizes")
     gestures = fields["labels"]
     if not all(isinstance(gesture, str) for gesture in gestures):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: labels should be names of gestures")
@@ -346,6 +351,9 @@ def _array(where: str, name: str, values: object, columns: int) -> NDArray[np.fl
         detail = f"{where}: {name} should have {columns} numbers each, has the shape {array.shape}"
         raise RecordError(RejectReason.LABEL_CORRUPT, detail)
     require_finite(where, name, array)
+    if np.abs(array - 0.5).max() > _FARTHEST:
+        detail = f"{where}: {name} should be divided by the image's size, go from {array.min():g} to {array.max():g}"
+        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
     return array
 
 
