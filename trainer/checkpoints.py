@@ -134,10 +134,22 @@ def save_checkpoint(
 
 
 def latest_checkpoint(run_url: str) -> str | None:
-    """Return the path or URL of the run's latest complete checkpoint, None where it has none."""
+    """Return the path or URL of the run's latest complete checkpoint, None where it has none.
+
+    Raises:
+        WeightsError: One was complete and is damaged, and there is no other: to begin anew would lose the run.
+
+    """
     run = Storage(run_url)
-    latest_first = reversed(list_checkpoints(run))
-    return next((run.url(folder) for folder in latest_first if _read_marker(run.url(folder))), None)
+    latest_first = list_checkpoints(run)[::-1]
+    found = next((run.url(folder) for folder in latest_first if _read_marker(run.url(folder))), None)
+    damaged = None if found else next((name for name in latest_first if run.exists(f"{name}/{MARKER_FILE}")), None)
+    if damaged:
+        raise WeightsError(
+            f"the checkpoint {run.url(damaged)} is damaged, and the run has no other",
+            "restore its files from a backup, or remove its folder to begin anew",
+        )
+    return found
 
 
 def load_checkpoint(

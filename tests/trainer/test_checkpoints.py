@@ -95,6 +95,16 @@ def test_a_server_that_is_away_does_not_pass_for_a_run_without_checkpoints(
         latest_checkpoint(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["complete.json", "model.safetensors"])
+def test_a_run_whose_only_checkpoint_is_damaged_does_not_begin_anew(tmp_path: Path, name: str) -> None:
+    run = Run(seed=0)
+    run.train(1)
+    saved = Path(fsspec.core.url_to_fs(run.save(str(tmp_path / "run")))[1])
+    (saved / name).write_bytes((saved / name).read_bytes()[:7])
+    with pytest.raises(WeightsError, match=r"step-00000001 is damaged, and the run has no other.*to begin anew"):
+        latest_checkpoint(str(tmp_path / "run"))
+
+
 def test_every_prefix_of_a_save_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
     run = Run(seed=0)
     run.train(1)
