@@ -40,7 +40,7 @@ def test_a_long_label_is_quoted_in_part() -> None:
 
 
 def test_a_detail_holds_no_address_of_an_object() -> None:
-    detail = f"cannot identify image file {object()!r}; [mov,mp4 @ 0x55d0c0ffee00] no moov at 0x10; {print!r}"
+    detail = f"cannot identify image file {object()!r}; [mov,mp4 @ 0x55d0c0ffee00] no moov at 0x10; {len!r}"
     row = rejection("a", "b.jpg", RecordError(RejectReason.IMAGE_CORRUPT, detail))
-    expected = "cannot identify image file <object object>; [mov,mp4] no moov at 0x10; <built-in function print>"
+    expected = "cannot identify image file <object object>; [mov,mp4] no moov at 0x10; <built-in function len>"
     assert row.detail == expected

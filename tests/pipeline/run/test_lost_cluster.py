@@ -66,10 +66,18 @@ def wait_until(condition: Callable[[], object]) -> None:
 def send(process: "subprocess.Popen[str]", when: str, whom: str, number: signal.Signals) -> tuple[int, str, str]:
     """Wait for a process of Ray's, send a signal to one, and return how the driver ends; nothing of it is left."""
     wait_until(lambda: named(process, when) or process.poll() is not None)
+    seen = named(process, when)
+    with suppress(psutil.NoSuchProcess):
+        for one in seen:
+            one.suspend()  # or a short run might end before the signal
     below = named(process, "")
     victims = [process] if whom == "driver" else named(process, whom)
     for victim in victims:
         victim.send_signal(number)
+    with suppress(psutil.NoSuchProcess):
+        for one in seen:
+            if one not in victims:
+                one.resume()
     out, err = process.communicate(timeout=100)
     wait_until(lambda: not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
     assert victims, err

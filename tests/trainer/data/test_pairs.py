@@ -413,8 +413,11 @@ def test_only_the_bytes_of_chosen_frames_are_read(storage: Storage, monkeypatch:
     again = dataset(storage).batch(range(6))
     for number, one in enumerate(expected):
         assert all(torch.equal(field, same[number]) for field, same in zip(one, again, strict=True))
-    files = [storage.open_parquet(shard.name).metadata for shard in list_shards(Dataset(storage), splits=["train"])]
-    stored = sum(file.row_group(group).total_byte_size for file in files for group in range(file.num_row_groups))
+    stored = 0
+    for shard in list_shards(Dataset(storage), splits=["train"]):
+        with storage.open_parquet(shard.name) as file:
+            groups = range(file.metadata.num_row_groups)
+            stored += sum(file.metadata.row_group(group).total_byte_size for group in groups)
     assert 0 < sum(read) < stored / 5
 
 
