@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Run the whole pipeline on the synthetic source and show pictures (about 5 minutes)
 	@$(BIN)/handdata demo
 
-test: $(INSTALLED)  ## Run the tests on two cores (about 7 minutes)
+test: $(INSTALLED)  ## Run the tests on two cores (about 12 minutes)
 	@$(BIN)/python -m pytest -m "not soak" -n 2
 
 soak: $(INSTALLED)  ## Run the long checks
