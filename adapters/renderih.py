@@ -30,7 +30,7 @@ from handdata.adapters.reading.arrays import require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, project, rigid_transform, transform_points
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import files_in, is_folder, is_named
+from handdata.adapters.reading.listing import files_in, is_folder
 from handdata.adapters.reading.mano import ManoModel, Tips, correct_left_shape, load_mano
 from handdata.adapters.reading.pickles import load_object_npy, load_pickle
 from handdata.schemas import (
@@ -82,8 +82,7 @@ class RenderIHAdapter:
                 "or HANDDATA_MANO_DIR, or run RenderIH's rendering_code/step7_gen_annotations.py",
             )
         annotations = (folder / "color_annot").relative_to(root).as_posix()
-        numbers = {number for name, suffix in self._places() for number in _ids(folder / name, suffix)}
-        for run in sorted({number // IDS_PER_PARTITION for number in numbers}):
+        for run in sorted({number // IDS_PER_PARTITION for number in self._numbers(folder)}):
             yield Partition(f"{run:06d}", "train", (annotations,), selection=str(run))
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
@@ -91,9 +90,8 @@ class RenderIHAdapter:
         hands = self._hands()
         folder = _data_folder(root)
         start = int(partition.selection) * IDS_PER_PARTITION
-        for number in range(start, start + IDS_PER_PARTITION):
-            if any(is_named(folder / name / f"{number}{suffix}") for name, suffix in self._places()):
-                yield _read_image(folder, number, hands)
+        for number in sorted(self._numbers(folder) & set(range(start, start + IDS_PER_PARTITION))):
+            yield _read_image(folder, number, hands)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Raise an error: the dataset has no masks.
@@ -104,10 +102,11 @@ class RenderIHAdapter:
         """
         raise RecordError(RejectReason.MASK_UNREADABLE, f"renderih has no masks, asked for that of {record.image_uri}")
 
-    def _places(self) -> list[tuple[str, str]]:
-        """Return the folders of images and of the labels that are read, with the suffixes of their files."""
+    def _numbers(self, folder: Path) -> set[int]:
+        """Return the ids of all images and of the labels that are read, from the names of their files."""
         joints = [] if self.options.mano_dir else [("ori_handdict", ".npy")]
-        return [("color_annot", ".pkl"), ("color_img", ".jpg"), *joints]
+        places = [("color_annot", ".pkl"), ("color_img", ".jpg"), *joints]
+        return {number for name, suffix in places for number in _ids(folder / name, suffix)}
 
     def _hands(self) -> Hands | None:
         if self.options.mano_dir is None:
