@@ -41,6 +41,9 @@ _AFTERWARDS: Final = {
 
 def main() -> None:
     """Run the command line; the entry point ``handdata``."""
+    # A process that is ended at once leaves semaphores to multiprocessing's tracker, whose word on them helps nobody.
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [warnings, "ignore:resource_tracker:UserWarning"]))
     _Ending(after_interruption(sys.argv[1:])).run(_run_commands)
 
 

@@ -135,6 +135,35 @@ def test_a_command_that_does_not_hear_of_a_signal_ends_after_a_while() -> None:
     assert ended(running, []) == (130, "", "interrupted: the same command continues\n")
 
 
+STUBBORN_WITH_PROCESSES = """
+import handdata.cli as cli, os, time
+cli.GRACE_S = 0.5
+def run():
+    from handdata.adapters.processes import process_pool
+    with process_pool(1) as pool:
+        pool.submit(print).result()
+        while True:
+            try:
+                pool.submit(time.sleep, 60).result()
+            except BaseException:
+                pass
+cli._run_commands = run
+if __name__ == "__main__":
+    cli.main()
+"""
+
+
+def test_a_command_that_is_ended_at_once_does_not_speak_of_its_semaphores(tmp_path: Path) -> None:
+    script = tmp_path / "stubborn.py"
+    script.write_text(STUBBORN_WITH_PROCESSES)
+    running = start_python(script, PYTHONWARNINGS="ignore::ResourceWarning")
+    assert running.stdout
+    running.stdout.readline()
+    offspring = children(running)
+    running.send_signal(signal.SIGINT)
+    assert ended(running, offspring) == (130, "", "interrupted: the same command continues\n")
+
+
 def test_a_failed_command_does_not_wait_for_exit_functions_that_never_return() -> None:
     code = """
 import atexit, handdata.cli as cli, sys, time
