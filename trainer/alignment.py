@@ -9,18 +9,18 @@ checkpoints know the network alone. Shapes: N pairs, P patches a frame, D hidden
 """
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models import load_checkpoint
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from handdata.schemas.errors import WeightsError
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import AlignmentConfig
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
 class ImageEncoder:
@@ -33,6 +33,10 @@ class ImageEncoder:
             WeightsError: The weights are missing, or of another network.
 
         """
+        import timm  # 4 s of a core, which only runs with an encoder spend
+        from timm.models import load_checkpoint
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
         hint = f"set alignment.weights to a file of {config.encoder}'s weights, and alignment.encoder to its timm name"
         if config.weights is not None and not Path(config.weights).is_file():
             raise WeightsError(f"no weights at {config.weights}", hint)
@@ -47,7 +51,7 @@ class ImageEncoder:
                 load_checkpoint(network, config.weights, filter_fn=checkpoint_filter_fn, weights_only=True)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise WeightsError(f"cannot load the encoder {config.encoder}: {error}", hint) from error
-        self._network = cast(VisionTransformer, network).to(device).eval().requires_grad_(False)
+        self._network = cast("VisionTransformer", network).to(device).eval().requires_grad_(False)
         self.features: int = self._network.embed_dim
         self._side = grid_size * self._network.patch_embed.patch_size[0]
         statistics = (cast(dict[str, Any], self._network.pretrained_cfg)[name] for name in ("mean", "std"))

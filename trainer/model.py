@@ -22,9 +22,6 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
-from timm.layers.activations import GELUTanh
-from timm.layers.mlp import Mlp
-from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,12 +37,40 @@ Measured with the preset tiny (400 steps): the loss with permuted keypoints was 
 the keypoints drown the noisy image, and the hand stays speckled."""
 
 
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them: timm's, whose import takes 4 s of a core in each process."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.activation = activation
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs (..., O) of inputs (..., I)."""
+        outputs: Tensor = self.fc2(self.activation(self.fc1(x)))
+        return outputs
+
+
+class PatchEmbedding(nn.Module):
+    """Embeds the patches of images (N, C, H, W) as tokens (N, P, D), row by row."""
+
+    def __init__(self, patch_size: int, channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens of images."""
+        tokens: Tensor = self.proj(x)
+        return tokens.flatten(2).transpose(1, 2)
+
+
 class TimestepEmbedding(nn.Module):
     """Embeds timesteps (N,) as (N, D): 256 cosines and sines of falling frequency, then an MLP."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mlp = Mlp(TIMESTEP_FREQUENCIES, hidden_size, hidden_size, act_layer=nn.SiLU)
+        self.mlp = Mlp(TIMESTEP_FREQUENCIES, hidden_size, hidden_size, nn.SiLU())
 
     def forward(self, t: Tensor) -> Tensor:
         """Return the embedding (N, D) of timesteps (N,)."""
@@ -106,7 +131,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(hidden_size, num_heads, qk_norm)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(hidden_size, MLP_RATIO * hidden_size, act_layer=GELUTanh)
+        self.mlp = Mlp(hidden_size, MLP_RATIO * hidden_size, hidden_size, nn.GELU(approximate="tanh"))
         self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
 
     def forward(self, x: Tensor, c: Tensor, kept: int) -> Tensor:
@@ -162,7 +187,7 @@ class DiT(nn.Module):
         self.patches = self.grid_size**2
         self.out_channels = latent_channels * (2 if learn_sigma else 1)
 
-        self.patch_embedding = PatchEmbed(input_size, patch_size, latent_channels + CONDITION_CHANNELS, hidden_size)
+        self.patch_embedding = PatchEmbedding(patch_size, latent_channels + CONDITION_CHANNELS, hidden_size)
         self.positions = nn.Parameter(torch.empty(1, 2 * self.patches, hidden_size))
         self.timestep_embedding = TimestepEmbedding(hidden_size)
         self.task_embedding = nn.Embedding(len(Task), hidden_size)
