@@ -97,6 +97,8 @@ def _run_task(task: _Task, processes: int, use_gpus: bool, on_step: OnStep | Non
         with _notes_folder(task.storage, task.run) as notes:
             # Paths of weights are the user's own: relative to where the command was typed.
             os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+            # It tells functions that save a last checkpoint before their node goes; ours saves as it goes.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             trainer = ray.train.torch.TorchTrainer(
                 _train_one_process,
                 train_loop_config={"task": task, "messages": messages},
@@ -154,22 +156,28 @@ def _train_one_process(config: dict[str, Any]) -> None:
             init=task.init,
             device=str(ray.train.torch.get_device()),
             process=process,
-            on_step=(lambda *progress: messages.put(progress)) if leads else None,
+            on_step=(lambda *progress: _say(messages, progress)) if leads else None,
         )
     except StorageError:
         raise  # may pass: the group is started anew
     except HandDataError as error:  # meets all processes alike, and would meet them again
         if leads:
-            messages.put(error)
+            _say(messages, error)
         return
     if leads:
-        messages.put(summary)
+        _say(messages, summary)
+
+
+def _say(messages: Queue, message: object) -> None:
+    """Put a message into the queue as bytes, since the queue's process would import torch to unpickle it."""
+    messages.put(ray.cloudpickle.dumps(message))
 
 
 def _listen(messages: Queue, outcome: list[TrainSummary | HandDataError], on_step: OnStep | None) -> None:
     """Pass on what the first process says until ``None`` comes, or nothing more can."""
     with suppress(RayError):
-        while (message := messages.get()) is not None:
+        while (received := messages.get()) is not None:
+            message = ray.cloudpickle.loads(received)
             if not isinstance(message, tuple):
                 outcome.append(message)
             elif on_step:

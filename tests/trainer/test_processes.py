@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -11,6 +10,7 @@ from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError
 from handdata.trainer.loop import train
 from handdata.trainer.presets import MonitoringConfig
+from tests.fixtures.faults import processes
 from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cpus")]
@@ -50,8 +50,7 @@ def test_a_lost_process_is_replaced_and_training_goes_on_from_the_last_checkpoin
 
     def kill_one(step: int, *_: object) -> None:
         if step == 3 and not killed:
-            ours = psutil.Process().children(recursive=True)  # another run of the tests has such workers, too
-            last = max((p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())), key=lambda p: p.pid)
+            last = max(processes("RayTrainWorker"), key=lambda process: process.pid)
             killed.append(last.pid)
             last.kill()
 

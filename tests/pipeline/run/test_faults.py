@@ -327,10 +327,10 @@ def test_the_disk_on_which_ray_spills_is_nearly_or_wholly_full(
 
 def test_records_that_crash_their_worker_are_rejected_and_the_rest_goes_through(head: Head, tmp_path: Path) -> None:
     ids = sorted(head.undisturbed)
-    # Units hold two records: the first of one, both of another, the second of a third. Stuck costs ten seconds a call.
+    # Units hold two records: the first of one, both of another, the second of a third. Stuck costs four seconds a call.
     poison = {ids[2]: "segfault", ids[20]: "error", ids[21]: "error", ids[41]: "stuck"}
     workspace = head.new_workspace(tmp_path / "w", poison)
-    summary = head.finish(workspace, "--cpus", 2, stuck_after_s=10)
+    summary = head.finish(workspace, "--cpus", 2, stuck_after_s=4)
     assert summary["rejected"] == {"worker_crashed": 4}
     assert rejected_of(workspace) == dict.fromkeys(poison, "worker_crashed")
     expected = {name: row for name, row in head.undisturbed.items() if name not in poison}

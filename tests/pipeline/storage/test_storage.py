@@ -1,5 +1,6 @@
 """Workspaces on local disk and on a real S3-speaking server keep the same promises."""
 
+import asyncio
 import os
 import time
 import uuid
@@ -91,6 +92,8 @@ def faulty_s3(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault
     proxy = FaultyS3(os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     monkeypatch.setattr(store, "RETRY_WAITS_S", (0.1,) * 8)
+    sleep = asyncio.sleep  # s3fs and botocore wait in it before they ask again: for seconds, which say nothing here
+    monkeypatch.setattr(asyncio, "sleep", lambda delay, result=None: sleep(delay / 20, result))
     s3fs.S3FileSystem.clear_instance_cache()  # their servers are those of the moment in which they were made
     yield proxy
     s3fs.S3FileSystem.clear_instance_cache()
