@@ -170,7 +170,7 @@ def _train_one_process(config: dict[str, Any]) -> None:
 
 def _say(messages: Queue, message: object) -> None:
     """Put a message into the queue as bytes, since the queue's process would import torch to unpickle it."""
-    messages.put(ray.cloudpickle.dumps(message))
+    messages.put(ray.cloudpickle.dumps(message))  # type: ignore[no-untyped-call]
 
 
 def _listen(messages: Queue, outcome: list[TrainSummary | HandDataError], on_step: OnStep | None) -> None:

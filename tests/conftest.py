@@ -27,8 +27,11 @@ from handdata.pipeline.run.annotate import annotate
 from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Dataset, Storage
+from tests.fixtures.annotate_workers import AnnotateWorkers
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.ingest_processes import IngestProcesses
+
+_kept_workers = AnnotateWorkers()
 
 # Busy machines are slow at times; a property is true or not, however long it takes.
 settings.register_profile("no deadline", deadline=None)
@@ -122,7 +125,9 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for all tests that annotate; of one CPU, since each more costs a run another worker."""
     start_ray(num_cpus=1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("handdata.pipeline.run.annotate.start_worker", _kept_workers.start)
+        yield
     ray.shutdown()
 
 
@@ -137,6 +142,7 @@ def two_cpus(ray_cluster: None) -> Iterator[None]:
 
 
 def start_ray(num_cpus: int) -> None:
+    _kept_workers.forget()
     ray.init(
         "local",
         num_cpus=num_cpus,

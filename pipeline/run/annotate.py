@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import ray
 
@@ -21,7 +20,7 @@ from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.run.model_files import find_models
 from handdata.pipeline.run.request import AnnotateRequest, Cluster, ModelPaths
 from handdata.pipeline.run.supervisor import Supervisor
-from handdata.pipeline.run.workers import AnnotateWorker, start_sam
+from handdata.pipeline.run.workers import start_sam, start_worker
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.commit import remove_orphans, remove_unit
 from handdata.pipeline.shards.lease import Lease, take_lease
@@ -231,9 +230,8 @@ def _commit_units(
 ) -> Iterator[UnitMarker]:
     """Yield the marker of each unit as the cluster's workers commit it."""
     workers = count_workers(cluster)
-    actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
     sam_actors = start_sam(files, cluster.gpus, cluster.stuck_after_s)
-    supervisor = Supervisor(lambda: actor.remote(lease, settings, files, sam_actors, cluster.stuck_after_s), workers)
+    supervisor = Supervisor(lambda: start_worker(lease, settings, files, sam_actors, cluster.stuck_after_s), workers)
     # The longest first, so that at the end no worker waits long for another.
     yield from supervisor.run(sorted(units, key=lambda unit: -unit.rows))
 

@@ -1,5 +1,6 @@
 """Several processes train one network, on a real Ray cluster with gloo between them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,17 @@ from handdata.trainer.presets import MonitoringConfig
 from tests.fixtures.faults import processes
 from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cpus")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("polled_often", "two_cpus")]
 
 PRESET = changed(SMALL, batch_size=8).model_copy(update={"monitoring": MonitoringConfig(checkpoint_every=2)})
+
+
+@pytest.fixture(scope="module")
+def polled_often() -> Iterator[None]:
+    """Let Ray Train look after its processes every fifth of a second, instead of every other second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        yield
 
 
 @pytest.fixture(scope="module")
