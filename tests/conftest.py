@@ -31,8 +31,6 @@ from tests.fixtures.annotate_workers import AnnotateWorkers
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.ingest_processes import IngestProcesses
 
-_kept_workers = AnnotateWorkers()
-
 # Busy machines are slow at times; a property is true or not, however long it takes.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
@@ -75,7 +73,7 @@ def group_of(nodeid: str) -> str:
     """Return the name of the tests that one worker runs: one name for all files that use the shared Ray head."""
     file = nodeid.split("::")[0]
     text = (Path(__file__).parents[1] / file).read_text()
-    shares_the_head = any(name in text for name in ("ray_cluster", "annotated_synthetic", "two_cpus"))
+    shares_the_head = any(name in text for name in ("ray_cluster", "annotated_synthetic"))
     return "ray" if shares_the_head else file
 
 
@@ -123,34 +121,19 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster for all tests that annotate; of one CPU, since each more costs a run another worker."""
-    start_ray(num_cpus=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("handdata.pipeline.run.annotate.start_worker", _kept_workers.start)
-        yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def two_cpus(ray_cluster: None) -> Iterator[None]:
-    """A local Ray cluster of two CPUs in the place of the shared one, for tests of processes that work together."""
-    ray.shutdown()
-    start_ray(num_cpus=2)
-    yield
-    ray.shutdown()
-    start_ray(num_cpus=1)
-
-
-def start_ray(num_cpus: int) -> None:
-    _kept_workers.forget()
+    """One local Ray cluster of two CPUs for all tests that annotate in this process or train in several."""
     ray.init(
         "local",
-        num_cpus=num_cpus,
+        num_cpus=2,
         resources={"stand_in_gpu": 1},
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("handdata.pipeline.run.annotate.start_worker", AnnotateWorkers().start)
+        yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

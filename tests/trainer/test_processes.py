@@ -14,7 +14,7 @@ from handdata.trainer.presets import MonitoringConfig
 from tests.fixtures.faults import processes
 from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("polled_often", "two_cpus")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("polled_often", "ray_cluster")]
 
 PRESET = changed(SMALL, batch_size=8).model_copy(update={"monitoring": MonitoringConfig(checkpoint_every=2)})
 

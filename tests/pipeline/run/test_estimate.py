@@ -42,10 +42,10 @@ def test_a_plan_tells_what_a_run_would_do_and_writes_nothing(workspace: Path, ru
     assert estimate["records_to_do"] == 48
     assert estimate["records_done"] == 0
     assert estimate["sources"]["synthetic"]["probed"] >= 16
-    assert (estimate["cpu_actors"], estimate["sam_actors"], estimate["gpus"]) == (1, 0, 0)
+    assert (estimate["cpu_actors"], estimate["sam_actors"], estimate["gpus"]) == (2, 0, 0)
     stages = estimate["stage_ms_per_record"]
     assert set(stages) == {"decode", "keypoints", "crop", "mask", "encode", "judge", "write"}
-    assert estimate["seconds"] == pytest.approx(48 * sum(stages.values()) / 1000)
+    assert estimate["seconds"] == pytest.approx(48 * sum(stages.values()) / 1000 / 2)
     assert estimate["settings"]["masks"] == "grabcut"
     assert Path(estimate["models"]["hand_landmarker"]).is_file()
     assert "Plan (nothing was done)" in shown
