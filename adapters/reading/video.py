@@ -21,18 +21,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.reading.listing import NotRegularFileError, exists, is_file, open_file
+from handdata.adapters.reading.matroska import damage_position
 from handdata.schemas.arrays import ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
 
 MAX_FRAME_PIXELS: Final = 2**26
 """More than 8K video has; a header that announces more would have the decoder fill memory."""
+_VideoPacket: TypeAlias = "av.Packet[av.video.stream.VideoStream]"
 _CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 """FFmpeg knows some that name other files, a playlist among them: a "video" must not lead out of the dataset."""
 _SHOW_EVERY_FRAME: Final = frozenset({"h264", "hevc", "mjpeg", "png"})
@@ -41,6 +43,10 @@ _SILENT_ABOUT_DAMAGE: Final = frozenset({"hevc", "mpeg4"})
 """Codecs whose decoder hides damage unless it is strict: of 12 damaged files each, 5 of HEVC and 1 of MPEG-4 then gave
 smeared frames, 2 and none with a strict one. H.264 gave none of 180; its strict decoder stops at blemishes that are
 harmless, so it is not used."""
+_NEVER_REORDERED: Final = frozenset({"vp8", "vp9", "av1", "mjpeg", "png"})
+"""Codecs that show frames in the order in which they are decoded."""
+_MOST_REORDERED: Final = 16
+"""Of the other codecs: as many frames as a decoder must be able to keep."""
 _DECODER_DELAY: Final = 64
 """Most packets that a decoder, with its threads, takes in before it reports that one of them is damaged."""
 _NEVER: Final = -(2**63)
@@ -151,7 +157,7 @@ class VideoReader:
         at, frame = -1, None
         for index in wanted:
             if index >= len(self.presentation_times):
-                yield index, _missing(self._path, index, f"the video has {len(self.presentation_times)} frames")
+                yield index, _missing(self._path, index, self._end())
                 continue
             while at < index:
                 at, frame = next(settled, (len(self.presentation_times), "its data is there but does not decode"))
@@ -163,6 +169,12 @@ class VideoReader:
             else:
                 problem = frame if isinstance(frame, str) and at == index else "its data is there but does not decode"
                 yield index, _missing(self._path, index, problem)
+
+    def _end(self) -> str:
+        frames = len(self.presentation_times)
+        if not self._packets.problem:
+            return f"the video has {frames} frames"
+        return f"{self._packets.problem}, and only the first {frames} frames are known by number"
 
     def _settled(self) -> Iterator[tuple[int, av.VideoFrame | str]]:
         """Yield each decoded frame, or what is wrong with it, by its index, once all that it may need are known."""
@@ -190,6 +202,9 @@ class VideoReader:
             rank = -1
             for packet in self._container.demux(stream):
                 rank += packet.size > 0
+                if rank == len(self._packets.latest):  # behind damage of the file
+                    yield from stream.codec_context.decode(None)
+                    return
                 if length_size and packet.size and not _is_well_formed(memoryview(packet), length_size):
                     damage.note_broken(rank)
                 try:
@@ -205,15 +220,21 @@ class _Packets:
     """What the packets of a stream announce, in the order of decoding."""
 
     shown: list[int]
-    """Rising presentation times of all frames that will be shown."""
+    """Rising presentation times of all frames that will be shown and whose number is known."""
     ranks: dict[int, int]
-    """Place in the order of decoding of each of these."""
+    """Place in the order of decoding of each of ``shown``."""
     latest: list[int]
     """Latest presentation time of any packet up to each rank, so that frames are known when it has been passed."""
     leading: set[int]
     """Ranks of frames that are decoded behind a key frame and shown before it: who starts there skips them."""
     has_hidden_frames: bool
     """Whether packets of this codec may hold no frame to show."""
+    skips_leading: bool
+    """Whether the decoder may skip ``leading`` frames in the middle of an undamaged video, too, as at a splice."""
+    starts_with_key: bool
+    """Whether the first packet is a key frame: the decoder skips the frames before one."""
+    problem: str
+    """Why there are no more frames of known number than those of ``shown``; empty where these are all."""
 
 
 class _Damage:
@@ -223,6 +244,9 @@ class _Damage:
         self._packets = packets
         self._passed = 0
         """Number of ``shown`` frames of which it is known whether the decoder gave them."""
+        self._last = _NEVER
+        self._is_out_of_order = False
+        self._unnumbered: set[int] = set()
         self._damaged: list[int] = []
         self._failures: list[int] = []
         self._clean_ranks: list[int] = [0]
@@ -245,6 +269,10 @@ class _Damage:
             is_clean: Whether the frame needs no other one.
 
         """
+        self._is_out_of_order |= self._is_late(time) or self._is_early(time)
+        if self._is_out_of_order:
+            self._unnumbered.add(time)
+        self._last = time
         self._note_passed(time)
         rank = self._packets.ranks[time]
         if is_corrupt:
@@ -252,6 +280,32 @@ class _Damage:
         elif is_clean and rank > self._clean_ranks[-1]:
             self._clean_ranks.append(rank)
             self._clean_times.append(time)
+
+    def _is_late(self, time: int) -> bool:
+        """Return whether a frame came behind one that is shown after it, and no damage says why."""
+        return time < self._last and not self._is_near_damage(self._packets.ranks[time])
+
+    def _is_early(self, time: int) -> bool:
+        """Return whether a frame came before others that should precede it, and no damage says why they did not come.
+
+        The times of the file are wrong, then: decoders give frames in the right order.
+        """
+        packets = self._packets
+        if packets.has_hidden_frames or (self._last == _NEVER and not packets.starts_with_key):
+            return False
+        for place in range(self._passed, bisect_left(packets.shown, time)):
+            rank = packets.ranks[packets.shown[place]]
+            may_be_skipped = rank in packets.leading and (packets.skips_leading or self._clean_ranks[-1] == 0)
+            if not may_be_skipped and not self._is_near_damage(rank):
+                return True
+        return False
+
+    def _is_near_damage(self, rank: int) -> bool:
+        return any(
+            found < len(noted) and noted[found] <= rank + _DECODER_DELAY
+            for noted in (self._failures, self._damaged)
+            for found in [bisect_left(noted, rank - _DECODER_DELAY)]
+        )
 
     def note_end(self) -> None:
         """Take note that no frame comes any more."""
@@ -280,6 +334,8 @@ class _Damage:
 
     def problem(self, time: int) -> str | None:
         """Return why a frame must not be handed on."""
+        if time in self._unnumbered:
+            return "frames come in another order than the file says, so that their numbers are unknown"
         rank = self._packets.ranks[time]
         clean = bisect_right(self._clean_ranks, rank) - 1
         while clean > 0 and self._clean_times[clean] > time:
@@ -339,40 +395,93 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
     ranks: dict[int, int] = {}
     latest: list[int] = []
     leading: set[int] = set()
-    last_decoded, key_time = None, None
+    decoded: list[int] = []
+    codec, most_reordered = stream.codec_context.name, _most_reordered(stream.codec_context)
+    whole_until = damage_position(path) if "matroska" in container.format.name else None
+    problem = "" if whole_until is None else f"its file is damaged at byte {whole_until}"
+    last_decoded, key_time, untimed, starts_with_key = None, None, None, False
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
+        if whole_until is not None and (packet.pos is None or packet.pos >= whole_until):
+            break
         rank, last_decoded = len(latest), packet.dts
         time = packet.pts
         latest.append(max(latest[-1:] + ([] if time is None or packet.is_discard else [time]), default=_NEVER))
         if time is None:
+            untimed = len(decoded) if untimed is None else untimed
             continue
         if packet.is_keyframe:
+            starts_with_key |= rank == 0
             key_time = time
         elif key_time is not None and time < key_time:
             leading.add(rank)
-        if not packet.is_discard:
-            ranks.setdefault(time, rank)
+        if packet.is_discard or not _is_shown(packet, codec):
+            continue
+        ranks.setdefault(time, rank)
+        decoded.append(time)
     if len(latest) < stream.frames and last_decoded is not None:
         # The file is cut: of the frames after the last packet's decoding time, earlier ones may be among those lost.
+        problem = "its file is cut"
         ranks = {time: rank for time, rank in ranks.items() if time <= last_decoded}
-    if not ranks:
-        raise RecordError(RejectReason.FRAME_MISSING, f"{path} holds no video frames")
-    return _Packets(sorted(ranks), ranks, latest, leading, stream.codec_context.name not in _SHOW_EVERY_FRAME)
+    shown = sorted(ranks)
+    if whole_until is not None:
+        shown = shown[: max(len(shown) - most_reordered, 0)]
+    places = (untimed, _first_doubtful(decoded, most_reordered == 0))
+    doubtful = min((place for place in places if place is not None), default=None)
+    if doubtful is not None:
+        problem = problem or f"its file gives a wrong time to one of the frames from {doubtful} on"
+        shown = shown[: max(doubtful - most_reordered, 0)]
+    if not shown:
+        raise RecordError(RejectReason.FRAME_MISSING, f"{path} holds no video frames{problem and ': '}{problem}")
+    return _Packets(
+        shown,
+        ranks,
+        latest,
+        leading,
+        codec not in _SHOW_EVERY_FRAME,
+        codec != "h264",
+        starts_with_key,
+        problem,
+    )
+
+
+def _is_shown(packet: _VideoPacket, codec: str) -> bool:
+    """Return whether a packet holds a frame to show; those of VP8 may hold one that others are predicted from."""
+    return codec != "vp8" or bool(bytes(memoryview(packet)[:1])[0] & 16)
+
+
+def _most_reordered(codec: av.video.codeccontext.VideoCodecContext) -> int:
+    """Return how many frames may be shown behind one that is decoded after them."""
+    never = codec.name in _NEVER_REORDERED or (codec.name == "mpeg4" and not codec.has_b_frames)
+    return 0 if never else _MOST_REORDERED
+
+
+def _first_doubtful(decoded: list[int], must_rise: bool) -> int | None:
+    """Return the first place in the order of decoding from which times cannot be right, as they repeat or fall."""
+    if must_rise:
+        least = np.minimum.accumulate(np.array(decoded[::-1], dtype=np.int64))[::-1]
+        wrong = np.flatnonzero(np.array(decoded[:-1], dtype=np.int64) >= least[1:])
+        return int(wrong[0]) if len(wrong) else None
+    seen: dict[int, int] = {}
+    return min(
+        (first for rank, time in enumerate(decoded) if (first := seen.setdefault(time, rank)) < rank), default=None
+    )
 
 
 def _open(path: Path) -> av.container.InputContainer:
     if exists(path) and not is_file(path):  # ffmpeg would wait for a pipe
         raise RecordError(RejectReason.FRAME_MISSING, f"{path} is no file")
     with _video_errors(path):
-        return av.open(str(path), options={"format_whitelist": _CONTAINERS})
+        return av.open(str(path), options={"format_whitelist": _CONTAINERS}, metadata_errors="replace")
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.video.stream.VideoStream:
     if not container.streams.video:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path} has no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise RecordError(RejectReason.FRAME_MISSING, f"{path} has a video of a codec that is not known")
     options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     if stream.codec_context.name in _SILENT_ABOUT_DAMAGE:
         options["err_detect"] = "bitstream+buffer+explode"

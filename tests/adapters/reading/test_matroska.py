@@ -1,0 +1,121 @@
+"""Matroska and WebM: no frame takes the number of one that damage of the file has lost."""
+
+from pathlib import Path
+from typing import Final
+
+import av
+import numpy as np
+import pytest
+
+from handdata.adapters.reading.matroska import damage_position
+from handdata.adapters.reading.video import VideoReader, video_info
+from handdata.schemas.errors import RecordError, RejectReason
+from tests.fixtures.numbered_videos import (
+    FRAMES,
+    bytes_between_frames,
+    damaged_between_frames,
+    number_shown,
+    write_numbered_video,
+)
+
+KINDS: Final = {
+    "b-frames.mkv": ("libx264", {"g": "10", "bf": "3"}),
+    "plain.mkv": ("libx264", {"g": "10", "bf": "0"}),
+    "mpeg4.mkv": ("mpeg4", {"g": "10"}),
+    "vp8.webm": ("libvpx", {"g": "10", "cpu-used": "8"}),
+    "vp9.webm": ("libvpx-vp9", {"g": "10", "cpu-used": "8"}),
+}
+SHORT_CLUSTERS: Final = {"cluster_time_limit": "300"}
+
+
+def numbers(path: Path) -> dict[int, int | None]:
+    """Return the number that each frame which is handed on shows, by its index."""
+    try:
+        with VideoReader(path) as reader:
+            return {
+                index: number_shown(image)
+                for index, image in reader.read(range(len(reader.presentation_times)))
+                if not isinstance(image, RecordError)
+            }
+    except RecordError:
+        return {}
+
+
+def wrong_of(folder: Path, name: str, cases: int, seed: int) -> list[str]:
+    codec, options = KINDS[name]
+    path = write_numbered_video(folder / name, codec, options, SHORT_CLUSTERS)
+    between, data, wrong = bytes_between_frames(path), path.read_bytes(), []
+    damaged = path.with_stem("damaged")
+    for case in range(cases):
+        damaged.write_bytes(damaged_between_frames(data, between, np.random.default_rng([seed, case])))
+        shifted = {index: number for index, number in numbers(damaged).items() if number not in (index, None)}
+        if shifted:
+            wrong.append(f"{name}, case {case}: {shifted}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_handed_on_of_a_damaged_file_has_its_own_number(tmp_path: Path, name: str) -> None:
+    assert wrong_of(tmp_path, name, 15, seed=1) == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", KINDS)
+def test_no_damage_between_frames_shifts_a_number(tmp_path: Path, name: str) -> None:
+    assert wrong_of(tmp_path, name, 400, seed=2) == []
+
+
+@pytest.mark.parametrize(
+    "muxer", [{}, SHORT_CLUSTERS, {"live": "1"}, {"write_crc32": "0"}, {"reserve_index_space": "4096"}]
+)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_whole_file_gives_every_frame(tmp_path: Path, name: str, muxer: dict[str, str]) -> None:
+    codec, options = KINDS[name]
+    times = np.cumsum(np.random.default_rng(3).integers(15, 90, FRAMES)).tolist()
+    for times_ms in (None, times):
+        path = write_numbered_video(tmp_path / name, codec, options, muxer, times_ms)
+        assert damage_position(path) is None
+        assert numbers(path) == {index: index for index in range(FRAMES)}
+
+
+def test_a_hidden_frame_of_vp8_has_no_number(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "clip.webm", *KINDS["vp8.webm"], {"live": "1"})
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    assert places[15] is not None
+    data[places[15] + 4] &= ~16  # the bit of VP8 that says to show it
+    path.write_bytes(data)
+    assert video_info(path).frames == FRAMES - 1
+    assert numbers(path) == {index: index + (index >= 15) for index in range(FRAMES - 1)}
+
+
+def test_a_lost_block_ends_the_frames_whose_number_is_known(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "clip.mkv", *KINDS["plain.mkv"], SHORT_CLUSTERS)
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    assert places[25] is not None
+    data[places[25]] ^= 0x20  # its track
+    path.write_bytes(data)
+    assert damage_position(path) is not None
+    with VideoReader(path) as reader, pytest.raises(RecordError, match="damaged at byte") as caught:
+        list(reader.frames(range(FRAMES)))
+    assert caught.value.reason is RejectReason.FRAME_MISSING
+    found = numbers(path)
+    assert len(found) >= 9
+    assert all(index == number for index, number in found.items())
+
+
+def test_a_file_that_ends_too_early_is_damaged_at_its_end(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "clip.webm", *KINDS["vp8.webm"], SHORT_CLUSTERS)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert damage_position(path) is not None
+    found = numbers(path)
+    assert found and all(index == number for index, number in found.items())
+
+
+def test_metadata_that_is_no_text_costs_nothing(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "clip.mp4", "libx264")
+    path.write_bytes(path.read_bytes().replace(b"VideoHandler", b"Video\xbfandler"))
+    assert video_info(path).frames == FRAMES
