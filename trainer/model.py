@@ -38,7 +38,10 @@ the keypoints drown the noisy image, and the hand stays speckled."""
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between them: timm's, whose import takes 4 s of a core in each process."""
+    """Two linear layers with an activation between them.
+
+    (timm has it, but to import timm costs each process seconds of a core.)
+    """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, activation: nn.Module) -> None:
         super().__init__()

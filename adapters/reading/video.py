@@ -222,7 +222,7 @@ class _Packets:
     shown: list[int]
     """Rising presentation times of all frames that will be shown and whose number is known."""
     ranks: dict[int, int]
-    """Place in the order of decoding of each of ``shown``."""
+    """Place in the order of decoding by presentation time, of ``shown`` and of the frames whose number is unknown."""
     latest: list[int]
     """Latest presentation time of any packet up to each rank, so that frames are known when it has been passed."""
     leading: set[int]
@@ -301,11 +301,8 @@ class _Damage:
         return False
 
     def _is_near_damage(self, rank: int) -> bool:
-        return any(
-            found < len(noted) and noted[found] <= rank + _DECODER_DELAY
-            for noted in (self._failures, self._damaged)
-            for found in [bisect_left(noted, rank - _DECODER_DELAY)]
-        )
+        near = rank - _DECODER_DELAY, rank + _DECODER_DELAY
+        return _has_between(self._failures, *near) or _has_between(self._damaged, *near)
 
     def note_end(self) -> None:
         """Take note that no frame comes any more."""
@@ -323,8 +320,7 @@ class _Damage:
 
     def _is_loss(self, rank: int) -> bool:
         """Return whether a frame that did not come is damage, rather than one that was never to be shown."""
-        failed = bisect_left(self._failures, rank)
-        if failed < len(self._failures) and self._failures[failed] <= rank + _DECODER_DELAY:
+        if _has_between(self._failures, rank, rank + _DECODER_DELAY):
             return True
         return not self._packets.has_hidden_frames and rank not in self._packets.leading
 
@@ -347,6 +343,10 @@ class _Damage:
         if self._damaged[last - 1] == rank:
             return "it is damaged"
         return "it is predicted from a damaged frame, and no key frame lies between"
+
+
+def _has_between(rising: list[int], first: int, last: int) -> bool:
+    return bisect_left(rising, first) < bisect_right(rising, last)
 
 
 def _nal_length_size(codec: av.codec.context.CodecContext) -> int:
