@@ -208,12 +208,14 @@ class AnnotateWorker:
         self._factory.close()
 
 
+_ANNOTATE_ACTOR: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
+
+
 def start_worker(
     lease: Lease, settings: AnnotateSettings, models: ModelFiles, sam_actors: Sequence[Any], stuck_after_s: float
 ) -> Any:
     """Start an ``AnnotateWorker`` on a CPU of its own; it loads its models with its first call."""
-    actor: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
-    return actor.remote(lease, settings, models, sam_actors, stuck_after_s)
+    return _ANNOTATE_ACTOR.remote(lease, settings, models, sam_actors, stuck_after_s)
 
 
 def start_sam(models: ModelFiles, gpus: int, stuck_after_s: float) -> list[Any]:
