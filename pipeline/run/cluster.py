@@ -4,16 +4,19 @@ Ray looks for the token in ``RAY_AUTH_TOKEN``, in the file ``RAY_AUTH_TOKEN_PATH
 sends it only where ``RAY_AUTH_MODE`` is ``token``, and reads that variable when it is imported.
 """
 
+import ctypes
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, Final
+
+import psutil
 
 from handdata.pipeline.run.address import Answer, find_head, in_thread, within
 from handdata.schemas import ClusterLostError, RunError
@@ -29,6 +32,8 @@ _ANSWER_S: Final = 30.0
 """Seconds within which a head answers, however busy. Ray itself ends a driver without a word after twice as long."""
 _SHUTDOWN_S: Final = 20.0
 """Seconds that a driver takes at most to leave a cluster, and to end one that it has started."""
+_PR_SET_CHILD_SUBREAPER: Final = 36
+"""Option of prctl(2): a child subreaper."""
 _HOW_TO_GO_ON: Final = "was it short of memory, or stopped? the same command continues"
 
 
@@ -162,14 +167,62 @@ def connected(
         return
     if (address := address or os.environ.get("RAY_ADDRESS") or "local") != "local":
         connect(address, on_connect)
+        with _left_at_the_end():
+            yield
     else:
-        start_local(cpus)
+        with _none_outlives(), _left_at_the_end():
+            start_local(cpus)
+            yield
+
+
+@contextmanager
+def _left_at_the_end() -> Iterator[None]:
+    """Leave the cluster, and end one that was started here, with the block."""
+    import ray
+
     try:
         yield
     finally:
         ending = Thread(target=ray.shutdown, daemon=True)
         ending.start()
         ending.join(_SHUTDOWN_S)  # where a process of the cluster is gone, Ray waits for it
+
+
+@contextmanager
+def _none_outlives() -> Iterator[None]:
+    """End with the block whatever process was started in it, or by one that was, and is still there.
+
+    Ray ends its raylet, but the agents of a raylet that has just started them do not hear of it for up to two minutes.
+    """
+    before = set(_offspring())
+    with _adopting_orphans():
+        try:
+            yield
+        finally:
+            late = [process for process in _offspring() if process not in before]
+            for process in late:
+                with suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(late, timeout=CHECK_S)
+
+
+@contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Be the parent of descendants whose own parent ends, instead of init; on Linux only."""
+    if sys.platform != "linux":
+        yield
+        return
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _offspring() -> list[psutil.Process]:
+    found: list[psutil.Process] = psutil.Process().children(recursive=True)
+    return found
 
 
 def require_cluster() -> None:

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import handdata
+from handdata.pipeline.run import cluster
 from tests.fixtures.commands import clean_environment
 
 STARTS_A_CLUSTER = """
@@ -58,3 +60,30 @@ def test_a_process_that_has_imported_ray_still_starts_clusters_of_its_own(starte
 
 def test_a_folder_with_its_own_schemas_package_does_not_disturb(started: dict[str, Any]) -> None:
     assert started["keypoints"] == 42
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans go to init elsewhere")
+@pytest.mark.parametrize("start_fails", [True, False])
+def test_no_process_outlives_the_cluster_though_its_parent_has_ended(
+    monkeypatch: pytest.MonkeyPatch, start_fails: bool
+) -> None:
+    orphans = []
+
+    def start(_: int | None) -> None:
+        """Start what a raylet that is killed leaves: an agent of which it was the parent."""
+        agent = ["sh", "-c", "setsid sleep 600 >&- & echo $!"]
+        orphans.append(psutil.Process(int(subprocess.check_output(agent))))
+        if start_fails:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "start_local", start)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    try:
+        with cluster.connected():
+            assert all(orphan.is_running() for orphan in orphans)
+    except KeyboardInterrupt:
+        assert start_fails
+    assert len(orphans) == 1
+    assert not orphans[0].is_running()
