@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.weights import require_weights
 from handdata.schemas import SIDES, UsageError
+from tests.fixtures.image_server import serving
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -216,3 +219,31 @@ def test_sam_without_a_checkpoint_says_which_file_to_put_where(
     assert result.code == 1
     assert "sam_vit_h_4b8939.pth" in result.err
     assert "HANDDATA_WEIGHTS" in result.err
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("deed", [500, 503, 429, "hang", "drop", "half"])
+@pytest.mark.parametrize("away_s", [10, 3600])
+def test_an_image_server_that_is_away_costs_no_record(
+    synthetic_root: Path, tmp_path: Path, run_command, deed: int | str, away_s: int
+) -> None:
+    ingest(SyntheticAdapter, synthetic_root, Storage(tmp_path))
+    image = next(file for file in synthetic_root.rglob("*") if file.suffix in (".jpg", ".png"))
+    with serving(image.read_bytes()) as server:
+        for file in (tmp_path / "records").rglob("*.parquet"):
+            table = pl.read_parquet(file)
+            names = pl.Series([f"{server.url}/{number}.jpg" for number in range(len(table))])
+            schema = pq.read_schema(file)
+            pq.write_table(table.with_columns(image_uri=names).to_arrow().cast(schema), file)
+        server.deed, server.well_at = deed, time.monotonic() + away_s
+        line = ("annotate", "-w", tmp_path, "--keypoints", "dataset", "--masks", "none", "--image-size", 64, "--json")
+        result = run_command(*line)
+        if away_s == 3600:
+            assert result.code == 1
+            assert re.search(r"cannot read http://127.*the same command continues", result.err.replace("\n", " "))
+            server.deed = 200
+            result = run_command(*line)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["samples"] == 48
+    assert json.loads(result.out)["rejected"] == {}
