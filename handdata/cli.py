@@ -44,6 +44,9 @@ def main() -> None:
     # A process that is ended at once leaves semaphores to multiprocessing's tracker, whose word on them helps nobody.
     warnings = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [warnings, "ignore:resource_tracker:UserWarning"]))
+    # Where the driver's parent is init, as in a container, Ray ends the driver without a word once its raylet is gone,
+    # unless it is told of another process that matters.
+    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     _Ending(after_interruption(sys.argv[1:])).run(_run_commands)
 
 

@@ -287,7 +287,7 @@ LINES = {
     "flag": "--min-hand-px {step} -w {w}",
     "drop": "--source synthetic --sequence identity000-sequence0000 -w {w}",
     "encode": "--preset tiny --image-size 64 --gpus 0 -w {w}",
-    "train": "--preset pixel-64 --steps 40 --gpus 0 --run r{step} -w {w}",
+    "train": "--preset tiny --steps 60 --gpus 0 --run r{step} -w {w}",
     "report": "--out {w}/report -w {w}",
     "synth": "--out {w}/synthetic --sequences 60",
     "inspect": "--source synthetic --root {root} --out {w}/sheet.png",

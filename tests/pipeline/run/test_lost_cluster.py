@@ -45,7 +45,7 @@ def start(workspace: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def named(process: "subprocess.Popen[str]", name: str) -> list[psutil.Process]:
+def named(process: "subprocess.Popen[str] | psutil.Process", name: str) -> list[psutil.Process]:
     """Processes below a process whose name or title has a part."""
     found = []
     with suppress(psutil.NoSuchProcess):
@@ -102,6 +102,38 @@ def test_a_driver_ends_when_its_node_or_head_is_killed_and_the_same_command_cont
     said = [line for line in err.splitlines() if not line.startswith("Annotating")]
     assert said[0].startswith(message)
     assert said[1:] == ["hint: was it short of memory, or stopped? the same command continues"]
+
+
+ORPHAN = """
+import os, sys, time
+parent = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == parent:
+    time.sleep(0.01)
+print(os.getpid(), flush=True)
+from handdata.cli import main
+main()
+"""
+
+
+@pytest.mark.soak
+def test_a_driver_whose_parent_is_init_says_so_too(ingested: Path, tmp_path: Path) -> None:
+    workspace = shutil.copytree(ingested, tmp_path / "w")
+    started = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, *ANNOTATE, "-w", str(workspace)],
+        env=clean_environment(**SOON),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout
+    driver = psutil.Process(int(started.stdout.readline()))
+    wait_until(lambda: named(driver, "ray::AnnotateWorker"))
+    for raylet in named(driver, "raylet"):
+        raylet.kill()
+    _, err = started.communicate(timeout=100)
+    assert "error: the Ray node of this machine has died: its raylet is gone" in err
 
 
 @pytest.mark.soak
