@@ -41,7 +41,7 @@ class EvaluationRequest:
         dataset: Dataset of the pairs; None takes the one that the checkpoint was trained on.
         split: Split of the pairs.
         count: Largest number of pairs.
-        least_motion: Smallest mean motion of a pair's joints, in hand lengths.
+        least_motion: Smallest mean motion of a pair's joints, in hand lengths; None as in ``moved_pairs``.
         options: Steps, guidance and seed; the same seed also gives the same pairs.
         shown: Number of pairs in the figure.
 
@@ -51,7 +51,7 @@ class EvaluationRequest:
     dataset: str | None = None
     split: Split = "val"
     count: int = 200
-    least_motion: float = 0.3
+    least_motion: float | None = None
     options: SamplingOptions = SamplingOptions()
     shown: int = 8
 

@@ -25,14 +25,19 @@ from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.pairs import PairDataset, open_pairs
 from handdata.trainer.data.reading import decode_frame
-from handdata.trainer.data.splits import SHOWN_FIRST, shown_split
+from handdata.trainer.data.sample_index import all_of
+from handdata.trainer.data.splits import SHOWN_FIRST
 from handdata.trainer.figures import figure, filmstrip, grid
 from handdata.trainer.poses import pose_frame, read_keypoints
-from handdata.trainer.presets import DataConfig, PairConfig, Preset, SamplingOptions
+from handdata.trainer.presets import DataConfig, PairConfig, SamplingOptions
 from handdata.trainer.tasks import gesture_transfer, load_sampler, repair, unconditional, video
 
 _IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _KEYPOINT_FILES = {".npy", ".json"}
+
+_MOMENTS = PairConfig(video=1, view=0, still=0)
+_VIEWS = PairConfig(video=0, view=1, still=0)
+_STILLS = PairConfig(video=0, view=0, still=1)
 
 _CANDIDATE_PAIRS = 1000
 """Pairs among which those of different sequences are chosen."""
@@ -136,7 +141,7 @@ class Sampling:
         dataset, row = self._sample(request.target) if request.target else self._first_of_a_video()
         rows = dataset.video_rows(row)[: request.count]
         targets = [dataset.frame(each) for each in rows]
-        reference = targets[0] if request.reference is None else self._frame(request.reference)
+        reference = targets[0] if request.reference is None else self._reference(request.reference)
         frames = video(self._sampler, [reference], targets, request.options, progress=progress)
         return frames, filmstrip(list(frames), targets)
 
@@ -164,27 +169,38 @@ class Sampling:
         reference, target = self._request.reference, self._request.target
         if (reference is None) != (target is None):
             raise UsageError("give both --reference and --target, or neither", "neither draws pairs from the dataset")
-        return [(self._frame(reference), self._frame(target))] if reference and target else []
+        return [(self._reference(reference), self._frame(target))] if reference and target else []
 
-    def _pairs(self, pairs: PairConfig, where: str | None = None) -> PairDataset:
-        """Return pairs of the split to show."""
-        split = shown_split(Dataset(self._storage, self._preset.data.dataset))
-        return open_pairs(self._storage, self._of_rows(where), split, pairs=pairs, seed=self._request.options.seed)
+    def _pairs(self, *kinds: PairConfig, where: str | None = None) -> PairDataset:
+        """Return pairs of rows that the run's settings choose, and ``where`` does not leave out.
 
-    def _of_rows(self, where: str | None = None) -> Preset:
-        """Return the preset with another choice of rows than the run's: a condition, or all."""
-        data = DataConfig(dataset=self._preset.data.dataset, where=where)
-        return self._preset.model_copy(update={"data": data})
+        They are of the first kind, of some, that a held-out split has, or else the split that was trained on.
+
+        Raises:
+            UsageError: There is no dataset, or no such pair.
+
+        """
+        read_manifest(Dataset(self._storage, self._preset.data.dataset))
+        preset = self._preset.choosing_rows(where=all_of(self._preset.data.where, where))
+        for split in SHOWN_FIRST:
+            for pairs in kinds:
+                try:
+                    return open_pairs(self._storage, preset, split, pairs=pairs, seed=self._request.options.seed)
+                except UsageError:
+                    continue
+        chosen = f" among rows where {preset.data.where}" if preset.data.where else ""
+        chosen += f", licences {', '.join(preset.data.licences)}" if preset.data.licences else ""
+        raise UsageError(
+            f"{self._storage.describe()} has no pairs to draw{chosen}",
+            "drawn pairs are of rows that the run was trained to use; --reference and --target name any others",
+        )
 
     def _drawn_pairs(self) -> list[tuple[Frame, Frame]]:
         """Return moments of held-out videos, or, in a dataset without videos, views of a moment."""
-        try:
-            return self._shown(self._pairs(PairConfig(video=1, view=0, still=0)))
-        except UsageError:
-            return self._drawn_views()
+        return self._shown(self._pairs(_MOMENTS, _VIEWS))
 
     def _drawn_views(self) -> list[tuple[Frame, Frame]]:
-        return self._shown(self._pairs(PairConfig(video=0, view=1, still=0)))
+        return self._shown(self._pairs(_VIEWS))
 
     def _shown(self, dataset: PairDataset) -> list[tuple[Frame, Frame]]:
         pairs = [dataset.rows_at(position)[:2] for position in range(min(len(dataset), _CANDIDATE_PAIRS))]
@@ -200,29 +216,30 @@ class Sampling:
 
     def _pairs_across_sources(self) -> list[tuple[Frame, Frame]]:
         request = self._request
-        sources = request.reference_source, request.target_source
-        if None in sources:
-            dataset = Dataset(self._storage, self._preset.data.dataset)
-            raise UsageError(
-                "give --reference-source and --target-source, or --reference and --target",
-                f"this dataset has {', '.join(read_manifest(dataset).sources)}",
-            )
-        stills = PairConfig(video=0, view=0, still=1)
+        there = read_manifest(Dataset(self._storage, self._preset.data.dataset)).sources
+        has = f"this dataset has {', '.join(there)}"
+        if request.reference_source is None or request.target_source is None:
+            raise UsageError("give --reference-source and --target-source, or --reference and --target", has)
         frames = []
-        for source in sources:
-            pairs = self._pairs(stills, f"source = '{source}'")
+        for source in (request.reference_source, request.target_source):
+            if source not in there:
+                raise UsageError(f"the dataset has no source {source}", has)
+            pairs = self._pairs(_STILLS, where=f"source = '{source}'")
             rows = [pairs.rows_at(position)[0] for position in range(min(request.count, len(pairs)))]
             frames.append([pairs.frame(row) for row in rows])
         return list(zip(*frames, strict=False))
 
     def _first_of_a_video(self) -> tuple[PairDataset, int]:
-        dataset = self._pairs(PairConfig(video=1, view=0, still=0))
+        dataset = self._pairs(_MOMENTS)
         return dataset, dataset.rows_at(0)[0]
 
     def _sample(self, name: str) -> tuple[PairDataset, int]:
+        # A sample that is named may be one that the run's settings leave out.
+        data = DataConfig(dataset=self._preset.data.dataset, unlabelled_hands=True, no_content=True)
+        every = self._preset.model_copy(update={"data": data})
         for split in SHOWN_FIRST:
             try:
-                dataset = open_pairs(self._storage, self._of_rows(), split, pairs=PairConfig())
+                dataset = open_pairs(self._storage, every, split, pairs=PairConfig())
                 return dataset, dataset.find(name)
             except UsageError:
                 continue
@@ -230,6 +247,14 @@ class Sampling:
             f"{name} is neither an image, a keypoint file nor a sample of {self._storage.describe()}",
             "a keypoint file (.npy or .json) holds 42 x 2 pixels; sample ids are in the column sample_id",
         )
+
+    def _reference(self, name: str) -> Frame:
+        if Path(name).suffix.lower() in _KEYPOINT_FILES:
+            raise UsageError(
+                f"--reference {name} holds keypoints, which show no hand",
+                "give a photograph or a sample_id; --target takes keypoints",
+            )
+        return self._frame(name)
 
     def _frame(self, name: str) -> Frame:
         path = Path(name)

@@ -114,8 +114,9 @@ def drop_conditions(
     """Drop conditions at random, each pair by its own draw, and return new (target_cond, ref_cond, task).
 
     Dropping sets to zero: the whole reference, the target's heatmaps, the reference's mask, or reference and target
-    together. The task becomes null where nothing of either frame is left; a pair that lost its reference alone keeps
-    its task, as the published repair (which drops the reference) asks for a pose change.
+    together. The task becomes null where nothing of either frame is left, a still that lost its target included; a pair
+    that lost its reference alone keeps its task, as the published repair (which drops the reference) asks for a pose
+    change.
     """
     count = task.shape[0]
 
@@ -133,10 +134,12 @@ def drop_conditions(
     mask, both = drawn(probabilities.reference_mask), drawn(probabilities.both)
     reference, target = reference | both, target | both
 
+    kept_target = target_cond.masked_fill(target.view(-1, 1, 1, 1), 0)
     kept_reference = ref_cond.masked_fill(reference.view(-1, 1, 1, 1), 0)
     kept_mask = kept_reference[:, -1:].masked_fill(mask.view(-1, 1, 1, 1), 0)
+    nothing_left = ~(kept_target.flatten(1).any(1) | kept_reference.flatten(1).any(1))
     return (
-        target_cond.masked_fill(target.view(-1, 1, 1, 1), 0),
+        kept_target,
         torch.cat([kept_reference[:, :-1], kept_mask], dim=1),
-        task.masked_fill(reference & target, Task.NULL),
+        task.masked_fill(nothing_left, Task.NULL),
     )

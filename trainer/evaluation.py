@@ -9,6 +9,7 @@ from resampling videos, not pairs, since pairs of one video resemble each other 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Final
 
 import numpy as np
@@ -27,6 +28,8 @@ SMALLEST_BOX_PX: Final = 16
 """Smallest side of a box: SSIM looks through a window of 11 pixels."""
 PCK_SHARES: Final = (0.1, 0.2)
 """Shares of the hand's length within which a drawn joint is right."""
+LEAST_MOTION: Final = 0.3
+"""Smallest mean motion of a pair, in hand lengths, where the dataset has pairs that move so far."""
 _RESAMPLES: Final = 10_000
 _CANDIDATES: Final = 200
 """Largest number of pairs that are looked at for each one wanted, until enough have moved."""
@@ -62,14 +65,19 @@ class Interval:
     high: float
 
 
-def moved_pairs(dataset: PairDataset, count: int, least_motion: float) -> list[MovedPair]:
+def moved_pairs(dataset: PairDataset, count: int, least_motion: float | None = None) -> list[MovedPair]:
     """Return up to ``count`` video pairs whose joints move at least ``least_motion`` hand lengths, no pair twice.
+
+    Pairs without a hand that both frames show are left out: nothing can be said of how they move. By default pairs move
+    ``LEAST_MOTION``; where none does, as in slow or short videos, the half of the pairs that moves most is taken.
 
     Raises:
         UsageError: No pair moves so far.
 
     """
+    least = LEAST_MOTION if least_motion is None else least_motion
     found: list[MovedPair] = []
+    slower: dict[tuple[int, int], float] = {}
     seen: set[tuple[int, int]] = set()
     for position in range(count * _CANDIDATES):
         target, reference, _ = dataset.rows_at(position)
@@ -77,14 +85,26 @@ def moved_pairs(dataset: PairDataset, count: int, least_motion: float) -> list[M
             continue
         seen.add((target, reference))
         frames = dataset.frame(reference), dataset.frame(target)
-        motion = mean_motion(*frames)
-        if motion >= least_motion:
-            found.append(MovedPair(dataset.sequence_id(target), motion, *frames))
-            if len(found) == count:
-                break
+        motions = _joint_motions(*frames)
+        if not motions:
+            continue
+        motion = float(np.mean(motions))
+        if motion < least:
+            slower[target, reference] = motion
+            continue
+        found.append(MovedPair(dataset.sequence_id(target), motion, *frames))
+        if len(found) == count:
+            break
+    if not found and slower and least_motion is None:
+        median = float(np.median(list(slower.values())))
+        moving = [(*rows, motion) for rows, motion in slower.items() if motion >= median][:count]
+        found = [
+            MovedPair(dataset.sequence_id(target), motion, dataset.frame(reference), dataset.frame(target))
+            for target, reference, motion in moving
+        ]
     if not found:
         raise UsageError(
-            f"no pair of frames of {dataset.storage.describe()} moves {least_motion} hand lengths",
+            f"no pair of frames of {dataset.storage.describe()} moves {least} hand lengths",
             "lower --min-motion, or let pairs.max_gap_s be longer",
         )
     return found
@@ -98,6 +118,12 @@ def hand_length(keypoints: FloatArray, valid: BoolArray) -> float:
 
 def mean_motion(reference: Frame, target: Frame) -> float:
     """Return how far the joints that both frames show lie apart, in hand lengths of the target; 0 if there are none."""
+    motions = _joint_motions(reference, target)
+    return float(np.mean(motions)) if motions else 0.0
+
+
+def _joint_motions(reference: Frame, target: Frame) -> list[float]:
+    """Return how far each joint that both frames show has moved, in hand lengths of the target."""
     distances: list[float] = []
     for rows in map(hand_rows, SIDES):
         both = reference.valid[rows] & target.valid[rows]
@@ -105,7 +131,7 @@ def mean_motion(reference: Frame, target: Frame) -> float:
         if both.any() and length > 0:
             apart = np.hypot(*(target.keypoints[rows] - reference.keypoints[rows])[both].T)
             distances += (apart / length).tolist()
-    return float(np.mean(distances)) if distances else 0.0
+    return distances
 
 
 def hand_box(frame: Frame) -> tuple[slice, slice]:
@@ -135,22 +161,28 @@ def correct_joints(image: ByteArray, target: Frame, find_hands: FindHands) -> di
     """Return how much of the target's pose a detector finds in an image (S, S, 3), as shares of hands and joints.
 
     ``detected``: hands for which a detection lies within a hand's length on average; ``pck@...``: visible joints
-    within that share of the hand's length, those of hands that are not detected counted as wrong.
+    within that share of the hand's length, those of hands that are not detected counted as wrong. A detection counts
+    for one hand: they are shared out such that the distances are smallest in all.
     """
+    hands = [(target.keypoints[rows], target.valid[rows]) for rows in map(hand_rows, SIDES)]
+    hands = [hand for hand in hands if hand_length(*hand) > 0]
+    # A row a hand, a column a detection, and columns of "not detected", which is worse than any hit.
+    missed = [[np.full(int(valid.sum()), np.inf) for _ in hands] for _, valid in hands]
     found = list(find_hands(image))
-    detected: list[bool] = []
-    distances: list[float] = []
-    for rows in map(hand_rows, SIDES):
-        keypoints, valid = target.keypoints[rows], target.valid[rows]
-        length = hand_length(keypoints, valid)
-        if length <= 0:
-            continue
-        apart = [np.hypot(*(joints - keypoints)[valid].T) / length for joints in found]
-        nearest = min(apart, key=lambda distance: float(distance.mean()), default=None)
-        hit = nearest is not None and float(nearest.mean()) < 1
-        detected.append(hit)
-        distances += nearest.tolist() if hit and nearest is not None else [np.inf] * int(valid.sum())
-    shares = {f"pck@{share}": float((np.array(distances) < share).mean()) for share in PCK_SHARES}
+    apart = [
+        [np.hypot(*(joints - keypoints)[valid].T) / hand_length(keypoints, valid) for joints in found] + columns
+        for (keypoints, valid), columns in zip(hands, missed, strict=True)
+    ]
+    chosen = min(
+        permutations(range(len(found) + len(hands)), len(hands)),
+        key=lambda columns: sum(min(float(apart[row][column].mean()), 1.0) for row, column in enumerate(columns)),
+    )
+    nearest = [apart[row][column] for row, column in enumerate(chosen)]
+    detected = [float(distance.mean()) < 1 for distance in nearest]
+    distances = np.concatenate(
+        [distance if hit else np.full_like(distance, np.inf) for distance, hit in zip(nearest, detected, strict=True)]
+    )
+    shares = {f"pck@{share}": float((distances < share).mean()) for share in PCK_SHARES}
     return {"detected": float(np.mean(detected)), **shares}
 
 

@@ -251,8 +251,14 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="Split of the scored pairs.")] = "val",
     count: Annotated[int, typer.Option("--pairs", min=2, metavar="N", help="Largest number of pairs.")] = 200,
     min_motion: Annotated[
-        float, typer.Option(min=0, metavar="HAND_LENGTHS", help="Smallest mean motion of a pair's joints.")
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="HAND_LENGTHS",
+            help="Smallest mean motion of a pair's joints.",
+            show_default="0.3; where no pair moves so far, the faster half of the pairs",
+        ),
+    ] = None,
     steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
     seed: SamplingSeed = 0,

@@ -1,5 +1,6 @@
 """``handdata sample``: each task from a checkpoint to an image on disk."""
 
+import re
 from pathlib import Path
 
 import cv2
@@ -9,9 +10,14 @@ from PIL import Image
 
 from handdata.adapters.synthesis.dataset import write_dataset as write_synthetic
 from handdata.app import app
+from handdata.jobs.sample import SampleRequest, Sampling
+from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
 from handdata.schemas import UsageError
+from handdata.trainer.presets import PairConfig, Preset
+from handdata.trainer.trainer import Trainer
 from tests.fixtures.samples import sample, write_dataset
+from tests.fixtures.training import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,50 @@ def read_image(path: Path) -> np.ndarray:
 def test_pairs_of_the_dataset_give_a_figure(workspace: Path, tmp_path: Path, task: str, options: list[str]) -> None:
     run(workspace, task, *options, "--n", "2", "--out", str(tmp_path / "figure.png"))
     assert read_image(tmp_path / "figure.png").shape == (2 * 132, 4 * 132, 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("gesture-transfer", "a.npy"), ("novel-view", "A.NPY"), ("domain-transfer", "a.json"), ("video", "a.npy")],
+)
+def test_keypoints_are_no_reference(workspace: Path, tmp_path: Path, task: str, name: str) -> None:
+    pose = tmp_path / name
+    with pose.open("wb") as file:
+        np.save(file, np.full((42, 2), 9.0))
+    targets = [] if task == "video" else ["--target", str(pose)]
+    with pytest.raises(UsageError, match=re.escape(f"--reference {pose} holds keypoints")) as caught:
+        run(workspace, task, "--reference", str(pose), *targets, "--out", str(tmp_path / "no.webp"))
+    assert "photograph" in caught.value.hint
+
+
+def test_drawn_pairs_are_of_rows_that_the_run_uses(tmp_path: Path) -> None:
+    samples = [
+        sample(sequence, frame, split=split, timestamp_s=frame / 10, license=license, flags=flags)
+        for sequence, split, license, flags in (
+            ("free", "train", "MIT", ()),
+            ("free-val", "val", "MIT", ()),
+            ("free-hidden", "val", "MIT", ("unlabelled_hand",)),
+            ("bought", "val", "proprietary", ()),
+            ("blurred", "val", "MIT", ("blurry",)),
+        )
+        for frame in range(3)
+    ]
+    storage = Storage(tmp_path)
+    write_dataset(storage, samples)
+    where = "NOT array_contains(flags, 'blurry')"
+
+    def shown(preset: Preset) -> set[str]:
+        checkpoint = Trainer(preset, "cpu").save(storage.url("runs/run"))
+        sampling = Sampling(SampleRequest(checkpoint), storage, AnnotateSettings())
+        dataset = sampling._pairs(PairConfig(video=1, view=0, still=0))
+        return {dataset.sequence_id(dataset.rows_at(position)[0]) for position in range(len(dataset))}
+
+    chosen = SMALL.choosing_rows(where, ["MIT"])
+    assert shown(chosen) == {"free-val"}
+    everything = chosen.model_copy(update={"data": chosen.data.model_copy(update={"unlabelled_hands": True})})
+    assert shown(everything) == {"free-val", "free-hidden"}
+    assert shown(SMALL.choosing_rows("sequence_id = 'free'")) == {"free"}  # held-out rows have none of these
+    assert shown(SMALL) == {"free-val", "bought", "blurred"}  # a checkpoint without a choice of rows
 
 
 def test_domain_transfer_says_which_sources_there_are(workspace: Path, tmp_path: Path) -> None:

@@ -125,6 +125,16 @@ def test_each_condition_is_dropped_by_its_own_probability(
     assert tasks.tolist() == [task] * 3
 
 
+def test_a_still_that_loses_its_target_is_a_null_condition() -> None:
+    target, reference, task = conditions(4)
+    reference[:2] = 0  # two stills
+    target[3] = 0  # a frame without joints
+    _, _, tasks = drop_conditions(target, reference, task, NOTHING.model_copy(update={"target_keypoints": 1.0}))
+    assert tasks.tolist() == [Task.NULL, Task.NULL, Task.VIEW_CHANGE, Task.VIEW_CHANGE]
+    _, _, tasks = drop_conditions(target, reference, task, NOTHING.model_copy(update={"reference": 1.0}))
+    assert tasks.tolist() == [Task.VIEW_CHANGE] * 3 + [Task.NULL]
+
+
 def test_nothing_is_dropped_at_probability_zero_and_the_inputs_stay_untouched() -> None:
     given_conditions = conditions(3)
     copies = [tensor.clone() for tensor in given_conditions]

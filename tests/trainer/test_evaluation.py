@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.evaluation import (
+    LEAST_MOTION,
     MovedPair,
     compare,
     correct_joints,
@@ -107,6 +108,39 @@ def test_joints_are_right_within_a_share_of_the_hand() -> None:
     assert correct_joints(target.image, target, known_hands(true + 500)) == missed
 
 
+def two_hands() -> Frame:
+    """A frame of two hands, a hand's length apart at most."""
+    one = frame(0)
+    keypoints = one.keypoints.copy()
+    keypoints[21:] = keypoints[:21] + np.array([6, 0])
+    return replace(one, keypoints=keypoints, valid=np.ones(42, bool))
+
+
+def test_a_detection_counts_for_one_hand() -> None:
+    target = two_hands()
+    right, left = target.keypoints[:21], target.keypoints[21:]
+    both = {"detected": 1, "pck@0.1": 1, "pck@0.2": 1}
+    half = {"detected": 0.5, "pck@0.1": 0.5, "pck@0.2": 0.5}
+    assert correct_joints(target.image, target, known_hands(left, right)) == both
+    assert correct_joints(target.image, target, known_hands(right)) == half
+    assert correct_joints(target.image, target, known_hands(left, left + 500)) == half
+    # The nearest detection of both hands is the same: the other one is left for the hand that it fits.
+    found = correct_joints(target.image, target, known_hands(right + np.array([5, 0]), right - np.array([12, 0])))
+    assert found["detected"] == 1
+
+
+def test_frames_without_joints_are_left_out(tmp_path: Path) -> None:
+    nothing = np.zeros((42, 2), np.float32), np.zeros(42, bool)
+    hidden = dict(zip(("keypoints_2d", "keypoints_valid"), nothing, strict=True))
+    samples = [sample("wave", at, split="val", timestamp_s=at / 10, **(hidden if at % 2 else {})) for at in range(6)]
+    storage = Storage(tmp_path)
+    write_dataset(storage, samples)
+    videos = PairConfig(video=1, view=0, still=0)
+    pairs = moved_pairs(PairDataset(Dataset(storage), image_size=32, split="val", pairs=videos), 12, 0)
+    assert len(pairs) == 3 * 2
+    assert all(each.target.valid.any() and each.reference.valid.any() for each in pairs)
+
+
 def test_a_perfect_generator_is_above_both_baselines_and_copying_is_not_above_itself() -> None:
     pairs = [pair(seed, (8, 4)) for seed in range(14)]
     near = [np.clip(pair.target.image.astype(int) + 3, 0, 255).astype(np.uint8) for pair in pairs]
@@ -164,6 +198,23 @@ def test_only_pairs_that_move_are_drawn_and_none_twice(storage: Storage) -> None
     assert len(moved_pairs(dataset, 5, 0)) == 5
     with pytest.raises(UsageError, match="moves 99 hand lengths"):
         moved_pairs(dataset, 10, 99)
+
+
+def test_slow_videos_give_the_half_of_their_pairs_that_moves_most(tmp_path: Path) -> None:
+    still = sample("slow", 0, split="val").keypoints_2d
+    samples = [
+        sample("slow", at, split="val", timestamp_s=at / 10, keypoints_2d=still + np.float32(0.1 * at))
+        for at in range(4)
+    ]
+    write_dataset(Storage(tmp_path), samples)
+    videos = PairConfig(video=1, view=0, still=0)
+    dataset = PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="val", pairs=videos)
+    every = sorted(pair.motion for pair in moved_pairs(dataset, 12, 0))
+    assert every[-1] < LEAST_MOTION
+    faster = sorted(pair.motion for pair in moved_pairs(dataset, 12))
+    assert faster == [motion for motion in every if motion >= np.median(every)]
+    with pytest.raises(UsageError, match=r"moves 0\.3 hand lengths"):
+        moved_pairs(dataset, 12, 0.3)
 
 
 def test_a_checkpoint_is_scored_from_the_command_line(

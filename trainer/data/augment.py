@@ -104,7 +104,7 @@ def random_crop(frame: Frame, smallest: float, rng: np.random.Generator) -> Fram
 def augment_pair(
     target: Frame,
     reference: Frame | None,
-    same_moment: bool,
+    keeps_sides: bool,
     size: int,
     config: AugmentationConfig,
     rng: np.random.Generator,
@@ -116,8 +116,8 @@ def augment_pair(
     Args:
         target: Square frame.
         reference: Square frame, or None for a still.
-        same_moment: Both frames show one moment. Hands are not swapped then: the mirror image of a view is not another
-            camera's view of it.
+        keeps_sides: Hands are not swapped: both frames show one moment, and the mirror image of a view is not another
+            camera's view of it; or nothing is known of one of the hands.
         size: Side of both results, pixels.
         config: Ranges and chances of the changes.
         rng: Source of all draws.
@@ -131,7 +131,7 @@ def augment_pair(
     if reference is None:
         return target, None
     reference = resize(random_crop(reference, config.smallest_crop, rng), size)
-    if flips != (swaps and not same_moment):
+    if flips != (swaps and not keeps_sides):
         reference = mirror(reference)
     return target, change_gamma(reference, gamma)
 

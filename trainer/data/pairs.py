@@ -120,6 +120,7 @@ class PairDataset:
         self._candidates = PairCandidates(rows, sources, pairs)
         ranges = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$").fill_null(0)).to_numpy(order="c")
         self._rows = {"row": rows["row"].to_numpy(), "ranges": ranges, "sample": rows["sample"].to_numpy()}
+        self._hands_known = rows["hands_known"].to_numpy()
         self._sequences = rows["sequence_id"]
         targets = self._candidates.source_targets(self._shard_starts)
         if not targets:
@@ -162,9 +163,11 @@ class PairDataset:
             )
         )
         stack = PairStack(len(positions), self.image_size)
-        for number, (position, (_, reference, kind)) in enumerate(zip(positions, drawn, strict=True)):
+        for number, (position, (target, reference, kind)) in enumerate(zip(positions, drawn, strict=True)):
             frames = next(encoded), None if reference is None else next(encoded)
-            stack.put(number, *self._decoded(position, kind, *frames, stack.images(number)))
+            # A hand of which nothing is known may be in the image, and would be shown as one that the target labels.
+            keeps_sides = kind == VIEW or not self._hands_known[target]
+            stack.put(number, *self._decoded(position, keeps_sides, *frames, stack.images(number)))
         return stack.pairs(tasks)
 
     def rows_at(self, position: int) -> tuple[int, int | None, int]:
@@ -205,7 +208,7 @@ class PairDataset:
     def _decoded(
         self,
         position: int,
-        kind: int,
+        keeps_sides: bool,
         target: EncodedFrame,
         reference: EncodedFrame | None,
         into: tuple[ByteArray, ByteArray],
@@ -216,7 +219,7 @@ class PairDataset:
         if self.augmentation is None:
             return resize(frame, self.image_size), None if other is None else resize(other, self.image_size)
         rng = np.random.default_rng([self.seed, position, 1])
-        return augment_pair(frame, other, kind == VIEW, self.image_size, self.augmentation, rng)
+        return augment_pair(frame, other, keeps_sides, self.image_size, self.augmentation, rng)
 
     def _stored_batch(
         self,

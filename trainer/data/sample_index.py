@@ -1,11 +1,13 @@
 """The rows of a split that pairs are made of, chosen by their small columns.
 
-A row costs about 54 bytes of memory. Its sequence is kept as a number of a list of names, its other names as hashes.
+A row costs about 55 bytes of memory. Its sequence is kept as a number of a list of names, its other names as hashes.
 """
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -44,6 +46,24 @@ READERS: Final = 16
 _EXAMPLE: Final = "an example: --where \"source = 'hagrid' AND sharpness > 50 AND NOT array_contains(flags, 'blurry')\""
 
 
+_ACROSS_ROWS: Final = frozenset(
+    {"Agg", "Over", "Rolling", "Len", "Explode", "Gather", "Filter", "Slice", "Sort", "SortBy", "SubPlan"}
+    | {"Quantile", "Range", "Rank", "Shift", "Diff", "Unique", "Reverse", "Correlation", "ArgWhere", "Repeat"}
+)
+"""Parts of a polars expression whose value in a row depends on other rows."""
+
+_WITHIN_ROWS: Final = ("Column", "Literal", "ListExpr", "ArrayExpr", "StringExpr", "evaluation")
+"""Parts that hold names, values, and functions of one row's list or text."""
+
+_WORDS_ACROSS_ROWS: Final = re.compile(
+    r"\b(avg|bit_\w+|bool_\w+|corr|count|covar\w*|cume_dist|dense_rank|every|exists|explode|first\w*|lag|last\w*|lead|"
+    r"\w+_agg|max|median|min|nth_value|ntile|over|percent_rank|quantile\w*|rank|row_number|select|std\w*|sum|unnest|"
+    r"var\w*)\s*\(|\b(select)\b",
+    re.IGNORECASE,
+)
+"""Words of SQL that make such parts, by which an error names them."""
+
+
 def read_rows(dataset: Dataset, shards: Sequence[Shard], split: Split, data: DataConfig) -> pl.DataFrame:
     """Return the usable rows of a split, in the order of ``shards``.
 
@@ -53,7 +73,8 @@ def read_rows(dataset: Dataset, shards: Sequence[Shard], split: Split, data: Dat
     Returns:
         ``shard`` and ``row`` in its file; where its image and mask lie (``image_start``, ``image_bytes``,
         ``hand_mask_start``, ``hand_mask_bytes``; null where unknown); 64-bit hashes of its names and groups
-        (``sample``, ``video``, ``moment``); ``sequence_id`` (categorical), ``timestamp_s``, ``frame_index``.
+        (``sample``, ``video``, ``moment``); ``hands_known``, whether something is known of both hands; ``sequence_id``
+        (categorical), ``timestamp_s``, ``frame_index``.
 
     Raises:
         UsageError: ``data.where`` is no condition on a sample's columns.
@@ -90,11 +111,22 @@ def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
     if text is None:
         return pl.lit(True), []
     known = [name for name in SAMPLE_SCHEMA.names if name not in PIXEL_COLUMNS]
+    across = [match[0].rstrip(" (").upper() for match in _WORDS_ACROSS_ROWS.finditer(re.sub(r"'[^']*'", "", text))]
+    names = f" by {', '.join(across)}" if across else ""
+    looks_across = UsageError(
+        f"--where {text!r} asks about other rows{names}; "
+        "a condition looks at one row, without aggregates, windows and subqueries",
+        _EXAMPLE,
+    )
     try:
         condition = pl.sql_expr(text)
         columns = condition.meta.root_names()
+        if _looks_across_rows(json.loads(condition.meta.serialize(format="json"))):
+            raise looks_across
     except pl.exceptions.PolarsError as error:
-        raise UsageError(f"--where {text!r} is no SQL expression: {error}", _EXAMPLE) from None
+        if across:
+            raise looks_across from None
+        raise UsageError(f"--where {text!r} is no SQL expression: {_first_line(error)}", _EXAMPLE) from None
     unknown = [name for name in columns if name not in known]
     if unknown:
         raise UsageError(f"--where {text!r}: a sample has no column {unknown[0]!r}", f"there are {', '.join(known)}")
@@ -103,10 +135,33 @@ def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
         kind = empty.lazy().select(condition).collect_schema().dtypes()
         empty.select(condition)
     except pl.exceptions.PolarsError as error:
-        raise UsageError(f"--where {text!r} does not fit the columns: {error}", _EXAMPLE) from None
+        raise UsageError(f"--where {text!r} does not fit the columns: {_first_line(error)}", _EXAMPLE) from None
     if kind != [pl.Boolean]:
         raise UsageError(f"--where {text!r} is {kind[0]}, not true or false", _EXAMPLE)
     return condition, columns
+
+
+def all_of(*conditions: str | None) -> str | None:
+    """Return the SQL condition that rows fulfil which fulfil all of some conditions; None where there are none."""
+    given = [condition for condition in conditions if condition]
+    return given[0] if len(given) == 1 else " AND ".join(f"({condition})" for condition in given) or None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _looks_across_rows(part: Any) -> bool:
+    """Tell whether a part of a serialised expression depends on other rows than the one that it is computed for.
+
+    A file is one chunk of rows among many: an aggregate over it would mean something else in every file.
+    """
+    if isinstance(part, dict):
+        inside = (value for name, value in part.items() if name not in _WITHIN_ROWS)
+        return not _ACROSS_ROWS.isdisjoint(part) or any(map(_looks_across_rows, inside))
+    if isinstance(part, list):
+        return any(map(_looks_across_rows, part))
+    return part in _ACROSS_ROWS
 
 
 def _chosen(table: pl.DataFrame, condition: pl.Expr, data: DataConfig) -> pl.Series:
@@ -120,7 +175,7 @@ def _chosen(table: pl.DataFrame, condition: pl.Expr, data: DataConfig) -> pl.Ser
     try:  # a condition without columns is a single value
         return table.select(pl.repeat(True, pl.len()) & chosen).to_series().fill_null(False)
     except pl.exceptions.PolarsError as error:
-        raise UsageError(f"--where {data.where!r} does not fit the columns: {error}", _EXAMPLE) from None
+        raise UsageError(f"--where {data.where!r} does not fit the columns: {_first_line(error)}", _EXAMPLE) from None
 
 
 def _physical_frame() -> pl.Expr:
@@ -150,6 +205,7 @@ def _kept_columns(table: pl.DataFrame, shard: int) -> pl.DataFrame:
         pl.col("origin_id").is_not_null().alias("repacked"),
         group("source", "split", "sequence_id", "camera_id").alias("video"),
         group("source", "split", "sequence_id", "frame_index").alias("moment"),
+        pl.all_horizontal(known).alias("hands_known"),
         pl.col("sequence_id").cast(pl.Categorical),
         "timestamp_s",
         "frame_index",

@@ -26,12 +26,6 @@ def training_split(dataset: Dataset) -> Split:
     return "train" if samples["train"] or not samples else samples.most_common(1)[0][0]
 
 
-def shown_split(dataset: Dataset) -> Split:
-    """Return the split to show samples of: the first one held out from training, else the one to train on."""
-    samples = _samples(dataset)
-    return next((split for split in SHOWN_FIRST if samples[split]), "train")
-
-
 def _samples(dataset: Dataset) -> Counter[Split]:
     """Return the number of samples of each split."""
     samples: Counter[Split] = Counter()

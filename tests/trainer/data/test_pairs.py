@@ -24,6 +24,7 @@ from handdata.trainer.data.candidates import STILL, VIDEO, VIEW
 from handdata.trainer.data.loading import BATCHES_AHEAD, pair_batches
 from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.data.reading import EncodedFrame, images_of, labels_of, largest_reduction
+from handdata.trainer.data.sample_index import parse_condition
 from handdata.trainer.inputs import pair_conditions
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
 from tests.fixtures.samples import SIZE, make_older, sample, write_dataset
@@ -272,6 +273,31 @@ def test_pairs_agree_on_which_hands_are_known(tmp_path: Path) -> None:
     assert met == {(False, False), (False, True), (True, True)}
 
 
+def test_hands_are_not_swapped_where_nothing_is_known_of_one(tmp_path: Path) -> None:
+    always = AugmentationConfig(max_gamma=1, flip=0, hand_swap=1, smallest_crop=1)
+    states = {"known": ("labelled", "absent"), "one": ("labelled", "unknown"), "other": ("unknown", "labelled")}
+    samples = []
+    for sequence, state in states.items():
+        origin = tuple("dataset" if side == "labelled" else None for side in state)
+        for frame in range(3):
+            row = sample(sequence, frame, timestamp_s=frame / 10, hand_state=state, keypoints_origin=origin)
+            rows = np.roll(row.keypoints_2d, 21 * (sequence == "other"), axis=0)
+            samples.append(row.model_copy(update={"keypoints_2d": rows, "keypoints_valid": rows.any(axis=1)}))
+    write_dataset(Storage(tmp_path), samples)
+    pairs = PairDataset(
+        Dataset(Storage(tmp_path)),
+        image_size=SIZE,
+        split="train",
+        pairs=PairConfig(video=1, view=0, still=0),
+        augmentation=always,
+    )
+    for position in range(len(pairs)):
+        pair = pairs[position]
+        sequence = pairs.sequence_id(pairs.rows_at(position)[0])
+        swapped = not torch.equal(pair.target_valid, pair.reference_valid)
+        assert swapped == (sequence == "known"), sequence
+
+
 def test_rows_are_chosen_by_an_expression_over_their_columns(storage: Storage) -> None:
     def rows(where: str) -> int:
         data = DataConfig(where=where)
@@ -291,11 +317,32 @@ def test_rows_are_chosen_by_an_expression_over_their_columns(storage: Storage) -
         ("hand_mask IS NOT NULL", "no column 'hand_mask'"),
         ("sharpness", "not true or false"),
         ("flags > 3", "does not fit the columns"),
+        ("sharpness > avg(sharpness)", "other rows by AVG;"),
+        ("count(*) > 3", "other rows by COUNT;"),
+        ("bool_or(sharpness > 3)", "other rows by BOOL_OR;"),
+        ("row_number() OVER (ORDER BY sharpness) < 5", "other rows by ROW_NUMBER, OVER;"),
+        ("rank() < 3", "other rows by RANK;"),
+        ("first(source) = 'a'", "other rows by FIRST;"),
+        ("unnest(flags) = 'a'", "other rows by UNNEST;"),
+        ("sharpness > (SELECT max(sharpness) FROM self)", "other rows by SELECT, MAX;"),
     ],
 )
 def test_a_wrong_expression_is_an_error_of_one_line(storage: Storage, where: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         PairDataset(Dataset(storage), image_size=32, split="train", data=DataConfig(where=where))
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "array_mean(keypoints_score) > 0 AND 'blurry' != ANY(flags)",
+        "array_reverse(flags)[1] = 'max (flags)' OR greatest(sharpness, 3) > 2 OR left(source, 2) = 'su'",
+        "sequence_id IN ('count(*)', 'a') OR CASE WHEN sharpness > 1 THEN TRUE ELSE FALSE END",
+    ],
+)
+def test_functions_of_one_row_are_no_aggregates(where: str) -> None:
+    parse_condition(where)
 
 
 def test_flagged_rows_are_not_used_unless_asked_for(storage: Storage) -> None:
