@@ -19,9 +19,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, NamedTuple, Self, TypeAlias
 
 import av
 import numpy as np
@@ -29,12 +30,13 @@ from numpy.typing import NDArray
 
 from handdata.adapters.reading.listing import NotRegularFileError, exists, is_file, open_file
 from handdata.adapters.reading.matroska import damage_position
+from handdata.adapters.reading.mp4 import IndexDamagedError, read_layout
 from handdata.schemas.arrays import ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
 
 MAX_FRAME_PIXELS: Final = 2**26
 """More than 8K video has; a header that announces more would have the decoder fill memory."""
-_VideoPacket: TypeAlias = "av.Packet[av.video.stream.VideoStream]"
+_Packet: TypeAlias = "av.Packet[av.stream.Stream]"
 _CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 """FFmpeg knows some that name other files, a playlist among them: a "video" must not lead out of the dataset."""
 _SHOW_EVERY_FRAME: Final = frozenset({"h264", "hevc", "mjpeg", "png"})
@@ -237,6 +239,20 @@ class _Packets:
     """Why there are no more frames of known number than those of ``shown``; empty where these are all."""
 
 
+class _Announced(NamedTuple):
+    """What a packet announces; its times are those of the edit list."""
+
+    is_video: bool
+    position: int
+    size: int
+    shown: int | None
+    decoded: int | None
+    is_key: bool
+    is_discard: bool
+    is_shown: bool
+    is_corrupt: bool
+
+
 class _Damage:
     """Which frames of a stream are damaged, or may be predicted from one that is."""
 
@@ -352,7 +368,11 @@ def _has_between(rising: list[int], first: int, last: int) -> bool:
 def _nal_length_size(codec: av.codec.context.CodecContext) -> int:
     """Return how many bytes say how long each unit of an H.264 packet is; 0 of other codecs and streams."""
     extradata = codec.extradata or b""
-    return (extradata[4] & 3) + 1 if codec.name == "h264" and len(extradata) > 6 and extradata[0] == 1 else 0
+    return (
+        (extradata[4] & 3) + 1
+        if codec.codec.canonical_name == "h264" and len(extradata) > 6 and extradata[0] == 1
+        else 0
+    )
 
 
 def _is_well_formed(packet: memoryview, length_size: int) -> bool:
@@ -396,30 +416,33 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
     latest: list[int] = []
     leading: set[int] = set()
     decoded: list[int] = []
-    codec, most_reordered = stream.codec_context.name, _most_reordered(stream.codec_context)
-    whole_until = damage_position(path) if "matroska" in container.format.name else None
+    times: list[int] = []
+    codec, most_reordered = stream.codec_context.codec.canonical_name, _most_reordered(stream.codec_context)
+    packets = [_announced(packet, stream) for packet in container.demux() if packet.size]
+    whole_until = _whole_until(path, container.format.name, packets, stream)
     problem = "" if whole_until is None else f"its file is damaged at byte {whole_until}"
     last_decoded, key_time, untimed, starts_with_key = None, None, None, False
-    for packet in container.demux(stream):
-        if packet.size == 0:
+    for packet in packets:
+        if not packet.is_video:
             continue
-        if whole_until is not None and (packet.pos is None or packet.pos >= whole_until):
+        if whole_until is not None and packet.position >= whole_until:
             break
-        rank, last_decoded = len(latest), packet.dts
-        time = packet.pts
+        rank, last_decoded, time = len(latest), packet.decoded, packet.shown
         latest.append(max(latest[-1:] + ([] if time is None or packet.is_discard else [time]), default=_NEVER))
         if time is None:
             untimed = len(decoded) if untimed is None else untimed
             continue
-        if packet.is_keyframe:
+        times.append(time)
+        if packet.is_key:
             starts_with_key |= rank == 0
             key_time = time
         elif key_time is not None and time < key_time:
             leading.add(rank)
-        if packet.is_discard or not _is_shown(packet, codec):
-            continue
-        ranks.setdefault(time, rank)
-        decoded.append(time)
+        else:
+            key_time = None
+        if packet.is_shown:
+            ranks.setdefault(time, rank)
+            decoded.append(time)
     if len(latest) < stream.frames and last_decoded is not None:
         # The file is cut: of the frames after the last packet's decoding time, earlier ones may be among those lost.
         problem = "its file is cut"
@@ -427,7 +450,7 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
     shown = sorted(ranks)
     if whole_until is not None:
         shown = shown[: max(len(shown) - most_reordered, 0)]
-    places = (untimed, _first_doubtful(decoded, most_reordered == 0))
+    places = (untimed, _first_doubtful(decoded, most_reordered == 0), _first_misplaced(times))
     doubtful = min((place for place in places if place is not None), default=None)
     if doubtful is not None:
         problem = problem or f"its file gives a wrong time to one of the frames from {doubtful} on"
@@ -446,14 +469,75 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
     )
 
 
-def _is_shown(packet: _VideoPacket, codec: str) -> bool:
+def _announced(packet: _Packet, video: av.video.stream.VideoStream) -> _Announced:
+    is_video = packet.stream_index == video.index
+    return _Announced(
+        is_video,
+        -1 if packet.pos is None else packet.pos,
+        packet.size,
+        packet.pts,
+        packet.dts,
+        packet.is_keyframe,
+        packet.is_discard,
+        is_video and not packet.is_discard and _is_shown(packet, video.codec_context.codec.canonical_name),
+        packet.is_corrupt,
+    )
+
+
+def _whole_until(
+    path: Path, container: str, packets: list[_Announced], stream: av.video.stream.VideoStream
+) -> int | None:
+    """Return the byte of a file from which on frames may be lost; None where there is none."""
+    if "matroska" in container:
+        return damage_position(path)
+    try:
+        layout = read_layout(path)
+    except IndexDamagedError as error:
+        raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: {error}") from None
+    if not layout.has_fragments:
+        if (
+            layout.is_dense
+            and stream.codec_context.codec.canonical_name in _NEVER_REORDERED
+            and _has_gap(layout.data, packets, stream.frames)
+        ):
+            raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: it leaves out some data")
+        return None
+    places = [packet.position for packet in packets if packet.is_video]
+    fallen = next((later for earlier, later in pairwise(places) if later < earlier), None)
+    broken = next((packet.position for packet in packets if packet.is_corrupt), None)
+    hole = _first_hole(layout.data, sorted((packet.position, packet.position + packet.size) for packet in packets))
+    return min((at for at in (layout.whole_until, fallen, broken, hole) if at is not None), default=None)
+
+
+def _has_gap(data: list[tuple[int, int]], packets: list[_Announced], frames: int) -> bool:
+    """Return whether behind a packet of the video there is neither another packet nor the end of the data."""
+    begins = {packet.position for packet in packets} | {end for _, end in data}
+    ends = [packet.position + packet.size for packet in packets if packet.is_video]
+    return not begins.issuperset(ends if len(ends) == frames else ends[:-1])  # an edit list may hide the last frames
+
+
+def _first_hole(data: list[tuple[int, int]], packets: list[tuple[int, int]]) -> int | None:
+    """Return where the first data begins that is not made of whole packets, side by side."""
+    place = 0
+    for start, end in data:
+        at = start
+        while at < end and place < len(packets) and packets[place][0] == at:
+            at, place = packets[place][1], place + 1
+        if at != end:
+            return start
+    return packets[place][0] if place < len(packets) else None
+
+
+def _is_shown(packet: _Packet, codec: str) -> bool:
     """Return whether a packet holds a frame to show; those of VP8 may hold one that others are predicted from."""
     return codec != "vp8" or bool(bytes(memoryview(packet)[:1])[0] & 16)
 
 
 def _most_reordered(codec: av.video.codeccontext.VideoCodecContext) -> int:
     """Return how many frames may be shown behind one that is decoded after them."""
-    never = codec.name in _NEVER_REORDERED or (codec.name == "mpeg4" and not codec.has_b_frames)
+    never = codec.codec.canonical_name in _NEVER_REORDERED or (
+        codec.codec.canonical_name == "mpeg4" and not codec.has_b_frames
+    )
     return 0 if never else _MOST_REORDERED
 
 
@@ -467,6 +551,13 @@ def _first_doubtful(decoded: list[int], must_rise: bool) -> int | None:
     return min(
         (first for rank, time in enumerate(decoded) if (first := seen.setdefault(time, rank)) < rank), default=None
     )
+
+
+def _first_misplaced(times: list[int]) -> int | None:
+    """Return the first place in the order of decoding of a frame that is shown too long before or after it."""
+    moved = np.argsort(np.argsort(times, kind="stable")) - np.arange(len(times))
+    wrong = np.flatnonzero(np.abs(moved) > _MOST_REORDERED)
+    return int(wrong[0]) if len(wrong) else None
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -483,7 +574,7 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.vide
     if stream.codec_context is None:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path} has a video of a codec that is not known")
     options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-    if stream.codec_context.name in _SILENT_ABOUT_DAMAGE:
+    if stream.codec_context.codec.canonical_name in _SILENT_ABOUT_DAMAGE:
         options["err_detect"] = "bitstream+buffer+explode"
     stream.codec_context.options = options
     return stream
