@@ -7,6 +7,7 @@ frames do, and the fragments of a file in fragments follow each other without a 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
@@ -28,22 +29,29 @@ class IndexDamagedError(Exception):
     """The index contradicts itself, so that no frame has a number."""
 
 
+class Data(NamedTuple):
+    """First byte and end of a box of data, and how many packets a fragment names in it; None outside of fragments."""
+
+    start: int
+    end: int
+    packets: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where the data of a file lies whose index does not contradict itself.
 
     Args:
-        data: First byte and end of each box of data.
+        data: Boxes of data.
         has_fragments: Whether the file is in fragments.
-        is_dense: Whether each byte of ``data`` belongs to the packets of FFmpeg: it gives none of other tracks than
-            those of images and sound.
+        hides_last: Whether an edit list hides the last frames.
         whole_until: First byte that does not belong into a file in fragments; None where there is no such thing.
 
     """
 
-    data: list[tuple[int, int]]
+    data: list[Data]
     has_fragments: bool
-    is_dense: bool
+    hides_last: bool
     whole_until: int | None
 
 
@@ -68,21 +76,18 @@ def read_layout(path: Path) -> Layout:
         index = next((box for box in boxes if box.kind == b"moov"), None)
         if index is None or index.end - index.content > _MOST_INDEX_BYTES:
             raise IndexDamagedError("it has no index")
-        file.seek(index.content)
-        movie = file.read(index.end - index.content)
+        movie = _read(file, index)
+        data = list(_data_of(file, boxes, size))
     clock = _clock(_one(movie, b"mvhd"))
-    kinds = set()
+    hides_last = False
     for track in _all(movie, b"trak"):
-        kinds.add(_one(track, b"mdia", b"hdlr")[8:12])
         if _one(track, b"mdia", b"hdlr")[8:12] == b"vide" and _all(track, b"mdia", b"minf", b"stbl", b"stsz"):
-            _check_track(track, clock, size)
-    is_dense = kinds <= {b"vide", b"soun"}
-    data = [(box.content, min(box.end, size)) for box in boxes if box.kind == b"mdat"]
+            hides_last |= _check_track(track, clock, size)
     if not _all(movie, b"mvex") and not any(box.kind == b"moof" for box in boxes):
-        return Layout(data, False, is_dense, None)
+        return Layout(data, False, hides_last, None)
     strange = next((box.start for box in boxes if box.kind not in _BESIDE_FRAGMENTS), None)
     end = boxes[-1].end
-    return Layout(data, True, is_dense, strange if strange is not None or end == size else min(end, size))
+    return Layout(data, True, hides_last, strange if strange is not None or end == size else min(end, size))
 
 
 def _boxes_of(file: BinaryIO, size: int) -> Iterator[_Box]:
@@ -100,10 +105,35 @@ def _boxes_of(file: BinaryIO, size: int) -> Iterator[_Box]:
         at = end
 
 
+def _read(file: BinaryIO, box: _Box) -> bytes:
+    file.seek(box.content)
+    return file.read(min(box.end - box.content, _MOST_INDEX_BYTES))
+
+
+def _data_of(file: BinaryIO, boxes: list[_Box], size: int) -> Iterator[Data]:
+    named: int | None = None
+    for box in boxes:
+        if box.kind == b"mdat":
+            yield Data(box.content, min(box.end, size), named if box.end <= size else None)
+            named = None if named is None else 0
+        elif box.kind == b"moof":
+            named = (named or 0) + _named_by(_read(file, box))
+
+
+def _named_by(fragment: bytes) -> int:
+    """Return how many packets a fragment names; -1 where that cannot be read."""
+    try:
+        runs = [run for part in _all(fragment, b"traf") for run in _all(part, b"trun")]
+    except IndexDamagedError:
+        return -1
+    return sum(int.from_bytes(run[4:8], "big") for run in runs)
+
+
 # ---------------------------------------------------------------------------------------------------- tables
 
 
-def _check_track(track: bytes, movie_clock: int, size: int) -> None:
+def _check_track(track: bytes, movie_clock: int, size: int) -> bool:
+    """Check what the index says of a video, and return whether its edit list hides the last frames."""
     tables = _one(track, b"mdia", b"minf", b"stbl")
     frame_size, frames = _integers(_one(tables, b"stsz")[4:12])
     counts, durations = _rows(tables, b"stts", 2).T
@@ -119,35 +149,26 @@ def _check_track(track: bytes, movie_clock: int, size: int) -> None:
         raise IndexDamagedError("its table of chunks is out of order")
     if (np.diff(keys) <= 0).any() or (len(keys) and not 1 <= keys[0] <= keys[-1] <= frames):
         raise IndexDamagedError("its table of key frames is out of order")
+    late = shifts.astype(np.int32)
     decoded = np.cumsum(np.append(0, np.repeat(durations, counts)))
-    shown = np.sort(decoded[:-1] + np.repeat(shifts.astype(np.int32), shifted))
-    edits = [(begin, length) for begin, length in _edits(track) if begin >= 0]
-    if frames and len(edits) == 1:
-        head = _one(track, b"mdia", b"mdhd")
+    shown = np.sort(decoded[:-1] + np.repeat(late, shifted))
+    edits = [(begin, length) for begin, length in _edits(track) if begin != -1]
+    if any(begin < 0 for begin, _ in edits):
+        raise IndexDamagedError("its edit list begins before its frames")
+    head = _one(track, b"mdia", b"mdhd")
+    tick = _clock(head) / movie_clock
+    if any(after[0] < before[0] + (before[1] - 1) * tick for before, after in pairwise(sorted(edits))):
+        raise IndexDamagedError("its edit list repeats frames")
+    if not frames or len(edits) != 1:
+        return len(edits) > 1
+    begin, length = edits[0]
+    end, hidden_time = begin + length * tick, int(decoded[-1]) - length * tick
+    if shown[0] < begin or shown[-1] >= end:
         announced = int.from_bytes(head[24:32] if head[:1] == b"\1" else head[16:20], "big")
-        delay = int(np.abs(shifts.astype(np.int32)).max())
-        _check_edit(shown, (announced, delay), int(decoded[-1]), *edits[0], _clock(head) / movie_clock)
-
-
-def _check_edit(
-    shown: _Numbers, announced: tuple[int, int], duration: int, begin: int, length: int, tick: float
-) -> None:
-    """Check that an edit hides as many frames as it is shorter than all of them.
-
-    Args:
-        shown: Rising presentation times before the edit.
-        announced: Duration of all frames as the media's head tells it, and by how much it may differ from the sum.
-        duration: Sum of the durations of all frames.
-        begin: Time at which the edit begins.
-        length: Of the edit, in units of the movie.
-        tick: Such a unit in those of the other times.
-
-    """
-    end, hidden_time = begin + length * tick, duration - length * tick
-    if shown[0] >= begin and shown[-1] < end:
-        return
-    if hidden_time < tick or begin - int(shown[0]) > hidden_time + tick or abs(announced[0] - duration) > announced[1]:
-        raise IndexDamagedError("its edit list hides more frames than it can")
+        is_long = hidden_time < tick or begin - int(shown[0]) > hidden_time + tick
+        if is_long or abs(announced - int(decoded[-1])) > np.abs(late).max():
+            raise IndexDamagedError("its edit list hides more frames than it can")
+    return bool(shown[-1] >= end)
 
 
 def _edits(track: bytes) -> list[tuple[int, int]]:
@@ -205,7 +226,7 @@ def _rows(tables: bytes, kind: bytes, width: int, at: int = 4) -> _Numbers:
     """Return a table of 32-bit numbers, whose number of rows stands at ``at``."""
     content = _one(tables, kind)
     rows = int.from_bytes(content[at : at + 4], "big")
-    numbers = np.frombuffer(content, ">u4", offset=at + 4) if len(content) >= at + 4 and len(content) % 4 == 0 else []
-    if len(numbers) < rows * width:
+    table = content[at + 4 : at + 4 + 4 * width * rows]
+    if len(table) < 4 * width * rows:
         raise IndexDamagedError("its index ends in the middle")
-    return np.array(numbers[: rows * width], dtype=np.int64).reshape(rows, width)
+    return np.frombuffer(table, ">u4").astype(np.int64).reshape(rows, width)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from handdata.adapters.reading.listing import NotRegularFileError, exists, is_file, open_file
 from handdata.adapters.reading.matroska import damage_position
-from handdata.adapters.reading.mp4 import IndexDamagedError, read_layout
+from handdata.adapters.reading.mp4 import Data, IndexDamagedError, read_layout
 from handdata.schemas.arrays import ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
 
@@ -48,7 +48,7 @@ harmless, so it is not used."""
 _NEVER_REORDERED: Final = frozenset({"vp8", "vp9", "av1", "mjpeg", "png"})
 """Codecs that show frames in the order in which they are decoded."""
 _MOST_REORDERED: Final = 16
-"""Of the other codecs: as many frames as a decoder must be able to keep."""
+"""How many frames of other codecs are shown behind one that is decoded after them: as many as a decoder must keep."""
 _DECODER_DELAY: Final = 64
 """Most packets that a decoder, with its threads, takes in before it reports that one of them is damaged."""
 _NEVER: Final = -(2**63)
@@ -203,11 +203,12 @@ class VideoReader:
             length_size = _nal_length_size(stream.codec_context)
             rank = -1
             for packet in self._container.demux(stream):
-                rank += packet.size > 0
+                if packet.size == 0:
+                    continue
+                rank += 1
                 if rank == len(self._packets.latest):  # behind damage of the file
-                    yield from stream.codec_context.decode(None)
-                    return
-                if length_size and packet.size and not _is_well_formed(memoryview(packet), length_size):
+                    break
+                if length_size and not _is_well_formed(memoryview(packet), length_size):
                     damage.note_broken(rank)
                 try:
                     frames = packet.decode()
@@ -215,6 +216,13 @@ class VideoReader:
                     damage.note_failure(rank)
                     continue
                 yield from frames
+            for _ in range(_DECODER_DELAY):  # what its threads hold, each of which may fail
+                try:
+                    yield from stream.codec_context.decode(None)
+                except av.InvalidDataError:
+                    damage.note_failure(rank)
+                except av.EOFError:
+                    return
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,14 +373,15 @@ def _has_between(rising: list[int], first: int, last: int) -> bool:
     return bisect_left(rising, first) < bisect_right(rising, last)
 
 
+def _codec_name(codec: av.codec.context.CodecContext) -> str:
+    """Return the codec's name, whichever decoder reads it."""
+    return codec.codec.canonical_name
+
+
 def _nal_length_size(codec: av.codec.context.CodecContext) -> int:
     """Return how many bytes say how long each unit of an H.264 packet is; 0 of other codecs and streams."""
     extradata = codec.extradata or b""
-    return (
-        (extradata[4] & 3) + 1
-        if codec.codec.canonical_name == "h264" and len(extradata) > 6 and extradata[0] == 1
-        else 0
-    )
+    return (extradata[4] & 3) + 1 if _codec_name(codec) == "h264" and len(extradata) > 6 and extradata[0] == 1 else 0
 
 
 def _is_well_formed(packet: memoryview, length_size: int) -> bool:
@@ -417,9 +426,10 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
     leading: set[int] = set()
     decoded: list[int] = []
     times: list[int] = []
-    codec, most_reordered = stream.codec_context.codec.canonical_name, _most_reordered(stream.codec_context)
+    codec = _codec_name(stream.codec_context)
+    must_rise = _never_reorders(stream.codec_context)
     packets = [_announced(packet, stream) for packet in container.demux() if packet.size]
-    whole_until = _whole_until(path, container.format.name, packets, stream)
+    whole_until = _whole_until(path, container, packets, stream)
     problem = "" if whole_until is None else f"its file is damaged at byte {whole_until}"
     last_decoded, key_time, untimed, starts_with_key = None, None, None, False
     for packet in packets:
@@ -443,6 +453,8 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
         if packet.is_shown:
             ranks.setdefault(time, rank)
             decoded.append(time)
+    is_reordered = not must_rise and (stream.codec_context.has_b_frames or any(np.diff(times) <= 0))
+    most_reordered = _MOST_REORDERED if is_reordered else 0
     if len(latest) < stream.frames and last_decoded is not None:
         # The file is cut: of the frames after the last packet's decoding time, earlier ones may be among those lost.
         problem = "its file is cut"
@@ -450,7 +462,7 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
     shown = sorted(ranks)
     if whole_until is not None:
         shown = shown[: max(len(shown) - most_reordered, 0)]
-    places = (untimed, _first_doubtful(decoded, most_reordered == 0), _first_misplaced(times))
+    places = (untimed, _first_doubtful(decoded, must_rise), _first_misplaced(times))
     doubtful = min((place for place in places if place is not None), default=None)
     if doubtful is not None:
         problem = problem or f"its file gives a wrong time to one of the frames from {doubtful} on"
@@ -479,53 +491,57 @@ def _announced(packet: _Packet, video: av.video.stream.VideoStream) -> _Announce
         packet.dts,
         packet.is_keyframe,
         packet.is_discard,
-        is_video and not packet.is_discard and _is_shown(packet, video.codec_context.codec.canonical_name),
+        is_video and not packet.is_discard and _is_shown(packet, _codec_name(video.codec_context)),
         packet.is_corrupt,
     )
 
 
 def _whole_until(
-    path: Path, container: str, packets: list[_Announced], stream: av.video.stream.VideoStream
+    path: Path,
+    container: av.container.InputContainer,
+    packets: list[_Announced],
+    stream: av.video.stream.VideoStream,
 ) -> int | None:
     """Return the byte of a file from which on frames may be lost; None where there is none."""
-    if "matroska" in container:
+    if "matroska" in container.format.name:
         return damage_position(path)
     try:
         layout = read_layout(path)
     except IndexDamagedError as error:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: {error}") from None
+    is_dense = all(each.discard != av.stream.Discard.all for each in container.streams)  # it gives no chapters
     if not layout.has_fragments:
-        if (
-            layout.is_dense
-            and stream.codec_context.codec.canonical_name in _NEVER_REORDERED
-            and _has_gap(layout.data, packets, stream.frames)
-        ):
+        is_judged = is_dense and not layout.hides_last and _codec_name(stream.codec_context) in _NEVER_REORDERED
+        if is_judged and _has_gap(layout.data, packets):
             raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: it leaves out some data")
         return None
-    places = [packet.position for packet in packets if packet.is_video]
-    fallen = next((later for earlier, later in pairwise(places) if later < earlier), None)
-    broken = next((packet.position for packet in packets if packet.is_corrupt), None)
-    hole = _first_hole(layout.data, sorted((packet.position, packet.position + packet.size) for packet in packets))
-    return min((at for at in (layout.whole_until, fallen, broken, hole) if at is not None), default=None)
+    video = [packet for packet in packets if packet.is_video]
+    wrong = [after.position for before, after in pairwise(video) if after.position < before.position]
+    wrong += [packet.position for packet in video if packet.is_corrupt or packet.is_discard]
+    if is_dense:
+        spans = sorted((packet.position, packet.position + packet.size) for packet in packets)
+        wrong += _first_hole(layout.data, spans)
+    if layout.whole_until is not None:
+        wrong.append(layout.whole_until)
+    return min(wrong, default=None)
 
 
-def _has_gap(data: list[tuple[int, int]], packets: list[_Announced], frames: int) -> bool:
+def _has_gap(data: list[Data], packets: list[_Announced]) -> bool:
     """Return whether behind a packet of the video there is neither another packet nor the end of the data."""
-    begins = {packet.position for packet in packets} | {end for _, end in data}
-    ends = [packet.position + packet.size for packet in packets if packet.is_video]
-    return not begins.issuperset(ends if len(ends) == frames else ends[:-1])  # an edit list may hide the last frames
+    begins = {packet.position for packet in packets} | {box.end for box in data}
+    return not begins.issuperset(packet.position + packet.size for packet in packets if packet.is_video)
 
 
-def _first_hole(data: list[tuple[int, int]], packets: list[tuple[int, int]]) -> int | None:
-    """Return where the first data begins that is not made of whole packets, side by side."""
+def _first_hole(data: list[Data], packets: list[tuple[int, int]]) -> list[int]:
+    """Return where the first data begins that is not made of whole packets, side by side, if there is such data."""
     place = 0
-    for start, end in data:
-        at = start
+    for start, end, named in data:
+        at, first = start, place
         while at < end and place < len(packets) and packets[place][0] == at:
             at, place = packets[place][1], place + 1
-        if at != end:
-            return start
-    return packets[place][0] if place < len(packets) else None
+        if at != end or place - first != (place - first if named is None else named):
+            return [start]
+    return [packets[place][0]] if place < len(packets) else []
 
 
 def _is_shown(packet: _Packet, codec: str) -> bool:
@@ -533,12 +549,10 @@ def _is_shown(packet: _Packet, codec: str) -> bool:
     return codec != "vp8" or bool(bytes(memoryview(packet)[:1])[0] & 16)
 
 
-def _most_reordered(codec: av.video.codeccontext.VideoCodecContext) -> int:
-    """Return how many frames may be shown behind one that is decoded after them."""
-    never = codec.codec.canonical_name in _NEVER_REORDERED or (
-        codec.codec.canonical_name == "mpeg4" and not codec.has_b_frames
-    )
-    return 0 if never else _MOST_REORDERED
+def _never_reorders(codec: av.video.codeccontext.VideoCodecContext) -> bool:
+    """Return whether frames are shown in the order in which they are decoded, whatever the file says."""
+    name = _codec_name(codec)
+    return name in _NEVER_REORDERED or (name == "mpeg4" and not codec.has_b_frames)
 
 
 def _first_doubtful(decoded: list[int], must_rise: bool) -> int | None:
@@ -574,7 +588,7 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.vide
     if stream.codec_context is None:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path} has a video of a codec that is not known")
     options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-    if stream.codec_context.codec.canonical_name in _SILENT_ABOUT_DAMAGE:
+    if _codec_name(stream.codec_context) in _SILENT_ABOUT_DAMAGE:
         options["err_detect"] = "bitstream+buffer+explode"
     stream.codec_context.options = options
     return stream
