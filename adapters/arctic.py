@@ -88,6 +88,17 @@ class ArcticAdapter:
             ("the folder arctic_data/data", ""),
         )
     )
+    unused: ClassVar[tuple[str, ...]] = (
+        "*cropped_images",
+        "*images.zip",
+        "*raw_seqs",
+        "*splits_json",
+        "*_vtemplates",
+        "*feat",
+        "*mocap",
+        "*models",
+        "*meta/*",
+    )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options

@@ -111,6 +111,14 @@ class AssemblyHandsAdapter:
         images = _folder_names(root / _EGO_IMAGES) - splits
         if images:
             yield f"annotations has no labels of these images, which are not read: {', '.join(sorted(images))}"
+        if not is_folder(root / _EGO_IMAGES):
+            yield f"there is no {_EGO_IMAGES}: no image of the cameras on the head is read"
+        else:
+            for split in sorted({"train", "val"} & splits):
+                if not is_folder(root / _EGO_IMAGES / split):
+                    yield f"there is no {_EGO_IMAGES}/{split}: the images that its labels name are not read"
+        if not is_folder(root / _EXO_VIDEOS):
+            yield f"there is no {_EXO_VIDEOS}: no frame of the static cameras is read"
         lacking = [split for split in ("train", "val") if not is_folder(root / "annotations" / split)]
         if lacking and is_folder(root / _EXO_VIDEOS):
             yield f"annotations has no {' and no '.join(lacking)}: the videos of these splits are not read"
@@ -256,6 +264,7 @@ def _read_sequence(root: Path, split: Split, name: str) -> Iterator[HandRecord |
         _read_ego_frames(root, split, sequence)
     yield from sequence.unusable
     exo = _ExoVideos(root, split, sequence)
+    yield from exo.missing()
     frames = sorted(set(sequence.joints) | sequence.ego_frames)
     ego_cameras = sorted({camera for _, camera in sequence.ego_labels})
     cameras = sorted({*ego_cameras, *exo.videos})
@@ -511,6 +520,14 @@ class _ExoVideos:
             self._cameras = _read_exo_cameras(folder / "calib.txt", _label_path(root, split, "exo_calib"), sequence)
         except RecordError as error:
             self._cameras = error
+
+    def missing(self) -> Iterator[Rejection]:
+        """Yield a rejection for each camera that is calibrated beside the videos and has none."""
+        cameras = {} if isinstance(self._cameras, RecordError) else self._cameras
+        for camera_id in sorted(cameras.keys() - self.videos.keys()) if self.videos else ():
+            path = self._folder / f"{camera_id}.mp4"
+            problem = RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist")
+            yield _reject_file(path, self._split, self._sequence.name, problem)
 
     def read(self, frame: int, camera_id: str) -> HandRecord | Rejection:
         path = self._folder / f"{camera_id}.mp4"

@@ -136,3 +136,16 @@ class WarningAdapter(Adapter, Protocol):
 def warnings_of(adapter: Adapter, root: Path) -> tuple[str, ...]:
     """Return what an adapter warns of; nothing where it has no warnings to give."""
     return tuple(adapter.warnings(root)) if isinstance(adapter, WarningAdapter) else ()
+
+
+@runtime_checkable
+class PartialAdapter(Adapter, Protocol):
+    """A source that ships more than handdata has a use for."""
+
+    unused: ClassVar[tuple[str, ...]]
+    """Patterns of folders and archives, relative to the root, whose presence needs no warning; ``*`` spans levels."""
+
+
+def unused_parts(adapter: Adapter) -> tuple[str, ...]:
+    """Return the patterns of what an adapter leaves unread on purpose."""
+    return adapter.unused if isinstance(adapter, PartialAdapter) else ()

@@ -84,6 +84,11 @@ class DexYCBAdapter:
     layouts: ClassVar[tuple[Layout, ...]] = (
         Layout("subject and calibration archives", ("*-subject-*/*/meta.yml", "calibration/intrinsics/*_640x480.yml")),
     )
+    unused: ClassVar[tuple[str, ...]] = (
+        "calibration/mano_*",
+        "models",
+        "bop",
+    )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options

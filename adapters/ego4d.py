@@ -84,6 +84,19 @@ class Ego4dAdapter:
         Layout("the folder of HInt", ("HInt_annotation*/*_ego4d_*/*.json",), "the labels of HInt"),
         Layout("HInt", ("*_ego4d_*/*.json",), "the labels of HInt"),
     )
+    unused: ClassVar[tuple[str, ...]] = (
+        "HInt_annotation_partial",
+        "*_epick_*",
+        "*_newdays_*",
+        "*full_scale",
+        "*viz",
+        "*imu",
+        "*gaze",
+        "*omnivore*",
+        "*slowfast*",
+        "*video_540ss",
+        "*models",
+    )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options

@@ -124,6 +124,7 @@ class HagridAdapter:
         Layout("v2 or v2-1M, a folder around the labels", ("annotations/annotations/*/*.json", "*/*/*.jpg")),
         Layout("v2 or v2-1M, labels in the folder ann", ("ann/annotations/*/*.json",)),
     )
+    unused: ClassVar[tuple[str, ...]] = ("ann_subsample",)
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options

@@ -82,6 +82,7 @@ _HAND_FOLDERS: Final[dict[Side, tuple[str, str]]] = {
 _RIGHT_HAND_COLOUR: Final = (0, 128, 0)
 _LEFT_HAND_COLOURS: Final = {"C8": (0, 128, 128), "C17": (0, 128, 128), "C20": (128, 128, 0)}
 """Colours of the left hand by class of object (label 6 or 3 of the palette); parts of objects in other classes."""
+_FRAME_NAME: Final = re.compile(r"0*([0-9]{1,9})")
 _MAX_CAMERA_BYTES: Final = 4096
 
 
@@ -92,6 +93,14 @@ class Hoi4dAdapter:
     layouts: ClassVar[tuple[Layout, ...]] = (
         Layout("archives unpacked into one folder", (f"{_VIDEOS}/ZY*",), "the videos"),
         Layout("a folder for each archive", (f"HOI4D_*/{_VIDEOS}/ZY*",), "the videos"),
+    )
+    unused: ClassVar[tuple[str, ...]] = (
+        "*objpose",
+        "*action",
+        "*depth*",
+        "*CAD_*",
+        "*2Dseg/mask",
+        "*HOI4D-Instructions*",
     )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
@@ -176,6 +185,8 @@ class _Clip:
     masks: dict[int, Path]
     k: Array | None
     world_t_camera: list[Array]
+    others: list[Path]
+    """Files beside those that are named by frames, and are not."""
 
 
 def _find_folder(root: Path, name: str) -> Path | None:
@@ -223,10 +234,16 @@ def _clip_of_line(path: Path, line: str) -> str:
     return name
 
 
-def _numbered_files(folder: Path, suffix: str) -> dict[int, Path]:
-    """Return the files of a folder whose names are frame numbers, zero-padded or not."""
-    pattern = re.compile(rf"0*([0-9]{{1,9}})\.{suffix}")
-    return {int(match[1]): path for path in files_in(folder, f".{suffix}") if (match := pattern.fullmatch(path.name))}
+def _numbered_files(folder: Path, suffix: str, others: list[Path]) -> dict[int, Path]:
+    """Return the files of a folder whose names are frame numbers, zero-padded or not; the rest goes to ``others``."""
+    numbered: dict[int, Path] = {}
+    for path in files_in(folder, f".{suffix}"):
+        match = _FRAME_NAME.fullmatch(path.stem)
+        if match is None or path.suffix != f".{suffix}":
+            others.append(path)
+        else:
+            numbered[int(match[1])] = path
+    return numbered
 
 
 def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> Iterator[HandRecord | Rejection]:
@@ -253,6 +270,27 @@ def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> It
             sizes = dict.fromkeys(labelled, problem)
     for frame, size in sorted(sizes.items()):
         yield _read_frame(split, clip, frame, size, mano_dir)
+    yield from _lacking(split, clip, {frame for frame, size in sizes.items() if not isinstance(size, RecordError)})
+
+
+def _lacking(split: Split, clip: _Clip, frames: set[int]) -> Iterator[Rejection]:
+    """Yield a rejection for a trajectory that ends before its clip, for masks with gaps, and for files of no frame.
+
+    Frames without a hand's pickle are many and mean nothing.
+    """
+    prefix = f"{Hoi4dAdapter.card.name}/{split}/{clip.name}"
+    masked = set(range(min(clip.masks, default=0), max(clip.masks, default=-1) + 1))
+    posed = set(range(len(clip.world_t_camera)))
+    for what, lacking in (
+        ("2Dseg", masked - set(clip.masks)),
+        ("3Dseg/output.log", frames - posed if posed else set()),
+    ):
+        if lacking:
+            detail = f"{what} of {clip.name} lacks {len(lacking)} frames, such as {min(lacking)}"
+            yield rejection(f"{prefix}/{what}", str(clip.video), RecordError(RejectReason.LABEL_MISSING, detail))
+    for path in clip.others:
+        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path} is not named by the number of a frame")
+        yield rejection(f"{prefix}/{path.parent.name}/{path.name}", str(path), problem)
 
 
 def _image_size(path: Path | None, expected: Path) -> tuple[int, int] | RecordError:
@@ -273,23 +311,25 @@ def _find_clip(root: Path, name: str) -> _Clip:
     frames = (folders[_VIDEOS] or root / _VIDEOS) / name / "align_rgb"
     annotations = (folders[_ANNOTATIONS] or root / _ANNOTATIONS) / name
     video = frames / "image.mp4"
+    others: list[Path] = []
     hands: dict[Side, dict[int, Path]] = {}
     for side in SIDES:
         archives = [found for known in _HAND_FOLDERS[side] if (found := _find_folder(root, known)) is not None]
         hands[side] = {}
         for archive in reversed(archives):
-            hands[side] |= _numbered_files(archive / name, "pickle")
+            hands[side] |= _numbered_files(archive / name, "pickle", others)
     segmentation = annotations / "2Dseg"
     masks = next(filter(is_folder, (segmentation / "shift_mask", segmentation / "mask")), segmentation)
     cameras = folders["camera_params"] or root / "camera_params"
     return _Clip(
         name=name,
         video=video,
-        images={} if exists(video) else _numbered_files(frames, "jpg"),
+        images={} if exists(video) else _numbered_files(frames, "jpg", others),
         hands=hands,
-        masks=_numbered_files(masks, "png"),
+        masks=_numbered_files(masks, "png", others),
         k=_read_intrinsics(cameras / name.partition("/")[0] / "intrin.npy"),
         world_t_camera=_read_trajectory(annotations / "3Dseg/output.log"),
+        others=others,
     )
 
 

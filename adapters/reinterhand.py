@@ -84,6 +84,11 @@ class ReInterHandAdapter:
     layouts: ClassVar[tuple[Layout, ...]] = (
         Layout("captures", ("m--*/orig_fits/*/Keypoints", "m--*/*_cameras/envmap_per_*/images")),
     )
+    unused: ClassVar[tuple[str, ...]] = (
+        "*mano_fits",
+        "*envmaps",
+        "*depth",
+    )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options

@@ -63,6 +63,7 @@ class RhdAdapter:
         Layout("version 1.1", ("training/anno_training.pickle",)),
         Layout("version 1.1, evaluation only", ("evaluation/anno_evaluation.pickle",)),
     )
+    unused: ClassVar[tuple[str, ...]] = ("*/depth",)
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options

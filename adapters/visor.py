@@ -92,6 +92,10 @@ class VisorAdapter:
         ),
         Layout("GroundTruth-SparseAnnotations alone", ("annotations/*/*.json", "rgb_frames/*/*"), "the labels"),
     )
+    unused: ClassVar[tuple[str, ...]] = (
+        "Interpolations-DenseAnnotations",
+        "*DenseAnnotations*",
+    )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options

@@ -64,6 +64,11 @@ class WlaslAdapter:
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["wlasl"]
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("start kit, after preprocess.py", (_LABELS, "videos/*.mp4")),)
+    unused: ClassVar[tuple[str, ...]] = (
+        "raw_videos*",
+        "start_kit",
+        "code",
+    )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options

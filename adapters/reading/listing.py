@@ -16,6 +16,8 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn, TypeVar, cast
@@ -33,6 +35,9 @@ _CLUTTER: Final = frozenset(
 )
 """Folders of systems; other leftovers (``._*``, ``.snapshot``, ``.ipynb_checkpoints``) have hidden names."""
 _ARCHIVE: Final = re.compile(r"(.+?)\.(?:zip|rar|7z|tar|tgz|tbz2|txz|tar\.(?:gz|bz2|xz|zst))", re.IGNORECASE)
+ARCHIVE_SUFFIXES: Final = (".zip", ".rar", ".7z", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst")
+_IMAGE_SUFFIXES: Final = (".jpg", ".png", ".mp4")
+MOST_NAMES: Final = 10_000
 _COPY: Final = re.compile(
     r"(?:copy of )?(.+?)(?:[ _-]+\(?(?:another )?copy\)?)?(?: ?\([0-9]+\)| [0-9]+)?(?:\.bak|\.old|\.orig|~)?",
     re.IGNORECASE,
@@ -49,6 +54,67 @@ _NO_FILE: Final = {
     errno.ENODEV: "is a device, not a file",
 }
 _NO_USE_TO_RETRY: Final = frozenset({errno.EACCES, errno.EPERM})
+
+
+@dataclass(slots=True)
+class Visits:
+    """Where a dataset was looked into: what is left over was not read (``unread``)."""
+
+    folders: set[str] = field(default_factory=set)
+    """Folders whose files were opened, found or listed as files."""
+    archives: set[str] = field(default_factory=set)
+    """Archives that were opened."""
+    inside: dict[str, list[str]] = field(default_factory=dict)
+    """Folders and archives in each folder that was listed and has any."""
+    present: set[str] = field(default_factory=set)
+    absent: set[str] = field(default_factory=set)
+    """Files that were asked for by name, and are there (``is_named``) or not."""
+
+    def add(self, others: "Visits") -> None:
+        """Add what another process visited."""
+        self.folders |= others.folders
+        self.archives |= others.archives
+        self.inside |= others.inside
+        self.present |= others.present
+        self.absent |= others.absent
+
+    def of_file(self, path: AnyPath) -> None:
+        """Note a file that is there."""
+        name = os.fspath(path)
+        self.folders.add(name.rpartition("/")[0])
+        if name.lower().endswith(ARCHIVE_SUFFIXES):
+            self.archives.add(name)
+
+    def of_name(self, path: AnyPath, is_there: bool) -> None:
+        """Note a file that was asked for by name; those that are named as frames are too many."""
+        name = os.fspath(path)
+        known = self.present if is_there else self.absent
+        if len(known) < MOST_NAMES and not name.endswith(_IMAGE_SUFFIXES) and name.rpartition("/")[2][:1].isalpha():
+            known.add(name)
+
+    def of_listing(self, folder: AnyPath, entries: "list[os.DirEntry[str]]") -> None:
+        """Note what a folder holds."""
+        inside = [
+            entry.path
+            for entry in entries
+            if entry.is_symlink() or entry.is_dir() or entry.name.lower().endswith(ARCHIVE_SUFFIXES)
+        ]
+        if inside:
+            self.inside[os.fspath(folder)] = inside
+
+
+_visits: Visits | None = None
+
+
+@contextmanager
+def noted_visits() -> Iterator[Visits]:
+    """Note what this process looks into, until the block ends."""
+    global _visits
+    before, _visits = _visits, Visits()
+    try:
+        yield _visits
+    finally:
+        _visits = before
 
 
 class NotRegularFileError(ValueError):
@@ -88,7 +154,8 @@ def files_in(folder: AnyPath, *suffixes: str) -> list[Path]:
 
     Args:
         folder: Folder to list.
-        suffixes: Ends of the names to return, such as ``.json``; without any, all that is no folder.
+        suffixes: Ends of the names to return, such as ``.json``, in any case and before blanks; without any, all that
+            is no folder.
 
     Raises:
         DatasetReadError: The folder cannot be read, or is a file.
@@ -96,8 +163,13 @@ def files_in(folder: AnyPath, *suffixes: str) -> list[Path]:
     """
     found = _entries(folder)
     if suffixes:
-        return [Path(entry.path) for entry in found if entry.name.endswith(suffixes)]
-    return [Path(entry.path) for entry in found if not _is_folder(entry)]
+        ends = tuple(suffix.lower() for suffix in suffixes)
+        files = [Path(entry.path) for entry in found if entry.name.rstrip().lower().endswith(ends)]
+    else:
+        files = [Path(entry.path) for entry in found if not _is_folder(entry)]
+    if files and _visits is not None:
+        _visits.folders.add(os.fspath(folder))
+    return files
 
 
 def names_in(folder: AnyPath) -> list[str]:
@@ -199,7 +271,10 @@ def refuse_copies(folders: Iterable[Path]) -> None:
 def _entries(folder: AnyPath) -> list["os.DirEntry[str]"]:
     entries = [entry for entry in _scan(folder) if not is_clutter(entry.name)]
     unpacked = {entry.name for entry in entries} if any(_ARCHIVE.fullmatch(entry.name) for entry in entries) else set()
-    return [entry for entry in entries if not _is_unpacked_archive(entry, unpacked)]
+    entries = [entry for entry in entries if not _is_unpacked_archive(entry, unpacked)]
+    if _visits is not None:
+        _visits.of_listing(folder, entries)
+    return entries
 
 
 def _is_unpacked_archive(entry: "os.DirEntry[str]", names: set[str]) -> bool:
@@ -316,7 +391,10 @@ def is_named(path: AnyPath) -> bool:
         DatasetReadError: It cannot be found out.
 
     """
-    return exists(path) or os.path.islink(path)  # noqa: PTH114  a Path costs more than the question
+    is_there = exists(path) or os.path.islink(path)  # noqa: PTH114  a Path costs more than the question
+    if _visits is not None:
+        _visits.of_name(path, is_there)
+    return is_there
 
 
 def size_of(path: AnyPath) -> int:
@@ -346,7 +424,9 @@ def open_unbuffered(path: AnyPath) -> "DatasetFile":
     """Open a regular file as ``open_file`` does, without a buffer, for those who read little of many files."""
     try:
         return DatasetFile(path)
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
+        if _visits is not None:
+            _visits.of_name(path, is_there=False)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
 
 
@@ -363,6 +443,8 @@ def read_head(path: AnyPath, size: int) -> bytes:
         descriptor = os.open(path, _OPEN_FLAGS)
         try:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                if _visits is not None:
+                    _visits.of_file(path)
                 return os.read(descriptor, size)
         finally:
             os.close(descriptor)
@@ -383,6 +465,8 @@ class DatasetFile(io.FileIO):
             if not stat.S_ISREG(mode):
                 raise NotRegularFileError(f"is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}, not a file")
             super().__init__(descriptor)
+            if _visits is not None:
+                _visits.of_file(path)
         except BaseException:
             os.close(descriptor)
             raise
@@ -421,10 +505,13 @@ def _mode(path: AnyPath) -> int | None:
 
 def _stat(path: AnyPath) -> os.stat_result | None:
     try:
-        return _retried(path, lambda: os.stat(path))  # noqa: PTH116  a Path costs more than the question
+        found = _retried(path, lambda: os.stat(path))  # noqa: PTH116  a Path costs more than the question
     except (FileNotFoundError, NotADirectoryError, NotRegularFileError):
         _require_way_to(path)
         return None
+    if _visits is not None and stat.S_ISREG(found.st_mode):
+        _visits.of_file(path)
+    return found
 
 
 def _retried(path: AnyPath, action: Callable[[], Found]) -> Found:

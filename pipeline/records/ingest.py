@@ -22,8 +22,11 @@ import polars as pl
 import pyarrow as pa
 
 from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition
+from handdata.adapters.base import unused_parts
 from handdata.adapters.processes import process_pool
+from handdata.adapters.reading.listing import Visits, noted_visits
 from handdata.adapters.reading.paths import Fence, fenced
+from handdata.adapters.reading.unread import unread_parts
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records.guarded import guarded_rows, list_partitions, list_warnings, warning_of_failures
 from handdata.pipeline.records.replacing import put_in_force, refuse_losses, remove_earlier, require_records
@@ -68,6 +71,7 @@ class PartitionCounts:
     records: int = 0
     splits: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    visits: Visits = field(default_factory=Visits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,8 @@ def ingest(
         drop_records(storage, tombstones)  # what an interrupted drop has left
     options = options or AdapterOptions()
     adapter = adapter_type(options)
-    partitions = [part for part in list_partitions(adapter, root) if split is None or part.split == split]
+    with noted_visits() as visits:
+        partitions = [part for part in list_partitions(adapter, root) if split is None or part.split == split]
     if not partitions:
         wanted = f" of split {split}" if split else ""
         raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
@@ -146,6 +151,9 @@ def ingest(
     ]
     try:
         total = _stage(jobs, on_progress)
+        if split is None and (limit is None or total.records < limit):
+            visits.add(total.visits)
+            warnings += tuple(unread_parts(root, visits, unused_parts(adapter)))
         staged = IngestSummary(
             source=source,
             root=str(root),
@@ -201,6 +209,7 @@ def _stage(jobs: Sequence[_Job], on_progress: Callable[[int, int, int], None] | 
         total.records += counts.records
         total.splits.update(counts.splits)
         total.rejected.update(counts.rejected)
+        total.visits.add(counts.visits)
         if on_progress:
             on_progress(finished, len(jobs), total.records)
     _reject_duplicates(jobs, total)
@@ -276,14 +285,16 @@ class _PartWriter:
 
 def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
     """Write one partition's records and rejections to the staging folder."""
-    counts = PartitionCounts()
     records = _PartWriter(job, staged_folder(job.staging, "records"))
     rejections = _PartWriter(job, staged_folder(job.staging, "rejected"))
-    for table, rejected in _taken(job, limit):
-        records.add(table)
-        rejections.add(rejections_to_table(rejected))
-        counts.records += len(table)
-        counts.rejected.update(row.reason.value for row in rejected)
+    with noted_visits() as visits:
+        counts = PartitionCounts(visits=visits)
+        for table, rejected in _taken(job, limit):
+            records.add(table)
+            rejections.add(rejections_to_table(rejected))
+            counts.records += len(table)
+            counts.rejected.update(row.reason.value for row in rejected)
+            visits.folders.update(row.image_uri.rpartition("/")[0] for row in rejected)  # it was told
     records.flush()
     rejections.flush()
     counts.splits = Counter({job.partition.split: counts.records} if counts.records else {})

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,28 @@ def test_every_frame_of_a_video_is_a_record_named_by_its_place(root: Path, rows:
 
 
 def test_a_pickle_past_the_end_of_the_video_is_rejected(rows: list[HandRecord | Rejection]) -> None:
-    assert rejected(rows) == {f"hoi4d/train/{MUG}/000007-ZY20210800001": RejectReason.FRAME_MISSING}
+    assert rejected(rows) == {
+        f"hoi4d/train/{MUG}/000007-ZY20210800001": RejectReason.FRAME_MISSING,
+        f"hoi4d/train/{LAMP}/3Dseg/output.log": RejectReason.LABEL_MISSING,
+    }
+
+
+def test_a_trajectory_that_ends_early_masks_with_gaps_and_files_of_no_frame_are_rejected(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    write_hoi4d(root)
+    masks = root / "HOI4D_annotations" / MUG / "2Dseg/mask"
+    for name in ("00005.png", "00001 copy.png"):
+        shutil.copy(masks / "00000.png", masks / name)
+    hands = root / "handpose/refinehandpose_right" / MUG
+    (hands / "0.pickle").rename(hands / "0.PICKLE")
+    found = rejected(ingest(root))
+    del found[f"hoi4d/train/{MUG}/000007-ZY20210800001"]
+    assert found == {
+        f"hoi4d/train/{MUG}/2Dseg": RejectReason.LABEL_MISSING,
+        f"hoi4d/train/{MUG}/mask/00001 copy.png": RejectReason.LABEL_CORRUPT,
+        f"hoi4d/train/{MUG}/T1/0.PICKLE": RejectReason.LABEL_CORRUPT,
+        f"hoi4d/train/{LAMP}/3Dseg/output.log": RejectReason.LABEL_MISSING,
+    }
 
 
 def test_the_trajectory_is_inverted_and_may_end_early(rows: list[HandRecord | Rejection]) -> None:
