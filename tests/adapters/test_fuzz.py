@@ -116,8 +116,9 @@ def other_user() -> Iterator[OtherUser]:
 def test_damage_gives_right_records_or_a_reason(folder: Path, fixture: AdapterFixture, other_user: OtherUser) -> None:
     dataset = Dataset(fixture, folder)
     cases = [case for case in dataset.cases(CASES_IN_SOAK) if not case.of_other_user]
-    first = ADAPTER_FIXTURES.index(fixture) * CASES_IN_TEST  # other kinds for each source
-    chosen = [*cases[first : first + CASES_IN_TEST], dataset.rights()[ADAPTER_FIXTURES.index(fixture)]]
+    number = ADAPTER_FIXTURES.index(fixture)  # other kinds for each source
+    rights = dataset.rights()
+    chosen = [*cases[number * CASES_IN_TEST :][:CASES_IN_TEST], rights[number % len(rights)]]
     problems = [problem for case in chosen for problem in dataset.try_case(case, other_user)[1]]
     assert problems == []
 
