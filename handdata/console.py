@@ -139,6 +139,11 @@ def print_table(title: str, rows: Mapping[str, object] | Sequence[Sequence[str]]
     out.print(table)
 
 
+def say(line: str) -> None:
+    """Print a line that the user should read, beside the progress."""
+    err.print(_escape(line), soft_wrap=True)
+
+
 def say_connecting(address: str) -> None:
     """Print the address of the Ray cluster that a command is about to join."""
     err.print(f"connecting to the Ray cluster at {_escape(address)} ...")

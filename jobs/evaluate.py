@@ -44,6 +44,7 @@ class EvaluationRequest:
         least_motion: Smallest mean motion of a pair's joints, in hand lengths; None as in ``moved_pairs``.
         options: Steps, guidance and seed; the same seed also gives the same pairs.
         shown: Number of pairs in the figure.
+        device: Device to generate on; None takes CUDA's where there is one.
 
     """
 
@@ -54,6 +55,7 @@ class EvaluationRequest:
     least_motion: float | None = None
     options: SamplingOptions = SamplingOptions()
     shown: int = 8
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def evaluate(
         WeightsError: The checkpoint is missing or not one of ours, or MediaPipe's model is nowhere.
 
     """
-    sampler = load_sampler(request.checkpoint, request.dataset)
+    sampler = load_sampler(request.checkpoint, request.dataset, request.device)
     preset, options = sampler.preset, request.options
     moving = preset.pairs.model_copy(update={"video": 1.0, "view": 0.0, "still": 0.0, "sources": {}})
     dataset = open_pairs(storage, preset, request.split, pairs=moving, seed=options.seed)

@@ -60,6 +60,7 @@ class SampleRequest:
         target_source: Source of the targets of domain transfer.
         count: Number of drawn pairs, of images, or of frames of a video.
         options: Steps, guidance and seed; the same seed also gives the same pairs.
+        device: Device to generate on; None takes CUDA's where there is one.
 
     """
 
@@ -71,6 +72,7 @@ class SampleRequest:
     target_source: str | None = None
     count: int = 6
     options: SamplingOptions = SamplingOptions()
+    device: str | None = None
 
 
 class Sampling:
@@ -92,7 +94,7 @@ class Sampling:
 
         """
         self._request, self._storage, self._settings, self._weights = request, storage, settings, weights
-        self._sampler = load_sampler(request.checkpoint, request.dataset)
+        self._sampler = load_sampler(request.checkpoint, request.dataset, request.device)
         self._preset = self._sampler.preset
 
     def gesture_transfer(self, progress: OnStep | None = None) -> ByteArray:

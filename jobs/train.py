@@ -1,10 +1,13 @@
 """``handdata train --gpus N``: several processes train one network; Ray Train starts them and restarts them.
 
-Each process runs ``trainer.loop.train`` on its share of every batch. A lost process ends the group: Ray Train starts
-it anew, and it goes on from the run's last checkpoint.
+Each process runs ``trainer.loop.train`` on its share of every batch. An error in one of them ends the group: Ray Train
+looks after its processes every other second, whatever the others wait for. Where a process was lost, or its storage was
+away for a moment, a new group goes on from the run's last checkpoint. All other errors would come again, and come back
+as they are.
 """
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch.distributed
 from ray.exceptions import RayError
 from ray.util.queue import Queue
 
@@ -23,13 +27,19 @@ from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import RAY_TRAIN, ray_train_folder, run_folder
 from handdata.schemas import ClusterLostError, HandDataError, RunError, StorageError, UsageError
 from handdata.trainer.checkpoints import latest_checkpoint
-from handdata.trainer.loop import OnStep, TrainSummary, train
+from handdata.trainer.loop import OnNote, OnStep, TrainSummary, train
 from handdata.trainer.presets import Preset
 from handdata.trainer.schedule import Process, micro_batches
 
 MAX_RESTARTS = 3
-"""A group of processes that is lost is started again this often."""
+"""A group of processes that is lost is started again this often without a new checkpoint."""
+_SECONDS_TO_LEAVE = "3"
+"""How long processes that wait for a lost one may take to leave their group before they are killed."""
 _HOW_TO_GO_ON = "--resume goes on from the last checkpoint"
+
+
+class _LostError(RunError):
+    """A process, its connection to the others, or its storage was lost; a new group may go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,7 @@ def train_in_processes(
     resume: bool = False,
     init: str | None = None,
     on_step: OnStep | None = None,
+    on_note: OnNote | None = None,
     on_connect: Callable[[str], None] | None = None,
 ) -> TrainSummary:
     """Train a preset in several processes of a Ray cluster: the one at ``address``, or one on this machine.
@@ -70,17 +81,20 @@ def train_in_processes(
     Raises:
         UsageError: As in ``train``, or the cluster lacks the GPUs, or the batch cannot be shared.
         WeightsError: As in ``train``.
-        RunError: As in ``train``, or processes were lost more than ``MAX_RESTARTS`` times, or the cluster is away.
+        RunError: As in ``train``, or a process met an error that is none of ours, or processes were lost more than
+            ``MAX_RESTARTS`` times without a new checkpoint, or the cluster is away.
 
     """
     micro_batches(preset.optimisation, Process(0, processes))
     if latest_checkpoint(storage.url(run_folder(run))) and not resume:
         raise UsageError(f"the run {run} has checkpoints", "go on with --resume, or choose another name with --run")
     with connected(address, on_connect=on_connect):
-        return _run_task(_Task(preset, storage, run, steps, init), processes, use_gpus, on_step)
+        return _run_task(_Task(preset, storage, run, steps, init), processes, use_gpus, on_step, on_note)
 
 
-def _run_task(task: _Task, processes: int, use_gpus: bool, on_step: OnStep | None) -> TrainSummary:
+def _run_task(
+    task: _Task, processes: int, use_gpus: bool, on_step: OnStep | None, on_note: OnNote | None
+) -> TrainSummary:
     kind = "GPU" if use_gpus else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
     if there < processes:
@@ -89,25 +103,30 @@ def _run_task(task: _Task, processes: int, use_gpus: bool, on_step: OnStep | Non
         )
     # Where its process dies, Ray starts another: losing a line of progress is no reason to stop.
     messages = Queue(actor_options={"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1})
-    outcome: list[TrainSummary | HandDataError] = []
-    listener = Thread(target=_listen, args=(messages, outcome, on_step), daemon=True)
+    outcome: list[TrainSummary] = []
+    listener = Thread(target=_listen, args=(messages, outcome, on_step, on_note), daemon=True)
     listener.start()
     lost = False
     try:
-        with _notes_folder(task.storage, task.run) as notes:
-            # Paths of weights are the user's own: relative to where the command was typed.
-            os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-            # It tells functions that save a last checkpoint before their node goes; ours saves as it goes.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            trainer = ray.train.torch.TorchTrainer(
-                _train_one_process,
-                train_loop_config={"task": task, "messages": messages},
-                scaling_config=ray.train.ScalingConfig(num_workers=processes, use_gpu=use_gpus),
-                run_config=ray.train.RunConfig(
-                    name=RAY_TRAIN, failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS), **notes
-                ),
-            )
-            _fit(trainer)
+        # Paths of weights are the user's own: relative to where the command was typed.
+        os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+        # It tells functions that save a last checkpoint before their node goes; ours saves as it goes.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        run_url, lost_so_far = task.storage.url(run_folder(task.run)), 0
+        while not outcome:
+            before = latest_checkpoint(run_url)
+            try:
+                _fit(task, messages, processes, use_gpus)
+                break
+            except _LostError as error:
+                lost_so_far = lost_so_far + 1 if latest_checkpoint(run_url) == before else 1
+                if lost_so_far > MAX_RESTARTS:
+                    raise RunError(
+                        f"training processes were lost {lost_so_far} times without a new checkpoint: {error.message}",
+                        _HOW_TO_GO_ON,
+                    ) from None
+                if on_note:
+                    on_note(f"{error.message}; the processes start again from the last checkpoint")
     except ClusterLostError as error:
         lost = True
         raise RunError(error.message, _HOW_TO_GO_ON) from None
@@ -119,28 +138,55 @@ def _run_task(task: _Task, processes: int, use_gpus: bool, on_step: OnStep | Non
             messages.shutdown()
     if not outcome:
         raise RunError("the training has ended, and what it found was lost on the way", _HOW_TO_GO_ON)
-    last = outcome[-1]
-    if isinstance(last, HandDataError):
-        raise last
-    return last
+    return outcome[-1]
 
 
-def _fit(trainer: "ray.train.torch.TorchTrainer") -> None:
-    try:
-        on_cluster(trainer.fit)
-    except ray.train.TrainingFailedError as error:
-        require_cluster()
-        reason = str(error).strip().splitlines()[-1]
-        raise RunError(
-            f"training processes were lost more than {MAX_RESTARTS} times: {reason}", _HOW_TO_GO_ON
-        ) from error
-    except RayError as error:  # it is one of Ray's own that directs the others
-        require_cluster()
-        raise RunError(f"the process that directs the training died: {gist(str(error))}", _HOW_TO_GO_ON) from None
+def _fit(task: _Task, messages: Queue, processes: int, use_gpus: bool) -> None:
+    """Train in one group of processes until it ends.
+
+    Raises:
+        HandDataError: What one of the processes raised.
+        _LostError: A process was lost, or the one that directs them.
+
+    """
+    with _notes_folder(task.storage, task.run) as notes:
+        trainer = ray.train.torch.TorchTrainer(
+            _train_one_process,
+            train_loop_config={"task": task, "messages": messages},
+            scaling_config=ray.train.ScalingConfig(num_workers=processes, use_gpu=use_gpus),
+            run_config=ray.train.RunConfig(
+                name=RAY_TRAIN, failure_config=ray.train.FailureConfig(max_failures=0), **notes
+            ),
+        )
+        try:
+            on_cluster(trainer.fit)
+        except ray.train.TrainingFailedError as error:
+            require_cluster()
+            failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+            # A process that is lost or raises takes others with it, which then lose their connection to it.
+            ours = [failure for failure in failures.values() if isinstance(failure, HandDataError)]
+            ours.sort(key=lambda failure: isinstance(failure, _LostError))
+            if ours and not isinstance(ours[0], _LostError):
+                raise ours[0] from None
+            died = [(rank, failure) for rank, failure in failures.items() if not isinstance(failure, HandDataError)]
+            if died:
+                rank, failure = died[0]
+                raise _LostError(f"training process {rank} was lost: {gist(str(failure))}") from None
+            if ours:
+                raise ours[0] from None
+            raise _LostError(f"the processes were lost: {gist(str(error))}") from None
+        except RayError as error:  # it is one of Ray's own that directs the others
+            require_cluster()
+            raise _LostError(f"the process that directs the training died: {gist(str(error))}") from None
 
 
 def _train_one_process(config: dict[str, Any]) -> None:
-    """Run as one of the processes; Ray Train has joined them into a group."""
+    """Run as one of the processes; Ray Train has joined them into a group.
+
+    Raises:
+        HandDataError: What ``train`` raises, or what stands for another error; Ray Train then ends the group.
+
+    """
     task: _Task = config["task"]
     messages: Queue = config["messages"]
     context = ray.train.get_context()
@@ -157,15 +203,34 @@ def _train_one_process(config: dict[str, Any]) -> None:
             device=str(ray.train.torch.get_device()),
             process=process,
             on_step=(lambda *progress: _say(messages, progress)) if leads else None,
+            on_note=(lambda line: _say(messages, line)) if leads else None,
         )
-    except StorageError:
-        raise  # may pass: the group is started anew
-    except HandDataError as error:  # meets all processes alike, and would meet them again
-        if leads:
-            _say(messages, error)
-        return
+    except StorageError as error:
+        if not error.transient:
+            raise
+        raise _LostError(f"training process {process.rank}: {error.message}", error.hint) from None
+    except HandDataError:
+        raise
+    except Exception as error:
+        raise _named(error, process.rank) from error
     if leads:
         _say(messages, summary)
+
+
+def _named(error: Exception, rank: int) -> RunError:
+    """Return the error that stands for one that is not ours: of a lost connection, of the GPU's memory, or a bug."""
+    text = " ".join(str(error).split())
+    if isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text:
+        return _LostError(f"training process {rank} has lost its connection to the others: {text}")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return RunError(
+            f"training process {rank} is out of memory: {text}", "set optimisation.micro_batch_size to a smaller number"
+        )
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return RunError(
+        f"training process {rank} met a {type(error).__name__}: {text}",
+        f"raised in {last.filename}, line {last.lineno}; {_HOW_TO_GO_ON}",
+    )
 
 
 def _say(messages: Queue, message: object) -> None:
@@ -173,13 +238,16 @@ def _say(messages: Queue, message: object) -> None:
     messages.put(ray.cloudpickle.dumps(message))  # type: ignore[no-untyped-call]
 
 
-def _listen(messages: Queue, outcome: list[TrainSummary | HandDataError], on_step: OnStep | None) -> None:
+def _listen(messages: Queue, outcome: list[TrainSummary], on_step: OnStep | None, on_note: OnNote | None) -> None:
     """Pass on what the first process says until ``None`` comes, or nothing more can."""
     with suppress(RayError):
         while (received := messages.get()) is not None:
             message = ray.cloudpickle.loads(received)
-            if not isinstance(message, tuple):
+            if isinstance(message, TrainSummary):
                 outcome.append(message)
+            elif isinstance(message, str):
+                if on_note:
+                    on_note(message)
             elif on_step:
                 on_step(*message)
 

@@ -4,6 +4,7 @@
     +-- UsageError                 the command cannot be run as typed: exit code 2
     |   +-- UnknownSourceError
     |   +-- LayoutError            a folder is not the dataset that the user named
+    |   +-- NoPairsError           a dataset has no pairs of frames as the settings ask for them
     +-- RunError                   the run as a whole failed: exit code 1
     |   +-- StorageError           a workspace that cannot be read or written
     |   +-- DatasetReadError       a folder or file of a dataset is there and cannot be read
@@ -11,6 +12,8 @@
     |   +-- ClusterLostError       the Ray cluster of a run is gone
     |   +-- DuplicateRecordError   two records of one source share an id
     |   +-- WeightsError           a model file is missing or another file than expected
+    |   |   +-- DamagedWeightsError    it cannot be read, or holds numbers that are not finite
+    |   +-- UnreadableImageError   a stored image cannot be decoded
     +-- RecordError                one record is unusable: it becomes a row of the rejected table
 
 Errors cross process borders (Ray pickles them), so every class hands all its arguments to ``Exception.__init__`` and
@@ -107,6 +110,10 @@ class LayoutError(UsageError):
     """A folder does not have the layout of the source that the user named."""
 
 
+class NoPairsError(UsageError):
+    """A dataset has no pairs of frames as the settings ask for them."""
+
+
 class RunError(HandDataError):
     """The run as a whole failed."""
 
@@ -146,6 +153,14 @@ class DuplicateRecordError(RunError):
 
 class WeightsError(RunError):
     """A model file is missing, or another file than expected."""
+
+
+class DamagedWeightsError(WeightsError):
+    """A file of weights cannot be read, or holds numbers that are not finite."""
+
+
+class UnreadableImageError(RunError):
+    """An image of a shard cannot be decoded, or is not what the shard says of it."""
 
 
 class RecordError(HandDataError):

@@ -8,17 +8,20 @@ A checkpoint is a folder ``<run>/checkpoints/step-00000500/``:
     complete.json        names and sizes of the above; written last
 
 A folder counts only once ``complete.json`` is there and the sizes agree: a process killed at any moment, or a disk that
-lost its last writes, leaves the checkpoint before it as the latest one. Folders and URLs behave alike (object stores
+lost its last writes, leaves the checkpoint before it as the latest one. None is written of numbers that are not finite,
+and ``--resume`` passes over one that cannot be read or holds such numbers. Folders and URLs behave alike (object stores
 cannot rename, which is why the marker and not a rename commits).
 
 Nothing here unpickles foreign objects: ``torch.load`` runs with ``weights_only=True``.
 """
 
 import json
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from pickle import UnpicklingError
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import checkpoint_in_run, list_checkpoints
-from handdata.schemas.errors import WeightsError
+from handdata.schemas.errors import DamagedWeightsError, WeightsError
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import ModelConfig
 from handdata.trainer.weights import (
@@ -37,6 +40,7 @@ from handdata.trainer.weights import (
     import_foundhand,
     import_imagenet_dit,
     read_weights,
+    require_finite,
     state_tensors,
     torch_bytes,
     write_foundhand,
@@ -44,6 +48,8 @@ from handdata.trainer.weights import (
 
 __all__ = [
     "Resumed",
+    "complete_checkpoints",
+    "discard_checkpoint",
     "export_foundhand",
     "import_foundhand",
     "import_imagenet_dit",
@@ -51,7 +57,9 @@ __all__ = [
     "load_checkpoint",
     "load_for_sampling",
     "read_weights",
+    "record_validation",
     "save_checkpoint",
+    "validated_loss",
     "write_foundhand",
 ]
 
@@ -102,6 +110,7 @@ def save_checkpoint(
         validation_loss: Loss by which the best checkpoint is known.
 
     Raises:
+        DamagedWeightsError: The weights, their average or the optimiser's state hold numbers that are not finite.
         StorageError: The folder cannot be written.
         TypeError: ``data_state`` holds other objects.
 
@@ -119,11 +128,14 @@ def save_checkpoint(
         "data": dict(data_state or {}),
     }
     _require_plain(state["data"], "data_state")
+    weights, average = state_tensors(model), state_tensors(ema)
+    tensors = (*weights.values(), *average.values(), *_moments(optimizer.state_dict()))
+    require_finite(tensors, f"step {step} of {run.describe()}")
     run.remove(f"{folder}/{MARKER_FILE}")  # of a run that was resumed from an earlier step
     run.remove_unfinished(folder)
     sizes = {
-        MODEL_FILE: _write(run, f"{folder}/{MODEL_FILE}", safetensors.torch.save(state_tensors(model), metadata)),
-        EMA_FILE: _write(run, f"{folder}/{EMA_FILE}", safetensors.torch.save(state_tensors(ema), metadata)),
+        MODEL_FILE: _write(run, f"{folder}/{MODEL_FILE}", safetensors.torch.save(weights, metadata)),
+        EMA_FILE: _write(run, f"{folder}/{EMA_FILE}", safetensors.torch.save(average, metadata)),
         STATE_FILE: _write(run, f"{folder}/{STATE_FILE}", torch_bytes(state)),
     }
     marker = {"step": step, "sizes": sizes, "validation_loss": validation_loss}
@@ -140,16 +152,64 @@ def latest_checkpoint(run_url: str) -> str | None:
         WeightsError: One was complete and is damaged, and there is no other: to begin anew would lose the run.
 
     """
+    found = complete_checkpoints(run_url)
+    return found[0] if found else None
+
+
+def complete_checkpoints(run_url: str, on_note: Callable[[str], None] | None = None) -> list[str]:
+    """Return the run's complete checkpoints, the latest first.
+
+    Args:
+        run_url: Path or URL of the run's folder.
+        on_note: Called with a line on each checkpoint that was complete and is damaged.
+
+    Raises:
+        DamagedWeightsError: One was complete and is damaged, and there is no other: to begin anew would lose the run.
+
+    """
     run = Storage(run_url)
-    latest_first = list_checkpoints(run)[::-1]
-    found = next((run.url(folder) for folder in latest_first if _read_marker(run.url(folder))), None)
-    damaged = None if found else next((name for name in latest_first if run.exists(f"{name}/{MARKER_FILE}")), None)
-    if damaged:
-        raise WeightsError(
-            f"the checkpoint {run.url(damaged)} is damaged, and the run has no other",
+    folders = list_checkpoints(run)[::-1]
+    complete = [folder for folder in folders if _read_marker(run.url(folder))]
+    damaged = [name for name in folders if name not in complete and run.exists(f"{name}/{MARKER_FILE}")]
+    if damaged and not complete:
+        raise DamagedWeightsError(
+            f"the checkpoint {run.url(damaged[0])} is damaged, and the run has no other",
             "restore its files from a backup, or remove its folder to begin anew",
         )
-    return found
+    for name in damaged:
+        if on_note:
+            on_note(
+                f"the checkpoint {run.url(name)} is damaged: a file is missing, or is shorter or longer than written"
+            )
+    return [run.url(folder) for folder in complete]
+
+
+def discard_checkpoint(checkpoint_url: str) -> None:
+    """Let a checkpoint that cannot be used count no more; its other files stay until later ones replace them."""
+    Storage(checkpoint_url).remove(MARKER_FILE)
+
+
+def validated_loss(checkpoint_url: str) -> float | None:
+    """Return the validation loss that a checkpoint is known by, None where it has none."""
+    return _loss_in(_read_marker(checkpoint_url) or {})
+
+
+def record_validation(checkpoint_url: str, loss: float, keep_last: int | None = 3) -> None:
+    """Note how good a checkpoint is, and delete an earlier best one that is no longer among the last.
+
+    Args:
+        checkpoint_url: Path or URL of the checkpoint.
+        loss: Validation loss.
+        keep_last: As in ``save_checkpoint``.
+
+    """
+    marker = _read_marker(checkpoint_url)
+    if marker is None or not math.isfinite(loss):
+        return
+    data = json.dumps(marker | {"validation_loss": loss}).encode()
+    Storage(checkpoint_url).write_bytes(MARKER_FILE, data)
+    if keep_last is not None:
+        _prune(Storage(checkpoint_url.rsplit("/", 2)[0]), keep_last)
 
 
 def load_checkpoint(
@@ -166,15 +226,18 @@ def load_checkpoint(
     On the CPU training goes on bit for bit as if it had not stopped.
 
     Raises:
+        DamagedWeightsError: A file of the checkpoint cannot be read, or holds numbers that are not finite.
         WeightsError: The checkpoint is incomplete, or of a network of other sizes.
 
     """
     checkpoint = Storage(checkpoint_url)
     if not _read_marker(checkpoint_url):
         raise WeightsError(f"{checkpoint_url} is not a complete checkpoint", "latest_checkpoint(run) finds one")
-    _load_into(model, read_weights(checkpoint.url(MODEL_FILE)), checkpoint_url)
-    _load_into(ema, read_weights(checkpoint.url(EMA_FILE)), checkpoint_url)
-    state = torch.load(BytesIO(checkpoint.read_bytes(STATE_FILE)), map_location="cpu", weights_only=True)
+    for module, name in ((model, MODEL_FILE), (ema, EMA_FILE)):
+        tensors = read_weights(checkpoint.url(name))
+        require_finite(tensors.values(), checkpoint.url(name))
+        _load_into(module, tensors, checkpoint_url)
+    state = _read_state(checkpoint)
     configured = [
         {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
     ]
@@ -189,6 +252,25 @@ def load_checkpoint(
         generator.set_state(state["generators"][name])
     _restore_random_state(state["random"])
     return Resumed(step=state["step"], config=json.loads(state["config"]), data_state=state["data"])
+
+
+def _read_state(checkpoint: Storage) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(
+            BytesIO(checkpoint.read_bytes(STATE_FILE)), map_location="cpu", weights_only=True
+        )
+        moments = _moments(state["optimizer"])
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise DamagedWeightsError(f"{checkpoint.url(STATE_FILE)} is not a readable state: {why}") from error
+    require_finite(moments, checkpoint.url(STATE_FILE))
+    return state
+
+
+def _moments(optimizer: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors of an optimiser's state."""
+    values = (value for of_parameter in optimizer["state"].values() for value in of_parameter.values())
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[DiT, dict[str, Any]]:
@@ -212,7 +294,8 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
             metadata = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
-        raise WeightsError(f"{file} is not a readable file of weights: {error}") from error
+        raise DamagedWeightsError(f"{file} is not a readable file of weights: {error}") from error
+    require_finite(weights.values(), file)
     if "config" not in metadata:
         raise WeightsError(f"{file} carries no settings", "expected a file that handdata train has written")
     config: dict[str, Any] = json.loads(metadata["config"])
@@ -264,12 +347,17 @@ def _read_marker(checkpoint_url: str) -> dict[str, Any] | None:
     return marker if all(checkpoint.exists(name) and checkpoint.size(name) == size for name, size in sizes) else None
 
 
+def _loss_in(marker: Mapping[str, Any]) -> float | None:
+    loss = marker.get("validation_loss")
+    return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None
+
+
 def _prune(run: Storage, keep_last: int) -> None:
     """Delete complete checkpoints before the ``keep_last`` latest but the best, and what crashes have left there."""
     folders = list_checkpoints(run)
     markers = {folder: marker for folder in folders if (marker := _read_marker(run.url(folder)))}
     oldest_kept = list(markers)[-max(keep_last, 1) :][0]
-    losses = ((marker.get("validation_loss"), folder) for folder, marker in markers.items())
+    losses = ((_loss_in(marker), folder) for folder, marker in markers.items())
     _, best = min((found for found in losses if found[0] is not None), default=(None, None))
     for folder in folders[: folders.index(oldest_kept)]:
         if folder != best:

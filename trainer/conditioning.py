@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handdata.schemas.joints import KEYPOINT_COUNT
-from handdata.trainer.diffusion import Draws
+from handdata.trainer.diffusion import Draws, PartNoise
 from handdata.trainer.presets import DropoutConfig
 
 CONDITION_CHANNELS: Final = KEYPOINT_COUNT + 1
@@ -126,6 +126,7 @@ def drop_conditions(
             device = task.device if draws is None else draws.device
             chances = torch.rand(count, generator=draws, device=device)
         else:
+            assert not isinstance(draws, PartNoise)  # validation drops nothing
             chances = torch.stack([torch.rand((), generator=draw, device=draw.device) for draw in draws])
         return (chances < probability).to(task.device)
 

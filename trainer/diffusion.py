@@ -21,8 +21,37 @@ from torch import Tensor, nn
 
 from handdata.trainer.presets import DiffusionConfig
 
-Draws = torch.Generator | Sequence[torch.Generator]
-"""Where random numbers of a batch come from: one generator for all, or one for each of its N samples."""
+
+class BatchNoise:
+    """The noise of a batch that goes through the network in parts: each part's is what the whole batch would get."""
+
+    def __init__(self, generator: torch.Generator, count: int) -> None:
+        self._generator, self._count = generator, count
+        self._drawn: list[Tensor] = []
+
+    def turn(self, number: int, shape: torch.Size) -> Tensor:
+        """Return the batch's noise of a turn, 0 and on, for samples of some shape."""
+        if number == len(self._drawn):
+            size = (self._count, *shape)
+            self._drawn.append(torch.randn(size, generator=self._generator, device=self._generator.device))
+        return self._drawn[number]
+
+
+class PartNoise:
+    """The noise of one part of a batch, from its sample ``first`` on."""
+
+    def __init__(self, batch: BatchNoise, first: int) -> None:
+        self._batch, self._first, self._turn = batch, first, 0
+
+    def draw(self, shape: torch.Size) -> Tensor:
+        """Return the part's next noise."""
+        noise = self._batch.turn(self._turn, shape[1:])[self._first : self._first + shape[0]]
+        self._turn += 1
+        return noise
+
+
+Draws = torch.Generator | Sequence[torch.Generator] | PartNoise
+"""Where random numbers of a batch come from: one generator for all, one for each of its N samples, a larger batch."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +240,8 @@ def draw_noise(shape: torch.Size, device: torch.device, draws: Draws | None = No
         return torch.randn(shape, device=device, dtype=torch.float32)
     if isinstance(draws, torch.Generator):
         return torch.randn(shape, generator=draws, device=draws.device, dtype=torch.float32).to(device)
+    if isinstance(draws, PartNoise):
+        return draws.draw(shape).to(device)
     rows = [torch.randn(shape[1:], generator=draw, device=draw.device, dtype=torch.float32) for draw in draws]
     return torch.stack(rows).to(device)
 

@@ -6,8 +6,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from statistics import fmean
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,10 +17,16 @@ from torch.utils.tensorboard import SummaryWriter
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.damage import parse_curves
 from handdata.pipeline.storage.layout import metrics_file, run_folder, run_samples_file, tensorboard_folder
-from handdata.schemas import RunError
+from handdata.pipeline.storage.store import as_storage_error
+from handdata.schemas import RunError, StorageError
 from handdata.schemas.arrays import ByteArray
 
 WRITTEN_EVERY_S: Final = 10.0
+MOST_SKIPPED: Final = 10
+"""A run stops after so many steps in a row whose gradient is not finite."""
+MOST_UNREADABLE: Final = 10
+UNREADABLE_SHARE: Final = 0.001
+"""A run stops where more pairs than ``MOST_UNREADABLE``, and more than this share, cannot be read."""
 WATCHED_STEPS: Final = 100
 """Steps over which the loss is averaged before it is judged."""
 WANDB_VARIABLES: Final = ("WANDB_API_KEY", "WANDB_MODE")
@@ -68,18 +74,22 @@ class RunHistory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.write()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        with suppress(*(() if error is None else (StorageError,))):  # the error that ends the run counts
+            self.write()
+            if self._tensorboard is not None:
+                with self._named_errors():
+                    self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Add a line of scalars."""
+        """Add a line of scalars; those that are not finite are left out."""
+        scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
         self._lines.append(json.dumps({"step": step, **scalars}))
         if self._tensorboard is not None:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, step)
+            with self._named_errors():
+                for name, value in scalars.items():
+                    self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
         if time.monotonic() - self._written_at > WRITTEN_EVERY_S:
@@ -89,11 +99,20 @@ class RunHistory:
         """Add a grid of samples (H, W, 3): a PNG in the run's folder, and on the dashboards."""
         self._storage.write_bytes(run_samples_file(self._run, step), png)
         if self._tensorboard is not None:
-            self._tensorboard.add_image("samples", pixels, step, dataformats="HWC")
+            with self._named_errors():
+                self._tensorboard.add_image("samples", pixels, step, dataformats="HWC")
         if self._wandb is not None:
             import wandb
 
             self._wandb.log({"samples": wandb.Image(pixels)}, step=step)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Name TensorBoard's folder where it cannot write."""
+        try:
+            yield
+        except OSError as error:
+            raise as_storage_error("write", self._storage.describe(tensorboard_folder(self._run)), error) from error
 
     def write(self) -> None:
         """Write all lines. The whole file at once: object stores cannot append."""
@@ -101,33 +120,73 @@ class RunHistory:
         self._written_at = time.monotonic()
 
 
+class ReadingWatch:
+    """Counts pairs that cannot be read, and stops a run that has too many of them."""
+
+    def __init__(self, unreadable: int = 0) -> None:
+        self.unreadable = unreadable
+
+    def add(self, messages: Sequence[str], pairs: int) -> None:
+        """Take what could not be read.
+
+        Args:
+            messages: A line on each pair that could not be read.
+            pairs: Pairs that the run has read in all.
+
+        Raises:
+            RunError: It is more than ``MOST_UNREADABLE`` pairs, and more than ``UNREADABLE_SHARE`` of all.
+
+        """
+        self.unreadable += len(messages)
+        if messages and self.unreadable > max(MOST_UNREADABLE, UNREADABLE_SHARE * pairs):
+            raise RunError(
+                f"{self.unreadable} of {pairs} pairs of frames could not be read, the last one of {messages[-1]}",
+                "remove the damaged files: `handdata annotate --repair` does their units again, and --resume goes on",
+            )
+
+
 class LossWatch:
     """Stops a run that has gone wrong."""
 
-    def __init__(self, divergence: float) -> None:
-        self._divergence = divergence
-        self._losses: deque[float] = deque(maxlen=WATCHED_STEPS)
-        self._lowest = math.inf
+    def __init__(self, divergence: float, earlier: Mapping[str, Any] | None = None) -> None:
+        """Watch from the beginning, or go on.
 
-    def add(self, step: int, loss: float, checkpoint_url: str | None) -> None:
+        Args:
+            divergence: How many times its lowest value the mean loss may reach.
+            earlier: ``state`` of the watch of an earlier call of the run.
+
+        """
+        earlier = earlier or {}
+        self._divergence = divergence
+        self._losses: deque[float] = deque(earlier.get("losses", ()), maxlen=WATCHED_STEPS)
+        self._lowest = float(earlier.get("lowest", math.inf))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a later call of the run goes on with, as plain values."""
+        return {"losses": list(self._losses), "lowest": self._lowest}
+
+    def add(self, step: int, loss: float, checkpoint_url: str | None, skipped_in_a_row: int = 0) -> None:
         """Take the loss of a step.
 
         Args:
             step: Number of the step.
             loss: Its loss.
             checkpoint_url: Last checkpoint before it, for the message.
+            skipped_in_a_row: Steps up to this one that were skipped since their loss or gradient was not finite.
 
         Raises:
-            RunError: The loss is not a finite number, or the mean of the last steps is far above its lowest value
-                before.
+            RunError: ``MOST_SKIPPED`` steps in a row were skipped, or the mean of the last steps is far above its
+                lowest value before.
 
         """
         good = f"{checkpoint_url} is the last checkpoint before it" if checkpoint_url else "no checkpoint was saved yet"
-        if not math.isfinite(loss):
+        if skipped_in_a_row >= MOST_SKIPPED:
             raise RunError(
-                f"the loss is {loss} at step {step}",
+                f"the loss is {loss} at step {step}; the gradients of {skipped_in_a_row} steps in a row are not finite",
                 f"{good}; --resume goes on from it: lower the learning rate, or use precision bfloat16",
             )
+        if skipped_in_a_row:
+            return
         self._losses.append(loss)
         if len(self._losses) < WATCHED_STEPS:
             return

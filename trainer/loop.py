@@ -5,36 +5,44 @@ A run is the folder ``W/runs/<run>/``:
     checkpoints/     see ``handdata.trainer.checkpoints``
     settings.json    the resolved settings (also embedded in every checkpoint)
     metrics.jsonl    one JSON object a line: {"step", "loss", "samples_per_s", "epochs/<source>": how often its pairs
-                     have been shown}, or, from a validation, {"step", "validation_loss", "permuted_loss"}
+                     have been shown}, and, once there are any, {"unreadable": pairs that could not be read, "skipped":
+                     steps whose gradient was not finite}; or, from a validation, {"step", "validation_loss",
+                     "permuted_loss"}
     samples/         grids of samples of the validation pairs
     tensorboard/     the same for TensorBoard (local workspaces)
 
 All that is random about a pair (its augmentation, noise, timestep, dropped conditions) follows from the seed and the
 pair's position in the endless order. So it does not matter for the result into how many processes and micro batches a
 batch is cut, and a run that is resumed has nothing to replay.
+
+Where several processes train, an error in one of them is raised by ``train`` there. The others wait for it in vain, and
+are ended by whoever started them (``handdata.jobs.train``).
 """
 
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Final
+from typing import Any, Final
 
 import torch.distributed
 
 from handdata.pictures.png import encode_png
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import run_folder, run_settings_file
-from handdata.schemas import UsageError
+from handdata.schemas import DamagedWeightsError, NoPairsError, UsageError
 from handdata.trainer.autoencoders import load_autoencoder
-from handdata.trainer.checkpoints import latest_checkpoint
+from handdata.trainer.checkpoints import complete_checkpoints, discard_checkpoint, record_validation, validated_loss
+from handdata.trainer.data.batch import FramePair
 from handdata.trainer.data.latents import LatentStore, open_latents
 from handdata.trainer.data.loading import pair_batches
 from handdata.trainer.data.pairs import open_pairs
 from handdata.trainer.data.splits import training_split
 from handdata.trainer.data.validation import pairs_to_show, validation_batches
+from handdata.trainer.devices import choose_device
 from handdata.trainer.following import ConditionFollowing
-from handdata.trainer.history import LossWatch, RunHistory, Stopwatch
+from handdata.trainer.history import LossWatch, ReadingWatch, RunHistory, Stopwatch
 from handdata.trainer.presets import Preset
 from handdata.trainer.schedule import MicroBatches, Process, micro_batches
 from handdata.trainer.trainer import Trainer
@@ -42,9 +50,13 @@ from handdata.trainer.trainer import Trainer
 LOGGED_EVERY_STEPS: Final = 10
 DECODING_THREADS: Final = 8
 """Threads that decode in each process that trains on a GPU. On the CPU they would only take cores from training."""
+NOTED_UNREADABLE: Final = 10
+"""Largest number of pairs that could not be read of which a run speaks one by one."""
 
 OnStep = Callable[[int, int, float, float], None]
 """Called after each step with (steps done, steps in all, loss, samples a second)."""
+OnNote = Callable[[str], None]
+"""Called with a line that whoever started the run should read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,8 @@ class TrainSummary:
         loss: Mean over the last logged steps; None where this call had nothing left to do.
         samples_per_s: Pairs a second of this call, without the time of validations.
         validation: Losses of the averaged weights on the validation split; None where the dataset has none.
+        unreadable: Pairs that could not be read, of the run in all; others took their places.
+        skipped: Steps of the run whose gradient was not finite; they changed nothing.
 
     """
 
@@ -67,6 +81,8 @@ class TrainSummary:
     loss: float | None
     samples_per_s: float | None
     validation: ConditionFollowing | None
+    unreadable: int = 0
+    skipped: int = 0
 
 
 def train(
@@ -80,6 +96,7 @@ def train(
     device: str | None = None,
     process: Process = Process(),
     on_step: OnStep | None = None,
+    on_note: OnNote | None = None,
 ) -> TrainSummary:
     """Train a preset on a workspace's dataset, in this process or as one of several.
 
@@ -88,23 +105,26 @@ def train(
         storage: Workspace of the dataset and of the run.
         run: Name of the run.
         steps: Steps of the run in all; None takes the preset's number.
-        resume: Go on from the run's latest checkpoint, if it has one; without it a run with checkpoints is an error.
+        resume: Go on from the run's latest sound checkpoint, if it has one; without it a run with checkpoints is an
+            error.
         init: File of published FoundHand weights, of an ImageNet DiT, or of one of our checkpoints to start from.
         device: Device to train on; None takes CUDA's where there is one.
         process: One of several processes, which have joined a ``torch.distributed`` group before.
         on_step: Called after each step.
+        on_note: Called with what the user should know of.
 
     Raises:
-        UsageError: The dataset has no usable pairs, or the run exists.
-        WeightsError: The weights do not fit the network.
-        RunError: The loss stops being a number or grows without end.
+        UsageError: The dataset has no usable pairs, or no latents of a split, or the run exists.
+        WeightsError: The weights do not fit the network, or no checkpoint of the run is sound.
+        RunError: Gradients stop being numbers, the loss grows without end, or too many images cannot be decoded.
 
     """
+    note = on_note if on_note and process.rank == 0 else _quiet
     settings, monitoring = preset.optimisation, preset.monitoring
     total = steps or settings.steps
     run_url = storage.url(run_folder(run))
-    checkpoint_url = latest_checkpoint(run_url)
-    if checkpoint_url and not resume:
+    checkpoints = complete_checkpoints(run_url, note)
+    if checkpoints and not resume:
         raise UsageError(f"the run {run} has checkpoints", "go on with --resume, or choose another name with --run")
     annotated = Dataset(storage, preset.data.dataset)
     latents = _latents(annotated, preset)
@@ -117,25 +137,33 @@ def train(
         seed=settings.seed,
     )
     leads = process.rank == 0
-    measured_on = validation_batches(storage, preset, latents) if leads else []
+    measured_on = _held_out(storage, preset, latents, note) if leads else []
     shown = pairs_to_show(storage, preset) if leads else ([], [])
 
-    trainer = Trainer(preset, device or ("cuda" if torch.cuda.is_available() else "cpu"), process)
-    if checkpoint_url:
-        trainer.load(checkpoint_url)
-    elif init is not None:
+    trainer = Trainer(preset, str(choose_device(device)), process)
+    checkpoint_url, watched = _resumed(trainer, checkpoints, process, note)
+    if checkpoint_url is None and init is not None:
         trainer.start_from(init)
     first_step = trainer.step
     following: ConditionFollowing | None = None
     losses: deque[float] = deque(maxlen=LOGGED_EVERY_STEPS)
-    watch = LossWatch(monitoring.divergence)
+    watch = LossWatch(monitoring.divergence, watched.get("losses"))
+    reading = ReadingWatch(watched.get("unreadable", 0))
     clock = Stopwatch(settings.batch_size)
     threads = DECODING_THREADS if trainer.device.type == "cuda" else 0
-    batches = pair_batches(dataset, MicroBatches(settings, process, first_step, total), threads)
+    pinned = trainer.device.type == "cuda"
+    batches = pair_batches(dataset, MicroBatches(settings, process, first_step, total), threads, pinned)
 
     def take_step() -> None:
-        losses.append(trainer.training_step(next(batches) for _ in range(micro_batches(settings, process))))
-        watch.add(trainer.step, losses[-1], checkpoint_url)
+        loss = trainer.training_step(next(batches) for _ in range(micro_batches(settings, process)))
+        shown_pairs = trainer.step * settings.batch_size
+        unreadable = _of_all(dataset.take_unreadable(shown_pairs), process, trainer.device)
+        for message in unreadable[: max(NOTED_UNREADABLE - reading.unreadable, 0)]:
+            note(f"{message}; another pair took its place")
+        reading.add(unreadable, shown_pairs)
+        watch.add(trainer.step, loss, checkpoint_url, trainer.skipped_in_a_row)
+        if not trainer.skipped_in_a_row:
+            losses.append(loss)
         clock.count_step()
 
     if not leads:
@@ -144,27 +172,47 @@ def train(
         return TrainSummary(run_url, run_url, trainer.step, None, None, None)
 
     storage.write_bytes(run_settings_file(run), preset.model_dump_json(indent=2).encode())
+    saves = validates = False  # as soon as a step counts
     with RunHistory(storage, run, first_step, preset.model_dump(mode="json")) as history:
+
+        def validate(step: int) -> ConditionFollowing:
+            found = trainer.validate(measured_on)
+            history.add(step, {"validation_loss": found.true_loss, "permuted_loss": found.permuted_loss})
+            return found
+
+        def is_validated(step: int) -> bool:
+            return bool(measured_on) and (step == total or step % monitoring.validate_every == 0)
+
+        if checkpoint_url and is_validated(first_step) and validated_loss(checkpoint_url) is None:
+            following = validate(first_step)  # an earlier call has ended between the two
+            record_validation(checkpoint_url, following.true_loss, monitoring.keep_last)
         for step in range(first_step + 1, total + 1):
             take_step()
             if on_step:
-                on_step(step, total, losses[-1], clock.samples_per_s)
+                on_step(step, total, losses[-1] if losses else math.nan, clock.samples_per_s)
             if step % LOGGED_EVERY_STEPS == 0 or step == total:
                 epochs = dataset.effective_epochs(step * settings.batch_size)
-                scalars = {"loss": fmean(losses), "samples_per_s": clock.samples_per_s}
-                history.add(step, scalars | {f"epochs/{source}": times for source, times in epochs.items()})
-            validated = None
+                scalars = {"loss": fmean(losses) if losses else math.nan, "samples_per_s": clock.samples_per_s}
+                scalars |= {f"epochs/{source}": times for source, times in epochs.items()}
+                counts = {"unreadable": reading.unreadable, "skipped": trainer.skipped}
+                history.add(step, scalars | {name: count for name, count in counts.items() if count})
             with clock.paused():
-                if measured_on and (step == total or step % monitoring.validate_every == 0):
-                    validated = following = trainer.validate(measured_on)
-                    curve = {"validation_loss": following.true_loss, "permuted_loss": following.permuted_loss}
-                    history.add(step, curve)
+                saves = saves or step == total or step % monitoring.checkpoint_every == 0
+                validates = validates or is_validated(step)
+                # While steps are skipped, the weights may be what is wrong: the checkpoints before them stay.
+                if step == total or not trainer.skipped_in_a_row:
+                    if saves:
+                        history.write()
+                        state = {"losses": watch.state(), "unreadable": reading.unreadable}
+                        checkpoint_url = trainer.save(run_url, state)
+                    if validates:
+                        following = validate(step)
+                        if saves and checkpoint_url:
+                            record_validation(checkpoint_url, following.true_loss, monitoring.keep_last)
+                    saves = validates = False
                 if shown[0] and (step == total or step % monitoring.pictures_every == 0):
                     grid = trainer.draw(*shown)
                     history.add_picture(step, encode_png(grid), grid)
-                if step == total or step % monitoring.checkpoint_every == 0:
-                    history.write()
-                    checkpoint_url = trainer.save(run_url, validated)
     assert checkpoint_url is not None  # the last step saves one, and a run without steps left has been resumed
     return TrainSummary(
         run_url=run_url,
@@ -173,7 +221,73 @@ def train(
         loss=fmean(losses) if losses else None,
         samples_per_s=clock.samples_per_s if losses else None,
         validation=following,
+        unreadable=reading.unreadable,
+        skipped=trainer.skipped,
     )
+
+
+def _quiet(line: str) -> None:
+    """Say nothing."""
+
+
+def _held_out(storage: Storage, preset: Preset, latents: LatentStore | None, note: OnNote) -> list[FramePair]:
+    """Return the batches that the run is measured on; none, with a note, where there are no such pairs."""
+    try:
+        return validation_batches(storage, preset, latents)
+    except NoPairsError as error:
+        note(f"the run is not validated: {error.message}")
+        return []
+
+
+def _resumed(
+    trainer: Trainer, checkpoints: Sequence[str], process: Process, note: OnNote
+) -> tuple[str | None, dict[str, Any]]:
+    """Go on from the first sound one of some checkpoints, in all processes from the same one.
+
+    Returns:
+        The checkpoint, None where there are none to choose from, and what it has watched.
+
+    Raises:
+        DamagedWeightsError: None of them is sound.
+
+    """
+    if not checkpoints:
+        return None, {}
+    chosen: list[Any] = [None]
+    watched: dict[str, Any] = {}
+    if process.rank == 0:
+        errors: list[DamagedWeightsError] = []
+        for url in checkpoints:
+            try:
+                watched = trainer.load(url)
+            except DamagedWeightsError as error:
+                errors.append(error)
+                continue
+            chosen = [url]
+            break
+        else:
+            raise errors[0]
+        for url, found in zip(checkpoints, errors, strict=False):
+            note(f"passed over the checkpoint {url}: {found.message}")
+            discard_checkpoint(url)
+    if process.count > 1:
+        torch.distributed.broadcast_object_list(chosen, device=trainer.device)
+    if process.rank:
+        watched = trainer.load(chosen[0])
+    return chosen[0], watched
+
+
+def _of_all(messages: list[str], process: Process, device: torch.device) -> list[str]:
+    """Return the messages of all processes, in the order of their shares of a batch."""
+    if process.count == 1:
+        return messages
+    count = torch.tensor([len(messages)], device=device)
+    torch.distributed.all_reduce(count)
+    if not int(count):
+        return []
+    gathered: list[Any] = [None] * process.count
+    torch.distributed.all_gather_object(gathered, messages)
+    return [message for part in gathered for message in part]
 
 
 def _latents(dataset: Dataset, preset: Preset) -> LatentStore | None:

@@ -20,6 +20,7 @@ from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
 from handdata.trainer.data.augment import Frame, resize
 from handdata.trainer.data.batch import FramePair, stack_pairs
+from handdata.trainer.devices import TrainedPrecision, choose_device
 from handdata.trainer.diffusion import draw_noise
 from handdata.trainer.inputs import encode_images, pair_conditions
 from handdata.trainer.poses import pose_frame
@@ -43,20 +44,25 @@ class Sampler:
     preset: Preset
 
 
-def load_sampler(checkpoint: str, dataset: str | None = None) -> Sampler:
+def load_sampler(checkpoint: str, dataset: str | None = None, device: str | None = None) -> Sampler:
     """Load a checkpoint's network with averaged weights, and its autoencoder.
 
     Args:
         checkpoint: Path or URL of a checkpoint's file or folder, or of a run's folder.
         dataset: Dataset that the preset names instead of the one that the network was trained on.
+        device: Device to sample on; None takes CUDA's where there is one. The network computes there in the precision
+            of its training.
 
     Raises:
+        UsageError: This machine has no such device.
         WeightsError: The checkpoint, or the autoencoder's weights, are missing or not readable.
 
     """
-    network, config = load_for_sampling(checkpoint)
+    chosen = choose_device(device)
+    network, config = load_for_sampling(checkpoint, chosen)
     preset = Preset.model_validate(config).choosing_rows(dataset=dataset)
-    return Sampler(network, load_autoencoder(preset.autoencoder), preset)
+    network_there = TrainedPrecision(network, preset.optimisation)
+    return Sampler(network_there, load_autoencoder(preset.autoencoder, chosen), preset)
 
 
 def gesture_transfer(

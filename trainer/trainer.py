@@ -1,7 +1,10 @@
 """One optimisation step, and the state that a checkpoint keeps."""
 
-from collections.abc import Iterable, Sequence
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch.distributed
 import torch.nn.functional as F
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from handdata.schemas import WeightsError
+from handdata.schemas import RunError, WeightsError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.alignment import AlignedDiT, ImageEncoder, alignment_loss
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
@@ -17,7 +20,8 @@ from handdata.trainer.checkpoints import load_checkpoint, save_checkpoint
 from handdata.trainer.conditioning import drop_conditions
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.batch import FramePair
-from handdata.trainer.diffusion import Diffusion, Draws, draw_noise
+from handdata.trainer.devices import TrainedPrecision, autocast
+from handdata.trainer.diffusion import BatchNoise, Diffusion, Draws, PartNoise, draw_noise
 from handdata.trainer.figures import figure
 from handdata.trainer.following import ConditionFollowing, condition_following
 from handdata.trainer.inputs import encode_images, pair_conditions
@@ -43,6 +47,9 @@ class Trainer:
         self.process = process
         self.device = torch.device(device)
         self.step = 0
+        self.skipped = 0
+        """Steps that changed nothing, since their gradient was not finite."""
+        self.skipped_in_a_row = 0
         self.diffusion = Diffusion(preset.diffusion).to(self.device)
         self.autoencoder: Autoencoder = load_autoencoder(preset.autoencoder, self.device)
         with torch.random.fork_rng(devices=[]):
@@ -71,13 +78,8 @@ class Trainer:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: learning_rate_share(step, settings)
         )
-        self._precision = getattr(torch, settings.precision)
-        # On a CPU bfloat16 pays, two to three times where it has matrix units for it; float16 does not.
-        self._autocasts = self._precision == torch.bfloat16 or (
-            self._precision == torch.float16 and self.device.type == "cuda"
-        )
         self._scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self._autocasts and self._precision == torch.float16
+            self.device.type, enabled=self.device.type == "cuda" and settings.precision == "float16"
         )
 
     @property
@@ -89,7 +91,12 @@ class Trainer:
     def training_step(self, micro_batches: Iterable[FramePair]) -> float:
         """Take one optimiser step on this process's share of a batch and return the whole batch's mean loss.
 
-        The micro batches hold the pairs at the positions that ``MicroBatches`` gives, in its order.
+        The micro batches hold the pairs at the positions that ``MicroBatches`` gives, in its order. A step whose loss
+        or gradient is not finite changes neither the weights nor their average, and is counted.
+
+        Raises:
+            RunError: The step has left weights that are not finite.
+
         """
         settings = self.preset.optimisation
         share = settings.batch_size // self.process.count
@@ -108,16 +115,34 @@ class Trainer:
             done += count
         if done != share:
             raise ValueError(f"a step takes {share} pairs of each process, got {done}")
-        if self.process.count > 1:
-            torch.distributed.all_reduce(total)
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._trained_parameters, settings.max_gradient_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._schedule.step()
-        self._average.update_parameters(self.model)
+        norm = nn.utils.clip_grad_norm_(self._trained_parameters, settings.max_gradient_norm)
+        found = torch.stack([total, norm.to(total)])
+        if self.process.count > 1:
+            torch.distributed.all_reduce(found)
+        loss, norm_of_all = found.tolist()
         self.step += 1
-        return float(total) / settings.batch_size
+        if math.isfinite(loss) and math.isfinite(norm_of_all):
+            self._scaler.step(self._optimizer)
+            self._require_finite_weights()
+            self._average.update_parameters(self.model)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        self._scaler.update()
+        with warnings.catch_warnings():  # where the first step of all is skipped
+            warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before", UserWarning)
+            self._schedule.step()
+        return float(loss) / settings.batch_size
+
+    def _require_finite_weights(self) -> None:
+        largest = nn.utils.get_total_norm(self._trained_parameters, norm_type=math.inf)
+        if not math.isfinite(float(largest)):
+            raise RunError(
+                f"step {self.step} has left weights that are not finite",
+                "--resume goes on from the last checkpoint: lower the learning rate",
+            )
 
     def _gradients_stay_here(self, more_to_come: bool) -> AbstractContextManager[None]:
         """Let processes add up their gradients once a step, with the last micro batch."""
@@ -147,7 +172,8 @@ class Trainer:
         timesteps = timesteps.to(self.device)
         noise = draw_noise(latent.shape, self.device, draws)
         noisy = self.diffusion.add_noise(latent, noise, timesteps)
-        with torch.autocast(self.device.type, self._precision, enabled=self._autocasts):
+        # On a CPU bfloat16 pays, two to three times where it has matrix units for it.
+        with autocast(self.device, self.preset.optimisation.precision, on_cpu=True):
             output = model(noisy, timesteps, target_cond, ref_cond, task)
         known = batch.target_weight.float() / 255
         aligned = torch.zeros((), device=self.device)
@@ -159,17 +185,32 @@ class Trainer:
         return self.diffusion.training_loss(output, latent, noise, timesteps, weight).total + aligned
 
     def validate(self, batches: list[FramePair]) -> ConditionFollowing:
-        """Measure, with the averaged weights, how much the loss owes to the target's keypoints."""
+        """Measure, with the averaged weights, how much the loss owes to the target's keypoints.
+
+        Batches go through the network in micro batches; neither their size nor the number of processes is seen in the
+        result, but for rounding.
+        """
+        settings = self.preset.optimisation
+        most = settings.micro_batch_size or max(settings.batch_size // self.process.count, 1)
 
         def losses(batch: FramePair, timesteps: Tensor, draws: torch.Generator) -> Tensor:
-            with torch.no_grad():
-                return self.losses(self.averaged_model, batch, timesteps, draws)
+            count = len(batch.task)
+            noise = BatchNoise(draws, count)
+            found = []
+            for first in range(0, count, most):
+                part = slice(first, first + most)
+                pairs = FramePair(*(field[part] for field in batch))
+                of_part = draws if count <= most else PartNoise(noise, first)
+                with torch.no_grad():
+                    found.append(self.losses(self.averaged_model, pairs, timesteps[part], of_part))
+            return torch.cat(found)
 
         return condition_following(losses, batches, self.diffusion.steps)
 
     def draw(self, references: Sequence[Frame], targets: Sequence[Frame]) -> ByteArray:
         """Draw each reference in its target's pose, with the averaged weights, as a figure (H, W, 3)."""
-        sampler = Sampler(self.averaged_model, self.autoencoder, self.preset)
+        network = TrainedPrecision(self.averaged_model, self.preset.optimisation)
+        sampler = Sampler(network, self.autoencoder, self.preset)
         return figure(references, targets, list(gesture_transfer(sampler, references, targets)))
 
     def start_from(self, path: str) -> None:
@@ -192,8 +233,17 @@ class Trainer:
                     f"{path} does not fit this network: {error}", "choose the preset of its size"
                 ) from None
 
-    def save(self, run_url: str, validation: ConditionFollowing | None = None) -> str:
-        """Save a checkpoint of the run, as good as its validation found it, and return its URL."""
+    def save(self, run_url: str, watched: Mapping[str, Any] | None = None) -> str:
+        """Save a checkpoint of the run and return its URL.
+
+        Args:
+            run_url: Path or URL of the run's folder.
+            watched: Further plain values, which ``load`` gives back.
+
+        Raises:
+            DamagedWeightsError: The weights are not finite.
+
+        """
         return save_checkpoint(
             run_url,
             self.step,
@@ -205,13 +255,24 @@ class Trainer:
             data_state={
                 "scaler": self._scaler.state_dict(),
                 "projection": self._aligned.projection.state_dict() if self._aligned else {},
+                "averaged": int(self._average.n_averaged),
+                "skipped": self.skipped,
+                "skipped_in_a_row": self.skipped_in_a_row,
+                "watched": dict(watched or {}),
             },
             keep_last=self.preset.monitoring.keep_last,
-            validation_loss=None if validation is None else validation.true_loss,
         )
 
-    def load(self, checkpoint_url: str) -> None:
-        """Go on from a checkpoint. The position in the data is the step times the batch size."""
+    def load(self, checkpoint_url: str) -> dict[str, Any]:
+        """Go on from a checkpoint, and return what ``save`` was given to watch; nothing in earlier versions' ones.
+
+        The position in the data is the step times the batch size.
+
+        Raises:
+            DamagedWeightsError: The checkpoint cannot be read, or holds numbers that are not finite.
+            WeightsError: It is of a network of other sizes.
+
+        """
         resumed = load_checkpoint(
             checkpoint_url,
             self.model,
@@ -223,5 +284,10 @@ class Trainer:
             self._scaler.load_state_dict(resumed.data_state["scaler"])
         if self._aligned is not None:
             self._aligned.projection.load_state_dict(resumed.data_state["projection"])
+        state = resumed.data_state
         self.step = resumed.step
-        self._average.n_averaged.fill_(resumed.step)  # else the next update would copy the weights instead
+        self.skipped, self.skipped_in_a_row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)
+        # Where it is 0, the next update copies the weights.
+        self._average.n_averaged.fill_(state.get("averaged", resumed.step))
+        watched: dict[str, Any] = state.get("watched", {})
+        return watched

@@ -1,6 +1,7 @@
 """Weights of published networks in and out: FoundHand, an ImageNet DiT, and files that the public code reads."""
 
 import re
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from handdata.pipeline.storage import Storage
-from handdata.schemas.errors import WeightsError
+from handdata.schemas.errors import DamagedWeightsError, WeightsError
 from handdata.trainer.model import DiT
 
 # (published name, our name): the first part that matches from the left is replaced.
@@ -120,7 +121,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
                 return safetensors.torch.load_file(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is not a readable file of weights: {error}") from error
+        raise DamagedWeightsError(f"{path} is not a readable file of weights: {error}") from error
     for key in ("ema_state_dict", "ema", "model_state_dict", "model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -128,6 +129,19 @@ def read_weights(path: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} holds no state dict", "expected a dictionary of tensors by parameter name")
     return content
+
+
+def require_finite(tensors: Iterable[Tensor], place: str) -> None:
+    """Check that weights hold finite numbers.
+
+    Raises:
+        DamagedWeightsError: They do not.
+
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise DamagedWeightsError(
+            f"{place} holds numbers that are not finite", "an earlier checkpoint of the run may be sound"
+        )
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:

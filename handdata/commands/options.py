@@ -167,6 +167,10 @@ GuidanceScale = Annotated[
         show_default="the preset's",
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.", show_default="CUDA where there is a GPU"),
+]
 SamplingSeed = Annotated[
     int, typer.Option("--seed", metavar="N", help="Random seed; the same seed gives the same images.")
 ]

@@ -8,6 +8,7 @@ import typer
 from handdata.commands.options import (
     Checkpoint,
     DenoisingSteps,
+    Device,
     GuidanceScale,
     RunName,
     SamplingSeed,
@@ -65,6 +66,7 @@ def gesture_transfer(
     steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
     seed: SamplingSeed = 0,
+    device: Device = None,
     out_file: Figure = Path("gesture-transfer.png"),
 ) -> None:
     """Generate a reference's hand in the pose of a target: a figure of reference, pose, truth and result."""
@@ -77,6 +79,7 @@ def gesture_transfer(
         target=target,
         count=count,
         options=SamplingOptions(steps, guidance_scale, seed),
+        device=device,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.gesture_transfer(lambda step, total: progress.set(step, total=total))
@@ -100,6 +103,7 @@ def domain_transfer(
     steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
     seed: SamplingSeed = 0,
+    device: Device = None,
     out_file: Figure = Path("domain-transfer.png"),
 ) -> None:
     """Generate the poses of one source with the appearance of another, such as synthetic hands as photographs."""
@@ -114,6 +118,7 @@ def domain_transfer(
         target_source=target_source,
         count=count,
         options=SamplingOptions(steps, guidance_scale, seed),
+        device=device,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.domain_transfer(lambda step, total: progress.set(step, total=total))
@@ -134,6 +139,7 @@ def novel_view(
     steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
     seed: SamplingSeed = 0,
+    device: Device = None,
     out_file: Figure = Path("novel-view.png"),
 ) -> None:
     """Generate the moment of a reference as another camera sees it, from the keypoints in that camera."""
@@ -146,6 +152,7 @@ def novel_view(
         target=target,
         count=count,
         options=SamplingOptions(steps, guidance_scale, seed),
+        device=device,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.novel_view(lambda step, total: progress.set(step, total=total))
@@ -181,6 +188,7 @@ def video(
     steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
     seed: SamplingSeed = 0,
+    device: Device = None,
     out_file: Annotated[
         Path,
         typer.Option("--out", metavar="WEBP_OR_GIF", help="File of the video; a strip of its frames lies beside it."),
@@ -198,6 +206,7 @@ def video(
         target=target,
         count=count,
         options=SamplingOptions(steps, guidance_scale, seed),
+        device=device,
     )
     with ProgressLine("Sampling", None, "frames") as progress:
         frames, strip = sampling.video(lambda frame, total: progress.set(frame, total=total))
@@ -216,12 +225,15 @@ def fix(
         float, typer.Option(min=0, metavar="SCALE", help="Scale of classifier-free guidance; 1 is none.")
     ] = REPAIR_GUIDANCE,
     seed: SamplingSeed = 0,
+    device: Device = None,
     out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="File of the repaired image.")] = Path(
         "fixed.png"
     ),
 ) -> None:
     """Generate the hands of an image anew where MediaPipe finds their keypoints; the rest stays as it is."""
-    sampling = _sampling(workspace, run, checkpoint, options=SamplingOptions(steps, guidance_scale, seed))
+    sampling = _sampling(
+        workspace, run, checkpoint, options=SamplingOptions(steps, guidance_scale, seed), device=device
+    )
     with ProgressLine("Repairing", None, "steps") as progress:
         image = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
     _write(out_file, image)
@@ -235,10 +247,13 @@ def unconditional(
     count: Count = 16,
     steps: DenoisingSteps = None,
     seed: SamplingSeed = 0,
+    device: Device = None,
     out_file: Figure = Path("unconditional.png"),
 ) -> None:
     """Sample unconditionally: a grid of hands, without reference or pose."""
-    sampling = _sampling(workspace, run, checkpoint, count=count, options=SamplingOptions(steps, seed=seed))
+    sampling = _sampling(
+        workspace, run, checkpoint, count=count, options=SamplingOptions(steps, seed=seed), device=device
+    )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.unconditional(lambda step, total: progress.set(step, total=total))
     _write(out_file, figure)

@@ -10,6 +10,7 @@ from handdata.commands.options import (
     AsJson,
     Checkpoint,
     DenoisingSteps,
+    Device,
     GuidanceScale,
     RunName,
     SamplingSeed,
@@ -18,7 +19,7 @@ from handdata.commands.options import (
     Workspace,
     load_settings,
 )
-from handdata.console import ProgressLine, out, print_json, print_table, say_connecting
+from handdata.console import ProgressLine, out, print_json, print_table, say, say_connecting
 from handdata.schemas import Split, UsageError
 from handdata.trainer.presets import PRESETS, AutoencoderKind, SamplingOptions
 
@@ -105,6 +106,7 @@ def train(
                 resume=resume,
                 init=init,
                 on_step=show,
+                on_note=say,
                 on_connect=say_connecting,
             )
         else:
@@ -112,7 +114,7 @@ def train(
 
             device = _training_device(gpus)
             summary = run_train(
-                chosen, storage, run, steps=steps, resume=resume, init=init, device=device, on_step=show
+                chosen, storage, run, steps=steps, resume=resume, init=init, device=device, on_step=show, on_note=say
             )
     _show_trained(summary)
 
@@ -125,6 +127,10 @@ def _show_trained(summary: "TrainSummary") -> None:
         following = summary.validation
         table["validation loss"] = f"{following.true_loss:.4f}"
         table["with permuted keypoints"] = f"{following.permuted_loss:.4f}"
+    if summary.unreadable:
+        table["pairs that could not be read"] = f"{summary.unreadable:,}"
+    if summary.skipped:
+        table["steps without a finite gradient"] = f"{summary.skipped:,}"
     print_table("Trained", table)
     out.print("Next: handdata sample gesture-transfer")
 
@@ -154,12 +160,12 @@ def encode(
         int | None,
         typer.Option(
             min=0,
-            max=1,
             metavar="N",
             help="Number of GPUs; with 0 the CPU encodes.",
             show_default="a GPU if there is one",
         ),
     ] = None,
+    device: Device = None,
 ) -> None:
     """Compute every image's latents once, and store them beside the shards for training (`data.latents = true`).
 
@@ -169,33 +175,37 @@ def encode(
     from handdata.pipeline.storage import Dataset, Storage
     from handdata.trainer.autoencoders import load_autoencoder
     from handdata.trainer.data.latents import encode as run_encode
+    from handdata.trainer.devices import encoding_devices
+    from handdata.trainer.loop import DECODING_THREADS
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
+    devices = encoding_devices(gpus, device)
     chosen = load_preset(preset, config).choosing_rows(dataset=dataset)
     stored = Dataset(storage, chosen.data.dataset)
     read_manifest(stored)  # a missing dataset ends here, before weights are downloaded
     settings = chosen.autoencoder.changed(autoencoder, weights)
-    device = _training_device(gpus) or _training_device(int(_has_cuda())) or "cpu"
     with ProgressLine("Encoding", None, "shards") as progress:
         summary = run_encode(
             stored,
-            load_autoencoder(settings, device),
+            load_autoencoder(settings),
             settings,
             image_size or chosen.image_size,
             variants=variants,
             augmentation=chosen.augmentation,
-            device=device,
+            devices=devices,
+            threads=DECODING_THREADS if devices[0].type == "cuda" else 0,
             on_shard=lambda done, total: progress.set(done, total=total),
         )
-    print_table(
-        "Encoded",
-        {
-            "shards": f"{summary.shards:,} ({summary.done_before:,} done before)",
-            "latents": f"{summary.rows:,}, {summary.bytes / 2**20:,.1f} MiB",
-            "folder": summary.folder,
-        },
-    )
+    table = {
+        "shards": f"{summary.shards:,} ({summary.done_before:,} done before)",
+        "latents": f"{summary.rows:,}, {summary.bytes / 2**20:,.1f} MiB",
+        "folder": summary.folder,
+    }
+    if summary.unreadable:
+        table["images that could not be decoded"] = f"{len(summary.unreadable):,}; training passes over them"
+        say(summary.unreadable[0])
+    print_table("Encoded", table)
     out.print("Next: handdata train --config FILE, with `latents = true` below `[data]` in the file")
 
 
@@ -218,12 +228,6 @@ def export(
     model, _ = load_for_sampling(checkpoint or storage.url(run_folder(run)))
     write_foundhand(model, out_file)
     out.print(f"Written: {out_file.absolute()}")
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _training_device(gpus: int | None) -> str | None:
@@ -262,6 +266,7 @@ def evaluate(
     steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
     seed: SamplingSeed = 0,
+    device: Device = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the scores as JSON and the figures as PNG.")
     ] = None,
@@ -287,6 +292,7 @@ def evaluate(
         count=count,
         least_motion=min_motion,
         options=SamplingOptions(steps, guidance_scale, seed),
+        device=device,
     )
     with ProgressLine("Evaluating", None, "pairs") as progress:
         found = run_evaluate(request, storage, settings.weights, lambda done, total: progress.set(done, total=total))

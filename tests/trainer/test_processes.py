@@ -1,12 +1,14 @@
 """Several processes train one network, on a real Ray cluster with gloo between them."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from handdata.jobs.train import train_in_processes
+from handdata.jobs.train import MAX_RESTARTS, _LostError, _named, train_in_processes
 from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError
 from handdata.trainer.loop import train
@@ -41,21 +43,27 @@ def same(first: str, second: str, tolerance: float = 1e-5) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance)
 
 
-def test_two_processes_end_where_one_with_twice_the_share_does(storage: Storage) -> None:
+def test_two_processes_end_where_one_with_twice_the_share_does(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    write_two_sequences(storage, unreadable=1)
     seen: list[int] = []
     alone = train(PRESET, storage, "alone", steps=5, device="cpu")
     together = train_in_processes(
         PRESET, storage, "together", processes=2, use_gpus=False, steps=5, on_step=lambda step, *_: seen.append(step)
     )
     same(alone.checkpoint_url, together.checkpoint_url)
+    assert together.unreadable == alone.unreadable > 0
     assert seen == [1, 2, 3, 4, 5]
     assert together.steps == 5
     assert together.validation is not None
+    assert alone.validation is not None
+    assert together.validation.true_loss == pytest.approx(alone.validation.true_loss, rel=1e-4)
     assert not storage.exists("runs/together/ray_train")
 
 
 def test_a_lost_process_is_replaced_and_training_goes_on_from_the_last_checkpoint(storage: Storage) -> None:
     killed: list[int] = []
+    notes: list[str] = []
 
     def kill_one(step: int, *_: object) -> None:
         if step == 3 and not killed:
@@ -65,16 +73,102 @@ def test_a_lost_process_is_replaced_and_training_goes_on_from_the_last_checkpoin
 
     alone = train(PRESET, storage, "undisturbed", steps=30, device="cpu")
     disturbed = train_in_processes(
-        PRESET, storage, "disturbed", processes=2, use_gpus=False, steps=30, on_step=kill_one
+        PRESET, storage, "disturbed", processes=2, use_gpus=False, steps=30, on_step=kill_one, on_note=notes.append
     )
     assert killed
+    assert any("was lost" in note and "start again from the last checkpoint" in note for note in notes)
     same(alone.checkpoint_url, disturbed.checkpoint_url, tolerance=1e-3)  # one batch, summed in another order 30 times
 
 
-def test_an_error_of_ours_comes_back_as_it_is_and_is_not_tried_again(storage: Storage) -> None:
-    wild = changed(PRESET, learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step"):
-        train_in_processes(wild, storage, "wild", processes=2, use_gpus=False, steps=20)
+def sabotaged(storage: Storage, deed: str) -> Storage:
+    """Return a storage that spoils the training of each process that it travels to: one deed, at the third step.
+
+    Each deed leaves a line with its time in the file ``<deed>``.
+    """
+
+    def arrive(root: str) -> Storage:
+        import os
+        import time
+        from pathlib import Path
+
+        from handdata.pipeline.storage import Storage
+        from handdata.trainer.trainer import Trainer
+
+        kept_step, kept_write = Trainer.training_step, Storage.write_bytes
+
+        def note() -> None:
+            with Path(root, deed).open("a") as file:
+                file.write(f"{time.time()}\n")
+
+        def step(trainer: Any, micro_batches: Any) -> float:
+            if trainer.step == 2 and trainer.process.rank == 1 and deed in ("missing", "bug", "killed"):
+                note()
+                if deed == "missing":
+                    Storage(root).read_bytes("dataset/data/gone.parquet")
+                if deed == "killed":
+                    os.kill(os.getpid(), 9)
+                raise ZeroDivisionError("a bug")
+            return kept_step(trainer, micro_batches)
+
+        def validate(trainer: Any, batches: Any) -> None:
+            note()
+            raise ZeroDivisionError("a bug")
+
+        def write(self: Storage, name: str, data: bytes) -> None:
+            if name.endswith(".safetensors"):
+                note()
+                with self._named_errors("write", name):
+                    raise OSError(28, os.strerror(28))
+            kept_write(self, name, data)
+
+        Trainer.training_step = step  # type: ignore[method-assign, assignment]
+        if deed == "validation":
+            Trainer.validate = validate  # type: ignore[method-assign, assignment]
+        if deed == "full":
+            Storage.write_bytes = write  # type: ignore[method-assign, assignment]
+        return Storage(root)
+
+    class Sabotaged(Storage):
+        def __reduce__(self) -> Any:
+            return arrive, (self.root,)
+
+    return Sabotaged(storage.root)
+
+
+@pytest.mark.parametrize(
+    ("deed", "message"),
+    [
+        ("missing", "cannot read .*gone.parquet: No such file"),
+        pytest.param("bug", "training process 1 met a ZeroDivisionError: a bug", marks=pytest.mark.soak),
+        pytest.param("validation", "training process 0 met a ZeroDivisionError: a bug", marks=pytest.mark.soak),
+        pytest.param("full", "cannot write .*safetensors: No space left on device", marks=pytest.mark.soak),
+        pytest.param("killed", "lost 4 times without a new checkpoint: .*process 1", marks=pytest.mark.soak),
+        pytest.param("wild", r"the loss is (nan|inf) at step", marks=pytest.mark.soak),
+    ],
+)
+def test_an_error_in_one_process_ends_all_at_once_under_its_name_and_is_not_tried_again(
+    storage: Storage, tmp_path: Path, deed: str, message: str
+) -> None:
+    write_two_sequences(Storage(tmp_path))
+    preset = PRESET if deed != "wild" else changed(PRESET, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(RunError, match=message):
+        train_in_processes(preset, sabotaged(Storage(tmp_path), deed), "run", processes=2, use_gpus=False, steps=20)
+    if deed != "wild":
+        done = [float(line) for line in (tmp_path / deed).read_text().splitlines()]
+        assert time.time() - done[-1] < 30
+        assert len(done) == (1 + MAX_RESTARTS if deed == "killed" else 1)
+
+
+def test_errors_that_are_not_ours_are_named_and_those_of_a_connection_are_tried_again() -> None:
+    bug = _named(ZeroDivisionError("a bug"), 3)
+    assert "training process 3 met a ZeroDivisionError: a bug" in str(bug)
+    assert not isinstance(bug, _LostError)
+    assert "out of memory" in str(_named(torch.OutOfMemoryError("CUDA out of memory"), 0))
+    for lost in (
+        torch.distributed.DistBackendError("NCCL error"),
+        RuntimeError("[gloo/transport/tcp/pair.cc:5] closed"),
+    ):
+        assert isinstance(_named(lost, 0), _LostError)
 
 
 def test_more_gpus_than_there_are_and_uneven_shares_are_errors(storage: Storage, tmp_path: Path) -> None:

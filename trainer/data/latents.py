@@ -12,12 +12,14 @@ form.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
+from queue import Queue
 from typing import Any, Final, NamedTuple
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -28,22 +30,24 @@ from torch import Tensor, nn
 from handdata.pipeline.shards import Shard, list_shards, read_manifest
 from handdata.pipeline.storage import Dataset, Storage, blob_ranges, table_to_parquet
 from handdata.pipeline.storage.layout import latents_file, latents_settings_file
-from handdata.schemas import KEYPOINT_COUNT, UsageError
+from handdata.schemas import KEYPOINT_COUNT, UnreadableImageError, UsageError
 from handdata.schemas.arrays import BoolArray, FloatArray
 from handdata.schemas.sample import PIXEL_COLUMNS
-from handdata.trainer.autoencoders import Autoencoder
+from handdata.trainer.autoencoders import Autoencoder, Posterior
 from handdata.trainer.data.augment import Frame, augment_alone, resize
 from handdata.trainer.data.reading import (
-    CACHED_LABELS,
     LABEL_COLUMNS,
     EncodedFrame,
     ExpectedRows,
     images_of,
     labels_of,
     largest_reduction,
+    place_of,
+    remembered_by_source,
     require_rows,
 )
 from handdata.trainer.data.sample_index import READERS
+from handdata.trainer.devices import autocast, copy_to
 from handdata.trainer.presets import AugmentationConfig, AutoencoderConfig, Config
 
 LATENT_SCHEMA: Final = pa.schema(
@@ -61,6 +65,8 @@ variant at the training size; valid = annotated and inside it."""
 
 ROWS_A_GROUP: Final = 128
 FINGERPRINT_DIGITS: Final = 8
+BATCHES_AHEAD: Final = 2
+"""Batches that are decoded ahead of each device."""
 
 
 class LatentSettings(Config):
@@ -91,6 +97,9 @@ class EncodeSummary:
     """Rows of latents that this call wrote."""
     bytes: int
     """Size of the files that this call wrote."""
+    unreadable: tuple[str, ...] = ()
+    """Images of these files that could not be decoded, a message each. Their latents are not numbers, and training
+    passes over them."""
 
 
 class StoredFrames(NamedTuple):
@@ -132,7 +141,8 @@ def encode(
     *,
     variants: int = 1,
     augmentation: AugmentationConfig | None = None,
-    device: str | torch.device = "cpu",
+    devices: Sequence[torch.device] = (torch.device("cpu"),),
+    threads: int = 0,
     batch_size: int = 32,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> EncodeSummary:
@@ -145,8 +155,9 @@ def encode(
         image_size: Side of the encoded images, pixels.
         variants: Number of stored forms of each image; all but the first are changed at random.
         augmentation: Random changes of these forms; None takes the default ones.
-        device: Device of the autoencoder.
-        batch_size: Images that are encoded at once.
+        devices: Devices that encode, a shard at a time each; the autoencoder may be on any.
+        threads: Number of threads that decode images ahead of each device; with 0 they take turns.
+        batch_size: Images that are encoded at once on a device.
         on_shard: Called after each shard with (shards done, shards in all).
 
     Raises:
@@ -157,7 +168,10 @@ def encode(
     stored_side = read_manifest(dataset).image_size
     folder = latents_folder(dataset, config, autoencoder, image_size)
     side = image_size // autoencoder.factor
-    probe = autoencoder.encode(torch.zeros(1, 3, image_size, image_size, device=device))
+    free: Queue[tuple[Autoencoder, torch.device]] = Queue()
+    for device in devices:
+        free.put((copy_to(autoencoder, device), device))
+    probe = free.queue[0][0].encode(torch.zeros(1, 3, image_size, image_size, device=devices[0]))
     settings = LatentSettings(
         autoencoder=config.kind,
         fingerprint=fingerprint(autoencoder),
@@ -178,18 +192,34 @@ def encode(
         )
     shards = list_shards(dataset)
     done = set(storage.list_files(folder, ".parquet"))
-    encoded = [0, 0, 0]
-    for number, shard in enumerate(shards, start=1):
-        name = latents_file(folder, shard.name)
-        if name not in done:
+    left = [shard for shard in shards if latents_file(folder, shard.name) not in done]
+
+    def encode_shard(shard: Shard) -> tuple[int, int, list[str]]:
+        chosen, device = free.get()
+        try:
             frames = _Variants(storage, shard, settings, stored_side)
-            table = _encoded_table(frames, autoencoder, settings, device, batch_size)
-            data = table_to_parquet(table, ROWS_A_GROUP)
-            storage.write_bytes(name, data)
-            encoded = [encoded[0] + 1, encoded[1] + len(table), encoded[2] + len(data)]
-        if on_shard:
-            on_shard(number, len(shards))
-    return EncodeSummary(storage.describe(folder), encoded[0], len(shards) - encoded[0], encoded[1], encoded[2])
+            table = _encoded_table(frames, chosen, settings, device, batch_size, threads)
+        finally:
+            free.put((chosen, device))
+        data = table_to_parquet(table, ROWS_A_GROUP)
+        storage.write_bytes(latents_file(folder, shard.name), data)
+        return len(table), len(data), frames.unreadable
+
+    rows = size = 0
+    unreadable: list[str] = []
+    with ThreadPoolExecutor(len(devices), "encode") as workers:
+        futures = [workers.submit(encode_shard, shard) for shard in left]
+        try:
+            for number, future in enumerate(as_completed(futures), start=len(shards) - len(left) + 1):
+                of_shard = future.result()
+                rows, size = rows + of_shard[0], size + of_shard[1]
+                unreadable += of_shard[2]
+                if on_shard:
+                    on_shard(number, len(shards))
+        finally:
+            workers.shutdown(cancel_futures=True)
+    finished = len(shards) - len(left)
+    return EncodeSummary(storage.describe(folder), len(left), finished, rows, size, tuple(sorted(unreadable)))
 
 
 def open_latents(
@@ -254,7 +284,7 @@ class LatentReader:
             ranges = list(readers.map(self._read_ranges, self._names))
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in ranges])])
         self._ranges = np.concatenate(ranges)
-        self._labels = lru_cache(CACHED_LABELS)(self._read_labels)
+        self._labels = remembered_by_source(self._read_labels, shards)
 
     @property
     def variants(self) -> int:
@@ -286,6 +316,10 @@ class LatentReader:
             valid=np.stack([valid[row] for _, valid, row in labels]),
         )
 
+    def place(self, shard: int, row: int) -> str:
+        """Return how messages name a row of a shard."""
+        return place_of(self._storage, self._names[shard], row)
+
     def _rows_of(self, shard: int) -> int:
         return int(self._starts[shard + 1] - self._starts[shard]) // self.variants
 
@@ -315,18 +349,33 @@ class _Variants:
         self._labels = labels_of(self._table)
         self._settings = settings
         self._stored_side = stored_side
+        self._storage, self._name = storage, shard.name
+        self._unreadable: dict[int, str] = {}
         self.ids: list[str] = self._table["sample_id"].to_pylist()
         self._sequences: list[str] = self._table["sequence_id"].to_pylist()
 
     def __len__(self) -> int:
         return len(self.ids) * self._settings.variants
 
-    def __getitem__(self, position: int) -> Frame:
+    @property
+    def unreadable(self) -> list[str]:
+        """What could not be decoded so far, a message for each row."""
+        return [self._unreadable[row] for row in sorted(self._unreadable)]
+
+    def __getitem__(self, position: int) -> Frame | None:
+        """Return a frame, None where its image cannot be decoded."""
         variant, row = divmod(position, len(self.ids))
+        try:
+            return self._frame(variant, row)
+        except UnreadableImageError as error:
+            self._unreadable[row] = error.message
+            return None
+
+    def _frame(self, variant: int, row: int) -> Frame:
         image, mask = images_of(self._table, row)
-        encoded = EncodedFrame(
-            image, mask, self._labels.keypoints[row], self._labels.valid[row], self._labels.pad_ltrb[row]
-        )
+        labels = self._labels
+        place = place_of(self._storage, self._name, row)
+        encoded = EncodedFrame(image, mask, labels.keypoints[row], labels.valid[row], labels.pad_ltrb[row], place)
         size, augmentation = self._settings.image_size, self._settings.augmentation
         if variant == 0:
             return resize(encoded.decode(largest_reduction(self._stored_side, size, 1.0)), size)
@@ -339,36 +388,70 @@ class _Variants:
 
 
 def _encoded_table(
-    frames: _Variants, autoencoder: Autoencoder, settings: LatentSettings, device: str | torch.device, batch_size: int
+    frames: _Variants,
+    autoencoder: Autoencoder,
+    settings: LatentSettings,
+    device: torch.device,
+    batch_size: int,
+    threads: int,
 ) -> pa.Table:
     rows: list[dict[str, Any]] = []
-    for first in range(0, len(frames), batch_size):
-        batch = [frames[position] for position in range(first, min(first + batch_size, len(frames)))]
-        latents = _encoded_batch(batch, autoencoder, settings.latent_size, device)
-        for position, (frame, latent) in enumerate(zip(batch, latents, strict=True), start=first):
-            variant, row = divmod(position, len(frames.ids))
+    nothing = np.zeros((KEYPOINT_COUNT, 2), np.float32), np.zeros(KEYPOINT_COUNT, np.bool_)
+    for batch in _decoded_batches(frames, batch_size, threads):
+        latents = iter(_encoded_batch([frame for frame in batch if frame], autoencoder, settings, device))
+        for frame in batch:
+            variant, row = divmod(len(rows), len(frames.ids))
+            latent = np.full_like(_blank(settings), np.nan) if frame is None else next(latents)
+            keypoints, valid = nothing if frame is None else (frame.keypoints, frame.valid)
             rows.append(
                 {
                     "sample_id": frames.ids[row],
                     "variant": variant,
                     "latent": latent.tobytes(),
-                    "keypoints_2d": frame.keypoints.reshape(-1),
-                    "keypoints_valid": frame.valid,
+                    "keypoints_2d": keypoints.reshape(-1),
+                    "keypoints_valid": valid,
                 }
             )
     return pa.Table.from_pylist(rows, LATENT_SCHEMA)
 
 
+def _decoded_batches(frames: _Variants, batch_size: int, threads: int) -> Iterator[list[Frame | None]]:
+    """Yield the frames of a shard in batches, in their order, decoded ahead by some threads."""
+    parts = [range(first, min(first + batch_size, len(frames))) for first in range(0, len(frames), batch_size)]
+    if not threads:
+        for part in parts:
+            yield [frames[position] for position in part]
+        return
+    ahead: deque[list[Future[Frame | None]]] = deque()
+    with ThreadPoolExecutor(threads, "decode", initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        for part in parts:
+            ahead.append([pool.submit(frames.__getitem__, position) for position in part])
+            if len(ahead) > BATCHES_AHEAD:
+                yield [future.result() for future in ahead.popleft()]
+        while ahead:
+            yield [future.result() for future in ahead.popleft()]
+
+
+def _blank(settings: LatentSettings) -> NDArray[np.float16]:
+    """Return zeros in the form of one row's latent."""
+    moments = 2 if settings.has_variance else 1
+    return np.zeros((moments * settings.latent_channels + 2, settings.latent_size, settings.latent_size), "<f2")
+
+
 def _encoded_batch(
-    frames: Sequence[Frame], autoencoder: Autoencoder, side: int, device: str | torch.device
+    frames: Sequence[Frame], autoencoder: Autoencoder, settings: LatentSettings, device: torch.device
 ) -> NDArray[np.float16]:
     """Return the latents of some frames (N, channels, h, w), as ``LATENT_SCHEMA`` says."""
+    if not frames:
+        return _blank(settings)[None][:0]
 
     def stacked(planes: Sequence[NDArray[np.uint8]]) -> Tensor:
-        return torch.from_numpy(np.stack(planes)).to(device)
+        stack = torch.from_numpy(np.stack(planes))
+        return (stack.pin_memory() if device.type == "cuda" else stack).to(device, non_blocking=True)
 
     images = stacked([frame.image for frame in frames]).permute(0, 3, 1, 2)
-    posterior = autoencoder.encode(images.float() / 127.5 - 1)
+    posterior = _posterior(autoencoder, images.float() / 127.5 - 1)
+    side = settings.latent_size
     known = stacked([frame.known for frame in frames])[:, None].float() / 255
     mask = (stacked([frame.mask for frame in frames])[:, None] > 127).float()
     parts = [
@@ -377,7 +460,16 @@ def _encoded_batch(
         F.interpolate(known, (side, side), mode="area"),
         F.interpolate(mask, (side, side), mode="nearest"),
     ]
-    return np.asarray(torch.cat(parts, dim=1).half().cpu().numpy(), dtype="<f2")
+    return np.asarray(torch.cat([part.float() for part in parts], dim=1).half().cpu().numpy(), dtype="<f2")
+
+
+def _posterior(autoencoder: Autoencoder, images: Tensor) -> Posterior:
+    """Encode images, on CUDA in float16, as they are stored; in float32 where numbers overflow."""
+    with autocast(images.device, "float16"):
+        posterior = autoencoder.encode(images)
+    if images.device.type == "cuda" and not bool(posterior.mean.isfinite().all()):
+        return autoencoder.encode(images)
+    return posterior
 
 
 def _read_settings(storage: Storage, folder: str) -> LatentSettings | None:

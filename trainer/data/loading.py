@@ -22,24 +22,32 @@ KEPT_FREE_BYTES: Final = 512 << 20
 """Freed memory that the process keeps for the next images and activations."""
 
 
-def pair_batches(dataset: PairDataset, batches: Iterable[Sequence[int]], threads: int = 0) -> Iterator[FramePair]:
+def pair_batches(
+    dataset: PairDataset, batches: Iterable[Sequence[int]], threads: int = 0, pinned: bool = False
+) -> Iterator[FramePair]:
     """Yield batches of pairs in their order.
 
     Args:
         dataset: Pairs by position.
         batches: Positions of each batch.
         threads: Number of threads that decode ahead, ``BATCHES_AHEAD`` batches each; with 0 the caller itself decodes.
+        pinned: Whether batches lie in pinned memory, from which a GPU copies them while it computes.
 
     """
+
+    def read(positions: Sequence[int]) -> FramePair:
+        batch = dataset.batch(positions)
+        return FramePair(*(field.pin_memory() for field in batch)) if pinned else batch
+
     keep_freed_memory()
     if not threads:
-        yield from map(dataset.batch, batches)
+        yield from map(read, batches)
         return
     pool = ThreadPoolExecutor(threads, "decode", initializer=cv2.setNumThreads, initargs=(1,))
     ahead: deque[Future[FramePair]] = deque()
     try:
         for positions in batches:
-            ahead.append(pool.submit(dataset.batch, positions))
+            ahead.append(pool.submit(read, positions))
             if len(ahead) > BATCHES_AHEAD * threads:
                 yield ahead.popleft().result()
         while ahead:

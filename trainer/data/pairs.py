@@ -6,6 +6,7 @@ any position without replaying what came before.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from handdata.pipeline.shards import list_shards, read_manifest
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import Split, UsageError
+from handdata.schemas import NoPairsError, Split, UnreadableImageError, UsageError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame, augment_pair, resize
@@ -26,6 +27,12 @@ from handdata.trainer.data.order import TargetOrder
 from handdata.trainer.data.reading import EncodedFrame, FrameReader, WantedFrame, largest_reduction
 from handdata.trainer.data.sample_index import read_rows, source_ranges
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig, Preset
+
+MOST_IN_PLACE: Final = 10
+"""Largest number of pairs that are tried in the place of one that cannot be read."""
+
+_IN_PLACE: Final = 5
+"""Last number of the seed of these pairs; ``handdata.trainer.data.order`` has others."""
 
 
 def open_pairs(
@@ -112,7 +119,7 @@ class PairDataset:
             )
         self.shards = sorted(list_shards(dataset, splits=[split]), key=lambda shard: shard.source)
         if not self.shards:
-            raise UsageError(f"{storage.describe()} has no samples in split {split}", "annotate more samples")
+            raise NoPairsError(f"{storage.describe()} has no samples in split {split}", "annotate more samples")
         rows = read_rows(dataset, self.shards, split, data)
         counts = np.bincount(rows["shard"].to_numpy(), minlength=len(self.shards))
         self._shard_starts = np.concatenate([[0], np.cumsum(counts)])
@@ -124,7 +131,7 @@ class PairDataset:
         self._sequences = rows["sequence_id"]
         targets = self._candidates.source_targets(self._shard_starts)
         if not targets:
-            raise UsageError(
+            raise NoPairsError(
                 f"{storage.describe()} has no usable pairs in split {split}",
                 "annotate more samples, or loosen --where, --licence and the weights of pairs",
             )
@@ -132,7 +139,9 @@ class PairDataset:
         self._reader = FrameReader(storage, self.shards, self._rows_of_shard)
         self._latents = None if latents is None else latents.reader(self.shards, self._rows_of_shard)
         smallest_crop = 1.0 if augmentation is None else augmentation.smallest_crop
+        self._stored_side = manifest.image_size
         self._reduction = largest_reduction(manifest.image_size, image_size, smallest_crop)
+        self._unreadable: dict[int, list[str]] = {}
 
     def __len__(self) -> int:
         """Return the pairs of one epoch."""
@@ -145,8 +154,39 @@ class PairDataset:
     def batch(self, positions: Sequence[int]) -> FramePair:
         """Return the pairs at some positions, stacked; what they need of files is read at once.
 
-        Images lie in memory as they were decoded, channels last, behind (N, 3, S, S).
+        Images lie in memory as they were decoded, channels last, behind (N, 3, S, S). In the place of a pair that
+        cannot be read comes another one of the same epoch, drawn by (seed, position); ``take_unreadable`` tells.
+
+        Raises:
+            UnreadableImageError: Nor can ``MOST_IN_PLACE`` others be read.
+
         """
+        read = list(positions)
+        failures: dict[int, list[str]] = {}
+        while True:
+            try:
+                return self._batch(read)
+            except _UnreadablePairError as found:
+                number, position = found.number, positions[found.number]
+                failed = failures.setdefault(position, [])
+                failed.append(found.cause.message)
+                self._unreadable[position] = failed
+                if len(failed) > MOST_IN_PLACE:
+                    raise found.cause from None
+                read[number] = self._in_place_of(position)[len(failed) - 1]
+
+    def take_unreadable(self, stop: int) -> list[str]:
+        """Return what could not be read of the pairs before a position, a message each, and forget it."""
+        positions = sorted(position for position in list(self._unreadable) if position < stop)
+        return [message for position in positions for message in self._unreadable.pop(position)]
+
+    def _in_place_of(self, position: int) -> list[int]:
+        """Return the positions that are tried, one after the other, in the place of one."""
+        first = position - position % len(self)
+        drawn = np.random.default_rng([self.seed, position, _IN_PLACE]).integers(len(self), size=MOST_IN_PLACE)
+        return [first + int(offset) for offset in drawn]
+
+    def _batch(self, positions: Sequence[int]) -> FramePair:
         drawn = [self.rows_at(position) for position in positions]
         tasks = [Task.VIEW_CHANGE if kind == VIEW else Task.POSE_CHANGE for _, _, kind in drawn]
         if self._latents is not None:
@@ -167,7 +207,10 @@ class PairDataset:
             frames = next(encoded), None if reference is None else next(encoded)
             # A hand of which nothing is known may be in the image, and would be shown as one that the target labels.
             keeps_sides = kind == VIEW or not self._hands_known[target]
-            stack.put(number, *self._decoded(position, keeps_sides, *frames, stack.images(number)))
+            try:
+                stack.put(number, *self._decoded(position, keeps_sides, *frames, stack.images(number)))
+            except UnreadableImageError as error:
+                raise _UnreadablePairError(number, error) from None
         return stack.pairs(tasks)
 
     def rows_at(self, position: int) -> tuple[int, int | None, int]:
@@ -201,9 +244,20 @@ class PairDataset:
         return str(self._sequences[row])
 
     def frame(self, row: int) -> Frame:
-        """Return a row's image and labels at the training size."""
+        """Return a row's image and labels at the training size.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded.
+
+        """
         (encoded,) = self._reader.read([self._wanted(row, with_mask=True)])
-        return resize(encoded.decode(), self.image_size)
+        return resize(self._decode(encoded, 1), self.image_size)
+
+    def _decode(self, encoded: EncodedFrame, reduction: int, into: ByteArray | None = None) -> Frame:
+        frame = encoded.decode(reduction, into)
+        if (side := frame.image.shape[0] * reduction) != self._stored_side:
+            raise UnreadableImageError(f"{encoded.place}: the image has {side} pixels, not {self._stored_side}")
+        return frame
 
     def _decoded(
         self,
@@ -214,8 +268,8 @@ class PairDataset:
         into: tuple[ByteArray, ByteArray],
     ) -> tuple[Frame, Frame | None]:
         """Return both frames of a pair at the training size, their images in the memory ``into`` where they fit it."""
-        frame = target.decode(self._reduction, into[0])
-        other = None if reference is None else reference.decode(self._reduction, into[1])
+        frame = self._decode(target, self._reduction, into[0])
+        other = None if reference is None else self._decode(reference, self._reduction, into[1])
         if self.augmentation is None:
             return resize(frame, self.image_size), None if other is None else resize(other, self.image_size)
         rng = np.random.default_rng([self.seed, position, 1])
@@ -238,6 +292,13 @@ class PairDataset:
         rows += [(row, variant) for (_, row, _), variant in zip(drawn, variants, strict=True) if row is not None]
         frames = latents.read([(*self._in_shard(row), variant) for row, variant in rows])
         count = len(positions)
+        finite = np.isfinite(frames.moments).reshape(len(rows), -1).all(axis=1)
+        if not finite.all():
+            first = int(np.argmin(finite))
+            number = first if first < count else int(np.flatnonzero(present)[first - count])
+            place = latents.place(*self._in_shard(rows[first][0]))
+            why = "its latent is not finite: the image was unreadable, or the autoencoder's numbers overflowed"
+            raise _UnreadablePairError(number, UnreadableImageError(f"{place}: {why}"))
 
         def targets(field: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(field[:count])
@@ -276,6 +337,14 @@ class PairDataset:
         image_start, image_bytes, mask_start, mask_bytes = self._rows["ranges"][row].tolist()
         ranges = (image_start, image_bytes), (mask_start, mask_bytes if with_mask else 0)
         return WantedFrame(*self._in_shard(row), ranges if image_bytes else None, with_mask)
+
+
+class _UnreadablePairError(Exception):
+    """A pair of a batch cannot be read."""
+
+    def __init__(self, number: int, cause: UnreadableImageError) -> None:
+        super().__init__(number, cause)
+        self.number, self.cause = number, cause
 
 
 def _levels(shares: NDArray[np.float16]) -> ByteArray:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 
 from handdata.pipeline.shards import Shard, read_row_group
 from handdata.pipeline.storage import Storage
-from handdata.schemas import KEYPOINT_COUNT, RunError
+from handdata.schemas import KEYPOINT_COUNT, RunError, UnreadableImageError
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.schemas.sample import JPEG_SIGNATURE, PIXEL_COLUMNS
 from handdata.trainer.data.augment import Frame
 
 LABEL_COLUMNS: Final = ("keypoints_2d", "keypoints_valid", "pad_ltrb")
 
+Result = TypeVar("Result")
+
 ExpectedRows = Callable[[int], tuple[NDArray[np.integer], NDArray[np.uint64]]]
 """Shard's number -> its rows that are used, and the hashes of their sample ids (polars' own)."""
 
 CACHED_LABELS: Final = 192
-"""Files whose labels a process holds, at most 0.8 MB each: those among which rows are shuffled, and neighbours."""
+"""Files of each source whose labels a process holds, at most 0.8 MB each: those among which its rows are shuffled, the
+next ones, and neighbours. A source with many files would push out those of the others from a memory for all."""
 
 CACHED_ROW_GROUPS: Final = 32
 """Row groups of images that a process holds, of files that do not say where each image lies."""
@@ -73,6 +76,8 @@ class EncodedFrame:
     keypoints: FloatArray
     valid: BoolArray
     pad_ltrb: FloatArray
+    place: str = "an image"
+    """Where it is stored, for messages."""
 
     def decode(self, reduction: int = 1, into: ByteArray | None = None) -> Frame:
         """Decode the image and its mask.
@@ -82,14 +87,14 @@ class EncodedFrame:
             into: Memory (S, S, 3) that a JPEG of this size is decoded into; the frame then holds it.
 
         Raises:
-            RunError: The image cannot be decoded.
+            UnreadableImageError: The image or its mask cannot be decoded, or is no square.
 
         """
-        image = _decode_image(self.image, reduction, into)
+        image = self._decoded("image", lambda: _decode_image(self.image, reduction, into))
         side = image.shape[0]
         mask = _rectangle(side, 0, 0, 0, 0)
-        if self.mask is not None:
-            mask = _decode_by_opencv(self.mask, cv2.IMREAD_GRAYSCALE)
+        if (stored := self.mask) is not None:
+            mask = self._decoded("hand mask", lambda: _decode_by_opencv(stored, cv2.IMREAD_GRAYSCALE))
             if mask.shape != (side, side):
                 mask = np.asarray(cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
         return Frame(
@@ -101,6 +106,17 @@ class EncodedFrame:
             else self.keypoints,
             valid=self.valid,
         )
+
+    def _decoded(self, what: str, decode: Callable[[], ByteArray]) -> ByteArray:
+        try:
+            pixels = decode()
+        except (ValueError, cv2.error) as error:
+            why = " ".join(str(error).split())
+            raise UnreadableImageError(f"{self.place}: the {what} cannot be decoded: {why}", _READ_ANEW) from error
+        if pixels.shape[0] != pixels.shape[1]:
+            size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+            raise UnreadableImageError(f"{self.place}: the {what} is {size} pixels, no square", _READ_ANEW)
+        return pixels
 
 
 class WantedFrame(NamedTuple):
@@ -125,7 +141,7 @@ class FrameReader:
         self._storage = storage
         self._shards = shards
         self._expected = expected
-        self._labels = lru_cache(CACHED_LABELS)(self._read_labels)
+        self._labels = remembered_by_source(self._read_labels, shards)
         self._row_group = lru_cache(CACHED_ROW_GROUPS)(self._read_row_group)
 
     def read(self, wanted: Sequence[WantedFrame]) -> list[EncodedFrame]:
@@ -153,6 +169,7 @@ class FrameReader:
                     keypoints=labels.keypoints[frame.row],
                     valid=labels.valid[frame.row],
                     pad_ltrb=labels.pad_ltrb[frame.row],
+                    place=place_of(self._storage, self._shards[frame.shard].name, frame.row),
                 )
             )
         return encoded
@@ -173,6 +190,12 @@ class FrameReader:
 
     def _read_row_group(self, shard: int, group: int) -> pa.Table:
         return read_row_group(self._storage, self._shards[shard], group, PIXEL_COLUMNS)
+
+
+def remembered_by_source(read: Callable[[int], Result], shards: Sequence[Shard]) -> Callable[[int], Result]:
+    """Return a function that reads something of a shard, by its number, and remembers ``CACHED_LABELS`` of a source."""
+    of_source = {source: lru_cache(CACHED_LABELS)(read) for source in {shard.source for shard in shards}}
+    return lambda shard: of_source[shards[shard].source](shard)
 
 
 def largest_reduction(stored_side: int, size: int, smallest_crop: float) -> int:
@@ -198,12 +221,17 @@ def decode_frame(table: pa.Table, row: int) -> Frame:
     """Decode one row of a table of samples.
 
     Raises:
-        RunError: The row's image cannot be decoded.
+        UnreadableImageError: The row's image cannot be decoded.
 
     """
     image, mask = images_of(table, row)
     labels = labels_of(table.slice(row, 1))
     return EncodedFrame(image, mask, labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0]).decode()
+
+
+def place_of(storage: Storage, name: str, row: int) -> str:
+    """Return how messages name a row of a file."""
+    return f"{storage.describe(name)}, row {row}"
 
 
 def require_rows(name: str, sample_ids: pa.ChunkedArray, rows: NDArray[np.integer], hashes: NDArray[np.uint64]) -> None:
@@ -239,37 +267,30 @@ def labels_of(table: pa.Table) -> Labels:
 
 
 def images_of(table: pa.Table, row: int) -> tuple[bytes, bytes | None]:
-    """Return the encoded image and mask of a row of a table with both columns."""
-    mask = table["hand_mask"][row].as_py()
-    return table["image"][row].as_py()["bytes"], None if mask is None else mask["bytes"]
+    """Return the encoded image and mask of a row of a table with both columns; an image that is not there is empty."""
+    image, mask = table["image"][row].as_py(), table["hand_mask"][row].as_py()
+    return (image and image["bytes"]) or b"", mask and mask["bytes"]
 
 
 def _decode_image(data: bytes, reduction: int, into: ByteArray | None) -> ByteArray:
     if not data.startswith(JPEG_SIGNATURE):
         return _decode_by_opencv(data, _REDUCED[reduction])
-    try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        if height * width > _MOST_PIXELS:
-            raise _unreadable()
-        height, width = height // reduction, width // reduction
-        buffer = into if into is not None and into.shape == (height, width, 3) else None
-        image = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=height, min_width=width, min_factor=reduction, buffer=buffer
-        )
-    except ValueError as error:
-        raise _unreadable() from error
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    if height * width > _MOST_PIXELS:
+        raise ValueError(f"it announces {width} x {height} pixels")
+    height, width = height // reduction, width // reduction
+    buffer = into if into is not None and into.shape == (height, width, 3) else None
+    image = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=reduction, buffer=buffer)
     return np.asarray(image, dtype=np.uint8)
 
 
 def _decode_by_opencv(data: bytes, flag: int) -> ByteArray:
+    if not data:
+        raise ValueError("it is empty")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     if image is None:
-        raise _unreadable()
+        raise ValueError("it is no image, or a damaged one")
     return np.asarray(image, dtype=np.uint8)
-
-
-def _unreadable() -> RunError:
-    return RunError("a shard holds an image that cannot be decoded, or has changed while it was read", _READ_ANEW)
 
 
 def _known(size: int, pad_ltrb: FloatArray) -> ByteArray:

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from handdata.pipeline.shards import Shard
 from handdata.trainer.data.order import SHUFFLED_FILES, SourceTargets, TargetOrder, source_shares
+from handdata.trainer.data.reading import remembered_by_source
 
 FILES = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
@@ -74,3 +76,21 @@ def test_few_files_are_read_at_a_time() -> None:
         assert len(set(window)) == SHUFFLED_FILES
         assert len(set(window[:100])) > 40
     assert (np.diff(np.unique(files[:640])) > 1).any()  # the files themselves are shuffled
+
+
+@pytest.mark.parametrize("shares", [[1.0] * 4, [1.0] * 8, [10.0, 1.0, 1.0, 0.2, 0.2]])
+def test_labels_of_a_mixture_are_read_once_a_turn(shares: list[float]) -> None:
+    order = TargetOrder(sources_of([[20] * 300] * len(shares), shares), seed=0)
+    shards = [
+        Shard(f"{number}/{file}", f"source{number}", "train", "unit")
+        for number in range(len(shares))
+        for file in range(300)
+    ]
+    read: Counter[int] = Counter()
+    labels_of = remembered_by_source(lambda shard: read.update([shard]), shards)
+    shown = [order[position] // 20 for position in range(len(order) // 2)]
+    for shard in shown:
+        labels_of(shard)
+    turns = order.effective_epochs(len(shown))
+    needed = sum(300 * max(turns[source], 1) for source in turns)
+    assert read.total() <= min(1.1 * needed, len(shown) / 4)
