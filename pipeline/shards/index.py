@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import read_markers
-from handdata.pipeline.storage import Dataset, Storage, blob_ranges
+from handdata.pipeline.storage import Dataset, Storage, blob_checksums, blob_ranges
 from handdata.pipeline.storage.damage import damaged
 from handdata.schemas import FORMAT_VERSION, SAMPLE_SCHEMA, Split, UsageError
 
@@ -81,7 +81,8 @@ def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blo
     """Return small columns of all rows of a shard, with ``row_group`` and ``row`` (in the row group).
 
     For each of the binary columns ``blobs``, ``<name>_start`` and ``<name>_bytes`` say at which bytes of the file the
-    value lies; null in a file that does not say. Columns that a shard of an older version lacks are null, too.
+    value lies, and ``<name>_crc32`` which CRC-32 it has; null in a file that does not say. Columns that a shard of an
+    older version lacks are null, too.
 
     Raises:
         StorageError: The shard is missing or damaged.
@@ -102,11 +103,13 @@ def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blo
         )
         for name in blobs:
             ranges = blob_ranges(file, name)
+            start, length = (None, None) if ranges is None else ranges.T
+            checksum = None if ranges is None else blob_checksums(file, name)
             table = table.with_columns(
                 pl.lit(None, pl.UInt32).alias(f"{name}_{part}")
-                if ranges is None
+                if values is None
                 else pl.Series(f"{name}_{part}", values)
-                for part, values in zip(("start", "bytes"), (None, None) if ranges is None else ranges.T, strict=True)
+                for part, values in (("start", start), ("bytes", length), ("crc32", checksum))
             )
     return table
 

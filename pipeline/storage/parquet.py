@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Collection, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -15,13 +16,17 @@ from numpy.typing import NDArray
 RANGES_KEY = b"handdata.places"
 """Key of a Parquet file's metadata: the byte range of each value of its binary columns."""
 
+CHECKSUMS_KEY = b"handdata.crc32"
+"""Key of a Parquet file's metadata: the CRC-32 of each of those values."""
+
 
 def table_to_parquet(table: pa.Table, row_group_rows: list[int] | int) -> bytes:
     """Return a table as the bytes of a Parquet file.
 
     Binary columns (encoded images do not compress) are stored as they are, and the file's metadata says at which
     bytes each value lies, so that one image can be read without the row group around it: see ``blob_ranges``. Each page
-    has a checksum: without them most flipped bits change values unnoticed.
+    has a checksum: without them most flipped bits change values unnoticed. So has each of those values, for who reads
+    no whole pages: see ``blob_checksums``.
 
     Args:
         table: Rows of the file.
@@ -29,7 +34,8 @@ def table_to_parquet(table: pa.Table, row_group_rows: list[int] | int) -> bytes:
 
     """
     # A table that was read from such a file carries its byte ranges.
-    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != RANGES_KEY}
+    own = (RANGES_KEY, CHECKSUMS_KEY)
+    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key not in own}
     table = table.replace_schema_metadata(metadata or None)
     sink = BytesIO()
     blobs = _blob_columns(table)
@@ -48,12 +54,28 @@ def table_to_parquet(table: pa.Table, row_group_rows: list[int] | int) -> bytes:
                 writer.write_table(table.slice(start, rows), row_group_size=rows)
                 start += rows
         if blobs:
-            ranges = _find_blobs(sink.getvalue(), list(blobs.values()))
-            encoded = {
-                name: base64.b64encode(column.tobytes()).decode() for name, column in zip(blobs, ranges, strict=True)
-            }
-            writer.add_key_value_metadata({RANGES_KEY: json.dumps(encoded)})
+            columns = list(blobs.values())
+            ranges = _find_blobs(sink.getvalue(), columns)
+            writer.add_key_value_metadata(
+                {
+                    RANGES_KEY: _encoded(blobs, ranges),
+                    CHECKSUMS_KEY: _encoded(blobs, [_checksums(column) for column in columns]),
+                }
+            )
     return sink.getvalue()
+
+
+def _encoded(names: Iterable[str], arrays: Iterable[NDArray[np.uint32]]) -> str:
+    return json.dumps({name: base64.b64encode(array).decode() for name, array in zip(names, arrays, strict=True)})
+
+
+def _decoded(file: pq.ParquetFile, key: bytes, column: str) -> NDArray[np.uint32] | None:
+    encoded = json.loads((file.metadata.metadata or {}).get(key, "{}")).get(column)
+    return None if encoded is None else np.frombuffer(base64.b64decode(encoded), "<u4")
+
+
+def _checksums(column: pa.ChunkedArray) -> NDArray[np.uint32]:
+    return np.array([zlib.crc32(value.as_buffer()) if value.is_valid else 0 for value in column], "<u4")
 
 
 def blob_ranges(file: pq.ParquetFile, column: str) -> NDArray[np.uint32] | None:
@@ -62,11 +84,18 @@ def blob_ranges(file: pq.ParquetFile, column: str) -> NDArray[np.uint32] | None:
     None where the file does not say, or where what it says is not true of it: other software, which wrote it again, may
     have copied its metadata.
     """
-    encoded = json.loads((file.metadata.metadata or {}).get(RANGES_KEY, "{}")).get(column)
-    if encoded is None:
+    if (found := _decoded(file, RANGES_KEY, column)) is None:
         return None
-    ranges = np.frombuffer(base64.b64decode(encoded), "<u4").reshape(-1, 2)
+    ranges = found.reshape(-1, 2)
     return ranges if len(ranges) == file.metadata.num_rows and _ranges_fit(file.metadata, column, ranges) else None
+
+
+def blob_checksums(file: pq.ParquetFile, column: str) -> NDArray[np.uint32] | None:
+    """Return the CRC-32 (N,) of a binary column's values, 0 for a null; None where the file has none.
+
+    They hold only where ``blob_ranges`` does: who copies a file's metadata copies both.
+    """
+    return _decoded(file, CHECKSUMS_KEY, column)
 
 
 def _ranges_fit(metadata: pq.FileMetaData, column: str, ranges: NDArray[np.uint32]) -> bool:

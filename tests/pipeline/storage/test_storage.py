@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from handdata.pipeline.storage import Storage, blob_ranges, store, table_to_parquet
+from handdata.pipeline.storage import Storage, blob_checksums, blob_ranges, store, table_to_parquet
 from handdata.schemas import StorageError
 from tests.fixtures.faults import FaultyS3
 
@@ -200,6 +201,10 @@ def test_parts_of_files_are_read_without_the_rest(storage: Storage) -> None:
         ranges = {name: blob_ranges(file, name) for name in columns}
         assert file.read().equals(table)
         assert blob_ranges(file, "name") is None
+        checksums = blob_checksums(file, "hand_mask")
+        assert checksums is not None
+        assert checksums.tolist() == [0 if mask is None else zlib.crc32(mask) for mask in masks]
+        assert blob_checksums(file, "name") is None
     image, mask = ranges["image"], ranges["hand_mask"]
     assert image is not None
     assert mask is not None
