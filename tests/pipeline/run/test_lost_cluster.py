@@ -146,8 +146,8 @@ def test_a_driver_ends_whatever_happens_to_its_cluster(
     workspace = shutil.copytree(ingested, tmp_path / "w")
     plan = ("--plan",) if "Probe" in moment else ()
     code, _, err = send(start(workspace, *ANNOTATE, *plan), moment, victim, number)
-    assert code == 1
-    assert "error: " in err
+    done = code == 0 and number == signal.SIGSTOP and victim == "raylet"  # its workers go on without it
+    assert done or (code == 1 and "error: " in err), (code, err)
     finished = start(workspace, *ANNOTATE)
     assert finished.communicate(timeout=200) and finished.returncode == 0
 
@@ -246,4 +246,4 @@ def test_training_in_processes_ends_in_one_line_when_one_of_rays_is_killed(
     number = signal.SIGTERM if victim == "driver" else signal.SIGKILL
     code, out, err = send(running, "ray::RayTrainWorker", victim, number)
     assert code == {"done": 0, "interrupted: ": 143}.get(outcome, 1), err
-    assert any(line.startswith(outcome) for line in (out + err).splitlines())
+    assert any(line.startswith(outcome) for line in (out + err).splitlines()), out + err
