@@ -129,7 +129,7 @@ def _run_task(
                     on_note(f"{error.message}; the processes start again from the last checkpoint")
     except ClusterLostError as error:
         lost = True
-        raise RunError(error.message, _HOW_TO_GO_ON) from None
+        raise ClusterLostError(error.message, _HOW_TO_GO_ON) from None
     finally:
         if not lost:
             with suppress(RayError):

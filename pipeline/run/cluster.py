@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -24,14 +25,17 @@ from handdata.schemas import ClusterLostError, RunError
 TOKEN_HINT = "its token belongs into RAY_AUTH_TOKEN, into a file named by RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"  # noqa: S105 - names of variables
 """Says where Ray looks for a token."""
 
-CHECK_S: Final = 5.0
-"""Seconds of waiting after which a driver looks whether its cluster is still there."""
+CHECK_S: Final = 1.0
+"""Seconds of waiting after which a driver looks whether its cluster is still there; it should see that before Ray does,
+whose calls to a raylet that is gone may end the process without a word."""
 _NODE_S: Final = 8
 """Seconds that the node of this machine has for its start, where the head runs already."""
 _ANSWER_S: Final = 30.0
 """Seconds within which a head answers, however busy. Ray itself ends a driver without a word after twice as long."""
 _SHUTDOWN_S: Final = 20.0
 """Seconds that a driver takes at most to leave a cluster, and to end one that it has started."""
+_KILLED_S: Final = 5.0
+"""Seconds that killed processes take at most to be gone."""
 _PR_SET_CHILD_SUBREAPER: Final = 36
 """Option of prctl(2): a child subreaper."""
 _HOW_TO_GO_ON: Final = "was it short of memory, or stopped? the same command continues"
@@ -177,15 +181,23 @@ def connected(
 
 @contextmanager
 def _left_at_the_end() -> Iterator[None]:
-    """Leave the cluster, and end one that was started here, with the block."""
+    """Leave the cluster, and end one that was started here, with the block; not one that is lost.
+
+    Taking leave of a raylet that is gone may end the process, before anyone has read why.
+    """
     import ray
 
+    lost = False
     try:
         yield
+    except ClusterLostError:
+        lost = True
+        raise
     finally:
-        ending = Thread(target=ray.shutdown, daemon=True)
-        ending.start()
-        ending.join(_SHUTDOWN_S)  # where a process of the cluster is gone, Ray waits for it
+        if not lost:
+            ending = Thread(target=ray.shutdown, daemon=True)
+            ending.start()
+            ending.join(_SHUTDOWN_S)  # where a process of the cluster is gone, Ray waits for it
 
 
 @contextmanager
@@ -203,7 +215,7 @@ def _none_outlives() -> Iterator[None]:
             for process in late:
                 with suppress(psutil.Error):
                     process.kill()
-            psutil.wait_procs(late, timeout=CHECK_S)
+            psutil.wait_procs(late, timeout=_KILLED_S)
 
 
 @contextmanager
@@ -236,11 +248,38 @@ def require_cluster() -> None:
     """
     import ray
 
+    _require_raylet()
     silent = ClusterLostError(f"Ray's head has died or does not answer for {_ANSWER_S:g} s", _HOW_TO_GO_ON)
     nodes = within(_ANSWER_S, ray.nodes, silent)
     here = ray.get_runtime_context().get_node_id()
     if not any(node["Alive"] for node in nodes if node["NodeID"] == here):
-        raise ClusterLostError("the Ray node of this machine has died: its raylet is gone", _HOW_TO_GO_ON)
+        raise _raylet_gone()
+
+
+def _require_raylet() -> None:
+    """Check that the raylet through which this process is a driver takes connections.
+
+    Raises:
+        ClusterLostError: It is gone. The head hears of that only later.
+
+    """
+    from ray._private import worker  # Ray has no public name for this
+
+    node: Any = worker._global_node
+    if node is None:  # a client of a far cluster has no raylet
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(CHECK_S)
+        try:
+            probe.connect(node.raylet_socket_name)
+        except (ConnectionRefusedError, FileNotFoundError):
+            raise _raylet_gone() from None
+        except OSError:
+            pass  # it is busy, or stopped: the head tells
+
+
+def _raylet_gone() -> ClusterLostError:
+    return ClusterLostError("the Ray node of this machine has died: its raylet is gone", _HOW_TO_GO_ON)
 
 
 def answer_of(call: Any) -> Any:

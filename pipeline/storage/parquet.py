@@ -66,7 +66,9 @@ def table_to_parquet(table: pa.Table, row_group_rows: list[int] | int) -> bytes:
 
 
 def _encoded(names: Iterable[str], arrays: Iterable[NDArray[np.uint32]]) -> str:
-    return json.dumps({name: base64.b64encode(array).decode() for name, array in zip(names, arrays, strict=True)})
+    return json.dumps(
+        {name: base64.b64encode(array.tobytes()).decode() for name, array in zip(names, arrays, strict=True)}
+    )
 
 
 def _decoded(file: pq.ParquetFile, key: bytes, column: str) -> NDArray[np.uint32] | None:
