@@ -39,7 +39,8 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except HandDataError as error:
-        err.print(f"[bold red]error:[/] {_escape(error.message)}", soft_wrap=True)
+        line = " ".join(map(str.strip, error.message.splitlines()))  # other packages' errors may have several
+        err.print(f"[bold red]error:[/] {_escape(line)}", soft_wrap=True)
         if error.hint:
             err.print(f"[dim]hint: {_escape(error.hint)}[/]", soft_wrap=True)
         sys.exit(error.exit_code)

@@ -13,9 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from handdata.pipeline.annotation.crop import CropSquare
-from handdata.pipeline.annotation.frames import decode_image, read_image_file
-from handdata.pipeline.annotation.photo import annotate_photo
+from handdata.pipeline.annotation.photo import PhotoHand, annotate_hands, annotate_photo, read_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
@@ -42,7 +40,7 @@ _STILLS = PairConfig(video=0, view=0, still=1)
 _CANDIDATE_PAIRS = 1000
 """Pairs among which those of different sequences are chosen."""
 _REPAIR_MARGIN = 0.25
-"""Margin around the hands that is drawn anew, in hand sizes."""
+"""Margin around a hand that is drawn anew, in sizes of the hand."""
 
 OnStep = Callable[[int, int], None]
 
@@ -150,16 +148,33 @@ class Sampling:
     def fix(self, photo: Path, progress: OnStep | None = None) -> ByteArray:
         """Return a photograph (H, W, 3) RGB with its hands drawn anew where MediaPipe finds their keypoints.
 
+        Each hand is drawn in a square of its own: two hands far apart would be small in one around both, and what lies
+        between them is not drawn.
+
         Raises:
             UsageError: The file is no readable image, or shows no hand that MediaPipe finds.
 
         """
-        sample = annotate_photo(photo, self._settings, self._weights)
-        frame = decode_frame(samples_to_table([sample]), 0)
-        region = _around_hands(frame)
-        drawn = repair(self._sampler, frame, region, self._request.options, progress=progress)
-        image = decode_image(read_image_file(str(photo)), str(photo), upright=True)
-        return CropSquare.from_xyxy(sample.crop_xyxy, frame.image.shape[0]).paste(image, drawn, region)
+        hands = annotate_hands(photo, self._settings, self._weights)
+        image = read_photo(photo)
+        for number, hand in enumerate(hands):
+
+            def of_all(step: int, total: int, before: int = number) -> None:
+                if progress:
+                    progress(before * total + step, len(hands) * total)
+
+            # What was drawn of the other hand is part of the image that this hand has to fit.
+            frame = Frame(
+                image=hand.square.cut(image),
+                mask=hand.mask.astype(np.uint8) * np.uint8(255),
+                known=hand.known.astype(np.uint8) * np.uint8(255),
+                keypoints=hand.keypoints,
+                valid=hand.valid,
+            )
+            region = _around_hand(hand)
+            drawn = repair(self._sampler, frame, region, self._request.options, progress=of_all)
+            image = hand.square.paste(image, drawn, region)
+        return image
 
     def _transferred(self, pairs: list[tuple[Frame, Frame]], task: Task, progress: OnStep | None) -> ByteArray:
         references, targets = map(list, zip(*pairs, strict=True))
@@ -269,12 +284,12 @@ class Sampling:
         return dataset.frame(row)
 
 
-def _around_hands(frame: Frame) -> BoolArray:
-    """Return where a frame's hands are, with a margin (H, W)."""
-    joints = frame.keypoints[frame.valid]
+def _around_hand(hand: PhotoHand) -> BoolArray:
+    """Return where a hand is in its square, with a margin (S, S)."""
+    joints = hand.keypoints[hand.own]
     margin = _REPAIR_MARGIN * float(np.ptp(joints, axis=0).max())
     hull = cv2.convexHull(np.round(joints).astype(np.int32))
-    region = np.zeros(frame.mask.shape, np.uint8)
+    region = np.zeros(hand.mask.shape, np.uint8)
     cv2.fillConvexPoly(region, hull, 1)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(margin) + 1,) * 2)
-    return np.asarray((cv2.dilate(region, kernel) > 0) | (frame.mask > 127))
+    return np.asarray((cv2.dilate(region, kernel) > 0) | hand.mask)

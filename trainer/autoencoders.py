@@ -12,9 +12,9 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from handdata.schemas.errors import WeightsError
+from handdata.schemas.errors import UsageError, WeightsError
 from handdata.trainer.diffusion import Draws, draw_noise
-from handdata.trainer.presets import AutoencoderConfig
+from handdata.trainer.presets import AutoencoderConfig, Preset
 from handdata.trainer.weights import read_weights
 
 STABLE_DIFFUSION_VAE: Final = "stabilityai/sd-vae-ft-mse"
@@ -158,6 +158,28 @@ def load_autoencoder(config: AutoencoderConfig, device: str | torch.device = "cp
             "set autoencoder.weights to a folder with taef2_encoder.pth and taef2_decoder.pth of madebyollin/taesd",
         )
     return TAEF2(config.weights, device)
+
+
+def require_fit(preset: Preset, autoencoder: Autoencoder) -> None:
+    """Check that the network takes the latents that an autoencoder makes of a preset's images.
+
+    Raises:
+        UsageError: It does not.
+
+    """
+    model, factor = preset.model, autoencoder.factor
+    if preset.image_size != model.input_size * factor:
+        raise UsageError(
+            f"image_size {preset.image_size} does not fit model.input_size {model.input_size}: a latent pixel of the "
+            f"autoencoder {preset.autoencoder.kind} is {factor} image pixels wide",
+            f"set image_size to {model.input_size * factor}, or model.input_size to {preset.image_size // factor}",
+        )
+    if model.latent_channels != autoencoder.latent_channels:
+        raise UsageError(
+            f"model.latent_channels {model.latent_channels} does not fit the autoencoder {preset.autoencoder.kind}, "
+            f"which has {autoencoder.latent_channels}",
+            f"set model.latent_channels to {autoencoder.latent_channels}",
+        )
 
 
 # Layers sit where the published state dicts number them.

@@ -39,6 +39,7 @@ from handdata.trainer.weights import (
     export_foundhand,
     import_foundhand,
     import_imagenet_dit,
+    misfit,
     read_weights,
     require_finite,
     state_tensors,
@@ -48,6 +49,7 @@ from handdata.trainer.weights import (
 
 __all__ = [
     "Resumed",
+    "averaged_weights",
     "complete_checkpoints",
     "discard_checkpoint",
     "export_foundhand",
@@ -293,16 +295,30 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
         with storage.local_copy() as local, safe_open(local, framework="pt") as opened:
             metadata = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise DamagedWeightsError(f"{file} is not a readable file of weights: {error}") from error
     require_finite(weights.values(), file)
     if "config" not in metadata:
         raise WeightsError(f"{file} carries no settings", "expected a file that handdata train has written")
-    config: dict[str, Any] = json.loads(metadata["config"])
+    try:
+        config: dict[str, Any] = json.loads(metadata["config"])
+        sizes = ModelConfig.model_validate(config["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{file} carries settings that are not ours", "expected a file that handdata train has written"
+        ) from error
     with torch.device("meta"):
-        model = DiT(**ModelConfig.model_validate(config["model"]).model_dump())
+        model = DiT(**sizes.model_dump())
     _load_into(model, weights, file, assign=True)
     return model.to(device).eval().requires_grad_(False), config
+
+
+def averaged_weights(path: str) -> str:
+    """Return the file of averaged weights in a checkpoint's or a run's folder; ``path`` itself where it is neither."""
+    if path.endswith((".safetensors", ".pt", ".pth", ".ckpt", ".bin")):
+        return path
+    found = path.rstrip("/") if _read_marker(path) else latest_checkpoint(path)
+    return path if found is None else f"{found}/{EMA_FILE}"
 
 
 def _checkpoint_of(path: str) -> str:
@@ -317,12 +333,9 @@ def _checkpoint_of(path: str) -> str:
 
 
 def _load_into(module: nn.Module, weights: dict[str, Tensor], origin: str, assign: bool = False) -> None:
-    try:
-        module.load_state_dict(weights, assign=assign)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"{origin} does not fit this network: {error}", "the sizes of preset and file differ"
-        ) from error
+    if how := misfit(module, weights):
+        raise WeightsError(f"{origin} does not fit this network: {how}", "the sizes of preset and file differ")
+    module.load_state_dict(weights, assign=assign)
 
 
 def _write(run: Storage, name: str, content: bytes) -> int:

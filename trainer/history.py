@@ -183,7 +183,7 @@ class LossWatch:
         if skipped_in_a_row >= MOST_SKIPPED:
             raise RunError(
                 f"the loss is {loss} at step {step}; the gradients of {skipped_in_a_row} steps in a row are not finite",
-                f"{good}; --resume goes on from it: lower the learning rate, or use precision bfloat16",
+                f"{good}; --resume goes on from it: lower the learning rate, or use precision bfloat16 with --fork",
             )
         if skipped_in_a_row:
             return

@@ -44,6 +44,7 @@ from handdata.trainer.devices import choose_device
 from handdata.trainer.following import ConditionFollowing
 from handdata.trainer.history import LossWatch, ReadingWatch, RunHistory, Stopwatch
 from handdata.trainer.presets import Preset
+from handdata.trainer.resuming import require_same_history, run_settings
 from handdata.trainer.schedule import MicroBatches, Process, micro_batches
 from handdata.trainer.trainer import Trainer
 
@@ -104,7 +105,7 @@ def train(
         preset: Settings of the run.
         storage: Workspace of the dataset and of the run.
         run: Name of the run.
-        steps: Steps of the run in all; None takes the preset's number.
+        steps: Steps of the run in all, which the decay of the learning rate follows; None takes the preset's number.
         resume: Go on from the run's latest sound checkpoint, if it has one; without it a run with checkpoints is an
             error.
         init: File of published FoundHand weights, of an ImageNet DiT, or of one of our checkpoints to start from.
@@ -114,18 +115,22 @@ def train(
         on_note: Called with what the user should know of.
 
     Raises:
-        UsageError: The dataset has no usable pairs, or no latents of a split, or the run exists.
+        UsageError: The dataset has no usable pairs, or no latents of a split; or the run exists, or it
+            cannot go on with these settings.
         WeightsError: The weights do not fit the network, or no checkpoint of the run is sound.
         RunError: Gradients stop being numbers, the loss grows without end, or too many images cannot be decoded.
 
     """
     note = on_note if on_note and process.rank == 0 else _quiet
+    preset = preset.trained_for(steps, init)
     settings, monitoring = preset.optimisation, preset.monitoring
-    total = steps or settings.steps
+    total = settings.steps
     run_url = storage.url(run_folder(run))
     checkpoints = complete_checkpoints(run_url, note)
     if checkpoints and not resume:
         raise UsageError(f"the run {run} has checkpoints", "go on with --resume, or choose another name with --run")
+    if checkpoints and (of_run := run_settings(storage, run)):
+        require_same_history(run, of_run, preset)
     annotated = Dataset(storage, preset.data.dataset)
     latents = _latents(annotated, preset)
     dataset = open_pairs(
@@ -142,8 +147,8 @@ def train(
 
     trainer = Trainer(preset, str(choose_device(device)), process)
     checkpoint_url, watched = _resumed(trainer, checkpoints, process, note)
-    if checkpoint_url is None and init is not None:
-        trainer.start_from(init)
+    if checkpoint_url is None and preset.init is not None:
+        trainer.start_from(preset.init)
     first_step = trainer.step
     following: ConditionFollowing | None = None
     losses: deque[float] = deque(maxlen=LOGGED_EVERY_STEPS)

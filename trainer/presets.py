@@ -5,7 +5,7 @@ show and check settings at once. What a run was trained with is embedded in its 
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -109,7 +109,7 @@ class OptimisationConfig(Config):
     learning_rate: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["none", "cosine"] = "none"
-    """How the learning rate falls from the end of the warm-up to ``steps`` of this table, to a twentieth."""
+    """How the learning rate falls from the end of the warm-up to the run's last step, to a twentieth."""
     weight_decay: float = Field(default=0.0, ge=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -187,10 +187,23 @@ class SamplingOptions:
     guidance_scale: float | None = None
     seed: int = 0
 
-    def applied_to(self, config: SamplingConfig) -> SamplingConfig:
-        """Return a preset's settings with these in their place, where they are given."""
+    def applied_to(self, preset: "Preset") -> SamplingConfig:
+        """Return a preset's settings of sampling with these in their place, where they are given.
+
+        Raises:
+            UsageError: There are more denoising steps than the noise schedule has.
+
+        """
         changes = {"steps": self.steps, "guidance_scale": self.guidance_scale}
-        return config.model_copy(update={name: value for name, value in changes.items() if value is not None})
+        chosen = preset.sampling.model_copy(
+            update={name: value for name, value in changes.items() if value is not None}
+        )
+        if chosen.steps > preset.diffusion.train_steps:
+            raise UsageError(
+                f"{chosen.steps} denoising steps are more than the noise schedule has, {preset.diffusion.train_steps}",
+                f"choose --steps, or sampling.steps, from 1 to {preset.diffusion.train_steps}",
+            )
+        return chosen
 
 
 class DataConfig(Config):
@@ -260,6 +273,15 @@ class AugmentationConfig(Config):
     """Crops keep between this and all of the image's side."""
 
 
+class Fork(Config):
+    """Another run's checkpoint that a run with other settings began at."""
+
+    run: str
+    step: int
+    settings: dict[str, Any]
+    """Settings of the other run."""
+
+
 class Preset(Config):
     """All settings of a training run."""
 
@@ -277,6 +299,10 @@ class Preset(Config):
     optimisation: OptimisationConfig
     monitoring: MonitoringConfig = MonitoringConfig()
     sampling: SamplingConfig = SamplingConfig()
+    init: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """File of the weights that the run started from; None: none."""
+    forked_from: tuple[Fork, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """What the run was forked from, the first first: what it was trained on before is in these settings."""
 
     @model_validator(mode="after")
     def _alignment_is_possible(self) -> Self:
@@ -287,6 +313,11 @@ class Preset(Config):
         if self.alignment is not None and self.data.latents:
             raise ValueError("alignment needs images, and data.latents reads stored latents instead")
         return self
+
+    def trained_for(self, steps: int | None = None, init: str | None = None) -> Self:
+        """Return these settings with a number of steps, which a decay follows, and first weights, where given."""
+        optimisation = self.optimisation.model_copy(update={"steps": steps or self.optimisation.steps})
+        return self.model_copy(update={"optimisation": optimisation, "init": init or self.init})
 
     def choosing_rows(self, where: str | None = None, licences: Sequence[str] = (), dataset: str | None = None) -> Self:
         """Return these settings with a condition on the rows, a set of licences and a dataset, where they are given."""
@@ -395,13 +426,9 @@ def load_preset(name: str, changes: Path | None = None) -> Preset:
         raise UsageError(f"unknown preset {name!r}", f"there are {', '.join(PRESETS)}")
     if changes is None:
         return PRESETS[name]
+    document = read_changes(changes)
     try:
-        document = tomllib.loads(changes.read_text())
-        return Preset.model_validate(_merged(PRESETS[name].model_dump(), document))
-    except OSError as error:
-        raise UsageError(f"cannot read {changes}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{changes} is not TOML: {error}") from None
+        return Preset.model_validate(merged(PRESETS[name].model_dump(), document))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -410,9 +437,27 @@ def load_preset(name: str, changes: Path | None = None) -> Preset:
         ) from None
 
 
-def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(settings)
+def read_changes(file: Path) -> dict[str, Any]:
+    """Return the settings that a TOML file holds, nested like ``Preset``.
+
+    Raises:
+        UsageError: It cannot be read, or is not TOML.
+
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8, as TOML is: {error.reason} at byte {error.start}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{file} is not TOML: {error}") from None
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with others in their place."""
+    result = dict(settings)
     for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from handdata.schemas import KEYPOINT_COUNT
+from handdata.schemas import KEYPOINT_COUNT, WeightsError
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
 from handdata.trainer.checkpoints import load_for_sampling
@@ -60,7 +61,15 @@ def load_sampler(checkpoint: str, dataset: str | None = None, device: str | None
     """
     chosen = choose_device(device)
     network, config = load_for_sampling(checkpoint, chosen)
-    preset = Preset.model_validate(config).choosing_rows(dataset=dataset)
+    try:
+        preset = Preset.model_validate(config).choosing_rows(dataset=dataset)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise WeightsError(
+            f"{checkpoint} has settings that this version does not know: {'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}",
+            "use the version of handdata that wrote it",
+        ) from None
     network_there = TrainedPrecision(network, preset.optimisation)
     return Sampler(network_there, load_autoencoder(preset.autoencoder, chosen), preset)
 
@@ -94,7 +103,7 @@ def gesture_transfer(
         latents = sample(
             sampler.network,
             *pair_conditions(batch, sampler.autoencoder, draws),
-            options.applied_to(sampler.preset.sampling),
+            options.applied_to(sampler.preset),
             generator=draws,
             diffusion=sampler.preset.diffusion,
             progress=progress,
@@ -134,7 +143,7 @@ def video(
 
     """
     autoencoder, diffusion = sampler.autoencoder, sampler.preset.diffusion
-    settings = options.applied_to(sampler.preset.sampling)
+    settings = options.applied_to(sampler.preset)
     draws = torch.Generator().manual_seed(options.seed)
     choice = np.random.default_rng(options.seed)
     with torch.no_grad():
@@ -190,7 +199,7 @@ def repair(
 
     """
     autoencoder, side = sampler.autoencoder, sampler.preset.image_size
-    settings = options.applied_to(sampler.preset.sampling)
+    settings = options.applied_to(sampler.preset)
     draws = torch.Generator().manual_seed(options.seed)
     frame_at_size = resize(frame, side)
     wanted = np.asarray(cv2.resize(region.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0)

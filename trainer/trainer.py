@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from handdata.schemas import RunError, WeightsError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.alignment import AlignedDiT, ImageEncoder, alignment_loss
-from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
-from handdata.trainer.checkpoints import load_checkpoint, save_checkpoint
+from handdata.trainer.autoencoders import Autoencoder, load_autoencoder, require_fit
+from handdata.trainer.checkpoints import averaged_weights, load_checkpoint, save_checkpoint
 from handdata.trainer.conditioning import drop_conditions
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.batch import FramePair
@@ -26,7 +26,7 @@ from handdata.trainer.figures import figure
 from handdata.trainer.following import ConditionFollowing, condition_following
 from handdata.trainer.inputs import encode_images, pair_conditions
 from handdata.trainer.model import DiT
-from handdata.trainer.presets import Preset
+from handdata.trainer.presets import Preset, SamplingOptions
 from handdata.trainer.schedule import (
     Process,
     learning_rate_share,
@@ -35,7 +35,7 @@ from handdata.trainer.schedule import (
     spread_timesteps,
 )
 from handdata.trainer.tasks import Sampler, gesture_transfer
-from handdata.trainer.weights import import_foundhand, import_imagenet_dit, read_weights
+from handdata.trainer.weights import import_foundhand, import_imagenet_dit, misfit, read_weights
 
 
 class Trainer:
@@ -52,6 +52,8 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.diffusion = Diffusion(preset.diffusion).to(self.device)
         self.autoencoder: Autoencoder = load_autoencoder(preset.autoencoder, self.device)
+        require_fit(preset, self.autoencoder)
+        SamplingOptions().applied_to(preset)  # the samples that a run draws fail before it trains, not hours later
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.model = DiT(**preset.model.model_dump()).to(self.device)
@@ -214,24 +216,21 @@ class Trainer:
         return figure(references, targets, list(gesture_transfer(sampler, references, targets)))
 
     def start_from(self, path: str) -> None:
-        """Load weights to start from: published FoundHand, an ImageNet DiT, or ours.
+        """Load weights to start from: published FoundHand, an ImageNet DiT, or ours, a folder of a run included.
 
         Raises:
             WeightsError: The weights are missing, or of a network of other sizes.
 
         """
-        state = read_weights(path)
+        state = read_weights(averaged_weights(path))
         if "x_embedder.proj.weight" in state:
             state = import_imagenet_dit(state, self.model)
         elif "feature_aligned_embedder.proj.weight" in state:
             state = import_foundhand(state)
+        if how := misfit(self.model, state):
+            raise WeightsError(f"{path} does not fit this network: {how}", "choose the preset of its size")
         for network in (self.model, self.averaged_model):
-            try:
-                network.load_state_dict(state)
-            except RuntimeError as error:
-                raise WeightsError(
-                    f"{path} does not fit this network: {error}", "choose the preset of its size"
-                ) from None
+            network.load_state_dict(state)
 
     def save(self, run_url: str, watched: Mapping[str, Any] | None = None) -> str:
         """Save a checkpoint of the run and return its URL.
@@ -280,12 +279,14 @@ class Trainer:
             self._optimizer,
             schedule=self._schedule,
         )
-        if self._scaler.is_enabled():
+        if self._scaler.is_enabled() and resumed.data_state["scaler"]:  # a CPU's steps have none
             self._scaler.load_state_dict(resumed.data_state["scaler"])
         if self._aligned is not None:
             self._aligned.projection.load_state_dict(resumed.data_state["projection"])
         state = resumed.data_state
         self.step = resumed.step
+        for group in self._optimizer.param_groups:  # by this run's schedule: its length may have changed
+            group["lr"] = group["initial_lr"] * learning_rate_share(self.step, self.preset.optimisation)
         self.skipped, self.skipped_in_a_row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)
         # Where it is 0, the next update copies the weights.
         self._average.n_averaged.fill_(state.get("averaged", resumed.step))

@@ -1,7 +1,7 @@
 """Weights of published networks in and out: FoundHand, an ImageNet DiT, and files that the public code reads."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -114,14 +114,16 @@ def read_weights(path: str) -> dict[str, Tensor]:
     """
     storage = Storage(path)
     if not storage.exists(""):
-        raise WeightsError(f"no weights at {path}")
+        raise WeightsError(f"no weights at {path}", "give a file that is there, or a URL whose server answers")
     try:
         with storage.local_copy() as file:
+            if file.is_dir():
+                raise WeightsError(f"{path} is a folder", "give the file of weights in it")
             if file.suffix == ".safetensors":
                 return safetensors.torch.load_file(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise DamagedWeightsError(f"{path} is not a readable file of weights: {error}") from error
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise DamagedWeightsError(f"{path} is not a readable file of weights: {_told(error)}") from error
     for key in ("ema_state_dict", "ema", "model_state_dict", "model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -142,6 +144,23 @@ def require_finite(tensors: Iterable[Tensor], place: str) -> None:
         raise DamagedWeightsError(
             f"{place} holds numbers that are not finite", "an earlier checkpoint of the run may be sound"
         )
+
+
+def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
+    """Return in a few words how weights differ from what a network takes; None where they fit."""
+    ours = module.state_dict()
+    for name in ours.keys() & weights.keys():
+        if ours[name].shape != weights[name].shape:
+            return f"{name} has the shape {tuple(weights[name].shape)}, not {tuple(ours[name].shape)}"
+    missing, unknown = sorted(ours.keys() - weights.keys()), sorted(weights.keys() - ours.keys())
+    lacks = f"it lacks {len(missing)} of the network's tensors, such as {missing[0]}" if missing else ""
+    holds = f"it holds {len(unknown)} that the network has not, such as {unknown[0]}" if unknown else ""
+    return ", and ".join(filter(None, [lacks, holds])) or None
+
+
+def _told(error: Exception) -> str:
+    """Return the first sentence of an error of torch or safetensors, which may go on with advice for programmers."""
+    return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:

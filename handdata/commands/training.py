@@ -45,7 +45,15 @@ Config = Annotated[
 
 @training_app.command(epilog="Example: handdata train --preset tiny --steps 300")
 def train(
-    preset: PresetName = "tiny",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help=f"Name of the training preset: {', '.join(PRESETS)}.",
+            show_default="tiny, or, with --resume, the run's settings",
+        ),
+    ] = None,
     config: Config = None,
     workspace: Workspace = None,
     gpus: Annotated[
@@ -65,7 +73,16 @@ def train(
         typer.Option(min=1, metavar="N", help="Number of optimiser steps.", show_default="the preset's"),
     ] = None,
     run: Annotated[str, typer.Option(metavar="NAME", help="Folder of the run below <workspace>/runs.")] = "default",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's latest checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the run's latest checkpoint, with the run's own settings.")
+    ] = False,
+    fork: Annotated[
+        bool,
+        typer.Option(
+            "--fork",
+            help="Start a new run at the run's latest checkpoint, where settings may be others; it records both.",
+        ),
+    ] = False,
     init: Annotated[
         str | None, typer.Option(metavar="FILE", help="Published FoundHand or ImageNet DiT weights to start from.")
     ] = None,
@@ -83,11 +100,25 @@ def train(
 ) -> None:
     """Train the two-frame diffusion transformer on the annotated dataset."""
     from handdata.pipeline.storage import Storage
+    from handdata.trainer import resuming
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    chosen = load_preset(preset, config).choosing_rows(where, licence.split(",") if licence else (), dataset)
-    with ProgressLine(f"Training {preset}", steps or chosen.optimisation.steps, "steps") as progress:
+    licences = [name.strip() for name in licence.split(",")] if licence else None
+    of_run = resuming.run_settings(storage, run) if resume or fork else None
+    if of_run is None:
+        chosen = load_preset(preset or "tiny", config).choosing_rows(where, licences or (), dataset)
+        chosen = chosen.trained_for(steps, init)
+    else:
+        rows = {"data.where": where or None, "data.licences": licences, "data.dataset": dataset}
+        typed = resuming.typed_settings(preset, config, rows | {"optimisation.steps": steps, "init": init})
+        chosen = resuming.resumed_settings(run, of_run, typed)
+    if fork:
+        (run, chosen), resume = resuming.fork(storage, run, chosen), True
+        say(f"the new history is the run {run}")
+    elif of_run is not None:
+        resuming.require_same_history(run, of_run, chosen)
+    with ProgressLine(f"Training {run}", chosen.optimisation.steps, "steps") as progress:
 
         def show(step: int, total: int, loss: float, rate: float) -> None:
             progress.set(step, f"loss {loss:.3f}, {rate:.0f} pairs/s", total)
@@ -102,9 +133,7 @@ def train(
                 processes=gpus,
                 use_gpus=True,
                 address=address,
-                steps=steps,
                 resume=resume,
-                init=init,
                 on_step=show,
                 on_note=say,
                 on_connect=say_connecting,
@@ -113,9 +142,7 @@ def train(
             from handdata.trainer.loop import train as run_train
 
             device = _training_device(gpus)
-            summary = run_train(
-                chosen, storage, run, steps=steps, resume=resume, init=init, device=device, on_step=show, on_note=say
-            )
+            summary = run_train(chosen, storage, run, resume=resume, device=device, on_step=show, on_note=say)
     _show_trained(summary)
 
 

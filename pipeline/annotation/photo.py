@@ -1,25 +1,69 @@
-"""The annotation of one photograph of the user's own, which sampling takes as reference or target."""
+"""The annotation of one photograph of the user's own, which sampling takes as reference or target, or repairs."""
 
+import importlib.util
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
-from handdata.pipeline.annotation.factory import AnnotatorFactory, ModelFiles
+from handdata.pipeline.annotation.annotator import Annotator, PreparedCrop
+from handdata.pipeline.annotation.crop import CropSquare, square_around
+from handdata.pipeline.annotation.factory import AnnotatorFactory, LocalSam, ModelFiles
 from handdata.pipeline.annotation.frames import decode_image, read_image_file
+from handdata.pipeline.annotation.keypoints import FrameKeypoints
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.weights import require_weights
-from handdata.schemas import KEYPOINT_COUNT, AnnotatedSample, HandRecord, RecordError, UsageError
-from handdata.schemas.arrays import BoolArray
+from handdata.pipeline.weights import find_weights, require_weights
+from handdata.schemas import (
+    KEYPOINT_COUNT,
+    SIDES,
+    AnnotatedSample,
+    HandRecord,
+    RecordError,
+    UsageError,
+    hand_rows,
+    inside,
+)
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.schemas.sample import MaskOrigin
+
+_SAM_MODELS: Final[tuple[MaskOrigin, ...]] = ("sam_vit_h", "sam_vit_l", "sam_vit_b")
+"""The best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoHand:
+    """One hand of a photograph, in a square of its own.
+
+    Args:
+        square: Square around the hand.
+        mask: The hand in the square (S, S).
+        keypoints: Joints of both hands (42, 2), pixels of the square.
+        valid: Joints (42,) inside the square.
+        own: Those (42,) of this hand.
+        known: Pixels (S, S) of the square that lie in the photograph.
+
+    """
+
+    square: CropSquare
+    mask: BoolArray
+    keypoints: FloatArray
+    valid: BoolArray
+    own: BoolArray
+    known: BoolArray
 
 
 def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None = None) -> AnnotatedSample:
-    """Find the hands in a photograph with MediaPipe, cut the square around them, and mask them with GrabCut.
+    """Find the hands in a photograph with MediaPipe, cut the square around them, and mask them.
 
-    The photograph is taken upright, as its EXIF orientation says: phones store it as their sensor lies.
+    SAM makes the mask where its package and a checkpoint are on this machine and the settings do not say otherwise,
+    else GrabCut. The photograph is taken upright, as its EXIF orientation says: phones store it as their sensor lies.
 
     Args:
         path: Image file.
-        settings: Settings of the sample; those for keypoints, masks and crop are replaced.
+        settings: Settings of the sample; those for keypoints and crop are replaced.
         weights: Folder of model files that is searched first.
 
     Raises:
@@ -27,12 +71,102 @@ def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None 
         WeightsError: MediaPipe's model is missing.
 
     """
-    photo_settings = settings.model_copy(update={"keypoints": "mediapipe", "masks": "grabcut", "crop": "frame"})
+    image = read_photo(path)
+    with _photo_factory(settings, weights) as factory:
+        return _annotated(path, image, _annotator(factory))
+
+
+def annotate_hands(path: Path, settings: AnnotateSettings, weights: Path | None = None) -> list[PhotoHand]:
+    """Find the hands in a photograph, each with a square and a mask of its own; as ``annotate_photo`` otherwise."""
+    image = read_photo(path)
+    height, width, _ = image.shape
+    with _photo_factory(settings, weights) as factory:
+        annotator = _annotator(factory)
+        sample = _annotated(path, image, annotator)
+        whole = CropSquare.from_xyxy(sample.crop_xyxy, settings.image_size)
+        joints, valid = whole.to_full(sample.keypoints_2d), sample.keypoints_valid
+        crops = []
+        for rows in (hand_rows(side) for side in SIDES if valid[hand_rows(side)].any()):
+            own = np.zeros(KEYPOINT_COUNT, np.bool_)
+            own[rows] = valid[rows]
+            square = square_around(joints[own], width, height, settings.crop_scale, settings.image_size)
+            keypoints = square.to_crop(joints)
+            crop = PreparedCrop(
+                record=_record(path, width, height),
+                frame=FrameKeypoints(
+                    keypoints=joints,
+                    valid=own,
+                    hand_state=sample.hand_state,
+                    origin=sample.keypoints_origin,
+                    score=sample.keypoints_score,
+                    agreement=sample.agreement_px,
+                    flags=frozenset(),
+                ),
+                square=square,
+                image=square.cut(image),
+                keypoints=keypoints,
+                valid=own & inside(keypoints, square.size, square.size),
+                dataset_mask=None,
+            )
+            crops.append(crop)
+        assert annotator.mask_model is not None
+        masks = annotator.mask_model.submit(crops)()
+    return [
+        PhotoHand(
+            square=crop.square,
+            mask=mask,
+            keypoints=crop.keypoints,
+            valid=valid & inside(crop.keypoints, crop.square.size, crop.square.size),
+            own=crop.valid,
+            known=~crop.outside_image(),
+        )
+        for crop, mask in zip(crops, masks, strict=True)
+    ]
+
+
+def read_photo(path: Path) -> ByteArray:
+    """Return the upright pixels (height, width, 3) RGB of a photograph.
+
+    Raises:
+        UsageError: The file is no readable image.
+
+    """
     try:
-        height, width, _ = decode_image(read_image_file(str(path)), str(path), upright=True).shape
+        return decode_image(read_image_file(str(path)), str(path), upright=True)
     except RecordError as error:
         raise UsageError(error.detail) from None
-    record = HandRecord(
+
+
+def _photo_factory(settings: AnnotateSettings, weights: Path | None) -> AbstractContextManager[AnnotatorFactory]:
+    found = {name: find_weights(name, weights) for name in _SAM_MODELS}
+    origin = next((name for name in _SAM_MODELS if found[name]), None)
+    if settings.masks not in ("auto", "sam") or importlib.util.find_spec("segment_anything") is None:
+        origin = None
+    models = ModelFiles(
+        hand_landmarker=require_weights("hand_landmarker", weights),
+        sam=None if origin is None else found[origin],
+        sam_origin=origin,
+        grabcut=origin is None,
+        hashes={},
+    )
+    photo_settings = settings.model_copy(
+        update={"keypoints": "mediapipe", "masks": "sam" if origin else "grabcut", "crop": "frame"}
+    )
+    return AnnotatorFactory(photo_settings, models, partial(LocalSam, device=_device()) if origin else None)
+
+
+def _device() -> str:
+    import torch  # with SAM it is loaded anyway
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _annotator(factory: AnnotatorFactory) -> Annotator:
+    return factory.make(_no_mask, "the user's own", upright=True)
+
+
+def _record(path: Path, width: int, height: int) -> HandRecord:
+    return HandRecord(
         source="photo",
         split="test",
         sequence_id=path.stem,
@@ -45,10 +179,11 @@ def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None 
         keypoints_valid=np.zeros(KEYPOINT_COUNT, dtype=bool),
         hand_state=("unknown", "unknown"),
     )
-    model = require_weights("hand_landmarker", weights)
-    models = ModelFiles(hand_landmarker=model, sam=None, sam_origin=None, grabcut=True, hashes={})
-    with AnnotatorFactory(photo_settings, models) as factory:
-        samples, rejections = factory.make(_no_mask, "the user's own", upright=True).process("photo", [record])
+
+
+def _annotated(path: Path, image: ByteArray, annotator: Annotator) -> AnnotatedSample:
+    height, width, _ = image.shape
+    samples, rejections = annotator.process("photo", [_record(path, width, height)])
     if not samples:
         raise UsageError(f"{path} cannot be used: {rejections[0].detail}", "use a photograph that shows the whole hand")
     return samples[0]

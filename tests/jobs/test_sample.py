@@ -10,11 +10,16 @@ from PIL import Image
 
 from handdata.adapters.synthesis.dataset import write_dataset as write_synthetic
 from handdata.app import app
-from handdata.jobs.sample import SampleRequest, Sampling
+from handdata.jobs import sample as jobs_sample
+from handdata.jobs.sample import OnStep, SampleRequest, Sampling
+from handdata.pipeline.annotation.crop import CropSquare
+from handdata.pipeline.annotation.photo import PhotoHand
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
 from handdata.schemas import UsageError
+from handdata.trainer.data.augment import Frame
 from handdata.trainer.presets import PairConfig, Preset
+from handdata.trainer.tasks import Sampler
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.samples import sample, write_dataset
 from tests.fixtures.training import SMALL
@@ -145,3 +150,50 @@ def test_fix_changes_the_hands_of_a_photograph_and_nothing_else(workspace: Path,
         empty = tmp_path / "empty.png"
         cv2.imwrite(str(empty), np.full((200, 200, 3), 90, np.uint8))
         run(workspace, "fix", str(empty), "--out", str(tmp_path / "no.png"))
+
+
+def test_fix_draws_each_hand_in_its_own_square_and_nothing_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    image = np.asarray(rng.integers(0, 200, (120, 400, 3)), np.uint8)
+    cv2.imwrite(str(tmp_path / "two.png"), image[..., ::-1])
+    hands = []
+    for left, rows in ((10, slice(0, 21)), (330, slice(21, 42))):
+        square = CropSquare(left=left, top=30, side=60, size=30)
+        keypoints, own = np.zeros((42, 2), np.float32), np.zeros(42, bool)
+        keypoints[rows] = rng.uniform(10, 20, (21, 2))
+        own[rows] = True
+        whole = np.ones((30, 30), bool)
+        hands.append(PhotoHand(square, ~whole, keypoints, own, own, whole))
+    monkeypatch.setattr(jobs_sample, "annotate_hands", lambda *_: hands)
+    steps: list[tuple[int, int]] = []
+    seen: list[np.ndarray] = []
+
+    def white(sampler: Sampler, frame: Frame, region: np.ndarray, options: object, progress: OnStep) -> np.ndarray:
+        np.testing.assert_array_equal(frame.image, hands[len(seen)].square.cut(image))
+        progress(1, 1)
+        seen.append(region)
+        return np.full((32, 32, 3), 255, np.uint8)
+
+    monkeypatch.setattr(jobs_sample, "repair", white)
+    checkpoint = Trainer(SMALL, "cpu").save(str(tmp_path / "runs"))
+    sampling = Sampling(SampleRequest(checkpoint), Storage(tmp_path), AnnotateSettings())
+    fixed = sampling.fix(tmp_path / "two.png", lambda *done: steps.append(done))
+    assert steps == [(1, 2), (2, 2)]
+    changed = (fixed != image).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    assert not changed[:, 70:330].any()
+    for hand, region in zip(hands, seen, strict=True):
+        x, y = np.round(hand.keypoints[hand.own]).astype(int).T
+        assert region[y, x].all()
+        assert region.mean() < 0.5
+    assert columns.min() >= 10 and columns.max() < 390 and rows.min() >= 30 and rows.max() < 90
+    assert (fixed[changed] == 255).all()
+
+
+@pytest.mark.parametrize("task", ["gesture-transfer", "video", "unconditional"])
+def test_more_steps_than_the_noise_schedule_has_are_an_error(workspace: Path, tmp_path: Path, task: str) -> None:
+    words = ["sample", task, "--steps", "1001", "--workspace", str(workspace), "--out", str(tmp_path / "a.webp")]
+    with pytest.raises(UsageError, match="1001 denoising steps are more than the noise schedule has, 1000"):
+        app(words, standalone_mode=False)

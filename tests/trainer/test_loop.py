@@ -1,9 +1,10 @@
 import json
+import math
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,17 @@ import torch
 from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError, WeightsError
 from handdata.trainer.checkpoints import load_for_sampling
+from handdata.trainer.data.batch import FramePair
 from handdata.trainer.loop import train
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import (
     MonitoringConfig,
     PairConfig,
     Preset,
+    SamplingConfig,
     SourceConfig,
 )
+from handdata.trainer.schedule import FINAL_LEARNING_RATE_SHARE
 from handdata.trainer.trainer import Trainer
 from handdata.trainer.weights import export_foundhand, read_weights
 from tests.fixtures.commands import CommandResult
@@ -48,9 +52,10 @@ def test_training_leaves_checkpoint_settings_and_metrics(storage: Storage) -> No
     ]
     assert storage.list_files("runs/first/tensorboard", "")
     settings = Preset.model_validate_json(storage.read_bytes("runs/first/settings.json"))
-    assert settings == SMALL
+    assert settings == changed(SMALL, steps=2)
     _, embedded = load_for_sampling(summary.run_url)
-    assert Preset.model_validate(embedded) == SMALL
+    assert Preset.model_validate(embedded) == changed(SMALL, steps=2)
+    assert embedded.keys() == SMALL.model_dump().keys()
 
 
 def test_a_resumed_run_has_the_weights_of_one_that_never_stopped(storage: Storage) -> None:
@@ -67,10 +72,33 @@ def test_a_resumed_run_has_the_weights_of_one_that_never_stopped(storage: Storag
 def test_a_resumed_run_takes_the_learning_rate_of_its_settings(storage: Storage) -> None:
     halted = train(SMALL, storage, "halted", steps=2, device="cpu")
     before = weights(halted.checkpoint_url)
-    slower = changed(SMALL, learning_rate=1e-9, weight_decay=0.0)
+    slower = changed(SMALL, learning_rate=1e-9)
     after = weights(train(slower, storage, "halted", steps=3, resume=True, device="cpu").checkpoint_url)
     assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in before if name.startswith("model."))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_decay_follows_the_number_of_steps_also_where_a_run_is_prolonged(storage: Storage) -> None:
+    preset = changed(SMALL, warmup_steps=0).model_copy(update={"sampling": SamplingConfig(steps=1)})
+
+    def rates(run: str, steps: int, resume: bool = False) -> list[float]:
+        found: list[float] = []
+        step = Trainer.training_step
+
+        def watched(trainer: Trainer, batches: Iterable[FramePair]) -> float:
+            found.append(trainer._optimizer.param_groups[0]["lr"])
+            return step(trainer, batches)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "training_step", watched)
+            train(preset, storage, run, steps=steps, resume=resume, device="cpu")
+        return found
+
+    share = [FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * at / 4)) / 2
+             for at in range(4)]  # fmt: skip
+    rate = preset.optimisation.learning_rate
+    assert rates("run", 2) == pytest.approx([rate * share[0], rate * share[2]])
+    assert rates("run", 4, resume=True) == pytest.approx([rate * share[2], rate * share[3]])
 
 
 def test_micro_batches_add_up_to_the_step_of_the_whole_batch(storage: Storage) -> None:

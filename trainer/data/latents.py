@@ -161,9 +161,14 @@ def encode(
         on_shard: Called after each shard with (shards done, shards in all).
 
     Raises:
-        UsageError: The folder holds latents of other settings.
+        UsageError: The folder holds latents of other settings, or the autoencoder takes no images of this size.
 
     """
+    if image_size % autoencoder.factor:
+        raise UsageError(
+            f"the autoencoder {config.kind} takes no images of {image_size} pixels",
+            f"choose a multiple of {autoencoder.factor} for --image-size",
+        )
     storage = dataset.storage
     stored_side = read_manifest(dataset).image_size
     folder = latents_folder(dataset, config, autoencoder, image_size)

@@ -1,13 +1,16 @@
 """A photograph of the user's own is taken as viewers show it."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from handdata.pipeline.annotation.photo import annotate_photo
+from handdata.pipeline.annotation import photo as photographs
+from handdata.pipeline.annotation.photo import annotate_hands, annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.weights import WEIGHTS, find_weights
 from handdata.schemas import UsageError
 
 
@@ -35,3 +38,64 @@ def test_a_damaged_photograph_is_an_error_in_one_line(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 2] + data[len(data) // 2 + 300 :])
     with pytest.raises(UsageError, match=r"a\.jpg is damaged: "):
         annotate_photo(path, AnnotateSettings(image_size=64))
+
+
+def two_hands(shared_dir: Path, folder: Path) -> Path:
+    """A photograph of a hand and, far from it, its mirror image."""
+    photo = Image.open(next((shared_dir / "data" / "phone_video").rglob("*.jpg"))).convert("RGB")
+    wide = Image.new("RGB", (2 * photo.width + 400, photo.height), (90, 90, 90))
+    wide.paste(photo, (0, 0))
+    wide.paste(ImageOps.mirror(photo), (photo.width + 400, 0))
+    wide.save(folder / "two.png")
+    return folder / "two.png"
+
+
+def test_each_hand_of_a_photograph_has_a_square_and_a_mask_of_its_own(shared_dir: Path, tmp_path: Path) -> None:
+    path = two_hands(shared_dir, tmp_path)
+    settings = AnnotateSettings(image_size=128)
+    hands = annotate_hands(path, settings)
+    assert len(hands) == 2
+    whole = annotate_photo(path, settings)
+    middle = whole.width / 2
+    for hand, rows in zip(hands, (slice(0, 21), slice(21, 42)), strict=True):
+        assert hand.own[rows].any()
+        assert hand.own.sum() == hand.own[rows].sum()
+        assert hand.square.side < 0.6 * (whole.crop_xyxy[2] - whole.crop_xyxy[0])
+        full = hand.square.to_full(hand.keypoints[hand.own])
+        assert len({bool(x < middle) for x, _ in full}) == 1  # the joints of one hand
+        low, high = hand.keypoints[hand.own].min(axis=0), hand.keypoints[hand.own].max(axis=0)
+        assert (high - low).max() == pytest.approx(128 / settings.crop_scale, rel=0.05)
+        x, y = np.round(hand.keypoints[hand.own]).astype(int).T
+        assert hand.mask[y, x].mean() > 0.7
+
+
+class KnownMask:
+    """Stands in for SAM, whose smallest model needs seconds: the right half of each crop."""
+
+    origin = "sam_vit_b"
+
+    def __init__(self, checkpoint: Path, origin: str, device: str) -> None:
+        assert (checkpoint.name, origin) == (WEIGHTS["sam_vit_b"].filename, self.origin)
+
+    def submit(self, crops: Sequence[photographs.PreparedCrop]) -> Callable[[], list[np.ndarray]]:
+        masks = [np.arange(crop.square.size) >= crop.square.size / 2 for crop in crops]
+        return lambda: [np.tile(mask, (len(mask), 1)) for mask in masks]
+
+
+def test_sam_masks_photographs_where_it_is_set_up(
+    shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = next((shared_dir / "data" / "phone_video").rglob("*.jpg"))
+    landmarker = find_weights("hand_landmarker")
+    assert landmarker is not None
+    (tmp_path / WEIGHTS["hand_landmarker"].filename).symlink_to(landmarker)
+    (tmp_path / WEIGHTS["sam_vit_b"].filename).touch()
+    monkeypatch.setattr(photographs, "LocalSam", KnownMask)
+    settings = AnnotateSettings(image_size=64)
+    assert annotate_photo(photo, settings, tmp_path).mask_origin == "sam_vit_b"
+    (hand,) = annotate_hands(photo, settings, tmp_path)
+    assert hand.mask[:, 32:].all() and not hand.mask[:, :32].any()
+    asked = settings.model_copy(update={"masks": "grabcut"})
+    assert annotate_photo(photo, asked, tmp_path).mask_origin == "grabcut"
+    monkeypatch.setattr(photographs.importlib.util, "find_spec", lambda name: None)  # no package
+    assert annotate_photo(photo, settings, tmp_path).mask_origin == "grabcut"

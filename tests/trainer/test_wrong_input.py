@@ -1,0 +1,110 @@
+"""Files and settings that do not fit end in one line that says why."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from handdata.schemas import HandDataError, UsageError
+from handdata.trainer.autoencoders import PixelAutoencoder, require_fit
+from handdata.trainer.presets import Preset, SamplingConfig, SamplingOptions, load_preset
+from handdata.trainer.tasks import load_sampler
+from handdata.trainer.trainer import Trainer
+from tests.fixtures.training import SMALL, changed
+
+
+def write_files(folder: Path) -> None:
+    """Write files that somebody may take for weights."""
+    for name in ("folder", "folder.pt", "folder.safetensors"):
+        (folder / name).mkdir()
+    for name in ("text", "text.pt", "text.safetensors"):
+        (folder / name).write_text("404: Not Found\n" * 20)
+    for name in ("empty.pt", "empty.safetensors"):
+        (folder / name).touch()
+    torch.save([1, 2], folder / "list.pt")
+    torch.save({"a": "b"}, folder / "words.pt")
+    tensors = {"a": torch.zeros(2)}
+    configs = {"plain": None, "cut-config": "{", "list-config": "[]", "no-model": "{}", "other": '{"model": {"x": 1}}'}
+    newer = SMALL.model_dump(mode="json") | {"not-yet": 1}
+    for name, config in {**configs, "small": SMALL.model_dump_json(), "newer": json.dumps(newer)}.items():
+        metadata = None if config is None else {"config": config}
+        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors", metadata)
+    for name in ("x_embedder", "feature_aligned_embedder"):
+        safetensors.torch.save_file({f"{name}.proj.weight": torch.zeros(2)}, folder / f"{name}.safetensors")
+    for name in ("plain.safetensors", "words.pt"):
+        (folder / f"cut-{name}").write_bytes((folder / name).read_bytes()[:-20])
+
+
+def test_what_is_no_weights_is_an_error_of_one_line(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    trainer = Trainer(SMALL, "cpu")
+    places = [str(path) for path in sorted(tmp_path.iterdir())]
+    places += [str(tmp_path / name) for name in ("missing", "missing.pt", "missing.safetensors")]
+    places += ["http://127.0.0.1:9/a.pt", "http://127.0.0.1:9/a.safetensors", "nosuch://a/b.pt", ""]
+    for place in places:
+        for reading in (trainer.start_from, load_sampler):
+            with pytest.raises(HandDataError) as caught:
+                reading(place)
+            assert "\n" not in caught.value.message, place
+            assert len(caught.value.message) < 600, place
+
+
+def test_a_run_or_its_checkpoint_is_something_to_start_from(tmp_path: Path) -> None:
+    other = Trainer(changed(SMALL, seed=5), "cpu")
+    checkpoint = other.save(str(tmp_path / "run"))
+    for place in (checkpoint, str(tmp_path / "run")):
+        trainer = Trainer(SMALL, "cpu")
+        trainer.start_from(place)
+        state = trainer.model.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in other.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 48}, "image_size 48 does not fit model.input_size 32"),
+        ({"model": {"input_size": 16}}, "image_size 32 does not fit model.input_size 16"),
+        ({"model": {"latent_channels": 4}}, "model.latent_channels 4 does not fit the autoencoder pixel, which has 3"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(changes: dict[str, object], message: str) -> None:
+    nested = {name: getattr(SMALL, name).model_dump() | value if isinstance(value, dict) else value
+              for name, value in changes.items()}  # fmt: skip
+    preset = Preset.model_validate(SMALL.model_dump() | nested)
+    with pytest.raises(UsageError, match=message):
+        require_fit(preset, PixelAutoencoder())
+    with pytest.raises(UsageError, match=message):
+        Trainer(preset, "cpu")
+
+
+def test_more_denoising_steps_than_the_schedule_has_are_an_error() -> None:
+    assert SamplingOptions(1000).applied_to(SMALL).steps == 1000
+    with pytest.raises(UsageError, match="1001 denoising steps"):
+        SamplingOptions(1001).applied_to(SMALL)
+    short = SMALL.model_copy(update={"diffusion": SMALL.diffusion.model_copy(update={"train_steps": 20})})
+    with pytest.raises(UsageError, match="25 denoising steps are more than the noise schedule has, 20"):
+        Trainer(short, "cpu")  # before it trains, not when it draws its first samples
+    Trainer(short.model_copy(update={"sampling": SamplingConfig(steps=20)}), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[optimisation]\nsteps = 3 # für".encode("latin-1"), "is not UTF-8"),
+        ("[optimisation]".encode("utf-16"), "is not UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\x00", "is not UTF-8"),
+        (b"steps 3", "is not TOML"),
+        (b"data = 3", "setting data"),
+        (b"[optimisation]\nlearning_rate = nan", "setting optimisation.learning_rate"),
+    ],
+)
+def test_a_wrong_settings_file_is_an_error_of_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "a.toml"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_preset("tiny", file)
+    assert "\n" not in caught.value.message
+    with pytest.raises(UsageError, match="cannot read"):
+        load_preset("tiny", tmp_path)
