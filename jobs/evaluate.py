@@ -1,6 +1,7 @@
 """``handdata evaluate``: generated hands beside the truth, beside a copied reference and beside the mean image."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from handdata.pipeline.annotation.detector import HandDetector
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import require_weights
-from handdata.schemas import Split, UsageError
+from handdata.schemas import Split, UnreadableImageError, UsageError
 from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.data.pairs import open_pairs
 from handdata.trainer.data.splits import TRAINED_FIRST
@@ -150,7 +151,12 @@ def _mean_of_training(storage: Storage, preset: Preset) -> ByteArray:
         except UsageError:
             continue
         rows = [dataset.rows_at(position)[0] for position in range(min(len(dataset), _MEAN_OF))]
-        return mean_image([dataset.frame(row).image for row in rows])
+        images = []
+        for row in rows:
+            with suppress(UnreadableImageError):
+                images.append(dataset.frame(row).image)
+        if images:
+            return mean_image(images)
     raise UsageError(f"{storage.describe()} has no samples", "run `handdata annotate` first")
 
 

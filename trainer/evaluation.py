@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from handdata.schemas import FINGERS, SIDES, WRIST, UsageError, hand_rows
+from handdata.schemas import FINGERS, SIDES, WRIST, UnreadableImageError, UsageError, hand_rows
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.pairs import PairDataset
@@ -68,8 +68,9 @@ class Interval:
 def moved_pairs(dataset: PairDataset, count: int, least_motion: float | None = None) -> list[MovedPair]:
     """Return up to ``count`` video pairs whose joints move at least ``least_motion`` hand lengths, no pair twice.
 
-    Pairs without a hand that both frames show are left out: nothing can be said of how they move. By default pairs move
-    ``LEAST_MOTION``; where none does, as in slow or short videos, the half of the pairs that moves most is taken.
+    Left out are pairs without a hand that both frames show, of whose motion nothing can be said, and those with an
+    image that cannot be decoded. By default pairs move ``LEAST_MOTION``; where none does, as in slow or short videos,
+    the half of the pairs that moves most is taken.
 
     Raises:
         UsageError: No pair moves so far.
@@ -84,7 +85,10 @@ def moved_pairs(dataset: PairDataset, count: int, least_motion: float | None = N
         if reference is None or (target, reference) in seen:
             continue
         seen.add((target, reference))
-        frames = dataset.frame(reference), dataset.frame(target)
+        try:
+            frames = dataset.frame(reference), dataset.frame(target)
+        except UnreadableImageError:
+            continue
         motions = _joint_motions(*frames)
         if not motions:
             continue

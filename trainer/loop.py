@@ -238,7 +238,9 @@ def _quiet(line: str) -> None:
 def _held_out(storage: Storage, preset: Preset, latents: LatentStore | None, note: OnNote) -> list[FramePair]:
     """Return the batches that the run is measured on; none, with a note, where there are no such pairs."""
     try:
-        return validation_batches(storage, preset, latents)
+        return validation_batches(
+            storage, preset, latents, lambda message: note(f"{message}; another pair of the validation took its place")
+        )
     except NoPairsError as error:
         note(f"the run is not validated: {error.message}")
         return []

@@ -23,7 +23,7 @@ from handdata.trainer.loop import train
 from handdata.trainer.presets import AugmentationConfig, AutoencoderConfig, DataConfig, MonitoringConfig, Preset
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.samples import sample, write_dataset
-from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
+from tests.fixtures.training import SMALL, changed, train_by_gloo, weights, write_two_sequences
 
 PNG = sample("wave", 0).image.bytes
 UNREADABLE = {
@@ -102,6 +102,24 @@ def test_a_run_counts_pairs_that_cannot_be_read_and_says_which(tmp_path: Path) -
     resumed = train(SMALL, storage, "parts", steps=3, resume=True, device="cpu")
     assert (resumed.unreadable, parts.unreadable <= first.unreadable) == (first.unreadable, True)
     assert same(first.checkpoint_url, resumed.checkpoint_url)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("processes", [2, 3])
+def test_pairs_that_cannot_be_read_are_replaced_alike_in_several_processes(tmp_path: Path, processes: int) -> None:
+    storage = Storage(tmp_path)
+    write_two_sequences(storage, unreadable=1)
+    preset = changed(every(checkpoint_every=2), batch_size=6)
+    alone = train(preset, storage, "alone", steps=6, device="cpu")
+    train_by_gloo(preset, storage, "together", processes, steps=3)
+    train_by_gloo(preset, storage, "together", processes, steps=6)
+    counts = [metrics(storage, run)[-1] for run in ("alone", "together")]
+    assert alone.unreadable > 0
+    assert [line["unreadable"] for line in metrics(storage, "together") if "loss" in line][-1] == alone.unreadable
+    assert counts[1]["validation_loss"] == pytest.approx(counts[0]["validation_loss"], rel=1e-4)
+    expected, found = weights(alone.checkpoint_url), weights(storage.url("runs/together/checkpoints/step-00000006"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
 
 
 def test_a_dataset_without_readable_images_stops_a_run_with_one_of_them(tmp_path: Path) -> None:

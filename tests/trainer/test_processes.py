@@ -160,8 +160,11 @@ def test_an_error_in_one_process_ends_all_at_once_under_its_name_and_is_not_trie
 
 
 def test_errors_that_are_not_ours_are_named_and_those_of_a_connection_are_tried_again() -> None:
-    bug = _named(ZeroDivisionError("a bug"), 3)
+    with pytest.raises(ZeroDivisionError) as raised:
+        raise ZeroDivisionError("a bug")
+    bug = _named(raised.value, 3)
     assert "training process 3 met a ZeroDivisionError: a bug" in str(bug)
+    assert "test_processes.py, line" in bug.hint
     assert not isinstance(bug, _LostError)
     assert "out of memory" in str(_named(torch.OutOfMemoryError("CUDA out of memory"), 0))
     for lost in (

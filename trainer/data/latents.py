@@ -472,7 +472,8 @@ def _posterior(autoencoder: Autoencoder, images: Tensor) -> Posterior:
     """Encode images, on CUDA in float16, as they are stored; in float32 where numbers overflow."""
     with autocast(images.device, "float16"):
         posterior = autoencoder.encode(images)
-    if images.device.type == "cuda" and not bool(posterior.mean.isfinite().all()):
+    moments = (posterior.mean, posterior.log_variance)
+    if images.device.type == "cuda" and not all(bool(m.isfinite().all()) for m in moments if m is not None):
         return autoencoder.encode(images)
     return posterior
 

@@ -1,5 +1,6 @@
 """What a run is measured by and shows: the same pairs of the validation split every time, without augmentation."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -19,7 +20,9 @@ _FEWEST: Final = 2
 """Smallest number: each target's keypoints are compared with another's."""
 
 
-def validation_batches(storage: Storage, preset: Preset, latents: LatentStore | None) -> list[FramePair]:
+def validation_batches(
+    storage: Storage, preset: Preset, latents: LatentStore | None, on_unreadable: Callable[[str], None] | None = None
+) -> list[FramePair]:
     """Return the batches that a run is measured on.
 
     They are the same for all numbers of processes and sizes of micro batches.
@@ -28,6 +31,7 @@ def validation_batches(storage: Storage, preset: Preset, latents: LatentStore | 
         storage: Workspace of the run.
         preset: Settings of the run.
         latents: Stored latents that pairs hold instead of images.
+        on_unreadable: Called with a line on each pair that could not be read; another one took its place.
 
     Raises:
         NoPairsError: The validation split, or the preset's choice of its rows, has fewer than two pairs.
@@ -41,7 +45,11 @@ def validation_batches(storage: Storage, preset: Preset, latents: LatentStore | 
         )
     size = min(max(preset.optimisation.batch_size, _FEWEST), len(dataset))
     count = max(min(VALIDATION_PAIRS, len(dataset)) // size, 1)
-    return list(pair_batches(dataset, [range(first, first + size) for first in range(0, count * size, size)]))
+    batches = list(pair_batches(dataset, [range(first, first + size) for first in range(0, count * size, size)]))
+    for message in dataset.take_unreadable(count * size):
+        if on_unreadable:
+            on_unreadable(message)
+    return batches
 
 
 def pairs_to_show(storage: Storage, preset: Preset) -> tuple[list[Frame], list[Frame]]:
