@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handdata.pipeline.shards import Shard, list_shards, read_manifest
-from handdata.pipeline.storage import Dataset, Storage, blob_ranges, table_to_parquet
+from handdata.pipeline.storage import Dataset, Storage, blob_checksums, blob_ranges, table_to_parquet
 from handdata.pipeline.storage.layout import latents_file, latents_settings_file
 from handdata.schemas import KEYPOINT_COUNT, UnreadableImageError, UsageError
 from handdata.schemas.arrays import BoolArray, FloatArray
@@ -40,6 +40,7 @@ from handdata.trainer.data.reading import (
     EncodedFrame,
     ExpectedRows,
     images_of,
+    is_intact,
     labels_of,
     largest_reduction,
     place_of,
@@ -115,6 +116,8 @@ class StoredFrames(NamedTuple):
     """(N, 42, 2)"""
     valid: BoolArray
     """(N, 42)"""
+    intact: BoolArray
+    """(N,) whether the latent has the checksum that it was written with, where the file says that."""
 
 
 def fingerprint(autoencoder: Autoencoder) -> str:
@@ -286,9 +289,9 @@ class LatentReader:
                 "run `handdata encode` again: it continues where it stopped",
             )
         with ThreadPoolExecutor(READERS) as readers:
-            ranges = list(readers.map(self._read_ranges, self._names))
-        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in ranges])])
-        self._ranges = np.concatenate(ranges)
+            blobs = list(readers.map(self._read_blobs, self._names))
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in blobs])])
+        self._blobs = np.concatenate(blobs)
         self._labels = remembered_by_source(self._read_labels, shards)
 
     @property
@@ -304,13 +307,16 @@ class LatentReader:
 
         """
         rows = [(shard, variant * self._rows_of(shard) + row) for shard, row, variant in wanted]
-        bounds = self._ranges[[self._starts[shard] + row for shard, row in rows]].tolist()
-        ranges = [(self._names[shard], start, length) for (shard, _), (start, length) in zip(rows, bounds, strict=True)]
+        blobs = self._blobs[[self._starts[shard] + row for shard, row in rows]].tolist()
+        ranges = [
+            (self._names[shard], start, length) for (shard, _), (start, length, _) in zip(rows, blobs, strict=True)
+        ]
+        read = self._storage.read_ranges(ranges)
         settings = self._settings
         channels, side = settings.latent_channels, settings.latent_size
         moments = 2 if settings.has_variance else 1
         # A bytearray: tensors of the arrays may be written to.
-        stored = np.frombuffer(bytearray().join(self._storage.read_ranges(ranges)), "<f2")
+        stored = np.frombuffer(bytearray().join(read), "<f2")
         planes = stored.reshape(len(rows), moments * channels + 2, side, side)
         labels = [(*self._labels(shard), row) for shard, row in rows]
         return StoredFrames(
@@ -319,6 +325,7 @@ class LatentReader:
             mask=planes[:, -1],
             keypoints=np.stack([keypoints[row] for keypoints, _, row in labels]),
             valid=np.stack([valid[row] for _, valid, row in labels]),
+            intact=np.array([is_intact(data, checksum) for data, (_, _, checksum) in zip(read, blobs, strict=True)]),
         )
 
     def place(self, shard: int, row: int) -> str:
@@ -328,13 +335,14 @@ class LatentReader:
     def _rows_of(self, shard: int) -> int:
         return int(self._starts[shard + 1] - self._starts[shard]) // self.variants
 
-    def _read_ranges(self, name: str) -> NDArray[np.uint32]:
-        """Return where each row's latent lies in a file: (rows, 2) first byte and number of bytes."""
+    def _read_blobs(self, name: str) -> NDArray[np.uint32]:
+        """Return where each row's latent lies in a file: (rows, 3) first byte, number of bytes, and CRC-32 or 0."""
         with self._storage.open_parquet(name) as file:
             ranges = blob_ranges(file, "latent")
+            checksums = blob_checksums(file, "latent")
         if ranges is None:
             raise UsageError(f"{self._storage.describe(name)} was not written by `handdata encode`", "remove it")
-        return ranges
+        return np.column_stack([ranges, np.zeros(len(ranges), np.uint32) if checksums is None else checksums])
 
     def _read_labels(self, shard: int) -> tuple[FloatArray, BoolArray]:
         name, labels = self._names[shard], ("keypoints_2d", "keypoints_valid")

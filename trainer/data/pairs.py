@@ -24,7 +24,7 @@ from handdata.trainer.data.batch import FramePair, PairStack
 from handdata.trainer.data.candidates import VIEW, PairCandidates
 from handdata.trainer.data.latents import LatentReader, LatentStore
 from handdata.trainer.data.order import TargetOrder
-from handdata.trainer.data.reading import EncodedFrame, FrameReader, WantedFrame, largest_reduction
+from handdata.trainer.data.reading import Blob, EncodedFrame, FrameReader, WantedFrame, largest_reduction
 from handdata.trainer.data.sample_index import read_rows, source_ranges
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig, Preset
 
@@ -125,8 +125,8 @@ class PairDataset:
         self._shard_starts = np.concatenate([[0], np.cumsum(counts)])
         sources = list(source_ranges(self.shards, counts))
         self._candidates = PairCandidates(rows, sources, pairs)
-        ranges = rows.select(pl.col("^(image|hand_mask)_(start|bytes)$").fill_null(0)).to_numpy(order="c")
-        self._rows = {"row": rows["row"].to_numpy(), "ranges": ranges, "sample": rows["sample"].to_numpy()}
+        blobs = rows.select(pl.col("^(image|hand_mask)_(start|bytes|crc32)$").fill_null(0)).to_numpy(order="c")
+        self._rows = {"row": rows["row"].to_numpy(), "blobs": blobs, "sample": rows["sample"].to_numpy()}
         self._hands_known = rows["hands_known"].to_numpy()
         self._sequences = rows["sequence_id"]
         targets = self._candidates.source_targets(self._shard_starts)
@@ -292,12 +292,14 @@ class PairDataset:
         rows += [(row, variant) for (_, row, _), variant in zip(drawn, variants, strict=True) if row is not None]
         frames = latents.read([(*self._in_shard(row), variant) for row, variant in rows])
         count = len(positions)
-        finite = np.isfinite(frames.moments).reshape(len(rows), -1).all(axis=1)
-        if not finite.all():
-            first = int(np.argmin(finite))
+        usable = frames.intact & np.isfinite(frames.moments).reshape(len(rows), -1).all(axis=1)
+        if not usable.all():
+            first = int(np.argmin(usable))
             number = first if first < count else int(np.flatnonzero(present)[first - count])
             place = latents.place(*self._in_shard(rows[first][0]))
             why = "its latent is not finite: the image was unreadable, or the autoencoder's numbers overflowed"
+            if not frames.intact[first]:
+                why = "its latent is damaged: the checksum differs"
             raise _UnreadablePairError(number, UnreadableImageError(f"{place}: {why}"))
 
         def targets(field: NDArray[np.generic]) -> Tensor:
@@ -334,9 +336,10 @@ class PairDataset:
         return shard, int(self._rows["row"][row])
 
     def _wanted(self, row: int, with_mask: bool) -> WantedFrame:
-        image_start, image_bytes, mask_start, mask_bytes = self._rows["ranges"][row].tolist()
-        ranges = (image_start, image_bytes), (mask_start, mask_bytes if with_mask else 0)
-        return WantedFrame(*self._in_shard(row), ranges if image_bytes else None, with_mask)
+        stored = self._rows["blobs"][row].tolist()
+        image, mask = Blob(*stored[:3]), Blob(*stored[3:])
+        blobs = image, mask if with_mask else Blob(0, 0, 0)
+        return WantedFrame(*self._in_shard(row), blobs if image.length else None, with_mask)
 
 
 class _UnreadablePairError(Exception):

@@ -1,5 +1,6 @@
 """Reading chosen frames of annotated shards: only the bytes of their images, decoded no larger than needed."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,6 +79,8 @@ class EncodedFrame:
     pad_ltrb: FloatArray
     place: str = "an image"
     """Where it is stored, for messages."""
+    checksums: tuple[int, int] = (0, 0)
+    """CRC-32 that image and mask had when they were written; 0 where the file does not say."""
 
     def decode(self, reduction: int = 1, into: ByteArray | None = None) -> Frame:
         """Decode the image and its mask.
@@ -87,9 +90,10 @@ class EncodedFrame:
             into: Memory (S, S, 3) that a JPEG of this size is decoded into; the frame then holds it.
 
         Raises:
-            UnreadableImageError: The image or its mask cannot be decoded, or is no square.
+            UnreadableImageError: The image or its mask has changed, cannot be decoded, or is no square.
 
         """
+        self._require_unchanged()
         image = self._decoded("image", lambda: _decode_image(self.image, reduction, into))
         side = image.shape[0]
         mask = _rectangle(side, 0, 0, 0, 0)
@@ -107,6 +111,12 @@ class EncodedFrame:
             valid=self.valid,
         )
 
+    def _require_unchanged(self) -> None:
+        """Compare checksums: many changed bytes decode without a word, to other pixels."""
+        for what, data, checksum in zip(("image", "hand mask"), (self.image, self.mask), self.checksums, strict=True):
+            if data is not None and not is_intact(data, checksum):
+                raise UnreadableImageError(f"{self.place}: the {what} is damaged: its checksum differs", _READ_ANEW)
+
     def _decoded(self, what: str, decode: Callable[[], ByteArray]) -> ByteArray:
         try:
             pixels = decode()
@@ -119,13 +129,21 @@ class EncodedFrame:
         return pixels
 
 
+class Blob(NamedTuple):
+    """Where a value lies in a file, and its CRC-32: 0 where the file does not say."""
+
+    start: int
+    length: int
+    checksum: int
+
+
 class WantedFrame(NamedTuple):
     """A row of a shard, and where its image and mask lie in the file."""
 
     shard: int
     row: int
-    ranges: tuple[tuple[int, int], tuple[int, int]] | None
-    """(first byte, bytes) of image and mask; None where the file does not say."""
+    blobs: tuple[Blob, Blob] | None
+    """Image and mask; None where the file does not say."""
     with_mask: bool = True
 
 
@@ -147,20 +165,22 @@ class FrameReader:
     def read(self, wanted: Sequence[WantedFrame]) -> list[EncodedFrame]:
         """Return frames as stored; the bytes of all are read at once."""
         ranges = [
-            (self._shards[frame.shard].name, start, length)
+            (self._shards[frame.shard].name, blob.start, blob.length)
             for frame in wanted
-            if frame.ranges is not None
-            for start, length in frame.ranges
-            if length
+            if frame.blobs is not None
+            for blob in frame.blobs
+            if blob.length
         ]
         parts = iter(self._storage.read_ranges(ranges))
         encoded = []
         for frame in wanted:
-            if frame.ranges is None:
+            checksums = (0, 0)
+            if frame.blobs is None:  # a page that is read whole has a checksum of its own
                 image, mask = self._images(frame.shard, frame.row)
             else:
                 image = next(parts)
-                mask = next(parts) if frame.ranges[1][1] else None
+                mask = next(parts) if frame.blobs[1].length else None
+                checksums = frame.blobs[0].checksum, frame.blobs[1].checksum
             labels = self._labels(frame.shard)
             encoded.append(
                 EncodedFrame(
@@ -170,6 +190,7 @@ class FrameReader:
                     valid=labels.valid[frame.row],
                     pad_ltrb=labels.pad_ltrb[frame.row],
                     place=place_of(self._storage, self._shards[frame.shard].name, frame.row),
+                    checksums=checksums,
                 )
             )
         return encoded
@@ -227,6 +248,11 @@ def decode_frame(table: pa.Table, row: int) -> Frame:
     image, mask = images_of(table, row)
     labels = labels_of(table.slice(row, 1))
     return EncodedFrame(image, mask, labels.keypoints[0], labels.valid[0], labels.pad_ltrb[0]).decode()
+
+
+def is_intact(data: bytes, checksum: int) -> bool:
+    """Tell whether bytes have their CRC-32; 0 stands for one that is not known."""
+    return checksum in (0, zlib.crc32(data))
 
 
 def place_of(storage: Storage, name: str, row: int) -> str:

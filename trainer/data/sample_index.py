@@ -72,7 +72,8 @@ def read_rows(dataset: Dataset, shards: Sequence[Shard], split: Split, data: Dat
 
     Returns:
         ``shard`` and ``row`` in its file; where its image and mask lie (``image_start``, ``image_bytes``,
-        ``hand_mask_start``, ``hand_mask_bytes``; null where unknown); 64-bit hashes of its names and groups
+        ``hand_mask_start``, ``hand_mask_bytes``) and their CRC-32 (``image_crc32``, ``hand_mask_crc32``), null where
+        unknown; 64-bit hashes of its names and groups
         (``sample``, ``video``, ``moment``); ``hands_known``, whether something is known of both hands; ``sequence_id``
         (categorical), ``timestamp_s``, ``frame_index``.
 
@@ -199,7 +200,7 @@ def _kept_columns(table: pl.DataFrame, shard: int) -> pl.DataFrame:
     return table.select(
         pl.lit(shard, pl.Int32).alias("shard"),
         pl.col("row").cast(pl.Int32),
-        *(f"{name}_{part}" for name in PIXEL_COLUMNS for part in ("start", "bytes")),
+        *(f"{name}_{part}" for name in PIXEL_COLUMNS for part in ("start", "bytes", "crc32")),
         pl.col("sample_id").hash().alias("sample"),
         _physical_frame(),
         pl.col("origin_id").is_not_null().alias("repacked"),
