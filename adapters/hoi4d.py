@@ -18,6 +18,10 @@ the left model first.
 A frame without a pickle says nothing: hands, above all left ones, are often visible and not labelled. They are
 ``unknown``.
 
+**The trajectory** is the one file that is joined to frames by position, and programs that track cameras leave out the
+frames that they lose. It is used as a whole where it has a pose for each frame; else up to where its own numbers break
+off, and not at all where they do not, for writers number what is left from 0 again.
+
 **Masks** colour the right hand, with the forearm, as label 2 in every class. The left hand has a label only in
 buckets, lamps and chairs (``definitions/motion segmentation/label.csv``), so elsewhere a frame with a labelled left
 hand has no complete mask.
@@ -175,6 +179,33 @@ class _Hand:
 
 
 @dataclass(frozen=True, slots=True)
+class _Trajectory:
+    """The poses of ``output.log``, in their order."""
+
+    path: Path
+    numbers: list[int]
+    """What the file calls them."""
+    world_t_camera: Array
+    """(poses, 4, 4) camera to world, metres."""
+
+    def usable(self, frames: int) -> tuple[int, RecordError | None]:
+        """Return how many poses, from the first on, belong to the frames of the same number, and why not all do."""
+        count = len(self.numbers)
+        is_numbered = len(set(self.numbers)) > 1
+        steps = (number - self.numbers[0] for number in self.numbers)
+        broken = next((place for place, step in enumerate(steps) if step != place), count) if is_numbered else count
+        if broken == count == frames:
+            return count, None
+        used = broken if broken < count else 0
+        detail = f"{self.path} has {count} poses for {frames} frames"
+        if broken < count:
+            detail += f", and the pose behind that of {self.numbers[broken - 1]} is that of {self.numbers[broken]}"
+        detail += f": those from frame {used} on are not used" if used else ": none is used"
+        reason = RejectReason.LABEL_MISSING if count < frames else RejectReason.LABEL_CORRUPT
+        return used, RecordError(reason, detail)
+
+
+@dataclass(frozen=True, slots=True)
 class _Clip:
     """The files of a clip, by frame number, and its camera."""
 
@@ -184,7 +215,7 @@ class _Clip:
     hands: dict[Side, dict[int, Path]]
     masks: dict[int, Path]
     k: Array | None
-    world_t_camera: list[Array]
+    trajectory: _Trajectory | None
     others: list[Path]
     """Files beside those that are named by frames, and are not."""
 
@@ -255,6 +286,7 @@ def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> It
         return
     labelled = {frame for paths in clip.hands.values() for frame in paths}
     sizes: dict[int, tuple[int, int] | RecordError] = {}
+    info = None
     if clip.images:
         for frame in labelled | set(clip.images):
             sizes[frame] = _image_size(clip.images.get(frame), clip.video.parent / f"{frame:05d}.jpg")
@@ -268,26 +300,29 @@ def _read_clip(root: Path, split: Split, name: str, mano_dir: Path | None) -> It
             if not labelled:
                 yield rejection(f"{source}/{split}/{name}", str(clip.video), problem)
             sizes = dict.fromkeys(labelled, problem)
+    poses, out_of_step = 0, None
+    if clip.trajectory is not None and any(not isinstance(size, RecordError) for size in sizes.values()):
+        # Images may be there in part: what else is named by frames tells how many there were.
+        frames = info.frames if info is not None else 1 + max(*sizes, *clip.masks)
+        poses, out_of_step = clip.trajectory.usable(frames)
     for frame, size in sorted(sizes.items()):
-        yield _read_frame(split, clip, frame, size, mano_dir)
-    yield from _lacking(split, clip, {frame for frame, size in sizes.items() if not isinstance(size, RecordError)})
+        yield _read_frame(split, clip, frame, size, poses, mano_dir)
+    if out_of_step is not None:
+        yield rejection(f"{source}/{split}/{name}/3Dseg/output.log", str(clip.video), out_of_step)
+    yield from _lacking(split, clip)
 
 
-def _lacking(split: Split, clip: _Clip, frames: set[int]) -> Iterator[Rejection]:
-    """Yield a rejection for a trajectory that ends before its clip, for masks with gaps, and for files of no frame.
+def _lacking(split: Split, clip: _Clip) -> Iterator[Rejection]:
+    """Yield a rejection for masks with gaps, and for files of no frame.
 
     Frames without a hand's pickle are many and mean nothing.
     """
     prefix = f"{Hoi4dAdapter.card.name}/{split}/{clip.name}"
     masked = set(range(min(clip.masks, default=0), max(clip.masks, default=-1) + 1))
-    posed = set(range(len(clip.world_t_camera)))
-    for what, lacking in (
-        ("2Dseg", masked - set(clip.masks)),
-        ("3Dseg/output.log", frames - posed if posed else set()),
-    ):
-        if lacking:
-            detail = f"{what} of {clip.name} lacks {len(lacking)} frames, such as {min(lacking)}"
-            yield rejection(f"{prefix}/{what}", str(clip.video), RecordError(RejectReason.LABEL_MISSING, detail))
+    lacking = masked - set(clip.masks)
+    if lacking:
+        detail = f"2Dseg of {clip.name} lacks {len(lacking)} frames, such as {min(lacking)}"
+        yield rejection(f"{prefix}/2Dseg", str(clip.video), RecordError(RejectReason.LABEL_MISSING, detail))
     for path in clip.others:
         problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path} is not named by the number of a frame")
         yield rejection(f"{prefix}/{path.parent.name}/{path.name}", str(path), problem)
@@ -328,7 +363,7 @@ def _find_clip(root: Path, name: str) -> _Clip:
         hands=hands,
         masks=_numbered_files(masks, "png", others),
         k=_read_intrinsics(cameras / name.partition("/")[0] / "intrin.npy"),
-        world_t_camera=_read_trajectory(annotations / "3Dseg/output.log"),
+        trajectory=_read_trajectory(annotations / "3Dseg/output.log"),
         others=others,
     )
 
@@ -351,25 +386,30 @@ def _read_intrinsics(path: Path) -> Array | None:
     return k
 
 
-def _read_trajectory(path: Path) -> list[Array]:
-    """Return camera to world of each frame, metres; nothing where the file is missing.
+def _read_trajectory(path: Path) -> _Trajectory | None:
+    """Return camera to world of each frame; None where the file is missing.
 
     Open3D's text format: a line of three numbers, then four of four (its own reader inverts the matrices).
     """
     if not is_named(path):
-        return []
+        return None
     try:
         lines = [line.split() for line in read_lines(path)]
-        rows = np.array([line for line in lines if len(line) == 4], dtype=np.float64)
-        if len(lines) * 4 != len(rows) * 5:
-            raise ValueError(f"{len(rows)} of {len(lines)} lines are rows of matrices, expected four of five")
-        return list(rows.reshape(-1, 4, 4))
+        for place, line in enumerate(lines):
+            if len(line) != (4 if place % 5 else 3):
+                raise ValueError(f"line {place + 1} should hold {4 if place % 5 else 3} numbers, holds {len(line)}")
+        if len(lines) % 5:
+            raise ValueError("its last matrix is not whole")
+        rows = [line for place, line in enumerate(lines) if place % 5]
+        return _Trajectory(
+            path, [int(line[0]) for line in lines[::5]], np.array(rows, dtype=np.float64).reshape(-1, 4, 4)
+        )
     except ValueError as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {error}") from None
 
 
 def _read_frame(
-    split: Split, clip: _Clip, frame: int, size: tuple[int, int] | RecordError, mano_dir: Path | None
+    split: Split, clip: _Clip, frame: int, size: tuple[int, int] | RecordError, poses: int, mano_dir: Path | None
 ) -> HandRecord | Rejection:
     source = Hoi4dAdapter.card.name
     in_video = not clip.images
@@ -403,7 +443,7 @@ def _read_frame(
             hand_state=hand_states(valid, "unknown"),
             keypoints_3d=_pose_hands({"right": right, "left": left}, clip.k, mano_dir),
             camera_k=clip.k,
-            camera_t_world=_camera_t_world(clip, frame),
+            camera_t_world=_camera_t_world(clip, frame) if frame < poses else None,
             has_mask=mask_path is not None,
             mask_extent=None if mask_path is None else "hand_forearm",
             extra=None if mask_path is None else {"mask_path": str(mask_path)},
@@ -438,22 +478,20 @@ def _read_hand(path: Path) -> _Hand | None:
     return _Hand(*arrays)
 
 
-def _camera_t_world(clip: _Clip, frame: int) -> Array | None:
-    """Return world to camera, metres; None beyond the trajectory's end.
+def _camera_t_world(clip: _Clip, frame: int) -> Array:
+    """Return world to camera, metres.
 
     Raises:
         RecordError: ``label_not_finite`` or ``label_corrupt``: the frame's matrix is no rigid transform.
 
     """
-    if frame >= len(clip.world_t_camera):
-        return None
-    matrix = clip.world_t_camera[frame]
-    require_finite(f"{clip.name}/3Dseg/output.log", f"frame {frame}", matrix)
+    assert clip.trajectory is not None
+    matrix = clip.trajectory.world_t_camera[frame]
+    require_finite(clip.trajectory.path, f"frame {frame}", matrix)
     try:
         return invert_rigid(matrix)
     except ValueError as error:
-        detail = f"{clip.name}/3Dseg/output.log, frame {frame}: {error}"
-        raise RecordError(RejectReason.LABEL_CORRUPT, detail) from None
+        raise RecordError(RejectReason.LABEL_CORRUPT, f"{clip.trajectory.path}, frame {frame}: {error}") from None
 
 
 def _pose_hands(hands: dict[Side, _Hand | None], k: Array | None, mano_dir: Path | None) -> Array | None:

@@ -122,13 +122,47 @@ def test_a_trajectory_that_ends_early_masks_with_gaps_and_files_of_no_frame_are_
     }
 
 
-def test_the_trajectory_is_inverted_and_may_end_early(rows: list[HandRecord | Rejection]) -> None:
-    for frame in range(2):
-        record = record_of(rows, LAMP, frame)
+def test_the_trajectory_is_inverted(rows: list[HandRecord | Rejection]) -> None:
+    for frame in range(FRAMES):
+        record = record_of(rows, MUG, frame)
         assert record.camera_t_world is not None and record.camera_k is not None
         assert record.camera_t_world @ world_t_camera(frame) == pytest.approx(np.eye(4), abs=1e-6)
         assert record.camera_k == pytest.approx(K)
-    assert record_of(rows, LAMP, 2).camera_t_world is None
+
+
+def test_poses_that_may_belong_to_other_frames_are_not_used(tmp_path: Path) -> None:
+    folders = {True: tmp_path / "video", False: tmp_path / "images"}
+    for is_video, folder in folders.items():
+        write_sequence(folder, MUG, frames=6, with_video=is_video, decoded=() if is_video else (0, 2, 5))
+
+    def poses(numbers: Sequence[int], names: Sequence[int] | None = None, with_video: bool = True) -> list[int]:
+        """Return which frames get a pose, always the right one, where the file holds those of ``numbers``."""
+        root = folders[with_video]
+        blocks = trajectory_text(9).splitlines()
+        lines = []
+        for number, name in zip(numbers, numbers if names is None else names, strict=True):
+            lines += [f"{name} {name} {name + 1}", *blocks[5 * number + 1 : 5 * number + 5]]
+        (root / "HOI4D_annotations" / MUG / "3Dseg/output.log").write_text("\n".join(lines))
+        found = ingest(root)
+        posed = []
+        for record in records_by_id(found).values():
+            if record.camera_t_world is not None:
+                expected = np.linalg.inv(world_t_camera(record.frame_index))
+                assert record.camera_t_world == pytest.approx(expected, abs=1e-6)
+                posed.append(record.frame_index)
+        said = f"hoi4d/train/{MUG}/3Dseg/output.log" in rejected(found)
+        assert said == (sorted(numbers) != list(range(6)) or list(numbers) != sorted(numbers))
+        return posed
+
+    whole = list(range(6))
+    assert poses(whole) == poses(whole, [0] * 6) == poses(whole, [1, 2, 3, 4, 5, 6]) == whole
+    assert poses([0, 1, 3, 4, 5]) == poses([0, 1, 3, 2, 4, 5]) == [0, 1]
+    assert poses([0, 1, 3, 4, 5], [0] * 5) == poses([0, 1, 3, 4, 5], [0, 1, 2, 3, 4]) == []
+    assert poses([1, 2, 3, 4, 5]) == poses([0, 1, 2, 3]) == poses(list(range(8))) == poses([]) == []
+    assert poses([0, 1, 2, 2, 3, 4, 5]) == [0, 1, 2]
+    assert poses(whole, with_video=False) == [0, 2, 5]
+    assert poses([0, 1, 2, 4, 5], with_video=False) == [0, 2]
+    assert poses([0, 1, 2, 4, 5], [0] * 5, with_video=False) == []
 
 
 def test_the_clips_of_the_test_list_are_test(rows: list[HandRecord | Rejection]) -> None:
