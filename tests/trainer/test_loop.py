@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_bit_for_bit(storage: Storage, tmp_path: Path) -> N
 def test_the_best_checkpoint_outlives_the_last_ones(storage: Storage) -> None:
     watchful = MonitoringConfig(checkpoint_every=1, validate_every=1, keep_last=1)
     # A learning rate that makes it worse from step to step.
-    preset = changed(SMALL, learning_rate=0.05, warmup_steps=0, ema_decay=0.0)
+    preset = changed(SMALL, learning_rate=0.05, warmup_steps=0, decay="none", ema_decay=0.0)
     train(preset.model_copy(update={"monitoring": watchful}), storage, "run", steps=6, device="cpu")
     curve = [json.loads(line) for line in storage.read_bytes("runs/run/metrics.jsonl").splitlines()]
     losses = {line["step"]: line["validation_loss"] for line in curve if "validation_loss" in line}
