@@ -96,23 +96,35 @@ class _Ending:
         self._stderr = os.dup(2)  # while Ray connects, 2 leads nowhere
         atexit.register(self._flush_and_leave)  # the first to be registered is the last to run
         code = 1
-        try:
-            self._listen()
-            command()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        # Each of these may be where a signal finds the main thread. Python calls no handler between them.
+        try:  # noqa: SIM105 - leaving `suppress` is a call, after which Python calls handlers
+            code = self._outcome(command)
         except KeyboardInterrupt:
-            code = 128 + signal.SIGINT
-        except BaseException:
-            if self._signal is None:
-                traceback.print_exc()
-        self._end(code)
+            pass
+        try:
+            self._end(code)
+        except KeyboardInterrupt:
+            self._end(code)
         if self._code:  # exit functions may wait for what has failed
             late = threading.Timer(GRACE_S, os._exit, [self._code])
             late.daemon = True
             late.start()
         sys.exit(self._code)
+
+    def _outcome(self, command: Callable[[], None]) -> int:
+        """Run a command and return its exit code."""
+        try:
+            self._listen()
+            command()
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except BaseException:
+            if self._signal is None:
+                traceback.print_exc()
+            return 1
+        return 0
 
     def _listen(self) -> None:
         """Install the handlers, except for signals that this process was started to ignore, as by nohup."""

@@ -119,6 +119,26 @@ def test_a_signal_during_the_imports_is_one_line() -> None:
     assert ended(running, []) == (143, "", "interrupted: the same command continues\n")
 
 
+SIGNAL_AT_THE_END = """
+import handdata.cli as cli, os, signal, sys
+end, signals = cli._Ending._end, [signal.SIGTERM]
+def end_late(self, code):
+    if signals:
+        os.kill(os.getpid(), signals.pop())
+    end(self, code)
+cli._Ending._end = end_late
+cli._run_commands = lambda: sys.exit(int(sys.argv[1]))
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"), [(0, (0, "", "")), (2, (143, "", "interrupted: the same command continues\n"))]
+)
+def test_a_signal_right_behind_the_end_of_a_command_is_no_traceback(code: int, outcome: tuple[int, str, str]) -> None:
+    assert ended(start_python("-c", SIGNAL_AT_THE_END, code), []) == outcome
+
+
 STUBBORN = """
 import handdata.cli as cli, os, time
 cli.GRACE_S = 0.5

@@ -112,11 +112,9 @@ def parse_curves(data: bytes, where: str, name: str) -> list[dict[str, int | flo
         name: Name of the file, relative to the workspace.
 
     Raises:
-        StorageError: There is no line, or one is cut off, not UTF-8, or holds something else.
+        StorageError: A line is cut off, not UTF-8, or holds something else.
 
     """
-    if not data.strip():
-        raise damaged(where, name, "it is empty")
     rows = []
     for number, line in enumerate(data.splitlines(), start=1):
         try:
