@@ -201,13 +201,8 @@ class VideoReader:
             stream = _video_stream(self._path, self._container)
             stream.thread_type = "AUTO"
             length_size = _nal_length_size(stream.codec_context)
-            rank = -1
-            for packet in self._container.demux(stream):
-                if packet.size == 0:
-                    continue
-                rank += 1
-                if rank == len(self._packets.latest):  # behind damage of the file
-                    break
+            rank, last = -1, _NEVER
+            for rank, packet in self._known_packets(self._container, stream):
                 if length_size and not _is_well_formed(memoryview(packet), length_size):
                     damage.note_broken(rank)
                 try:
@@ -215,14 +210,44 @@ class VideoReader:
                 except av.InvalidDataError:
                     damage.note_failure(rank)
                     continue
-                yield from frames
-            for _ in range(_DECODER_DELAY):  # what its threads hold, each of which may fail
+                for frame in frames:
+                    last = last if frame.pts is None else max(last, frame.pts)
+                    yield frame
+            try:
+                frames = stream.codec_context.decode(None)
+            except av.InvalidDataError:
+                damage.note_failure(rank)
+                frames = []
+            if not {frame.pts for frame in frames}.issuperset(self._packets.shown_after(last)):
+                frames = self._decoded_again(damage, last)  # a thread that fails takes along what the others hold
+            yield from frames
+
+    def _decoded_again(self, damage: "_Damage", last: int) -> Iterator[av.VideoFrame]:
+        """Yield the frames behind the time ``last`` up to the end, decoded one by one from the key frame before."""
+        begin = max((rank for rank, time in self._packets.keys.items() if time <= last), default=0)
+        with _open(self._path) as container:
+            stream = _video_stream(self._path, container)
+            stream.codec_context.thread_count = 1
+            for rank, packet in self._known_packets(container, stream):
+                if rank < begin:
+                    continue
                 try:
-                    yield from stream.codec_context.decode(None)
+                    frames = packet.decode()
                 except av.InvalidDataError:
                     damage.note_failure(rank)
-                except av.EOFError:
-                    return
+                    continue
+                yield from _behind(last, frames)
+            try:
+                yield from _behind(last, stream.codec_context.decode(None))
+            except av.InvalidDataError:
+                damage.note_failure(len(self._packets.latest) - 1)
+
+    def _known_packets(
+        self, container: av.container.InputContainer, stream: av.video.stream.VideoStream
+    ) -> Iterator[tuple[int, _Packet]]:
+        """Yield the packets before any damage of the file, each with its place in the order of decoding."""
+        packets = (packet for packet in container.demux(stream) if packet.size)
+        yield from zip(range(len(self._packets.latest)), packets, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,16 +260,20 @@ class _Packets:
     """Place in the order of decoding by presentation time, of ``shown`` and of the frames whose number is unknown."""
     latest: list[int]
     """Latest presentation time of any packet up to each rank, so that frames are known when it has been passed."""
+    keys: dict[int, int]
+    """Presentation time of the key frames by rank."""
     leading: set[int]
     """Ranks of frames that are decoded behind a key frame and shown before it: who starts there skips them."""
     has_hidden_frames: bool
     """Whether packets of this codec may hold no frame to show."""
     skips_leading: bool
     """Whether the decoder may skip ``leading`` frames in the middle of an undamaged video, too, as at a splice."""
-    starts_with_key: bool
-    """Whether the first packet is a key frame: the decoder skips the frames before one."""
     problem: str
     """Why there are no more frames of known number than those of ``shown``; empty where these are all."""
+
+    def shown_after(self, time: int) -> list[int]:
+        """Return the times of the frames that are shown behind a time."""
+        return self.shown[bisect_right(self.shown, time) :]
 
 
 class _Announced(NamedTuple):
@@ -315,7 +344,7 @@ class _Damage:
         The times of the file are wrong, then: decoders give frames in the right order.
         """
         packets = self._packets
-        if packets.has_hidden_frames or (self._last == _NEVER and not packets.starts_with_key):
+        if packets.has_hidden_frames or (self._last == _NEVER and 0 not in packets.keys):
             return False
         for place in range(self._passed, bisect_left(packets.shown, time)):
             rank = packets.ranks[packets.shown[place]]
@@ -403,6 +432,10 @@ def _is_well_formed(packet: memoryview, length_size: int) -> bool:
     return at == len(packet)
 
 
+def _behind(time: int, frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    return (frame for frame in frames if frame.pts is not None and frame.pts > time)
+
+
 def _rising(indices: Iterable[int]) -> Iterator[int]:
     previous = -1
     for index in indices:
@@ -423,6 +456,7 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
         raise RecordError(RejectReason.FRAME_MISSING, f"{path}: AVI carries no presentation times; convert it to MP4")
     ranks: dict[int, int] = {}
     latest: list[int] = []
+    keys: dict[int, int] = {}
     leading: set[int] = set()
     decoded: list[int] = []
     times: list[int] = []
@@ -431,7 +465,7 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
     packets = [_announced(packet, stream) for packet in container.demux() if packet.size]
     whole_until = _whole_until(path, container, packets, stream)
     problem = "" if whole_until is None else f"its file is damaged at byte {whole_until}"
-    last_decoded, key_time, untimed, starts_with_key = None, None, None, False
+    last_decoded, key_time, untimed = None, None, None
     for packet in packets:
         if not packet.is_video:
             continue
@@ -444,8 +478,7 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
             continue
         times.append(time)
         if packet.is_key:
-            starts_with_key |= rank == 0
-            key_time = time
+            key_time = keys[rank] = time
         elif key_time is not None and time < key_time:
             leading.add(rank)
         else:
@@ -473,10 +506,10 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
         shown,
         ranks,
         latest,
+        keys,
         leading,
         codec not in _SHOW_EVERY_FRAME,
         codec != "h264",
-        starts_with_key,
         problem,
     )
 

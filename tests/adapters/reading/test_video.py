@@ -288,6 +288,16 @@ def test_frames_that_are_read_behind_the_damage_alone_are_judged_as_if_all_were_
     assert missing(read_all(path, range(12, 24, 4))) == [12, 16]
 
 
+@pytest.mark.parametrize("how", [overwritten, zeroed])
+def test_a_decoder_that_fails_at_the_end_does_not_take_along_the_frames_before(
+    tmp_path: Path, how: Callable[[bytes], bytes]
+) -> None:
+    path = write_detailed_video(tmp_path / "clip.mp4", WITH_B_FRAMES)
+    times = sorted(packet.pts for packet in packets_of(path) if packet.pts is not None)
+    last = packets_of(path)[-1]
+    assert missing(read_all(damage(path, FRAMES - 1, how))) == [times.index(last.pts)]
+
+
 def test_one_bad_first_frame_does_not_cost_the_video(tmp_path: Path) -> None:
     path = damage(write_detailed_video(tmp_path / "clip.mp4", WITHOUT_B_FRAMES, rotation=90), 0, overwritten)
     info = video_info(path)
