@@ -3,9 +3,14 @@
 FFmpeg skips what it cannot read in such a file and says nothing: the frames behind a lost one would take its number.
 But the elements of the format say how long they are, and one begins where another ends. So a file is whole where they
 cover it without a gap, and where each block belongs to one of its tracks.
+
+FFmpeg puts a checksum before the rest of each element at the top and of each cluster, which covers the frames, too:
+the only certain sign of damage within them. (MKVToolNix and browsers write none.)
 """
 
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -13,14 +18,16 @@ from handdata.adapters.reading.listing import open_file, size_of
 
 _HEADER: Final = 0x1A45DFA3
 _SEGMENT: Final = 0x18538067
+_INFO: Final = 0x1549A966
 _TRACKS: Final = 0x1654AE6B
 _CLUSTER: Final = 0x1F43B675
 _BLOCK_GROUP: Final = 0xA0
 _BLOCKS: Final = frozenset({0xA1, 0xA3})
-_VOID: Final = frozenset({0xEC, 0xBF})
+_CHECKSUM: Final = 0xBF
+_VOID: Final = frozenset({0xEC, _CHECKSUM})
 """Void and CRC-32, which may stand anywhere."""
 _IN_SEGMENT: Final = _VOID | {
-    *(0x114D9B74, 0x1549A966, _TRACKS, _CLUSTER, 0x1C53BB6B),
+    *(0x114D9B74, _INFO, _TRACKS, _CLUSTER, 0x1C53BB6B),
     *(0x1941A469, 0x1043A770, 0x1254C367),
 }
 _NUMBERS: Final = frozenset({0xE7, 0xA7, 0xAB, 0x9B, 0xFA, 0xFB, 0xFD, 0xC8, 0x75A2})
@@ -30,38 +37,53 @@ _IN_GROUP: Final = _VOID | {0xA1, 0xA2, 0x75A1, 0x9B, 0xFA, 0xFB, 0xFD, 0xA4, 0x
 _TRACK_ENTRY: Final = 0xAE
 _TRACK_NUMBER: Final = 0xD7
 _LACING: Final = 0x06
+_BLOCK_BYTES: Final = 2**20
 
 
 class _DamagedError(Exception):
     """At this byte there is something else than what belongs there."""
 
 
-def damage_position(path: Path) -> int | None:
-    """Return the first byte of a Matroska file that is not what belongs there; None where all are.
+@dataclass(slots=True)
+class Damage:
+    """What of a file is damaged.
 
-    A file that ends too early is damaged at its end. Of frames, only the bytes that name their track are looked at.
+    Args:
+        position: First byte that is not what belongs there; None where all are.
+        clusters: First byte and end of the clusters before it that are not what their checksum says.
+
+    """
+
+    position: int | None = None
+    clusters: list[tuple[int, int]] = field(default_factory=list)
+
+
+def find_damage(path: Path) -> Damage:
+    """Return what of a Matroska file is damaged.
+
+    A file that ends too early is damaged at its end. Frames are looked at only where a checksum covers them.
 
     Raises:
         DatasetReadError: The file cannot be read.
 
     """
-    size = size_of(path)
+    size, damage = size_of(path), Damage()
     with open_file(path) as file:
         try:
-            _check_file(file, size)
+            _check_file(file, size, damage)
         except _DamagedError as error:
-            return int(error.args[0])
-    return None
+            damage.position = int(error.args[0])
+    return damage
 
 
-def _check_file(file: BinaryIO, size: int) -> None:
+def _check_file(file: BinaryIO, size: int, damage: Damage) -> None:
     kind, _, end = _element(file, 0, size)
     if kind != _HEADER or end is None:
         raise _DamagedError(0)
     kind, start, segment_end = _element(file, end, size, may_be_cut=True)
     if kind != _SEGMENT:
         raise _DamagedError(end)
-    _check_segment(file, start, min(size, segment_end or size))
+    _check_segment(file, start, min(size, segment_end or size), damage)
     if segment_end is not None and segment_end > size:
         raise _DamagedError(size)
     if segment_end is not None and segment_end < size:
@@ -70,7 +92,7 @@ def _check_file(file: BinaryIO, size: int) -> None:
             raise _DamagedError(segment_end)
 
 
-def _check_segment(file: BinaryIO, at: int, end: int) -> None:
+def _check_segment(file: BinaryIO, at: int, end: int, damage: Damage) -> None:
     tracks: set[int] = set()
     while at < end:
         kind, start, stop = _element(file, at, end)
@@ -78,7 +100,29 @@ def _check_segment(file: BinaryIO, at: int, end: int) -> None:
             raise _DamagedError(at)
         if kind == _TRACKS and stop is not None:
             tracks |= set(_track_numbers(file, start, stop))
+        if (
+            stop is not None
+            and kind in (_INFO, _TRACKS, _CLUSTER)
+            and not _is_what_its_checksum_says(file, start, stop)
+        ):
+            if kind != _CLUSTER:
+                raise _DamagedError(at)
+            damage.clusters.append((at, stop))
         at = _check_cluster(file, start, stop, end, tracks) if kind == _CLUSTER else (stop or end)
+
+
+def _is_what_its_checksum_says(file: BinaryIO, at: int, end: int) -> bool:
+    """Return whether the content of an element is that of the checksum at its begin, if there is one."""
+    if at == end:
+        return True
+    kind, start, stop = _element(file, at, end)
+    if kind != _CHECKSUM or stop != start + 4:
+        return True
+    file.seek(start)
+    announced, found, left = int.from_bytes(file.read(4), "little"), 0, end - stop
+    while left > 0 and (block := file.read(min(left, _BLOCK_BYTES))):
+        found, left = zlib.crc32(block, found), left - len(block)
+    return announced == found
 
 
 def _track_numbers(file: BinaryIO, at: int, end: int) -> Iterator[int]:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handdata.adapters.reading.listing import NotRegularFileError, exists, is_file, open_file
-from handdata.adapters.reading.matroska import damage_position
+from handdata.adapters.reading.matroska import find_damage
 from handdata.adapters.reading.mp4 import Data, IndexDamagedError, read_layout
 from handdata.schemas.arrays import ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
@@ -41,10 +41,11 @@ _CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 """FFmpeg knows some that name other files, a playlist among them: a "video" must not lead out of the dataset."""
 _SHOW_EVERY_FRAME: Final = frozenset({"h264", "hevc", "mjpeg", "png"})
 """Codecs without hidden frames: where one does not come, it is lost."""
-_SILENT_ABOUT_DAMAGE: Final = frozenset({"hevc", "mpeg4"})
+_SILENT_ABOUT_DAMAGE: Final = frozenset({"hevc", "mpeg4", "mjpeg"})
 """Codecs whose decoder hides damage unless it is strict: of 12 damaged files each, 5 of HEVC and 1 of MPEG-4 then gave
-smeared frames, 2 and none with a strict one. H.264 gave none of 180; its strict decoder stops at blemishes that are
-harmless, so it is not used."""
+smeared frames, 2 and none with a strict one; of MJPEG 23 of 40 with a run of 0xff, and 1 with a strict one. A strict
+decoder of H.264 finds no more, and that of VP8, VP9 and AV1 neither. Checksums of HEVC are not used: with threads,
+FFmpeg finds fault with healthy frames."""
 _NEVER_REORDERED: Final = frozenset({"vp8", "vp9", "av1", "mjpeg", "png"})
 """Codecs that show frames in the order in which they are decoded."""
 _MOST_REORDERED: Final = 16
@@ -260,6 +261,8 @@ class _Packets:
     """Place in the order of decoding by presentation time, of ``shown`` and of the frames whose number is unknown."""
     latest: list[int]
     """Latest presentation time of any packet up to each rank, so that frames are known when it has been passed."""
+    broken: list[int]
+    """Rising ranks of packets whose data may not be what was written."""
     keys: dict[int, int]
     """Presentation time of the key frames by rank."""
     leading: set[int]
@@ -287,6 +290,8 @@ class _Announced(NamedTuple):
     is_key: bool
     is_discard: bool
     is_shown: bool
+    is_unclear: bool
+    """Whether it may hold a frame to show, or not."""
     is_corrupt: bool
 
 
@@ -300,7 +305,7 @@ class _Damage:
         self._last = _NEVER
         self._is_out_of_order = False
         self._unnumbered: set[int] = set()
-        self._damaged: list[int] = []
+        self._damaged: list[int] = [*packets.broken]
         self._failures: list[int] = []
         self._clean_ranks: list[int] = [0]
         self._clean_times: list[int] = [packets.shown[0]]
@@ -456,6 +461,7 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
         raise RecordError(RejectReason.FRAME_MISSING, f"{path}: AVI carries no presentation times; convert it to MP4")
     ranks: dict[int, int] = {}
     latest: list[int] = []
+    broken: list[int] = []
     keys: dict[int, int] = {}
     leading: set[int] = set()
     decoded: list[int] = []
@@ -463,7 +469,7 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
     codec = _codec_name(stream.codec_context)
     must_rise = _never_reorders(stream.codec_context)
     packets = [_announced(packet, stream) for packet in container.demux() if packet.size]
-    whole_until = _whole_until(path, container, packets, stream)
+    whole_until, broken_parts = _damage_of_file(path, container, packets, stream)
     problem = "" if whole_until is None else f"its file is damaged at byte {whole_until}"
     last_decoded, key_time, untimed = None, None, None
     for packet in packets:
@@ -472,8 +478,10 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
         if whole_until is not None and packet.position >= whole_until:
             break
         rank, last_decoded, time = len(latest), packet.decoded, packet.shown
+        if any(begin <= packet.position < end for begin, end in broken_parts):
+            broken.append(rank)
         latest.append(max(latest[-1:] + ([] if time is None or packet.is_discard else [time]), default=_NEVER))
-        if time is None:
+        if time is None or packet.is_unclear:
             untimed = len(decoded) if untimed is None else untimed
             continue
         times.append(time)
@@ -506,6 +514,7 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
         shown,
         ranks,
         latest,
+        broken,
         keys,
         leading,
         codec not in _SHOW_EVERY_FRAME,
@@ -515,7 +524,7 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
 
 
 def _announced(packet: _Packet, video: av.video.stream.VideoStream) -> _Announced:
-    is_video = packet.stream_index == video.index
+    is_video, codec = packet.stream_index == video.index, _codec_name(video.codec_context)
     return _Announced(
         is_video,
         -1 if packet.pos is None else packet.pos,
@@ -524,9 +533,23 @@ def _announced(packet: _Packet, video: av.video.stream.VideoStream) -> _Announce
         packet.dts,
         packet.is_keyframe,
         packet.is_discard,
-        is_video and not packet.is_discard and _is_shown(packet, _codec_name(video.codec_context)),
+        is_video and not packet.is_discard and _is_shown(packet, codec),
+        is_video and codec == "vp8" and not _has_vp8_head(bytes(memoryview(packet)[:6]), packet.size),
         packet.is_corrupt,
     )
+
+
+def _damage_of_file(
+    path: Path,
+    container: av.container.InputContainer,
+    packets: list[_Announced],
+    stream: av.video.stream.VideoStream,
+) -> tuple[int | None, list[tuple[int, int]]]:
+    """Return the byte of a file from which on frames may be lost, if any, and where other damage begins and ends."""
+    if "matroska" in container.format.name:
+        damage = find_damage(path)
+        return damage.position, damage.clusters
+    return _whole_until(path, container, packets, stream), []
 
 
 def _whole_until(
@@ -535,9 +558,7 @@ def _whole_until(
     packets: list[_Announced],
     stream: av.video.stream.VideoStream,
 ) -> int | None:
-    """Return the byte of a file from which on frames may be lost; None where there is none."""
-    if "matroska" in container.format.name:
-        return damage_position(path)
+    """Return the byte of an MP4 from which on frames may be lost; None where there is none."""
     try:
         layout = read_layout(path)
     except IndexDamagedError as error:
@@ -580,6 +601,12 @@ def _first_hole(data: list[Data], packets: list[tuple[int, int]]) -> list[int]:
 def _is_shown(packet: _Packet, codec: str) -> bool:
     """Return whether a packet holds a frame to show; those of VP8 may hold one that others are predicted from."""
     return codec != "vp8" or bool(bytes(memoryview(packet)[:1])[0] & 16)
+
+
+def _has_vp8_head(head: bytes, size: int) -> bool:
+    """Return whether a packet of VP8 begins as one: the head tells whether its frame is shown."""
+    is_key, first_part = not head[0] & 1, int.from_bytes(head[:3], "little") >> 5
+    return 0 < first_part <= size - (10 if is_key else 3) and (not is_key or head[3:6] == b"\x9d\x01\x2a")
 
 
 def _never_reorders(codec: av.video.codeccontext.VideoCodecContext) -> bool:

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from handdata.adapters.reading.matroska import damage_position
+from handdata.adapters.reading.matroska import find_damage
 from handdata.adapters.reading.video import VideoReader, video_info
 from handdata.schemas.errors import RecordError, RejectReason
 from tests.fixtures.numbered_videos import (
@@ -74,12 +74,12 @@ def test_a_whole_file_gives_every_frame(tmp_path: Path, name: str, muxer: dict[s
     times = np.cumsum(np.random.default_rng(3).integers(15, 90, FRAMES)).tolist()
     for times_ms in (None, times):
         path = write_numbered_video(tmp_path / name, codec, options, muxer, times_ms)
-        assert damage_position(path) is None
+        assert find_damage(path).position is None
         assert numbers(path) == {index: index for index in range(FRAMES)}
 
 
 def test_a_hidden_frame_of_vp8_has_no_number(tmp_path: Path) -> None:
-    path = write_numbered_video(tmp_path / "clip.webm", *KINDS["vp8.webm"], {"live": "1"})
+    path = write_numbered_video(tmp_path / "clip.webm", *KINDS["vp8.webm"], {"live": "1", "write_crc32": "0"})
     with av.open(str(path)) as container:
         places = [packet.pos for packet in container.demux(video=0) if packet.size]
     data = bytearray(path.read_bytes())
@@ -91,14 +91,14 @@ def test_a_hidden_frame_of_vp8_has_no_number(tmp_path: Path) -> None:
 
 
 def test_a_lost_block_ends_the_frames_whose_number_is_known(tmp_path: Path) -> None:
-    path = write_numbered_video(tmp_path / "clip.mkv", *KINDS["plain.mkv"], SHORT_CLUSTERS)
+    path = write_numbered_video(tmp_path / "clip.mkv", *KINDS["plain.mkv"], {**SHORT_CLUSTERS, "write_crc32": "0"})
     with av.open(str(path)) as container:
         places = [packet.pos for packet in container.demux(video=0) if packet.size]
     data = bytearray(path.read_bytes())
     assert places[25] is not None
     data[places[25]] ^= 0x20  # its track
     path.write_bytes(data)
-    assert damage_position(path) is not None
+    assert find_damage(path).position is not None
     with VideoReader(path) as reader, pytest.raises(RecordError, match="damaged at byte") as caught:
         list(reader.frames(range(FRAMES)))
     assert caught.value.reason is RejectReason.FRAME_MISSING
@@ -110,7 +110,7 @@ def test_a_lost_block_ends_the_frames_whose_number_is_known(tmp_path: Path) -> N
 def test_a_file_that_ends_too_early_is_damaged_at_its_end(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "clip.webm", *KINDS["vp8.webm"], SHORT_CLUSTERS)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert damage_position(path) is not None
+    assert find_damage(path).position is not None
     found = numbers(path)
     assert found and all(index == number for index, number in found.items())
 
@@ -119,3 +119,30 @@ def test_metadata_that_is_no_text_costs_nothing(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "clip.mp4", "libx264")
     path.write_bytes(path.read_bytes().replace(b"VideoHandler", b"Video\xbfandler"))
     assert video_info(path).frames == FRAMES
+
+
+@pytest.mark.parametrize("name", ["b-frames.mkv", "vp8.webm", "vp9.webm"])
+def test_a_checksum_tells_damage_within_a_frame_that_the_decoder_hides(tmp_path: Path, name: str) -> None:
+    path = write_numbered_video(tmp_path / name, *KINDS[name], SHORT_CLUSTERS)
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][13]
+    data = bytearray(path.read_bytes())
+    assert packet.pos is not None
+    data[packet.pos + 4 + packet.size // 2] ^= 1
+    path.write_bytes(data)
+    assert find_damage(path).position is None
+    found = numbers(path)
+    assert 13 not in found
+    assert len(found) >= FRAMES - 20
+    assert all(index == number for index, number in found.items())
+
+
+def test_a_damaged_head_of_vp8_ends_the_frames_whose_number_is_known(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "clip.webm", *KINDS["vp8.webm"], {"write_crc32": "0"})
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][15]
+    data = bytearray(path.read_bytes())
+    assert packet.pos is not None
+    data[packet.pos + 4 : packet.pos + 4 + packet.size] = bytes(packet.size)
+    path.write_bytes(data)
+    assert numbers(path) == {index: index for index in range(15)}
