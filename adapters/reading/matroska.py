@@ -5,7 +5,8 @@ But the elements of the format say how long they are, and one begins where anoth
 cover it without a gap, and where each block belongs to one of its tracks.
 
 FFmpeg puts a checksum before the rest of each element at the top and of each cluster, which covers the frames, too:
-the only certain sign of damage within them. (MKVToolNix and browsers write none.)
+the only certain sign of damage within them. (WebM has none, nor what MKVToolNix and browsers write.) Where it
+fails, the whole cluster, of a few seconds, counts as damaged.
 """
 
 import zlib
