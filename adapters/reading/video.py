@@ -37,6 +37,7 @@ from handdata.schemas.errors import RecordError, RejectReason
 MAX_FRAME_PIXELS: Final = 2**26
 """More than 8K video has; a header that announces more would have the decoder fill memory."""
 _Packet: TypeAlias = "av.Packet[av.stream.Stream]"
+_VideoPacket: TypeAlias = "av.Packet[av.video.stream.VideoStream]"
 _CONTAINERS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 """FFmpeg knows some that name other files, a playlist among them: a "video" must not lead out of the dataset."""
 _SHOW_EVERY_FRAME: Final = frozenset({"h264", "hevc", "mjpeg", "png"})
@@ -219,9 +220,10 @@ class VideoReader:
             except av.InvalidDataError:
                 damage.note_failure(rank)
                 frames = []
-            if not {frame.pts for frame in frames}.issuperset(self._packets.shown_after(last)):
-                frames = self._decoded_again(damage, last)  # a thread that fails takes along what the others hold
-            yield from frames
+            if {frame.pts for frame in frames}.issuperset(self._packets.shown_after(last)):
+                yield from frames
+            else:  # a thread that fails takes along what the others hold
+                yield from self._decoded_again(damage, last)
 
     def _decoded_again(self, damage: "_Damage", last: int) -> Iterator[av.VideoFrame]:
         """Yield the frames behind the time ``last`` up to the end, decoded one by one from the key frame before."""
@@ -245,7 +247,7 @@ class VideoReader:
 
     def _known_packets(
         self, container: av.container.InputContainer, stream: av.video.stream.VideoStream
-    ) -> Iterator[tuple[int, _Packet]]:
+    ) -> Iterator[tuple[int, _VideoPacket]]:
         """Yield the packets before any damage of the file, each with its place in the order of decoding."""
         packets = (packet for packet in container.demux(stream) if packet.size)
         yield from zip(range(len(self._packets.latest)), packets, strict=False)
