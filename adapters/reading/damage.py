@@ -13,7 +13,7 @@ import tempfile
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import cv2
@@ -23,6 +23,14 @@ from PIL import Image
 
 JPEG_SIGNATURE: Final = b"\xff\xd8\xff"
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER: Final = 16
+"""First byte of what a PNG says of its pixels."""
+_PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Numbers a pixel, by colour type."""
+_ADAM7: Final = (
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+)  # fmt: skip
+"""Passes of an interlaced PNG: first column and row, and the steps to the next ones."""
 _TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _SCAN: Final = 0xDA
@@ -135,9 +143,10 @@ def _opencv_warning(data: bytes) -> str | None:
 
 
 def _png_damage(data: bytes) -> str | None:
-    """Return which chunk of a PNG does not have its checksum, or that the last one is missing."""
+    """Return which chunk of a PNG does not have its checksum, or that chunks or pixels are missing."""
     at = len(_PNG_SIGNATURE)
     view = memoryview(data)
+    pixels: list[memoryview] = []
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 8 + length
@@ -145,10 +154,33 @@ def _png_damage(data: bytes) -> str | None:
             break
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             return f"the checksum of its chunk {kind.decode('ascii', 'backslashreplace')} at byte {at} is wrong"
+        if kind == b"IDAT":
+            pixels.append(view[at + 8 : end])
         if kind == b"IEND":
-            return None
+            return _short_of_pixels(data, pixels)
         at = end + 4
     return "it ends before its last chunk"
+
+
+def _short_of_pixels(data: bytes, parts: Sequence[memoryview]) -> str | None:
+    """Return whether the compressed data of a PNG holds fewer rows than its header says; Pillow makes them black."""
+    width, height, depth, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, _PNG_HEADER)
+    expected = 0
+    for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0:
+            expected += max(0, rows) * (1 + -(-columns * depth * _PNG_CHANNELS.get(kind, 1) // 8))
+    stream, found = zlib.decompressobj(), 0
+    try:
+        for part in parts:
+            rest: bytes | memoryview = part
+            while rest and not stream.eof and found < expected:
+                found += len(stream.decompress(rest, 1 << 20))
+                rest = stream.unconsumed_tail
+        found += len(stream.flush()) if found < expected else 0
+    except zlib.error as error:
+        return str(error)
+    return "its data ends before its last row" if found < expected else None
 
 
 def _tiff_damage(data: bytes) -> str | None:

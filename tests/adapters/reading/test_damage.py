@@ -124,3 +124,38 @@ def test_formats_that_no_source_ships_are_rejected(form: str) -> None:
     error = rejection_of(encoded(photograph(0), form))
     assert error is not None
     assert "0x" not in error.detail
+
+
+def png(width: int, height: int, kind: int, depth: int, interlaced: int, data: bytes) -> bytes:
+    """Return a PNG whose chunks have their checksums, whatever its compressed data is; in three chunks."""
+    packed = zlib.compress(data)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, interlaced))]
+    chunks += [(b"PLTE", bytes(768))] if kind == 3 else []
+    chunks += [
+        (b"IDAT", packed[start : start + 1 + len(packed) // 3]) for start in range(0, len(packed), 1 + len(packed) // 3)
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        for name, part in [*chunks, (b"IEND", b"")]
+    )
+
+
+@pytest.mark.parametrize(("kind", "depth"), [(0, 1), (0, 8), (0, 16), (2, 8), (2, 16), (3, 2), (3, 8), (4, 8), (6, 8)])
+@pytest.mark.parametrize(
+    ("width", "height", "interlaced"), [(37, 23, 0), (37, 23, 1), (1, 1, 1), (3, 5, 1), (700, 900, 0)]
+)
+def test_a_png_with_all_its_rows_is_sound_and_one_without_the_last_is_not(
+    width: int, height: int, interlaced: int, kind: int, depth: int
+) -> None:
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
+    passes = [(0, 0, 1, 1)]
+    if interlaced:  # as the standard draws them, pixel by pixel
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    sizes = [(len(range(x, width, dx)), len(range(y, height, dy))) for x, y, dx, dy in passes]
+    data = bytes(sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns))
+    sound = png(width, height, kind, depth, interlaced, data)
+    assert find_damage(sound) is None
+    assert decode_image(sound, "a.png").shape == (height, width, 3)
+    assert find_damage(png(width, height, kind, depth, interlaced, data + bytes(99))) is None
+    for cut in (1, len(data) // 2, len(data)):
+        assert "ends before its last row" in str(find_damage(png(width, height, kind, depth, interlaced, data[:-cut])))
