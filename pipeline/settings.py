@@ -37,7 +37,7 @@ class QualitySettings(BaseModel):
     Flags can be recomputed from the stored numbers for other thresholds. A record that a gate rejected is not stored.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has no infinity
 
     min_mask_score: float = Field(default=0.6, ge=0, le=1)
     """``low_mask_coverage`` where less than this share of the keypoints lies inside the mask."""

@@ -1,9 +1,9 @@
 """Documents beside the tables: the marker of a finished unit, and the manifest of a dataset."""
 
 from collections import Counter
-from typing import Final
+from typing import Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from handdata.schemas.record import Split
 
@@ -23,22 +23,28 @@ class UnitMarker(BaseModel):
     """Sample files, relative to ``W/dataset``; none where every record was rejected."""
     rejected_files: tuple[str, ...]
     """Rejected tables, relative to ``W``."""
-    records: int
+    records: NonNegativeInt
     """Records of the unit = samples + the sum of ``rejected``."""
-    samples: int
-    rejected: dict[str, int] = Field(default_factory=dict)
+    samples: NonNegativeInt
+    rejected: dict[str, NonNegativeInt] = Field(default_factory=dict)
     """Rejected records by reason."""
-    flags: dict[str, int] = Field(default_factory=dict)
+    flags: dict[str, NonNegativeInt] = Field(default_factory=dict)
     """Samples by flag."""
-    bytes: int = 0
+    bytes: NonNegativeInt = 0
     """Size of the sample files."""
-    rejected_bytes: int = 0
+    rejected_bytes: NonNegativeInt = 0
     """Size of the rejected tables; 0 in markers of earlier versions, which do not say."""
     annotator_hash: str
     thresholds: dict[str, float] = Field(default_factory=dict)
     """Quality thresholds behind the flags of its samples."""
     tombstones: str = ""
     """Digest of the source's tombstones that its rows honour."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.records != self.samples + sum(self.rejected.values()):
+            raise ValueError("records are not samples and rejected records")
+        return self
 
 
 class SplitCounts(BaseModel):
@@ -70,7 +76,7 @@ class DatasetManifest(BaseModel):
 
     format_version: int = FORMAT_VERSION
     handdata_version: str
-    image_size: int
+    image_size: NonNegativeInt
     """Side of the crops in pixels."""
     annotator_hashes: dict[str, dict[str, object]]
     """Settings and model file hashes behind each ``annotator_hash`` in the rows."""

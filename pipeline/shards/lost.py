@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from handdata.pipeline.records.tombstones import is_among
 from handdata.pipeline.shards.markers import files_of
+from handdata.pipeline.shards.plan import PlannedUnit, read_unit_keys
 from handdata.pipeline.shards.state import DatasetState, read_state
 from handdata.pipeline.storage import DATASET, Dataset, Storage
 from handdata.schemas import RunError, StorageError, UnitMarker
@@ -43,7 +45,7 @@ def find_lost(state: DatasetState) -> list[LostUnit]:
     unsettled = {marker.unit_id for marker in state.unsettled()}
     lost = []
     for marker in markers:
-        why = _loss(dataset, marker, sizes, rewritten=marker.unit_id in unsettled)
+        why = _loss(dataset, marker, sizes, planned[marker.unit_id] if marker.unit_id in unsettled else None)
         if why:
             late = marker.tombstones != state.tombstones_of(marker).digest
             late &= not any(name in sizes for name in files_of(dataset, marker))
@@ -77,15 +79,15 @@ def describe_lost(lost: Sequence[LostUnit]) -> str:
     return f"{len(lost):,} finished {'unit' if len(lost) == 1 else 'units'}: {named}{more}"
 
 
-def _loss(dataset: Dataset, marker: UnitMarker, sizes: Mapping[str, int], *, rewritten: bool) -> str:
+def _loss(dataset: Dataset, marker: UnitMarker, sizes: Mapping[str, int], unit: PlannedUnit | None) -> str:
     """Return which files of a unit are lost, empty where none is.
 
     Args:
         dataset: The dataset.
         marker: Marker of the unit.
         sizes: Sizes of the files that are there.
-        rewritten: Whether a command may have stopped after it replaced a file and before it replaced the marker; a file
-            of another size is then lost if it is no whole Parquet file.
+        unit: Planned unit, where a command may have stopped after it replaced a file and before it replaced the marker;
+            a file of another size is then lost unless it is a whole one with records of this unit.
 
     """
     shards = [dataset.path(name) for name in marker.files]
@@ -95,16 +97,16 @@ def _loss(dataset: Dataset, marker: UnitMarker, sizes: Mapping[str, int], *, rew
                 return f"{name} is missing"
         size = sum(sizes[name] for name in names)
         if names and (size < _LEAST_BYTES or (expected and size != expected)):
-            if rewritten and all(_is_whole(dataset.storage, name) for name in names):
+            if unit and all(_has_records_of(dataset.storage, name, unit) for name in names):
                 continue
             return f"{', '.join(names)} has {size:,} of {expected or _LEAST_BYTES:,} bytes"
     return ""
 
 
-def _is_whole(storage: Storage, name: str) -> bool:
+def _has_records_of(storage: Storage, name: str, unit: PlannedUnit) -> bool:
     try:
-        with storage.open_parquet(name):
-            return True
+        found = storage.read_parquet(name, ["record_id"])["record_id"]
+        return bool(is_among(found, read_unit_keys(storage, unit)["record_id"].to_pylist()).all())
     except StorageError as error:
         if error.transient:
             raise

@@ -10,6 +10,7 @@ their generation, and numbers are not used twice: a worker of an abandoned plan 
 import hashlib
 import json
 import math
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from handdata.pipeline.records.stored import RECORD_ROW_GROUP_ROWS, read_ingest_
 from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones, read_tombstones
 from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.pipeline.storage.damage import damaged, parse_document
+from handdata.pipeline.storage.damage import advice, damaged, parse_document
 from handdata.pipeline.storage.layout import list_sources, records_folder
 from handdata.schemas import (
     RECORD_SCHEMA,
@@ -39,6 +40,7 @@ from handdata.schemas import (
     Rejection,
     RejectReason,
     Split,
+    StorageError,
 )
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.record import record_from_row
@@ -58,6 +60,10 @@ CAMERA_BLOCK: Final = 16
 
 _PLAN_SCHEMA: Final = pa.schema([field.with_nullable(True) for field in RECORD_SCHEMA])
 """Columns of planned records: null may be where no record can have it, since one such row must not stop the others."""
+
+
+_GENERATION_FILE: Final = re.compile(r"/generation-\d{3,}\.json$")
+_UNIT_ID: Final = re.compile(r"-(\d{3,})-\d{6,}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,11 @@ class _Generation:
 def planned_sources(dataset: Dataset) -> list[str]:
     """Return the sources that a dataset has a plan of, sorted."""
     return list_sources(dataset.storage, dataset.plans_folder)
+
+
+def annotated_sources(dataset: Dataset) -> list[str]:
+    """Return the sources that a dataset has a plan or finished units of, sorted."""
+    return sorted({*planned_sources(dataset), *list_sources(dataset.storage, dataset.markers_folder)})
 
 
 def unit_rows(image_size: int, records: int) -> int:
@@ -268,7 +279,30 @@ def _copy_units(
 
 
 def _generations(dataset: Dataset, source: str) -> list[str]:
-    return dataset.storage.list_files(dataset.plan_folder(source), ".json")
+    """Return the files of the generations of a source's plan, in their order.
+
+    Raises:
+        StorageError: One of them is gone, or there is a file that is none, as a copy by other software.
+
+    """
+    found = dataset.storage.list_files(dataset.plan_folder(source), ".json")
+    names = [dataset.generation_file(source, generation) for generation in range(len(found))]
+    for name in sorted({*found} - {*names}):
+        if not _GENERATION_FILE.search(name):
+            raise StorageError(f"{dataset.storage.describe(name)} is no file of a plan", "move it away")
+        raise plan_gone(dataset.storage, min({*names} - {*found}))
+    return names
+
+
+def plan_gone(storage: Storage, name: str) -> StorageError:
+    """Return the error for a file of a plan that was there: without it, its units look like abandoned ones."""
+    return StorageError(f"cannot read {storage.describe(name)}: it is gone", advice(name, gone=True))
+
+
+def generation_of(unit_id: str) -> int | None:
+    """Return the generation of its source's plan that a unit is of; None where its id does not say."""
+    found = _UNIT_ID.search(unit_id)
+    return int(found[1]) if found else None
 
 
 def _replace_generation(lease: Lease, name: str, generation: _Generation) -> None:

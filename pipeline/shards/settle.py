@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
 
+from handdata.adapters.reading.images import read_image_size_from
 from handdata.pipeline.quality import JUDGED_COLUMNS, flags_of
 from handdata.pipeline.records.stored import drop_records, ingested_sources, read_ingest_summary, struck_rows
 from handdata.pipeline.records.tombstones import (
@@ -36,6 +38,7 @@ from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import files_of, read_marker, read_markers
 from handdata.pipeline.shards.plan import (
     PlannedUnit,
+    annotated_sources,
     honours,
     planned_sources,
     read_unit_keys,
@@ -44,6 +47,7 @@ from handdata.pipeline.shards.plan import (
 )
 from handdata.pipeline.shards.state import DatasetState, read_state, write_manifest
 from handdata.pipeline.storage import Dataset, Storage, list_datasets
+from handdata.pipeline.storage.damage import damaged
 from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, UnitMarker, UsageError
 from handdata.schemas.arrays import BoolArray
 
@@ -243,6 +247,12 @@ def _image_size(manifest: DatasetManifest, marker: UnitMarker) -> int:
     return size if isinstance(size, int) else manifest.image_size
 
 
+def _stored_image_size(storage: Storage, name: str) -> int:
+    """Return the side of a shard's crops, pixels, for a dataset whose manifest is gone."""
+    image = storage.read_parquet(name, ["image"], row_group=0)["image"][0].as_py()
+    return read_image_size_from(BytesIO(image["bytes"]), name)[0]
+
+
 def _compare(pending: _Pending) -> UnitChange:
     """Return what has to change in a unit; reads small columns only."""
     dataset, marker, unit = pending.dataset, pending.marker, pending.unit
@@ -275,7 +285,8 @@ def _compare(pending: _Pending) -> UnitChange:
         before = [tuple(names) for names in rows["flags"].to_pylist()]
         after = before
         if pending.thresholds:
-            after = flags_of(rows, pending.image_size, QualitySettings(**pending.thresholds))
+            image_size = pending.image_size or _stored_image_size(storage, dataset.path(name))
+            after = flags_of(rows, image_size, QualitySettings(**pending.thresholds))
         flags = None if after == before else after
         counts = Counter(flag for names in after for flag in names)
         size = storage.size(dataset.path(name))
@@ -287,6 +298,10 @@ def _compare(pending: _Pending) -> UnitChange:
         changes |= {"rejected": dict(sorted(reasons.items())), "rejected_bytes": storage.size(name)}
     new = marker.model_copy(update=changes)
     new = new.model_copy(update={"records": new.samples + sum(new.rejected.values())})
+    if new.records != len(allowed):
+        name = next(iter(files_of(dataset, marker)), dataset.marker_file(marker.source, marker.unit_id))
+        why = f"unit {unit.unit_id} has {new.records:,} of its {len(allowed):,} records"
+        raise damaged(storage.describe(name), name, why)
     return UnitChange(marker, new if allowed else None, kept_samples, kept_rejected, flags, is_older)
 
 
@@ -429,7 +444,7 @@ def drop(
     write_tombstones(storage, tombstones)
     datasets: dict[str, Settled] = {}
     for dataset in list_datasets(storage):
-        if source in planned_sources(dataset):
+        if source in annotated_sources(dataset):
             datasets[dataset.name] = Settled()
             state = read_state(dataset)
             if not (is_settled(state) and state.is_summed_up(state.sum_up())):
@@ -452,7 +467,7 @@ def _preview(storage: Storage, tombstones: Tombstones) -> DropSummary:
         left = summary.records - records
     datasets: dict[str, Settled] = {}
     for dataset in list_datasets(storage):
-        if source in planned_sources(dataset):
+        if source in annotated_sources(dataset):
             state = read_state(dataset).with_tombstones(tombstones)
             settled = datasets[dataset.name] = Settled(lost=find_lost(state))
             lost = {unit.marker.unit_id for unit in settled.lost}
@@ -487,8 +502,8 @@ def _source_of(storage: Storage, kind: DropKind, values: Sequence[str], source: 
 
 
 def _all_sources(storage: Storage) -> set[str]:
-    planned = (source for dataset in list_datasets(storage) for source in planned_sources(dataset))
-    return {*ingested_sources(storage), *planned, *dropped_sources(storage)}
+    annotated = (source for dataset in list_datasets(storage) for source in annotated_sources(dataset))
+    return {*ingested_sources(storage), *annotated, *dropped_sources(storage)}
 
 
 def _known(storage: Storage, source: str, kind: DropKind, values: Sequence[str]) -> set[str]:

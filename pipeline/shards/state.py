@@ -31,7 +31,7 @@ from handdata.pipeline.records.tombstones import Tombstones, read_tombstones
 from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.shards.manifest import encode_manifest, find_manifest, sum_manifest
 from handdata.pipeline.shards.markers import read_markers
-from handdata.pipeline.shards.plan import PlannedUnit, planned_sources, stored_units
+from handdata.pipeline.shards.plan import PlannedUnit, generation_of, plan_gone, planned_sources, stored_units
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import DatasetManifest, UnitMarker
 
@@ -140,16 +140,41 @@ class DatasetState:
 
 
 def read_state(dataset: Dataset) -> DatasetState:
-    """Read the state of a dataset; it is empty where there is none."""
+    """Read the state of a dataset; it is empty where there is none.
+
+    Raises:
+        StorageError: A file of it is damaged, or the plan of finished units is gone.
+
+    """
     manifest = find_manifest(dataset)
     sources = planned_sources(dataset)
-    return DatasetState(
+    state = DatasetState(
         dataset=dataset,
         units={source: tuple(stored_units(dataset, source)) for source in sources},
         tombstones={source: read_tombstones(dataset.storage, source) for source in sources},
         manifest=manifest,
         markers=tuple(read_markers(dataset)),
     )
+    _require_plans(state)
+    return state
+
+
+def _require_plans(state: DatasetState) -> None:
+    """Check that the plan of each finished unit is there: what no plan names any more is removed.
+
+    Plans that were abandoned, or whose records were dropped, keep their files.
+
+    Raises:
+        StorageError: A file of a plan is gone.
+
+    """
+    dataset, planned = state.dataset, state.planned
+    unplanned = {(marker.source, marker.unit_id) for marker in state.markers if marker.unit_id not in planned}
+    generations = {(source, generation_of(unit_id)) for source, unit_id in unplanned}
+    for source, generation in sorted((source, number) for source, number in generations if number is not None):
+        name = dataset.generation_file(source, generation)
+        if not dataset.storage.exists(name):
+            raise plan_gone(dataset.storage, name)
 
 
 def write_manifest(lease: Lease, state: DatasetState, manifest: DatasetManifest) -> DatasetState:

@@ -237,4 +237,8 @@ def latents_settings_file(folder: str) -> str:
 def list_datasets(storage: Storage) -> list[Dataset]:
     """Return all datasets of a workspace, sorted by name."""
     datasets = (Dataset(storage, name) for name in storage.list_folders(""))
-    return [dataset for dataset in datasets if storage.exists(dataset.plans_folder)]
+    return [
+        dataset
+        for dataset in datasets
+        if storage.exists(dataset.plans_folder) or storage.exists(dataset.markers_folder)  # a plan may have got lost
+    ]

@@ -240,3 +240,8 @@ def test_slices_of_a_table_are_judged_like_whole_tables() -> None:
     parts = pa.concat_tables([table.slice(0, 1), table.slice(1, 5)])
     assert flags_of(parts, SIZE, QualitySettings()) == whole
     assert flags_of(table.slice(1, 4), SIZE, QualitySettings()) == whole[1:5]
+
+
+def test_a_threshold_is_a_number_that_json_can_hold() -> None:
+    with pytest.raises(ValueError, match="finite number"):
+        QualitySettings(min_hand_px=float("inf"))

@@ -31,6 +31,12 @@ UNIT = PlannedUnit("synthetic-train-000-000000", "synthetic", "train", 3, "", 0)
 REJECTED = Rejection(record_id="c", image_uri="c.jpg", reason=RejectReason.NO_HAND_FOUND, detail="")
 
 
+@pytest.fixture(autouse=True)
+def _plan(storage: Storage) -> None:
+    """Store the plan that the unit was of, and is not any more."""
+    storage.write_bytes("dataset/plan/source=synthetic/generation-000.json", b'{"records": 0, "units": []}')
+
+
 def samples(flags: tuple[str, ...] = ()) -> list[AnnotatedSample]:
     return [sample("s", frame, flags=flags) for frame in range(2)]
 
@@ -165,7 +171,6 @@ def test_files_of_a_unit_that_is_not_planned_any_more_are_orphans(storage: Stora
     remove_unit(lease, write_unit(lease, UNIT, samples(), [REJECTED], "hash"))
     assert files(storage) == []
     storage.write_bytes(f"dataset/data/source=synthetic/split=train/{UNIT.unit_id}-00000000.parquet", b"late")
-    storage.write_bytes("dataset/plan/source=synthetic/generation-000.json", b'{"records": 0, "units": []}')
     assert remove_orphans(lease, read_state(Dataset(storage))) == 1
 
 

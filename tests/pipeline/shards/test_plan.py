@@ -1,6 +1,7 @@
 """Units are planned once, deterministically, and cut between frames."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from handdata.pipeline.records.stored import IngestSummary
 from handdata.pipeline.shards.plan import MAX_UNIT_ROWS, plan_source, read_unit, row_group_sizes, unit_rows
 from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
 from handdata.pipeline.storage.layout import INGEST_SUMMARY, records_folder
-from handdata.schemas import ROW_GROUP_ROWS, HandRecord, records_to_table
+from handdata.schemas import ROW_GROUP_ROWS, HandRecord, StorageError, records_to_table
 
 
 def record(sequence: str, frame: int, camera: str = "0", split: str = "train") -> HandRecord:
@@ -85,6 +86,21 @@ def test_records_ingested_later_become_further_units(storage: Storage) -> None:
     assert everything[: len(first)] == first
     ids = [record_id for unit in everything for record_id in unit]
     assert len(ids) == len(set(ids)) == 281
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("generation-001.json", "000.json: it is gone"), ("generation-000 (1).json", "no file of a plan")]
+)
+def test_a_plan_with_a_gap_or_a_copy_is_an_error_and_nothing_is_planned_for_ever(
+    storage: Storage, name: str, why: str
+) -> None:
+    plan_source(Dataset(storage), "synthetic", 256)
+    first = "dataset/plan/source=synthetic/generation-000.json"
+    storage.write_bytes(first.replace("generation-000.json", name), storage.read_bytes(first))
+    if name == "generation-001.json":
+        storage.remove(first)
+    with pytest.raises(StorageError, match=re.escape(why)):
+        plan_source(Dataset(storage), "synthetic", 256)
 
 
 def test_a_sample_is_spread_over_the_sequences(storage: Storage) -> None:
