@@ -37,21 +37,21 @@ class QualitySettings(BaseModel):
     Flags can be recomputed from the stored numbers for other thresholds. A record that a gate rejected is not stored.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has no infinity
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_mask_score: float = Field(default=0.6, ge=0, le=1)
     """``low_mask_coverage`` where less than this share of the keypoints lies inside the mask."""
     max_mask_spill: float = Field(default=0.005, ge=0, le=1)
     """``mask_spill`` where more than this share of the mask lies away from the hands. A good mask has none there."""
-    min_hand_px: float = Field(default=48, ge=0)
+    min_hand_px: float = Field(default=48, ge=0, allow_inf_nan=False)
     """``small_hand`` where the longer side of a hand's keypoint box is below this many full-image pixels."""
     max_truncation: float = Field(default=0, ge=0, le=1)
     """``truncated`` where more than this share of a hand's joints lies outside the image."""
-    min_sharpness: float = Field(default=2, ge=0)
+    min_sharpness: float = Field(default=2, ge=0, allow_inf_nan=False)
     """``blurry`` where the variance of the Laplacian is below this."""
-    min_contrast: float = Field(default=1.5, ge=0)
+    min_contrast: float = Field(default=1.5, ge=0, allow_inf_nan=False)
     """``no_content`` where the contrast of the hand box is below this: a black frame, noise or one colour."""
-    max_disagreement: float = Field(default=0.1, ge=0)
+    max_disagreement: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     """``labels_disagree`` where dataset and MediaPipe differ by more than this share of the hand's size."""
     min_phash_distance: int = Field(default=3, ge=0, le=65)
     """``near_duplicate`` where the perceptual hash of a frame differs in fewer bits than this from that of the last

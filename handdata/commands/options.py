@@ -3,6 +3,7 @@
 What help shows of a setting (its default and bounds) is read from the settings model, so that it cannot differ.
 """
 
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -182,7 +183,7 @@ def given_thresholds(
     """Return the quality thresholds that were given as flags, by the names of their settings.
 
     Raises:
-        UsageError: ``max_blur`` is not a blur, or ``min_sharpness`` is given too.
+        UsageError: ``max_blur`` is not a blur, or ``min_sharpness`` is given too; or a threshold is not finite.
 
     """
     if max_blur is not None:
@@ -195,6 +196,9 @@ def given_thresholds(
             )
         min_sharpness = 1 / max_blur - 1
     thresholds = {"min_sharpness": min_sharpness, **others}
+    for name, threshold in thresholds.items():
+        if threshold is not None and not math.isfinite(threshold):
+            raise UsageError(f"--{name.replace('_', '-')} {threshold:g} is no finite number")
     return {name: value for name, value in thresholds.items() if value is not None}
 
 

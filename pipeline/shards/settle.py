@@ -50,6 +50,7 @@ from handdata.pipeline.storage import Dataset, Storage, list_datasets
 from handdata.pipeline.storage.damage import damaged
 from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, UnitMarker, UsageError
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.rejection import printable
 
 SETTLING_THREADS = 4
 """Units rewritten at once; each takes several times its images in memory, which are up to 128 MiB."""
@@ -488,14 +489,15 @@ def _source_of(storage: Storage, kind: DropKind, values: Sequence[str], source: 
     sources = _all_sources(storage)
     if source is not None and source not in sources:
         raise UsageError(f"{where} has no source {source}", f"it has {', '.join(sorted(sources)) or 'none'}")
-    known = {name: _known(storage, name, kind, values) for name in ([source] if source else sorted(sources))}
+    possible = [value for value in values if printable(value) == value]  # no table holds what is not Unicode
+    known = {name: _known(storage, name, kind, possible) for name in ([source] if source else sorted(sources))}
     found = [name for name in known if source or known[name]]
     if len(found) > 1:
         raise UsageError(f"{kind} {', '.join(values)} occurs in {', '.join(found)}", "say which one with --source")
     unknown = [value for value in values if not found or value not in known[found[0]]]
     if unknown:
         raise UsageError(
-            f"no record of {f'{found[0]} in ' if found else ''}{where} has the {kind} {', '.join(unknown)}",
+            f"no record of {f'{found[0]} in ' if found else ''}{where} has the {kind} {printable(', '.join(unknown))}",
             "check how it is spelled; nothing was dropped",
         )
     return found[0]

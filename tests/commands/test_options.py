@@ -38,6 +38,13 @@ def test_a_value_outside_a_setting_is_wrong_usage(options: tuple[object, ...], r
     assert str(options[0]) in result.err
 
 
+@pytest.mark.parametrize("command", ["flag", "annotate"])
+def test_an_infinite_threshold_which_json_would_store_as_null_is_wrong_usage(command: str, run_command) -> None:
+    result = run_command(command, "--min-hand-px", "inf")
+    assert result.code == 2
+    assert "--min-hand-px inf is no finite number" in result.err
+
+
 def test_an_unknown_flag_is_wrong_usage_that_names_the_flags(run_command) -> None:
     result = run_command("annotate", "--reject", "grey")
     assert result.code == 2

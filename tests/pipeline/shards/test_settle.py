@@ -194,6 +194,7 @@ def test_an_id_that_no_record_has_is_an_error(workspace: Path, run_command) -> N
         ("--subject", "nobody", *known),
         ("--subject", subject, "--subject", "nobody", *known),
         ("--sequence", "nowhere", *known, "--dry-run"),
+        ("--sequence", "not-utf-8-\udcff", *known),
         ("--record", subject, *known),
         ("-s", "syntetic", "-w", workspace),
         ("-s", "syntetic", "--subject", subject, "-w", workspace),
