@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from handdata._version import __version__
-from handdata.pipeline.shards.markers import require_thresholds
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import DatasetManifest, Split, SplitCounts, UnitMarker, UsageError
 
@@ -20,12 +19,8 @@ def find_manifest(dataset: Dataset) -> DatasetManifest | None:
         StorageError: It is damaged.
 
     """
-    storage, name = dataset.storage, dataset.manifest_file
-    if not storage.exists(name):
-        return None
-    manifest = storage.read_document(name, DatasetManifest)
-    require_thresholds(manifest.quality, storage.describe(name), name)
-    return manifest
+    name = dataset.manifest_file
+    return dataset.storage.read_document(name, DatasetManifest) if dataset.storage.exists(name) else None
 
 
 def read_manifest(dataset: Dataset) -> DatasetManifest:

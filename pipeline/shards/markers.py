@@ -1,10 +1,5 @@
 """Markers: which units are finished, and which files each of them wrote."""
 
-from collections.abc import Mapping
-
-from pydantic import ValidationError
-
-from handdata.pipeline.settings import QualitySettings
 from handdata.pipeline.shards.plan import PlannedUnit
 from handdata.pipeline.storage import Dataset
 from handdata.pipeline.storage.damage import damaged, parse_document
@@ -35,22 +30,7 @@ def parse_marker(dataset: Dataset, name: str, data: bytes) -> UnitMarker:
     for file in files_of(dataset, marker):  # they may have to be removed
         if ".." in file or not file.rpartition("/")[2].startswith(f"{marker.unit_id}-"):
             raise damaged(where, name, f"it names {file}, which is no file of its unit")
-    require_thresholds(marker.thresholds, where, name)
     return marker
-
-
-def require_thresholds(thresholds: Mapping[str, float], where: str, name: str) -> None:
-    """Check that a file's thresholds are some that the settings can have.
-
-    Raises:
-        StorageError: They are not, so that the file is damaged.
-
-    """
-    try:
-        QualitySettings.model_validate(thresholds)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise damaged(where, name, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def read_marker(dataset: Dataset, unit: PlannedUnit) -> UnitMarker | None:

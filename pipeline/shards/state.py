@@ -27,12 +27,16 @@ Readers of samples read the markers themselves (``list_shards``): they see each 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pydantic import ValidationError
+
 from handdata.pipeline.records.tombstones import Tombstones, read_tombstones
+from handdata.pipeline.settings import QualitySettings
 from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.shards.manifest import encode_manifest, find_manifest, sum_manifest
 from handdata.pipeline.shards.markers import read_markers
 from handdata.pipeline.shards.plan import PlannedUnit, generation_of, plan_gone, planned_sources, stored_units
 from handdata.pipeline.storage import Dataset
+from handdata.pipeline.storage.damage import damaged
 from handdata.schemas import DatasetManifest, UnitMarker
 
 
@@ -155,8 +159,27 @@ def read_state(dataset: Dataset) -> DatasetState:
         manifest=manifest,
         markers=tuple(read_markers(dataset)),
     )
+    if manifest:
+        _require_thresholds(dataset, dataset.manifest_file, manifest.quality)
+    for marker in state.markers:
+        _require_thresholds(dataset, dataset.marker_file(marker.source, marker.unit_id), marker.thresholds)
     _require_plans(state)
     return state
+
+
+def _require_thresholds(dataset: Dataset, name: str, thresholds: Mapping[str, float]) -> None:
+    """Check that the thresholds in a file are some that the settings can have.
+
+    Raises:
+        StorageError: They are not, so that the file is damaged.
+
+    """
+    try:
+        QualitySettings.model_validate(thresholds)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise damaged(dataset.storage.describe(name), name, why) from None
 
 
 def _require_plans(state: DatasetState) -> None:
