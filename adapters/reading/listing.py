@@ -217,7 +217,7 @@ def _walk(folder: Path, pattern: str, judge: Callable[[Path], None]) -> Iterator
     for path in _matches(folder, name):
         if not rest:
             yield path
-        elif _has_mode(path, stat.S_ISDIR):
+        elif _leads_to_folder(path):
             yield from _walk(path, rest, judge)
         else:
             judge(path)
@@ -279,7 +279,7 @@ def _entries(folder: AnyPath) -> list["os.DirEntry[str]"]:
 
 def _is_unpacked_archive(entry: "os.DirEntry[str]", names: set[str]) -> bool:
     match = _ARCHIVE.fullmatch(entry.name) if names else None
-    return match is not None and match[1] in names and _has_mode(Path(entry.path).parent / match[1], stat.S_ISDIR)
+    return match is not None and match[1] in names and _leads_to_folder(Path(entry.path).parent / match[1])
 
 
 def _scan(folder: AnyPath) -> list["os.DirEntry[str]"]:
@@ -302,7 +302,7 @@ def _scan(folder: AnyPath) -> list["os.DirEntry[str]"]:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     if not entry.is_symlink():
         return entry.is_dir()
-    return _has_mode(entry.path, stat.S_ISDIR)
+    return _leads_to_folder(entry.path)
 
 
 def _refuse_broken_link(path: AnyPath) -> None:
@@ -371,7 +371,8 @@ def is_file(path: AnyPath) -> bool:
         DatasetReadError: It cannot be found out.
 
     """
-    return _has_mode(path, stat.S_ISREG)
+    found = _visit(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def exists(path: AnyPath) -> bool:
@@ -381,7 +382,7 @@ def exists(path: AnyPath) -> bool:
         DatasetReadError: It cannot be found out.
 
     """
-    return _mode(path) is not None
+    return _visit(path) is not None
 
 
 def is_named(path: AnyPath) -> bool:
@@ -404,7 +405,7 @@ def size_of(path: AnyPath) -> int:
         DatasetReadError: It cannot be found out.
 
     """
-    found = _stat(path)
+    found = _visit(path)
     return 0 if found is None else found.st_size
 
 
@@ -493,9 +494,9 @@ _KINDS: Final = {
 }
 
 
-def _has_mode(path: AnyPath, is_kind: Callable[[int], bool]) -> bool:
+def _leads_to_folder(path: AnyPath) -> bool:
     mode = _mode(path)
-    return mode is not None and is_kind(mode)
+    return mode is not None and stat.S_ISDIR(mode)
 
 
 def _mode(path: AnyPath) -> int | None:
@@ -505,11 +506,16 @@ def _mode(path: AnyPath) -> int | None:
 
 def _stat(path: AnyPath) -> os.stat_result | None:
     try:
-        found = _retried(path, lambda: os.stat(path))  # noqa: PTH116  a Path costs more than the question
+        return _retried(path, lambda: os.stat(path))  # noqa: PTH116  a Path costs more than the question
     except (FileNotFoundError, NotADirectoryError, NotRegularFileError):
         _require_way_to(path)
         return None
-    if _visits is not None and stat.S_ISREG(found.st_mode):
+
+
+def _visit(path: AnyPath) -> os.stat_result | None:
+    """Return what ``_stat`` does and note the file, which somebody asked for; who walks past one reads nothing."""
+    found = _stat(path)
+    if _visits is not None and found is not None and stat.S_ISREG(found.st_mode):
         _visits.of_file(path)
     return found
 

@@ -18,6 +18,12 @@ from handdata.adapters.reading.listing import ARCHIVE_SUFFIXES, Visits, names_in
 from handdata.schemas.errors import DatasetReadError
 
 _SHOWN: Final = 8
+_DOCUMENT: Final = re.compile(
+    r"(?:readme|licen[cs]e|copying|citation|changelog|notice)(?:[._-].*)?"
+    r"|.*\.(?:md|rst|pdf|docx?|html?|py|ipynb|sh|bib|md5|sha\d+)",
+    re.IGNORECASE,
+)
+"""Files for people and programs that lie beside datasets, none of which is data: a folder of them is no part of one."""
 _ALIKE: Final = 0.9
 """Share of two names that is the same where one is a misspelling of the other."""
 
@@ -83,14 +89,20 @@ def _with_parents(top: str, folders: set[str]) -> set[str]:
 
 
 def _holds_file(path: str, used: set[str]) -> bool:
-    """Return whether a path is a file or a folder with one in it; a link to what was read elsewhere is nothing new."""
+    """Return whether a path is a file, or a folder with one in it that is no document.
+
+    A link to what was read elsewhere is nothing new.
+    """
     if os.path.realpath(path) in used:
         return False
     try:
         names = names_in(path)
     except DatasetReadError:
         return True  # a file, or a folder of which nobody knows
-    return any(not name.endswith("/") or _holds_file(f"{path}/{name[:-1]}", used) for name in names)
+    return any(
+        _holds_file(f"{path}/{name[:-1]}", used) if name.endswith("/") else _DOCUMENT.fullmatch(name) is None
+        for name in names
+    )
 
 
 def _near_misses(path: str, visits: Visits) -> Iterator[str]:

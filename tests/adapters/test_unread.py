@@ -78,8 +78,18 @@ def test_what_a_source_ships_beside_is_not_named(tmp_path: Path) -> None:
         (root / "training/@eaDir/00000.png").write_bytes(b"")
         (root / "RHD_v1-1.zip").write_bytes(b"")
         (root / "again").symlink_to(root / "training")
+        for name in ("docs/README.txt", "docs/format.md", "licences/LICENSE", "code/rhd/read.py", "README.md"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("for people")
 
     assert changed(tmp_path, "rhd", add).warnings == ()
+
+    def add_models(root: Path) -> None:
+        (root / "models/002_master_chef_can").mkdir(parents=True, exist_ok=True)
+        (root / "models/002_master_chef_can/points.xyz").write_text("0 0 0")
+        (root / "models/README.txt").write_text("for people")
+
+    assert not [line for line in changed(tmp_path, "dexycb", add_models).warnings if "models" in line]
 
 
 def changed(tmp_path: Path, fixture: str, change: Callable[[Path], Any], **options: Any) -> IngestSummary:
