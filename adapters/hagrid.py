@@ -30,14 +30,13 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from handdata.adapters.base import AdapterOptions, Layout, Partition
-from handdata.adapters.reading.arrays import require_finite
-from handdata.adapters.reading.fields import label_numbers
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.json_stream import stream_items
@@ -46,7 +45,6 @@ from handdata.adapters.reading.paths import path_below
 from handdata.schemas import (
     KEYPOINT_COUNT,
     KEYPOINTS_PER_HAND,
-    SIDES,
     SOURCE_CARDS,
     SPLITS,
     HandRecord,
@@ -64,7 +62,7 @@ from handdata.schemas.record_batch import RecordBatch, gather, hand_states_of_ro
 from handdata.schemas.rejection import rejection
 
 _NO_GESTURE: Final = "no_gesture"
-_LANDMARKS: Final = ("landmarks", "hand_landmarks")
+_LARGEST_FLOAT32: Final = float(np.finfo(np.float32).max)
 _FARTHEST: Final = 1.5
 """Largest distance of a coordinate from the image's middle, in image sizes: MediaPipe guesses beyond the edge, though
 not that far; pixels lie farther."""
@@ -210,16 +208,41 @@ def _find_image(folders: list[Path], uuid: str) -> str:
     return paths[0] if len(paths) == 1 else next((path for path in paths if is_file(Path(path))), paths[0])
 
 
-@dataclass(frozen=True, slots=True)
-class _Hands:
-    """What one annotation says, in coordinates divided by the image's size."""
+_Coordinate = Annotated[float, Field(strict=True, ge=0.5 - _FARTHEST, le=0.5 + _FARTHEST, allow_inf_nan=False)]
+_Length = Annotated[_Coordinate, Field(ge=0)]
+_Landmarks = list[list[tuple[_Coordinate, _Coordinate]] | None] | None
 
-    boxes: list[list[float]]
+
+def _spelled_plainly(value: object) -> object:
+    if value is None:  # the field may be absent, not empty: a guess in its place might be wrong
+        raise ValueError("should be left or right")
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+class _Hands(BaseModel):
+    """An annotation, in coordinates divided by the image's size."""
+
+    bboxes: list[tuple[_Coordinate, _Coordinate, _Length, _Length]]
     """x, y, width and height of each hand."""
-    gestures: list[str]
-    landmarks: list[NDArray[np.float64] | None]
-    """(21, 2) for each box; None where MediaPipe missed the hand."""
-    leading_hand: Side | None
+    labels: list[Annotated[str, Field(strict=True)]]
+    """The gesture of each hand."""
+    landmarks: _Landmarks = None
+    hand_landmarks: _Landmarks = None
+    leading_hand: Annotated[Side | None, BeforeValidator(_spelled_plainly)] = None
+    """Side that v1 names, however it is spelled; None where the annotation has no such field."""
+
+    @model_validator(mode="after")
+    def _require_a_gesture_each(self) -> Self:
+        if len(self.labels) != len(self.bboxes):
+            raise ValueError(f"there are {len(self.bboxes)} bboxes but {len(self.labels)} labels")
+        return self
+
+    def points(self) -> list[list[tuple[float, float]] | None]:
+        """Return the 21 landmarks for each box; None where MediaPipe missed the hand."""
+        listed = self.hand_landmarks if self.landmarks is None else self.landmarks
+        # Where the lengths differ nothing tells which landmarks belong to which box, and so to which hand.
+        matched = listed if listed is not None and len(listed) == len(self.bboxes) else [None] * len(self.bboxes)
+        return [hand if hand is not None and len(hand) == KEYPOINTS_PER_HAND else None for hand in matched]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +263,10 @@ class _Photograph:
         return {
             "boxes_xyxy_px": [
                 [round(x * width, 2), round(y * height, 2), round((x + w) * width, 2), round((y + h) * height, 2)]
-                for x, y, w, h in self.hands.boxes
+                for x, y, w, h in self.hands.bboxes
             ],
             "box_sides": list(self.sides),
-            "gestures": self.hands.gestures,
+            "gestures": self.hands.labels,
             "side": self.rule,
         }
 
@@ -278,7 +301,7 @@ def _columns(read: Sequence[_Photograph]) -> dict[str, Sequence[Any] | NDArray[A
     keypoints = np.zeros((len(read), KEYPOINT_COUNT, 2))
     valid = np.zeros((len(read), KEYPOINT_COUNT), dtype=np.bool_)
     for row, photograph in enumerate(read):
-        for side, landmarks in zip(photograph.sides, photograph.hands.landmarks, strict=True):
+        for side, landmarks in zip(photograph.sides, photograph.hands.points(), strict=True):
             if side is not None and landmarks is not None:
                 keypoints[row, hand_rows(side)] = landmarks
                 valid[row, hand_rows(side)] = True
@@ -303,73 +326,28 @@ def _parse_entry(where: str, entry: object) -> _Hands:
         RecordError: ``label_corrupt`` or ``label_not_finite``.
 
     """
-    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
-    if not isinstance(fields.get("bboxes"), list) or not isinstance(fields.get("labels"), list):
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no lists bboxes and labels")
-    boxes: list[list[float]] = _array(where, "bboxes", fields["bboxes"], columns=4).tolist()
-    if any(width < 0 or height < 0 for _, _, width, height in boxes):
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: bboxes have negative sizes")
-    gestures = fields["labels"]
-    if not all(isinstance(gesture, str) for gesture in gestures):
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: labels should be names of gestures")
-    if len(gestures) != len(boxes):
-        detail = f"{where} has {len(boxes)} bboxes but {len(gestures)} labels"
-        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
-    listed: Any = next((fields[name] for name in _LANDMARKS if fields.get(name) is not None), [])
-    if not isinstance(listed, list) or not all(isinstance(hand, list | None) for hand in listed):
-        raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: landmarks should be a list of lists")
-    # Where the lengths differ nothing tells which landmarks belong to which box, and so to which hand.
-    matched = listed if len(listed) == len(boxes) else [None] * len(boxes)
-    points = [_array(where, "landmarks", hand, columns=2) if hand else None for hand in matched]
-    return _Hands(
-        boxes=boxes,
-        gestures=gestures,
-        landmarks=[hand if hand is not None and len(hand) == KEYPOINTS_PER_HAND else None for hand in points],
-        leading_hand=_leading_hand(where, fields["leading_hand"]) if "leading_hand" in fields else None,
-    )
-
-
-def _leading_hand(where: str, value: object) -> Side:
-    """Return the side that v1 names, however it is spelled: a guess in its place might be wrong.
-
-    Raises:
-        RecordError: ``label_corrupt``.
-
-    """
-    spelled = value.strip().lower() if isinstance(value, str) else None
-    side = next((side for side in SIDES if side == spelled), None)
-    if side is None:
-        detail = f"{where}: leading_hand should be left or right, is {reprlib.repr(value)}"
-        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
-    return side
-
-
-def _array(where: str, name: str, values: object, columns: int) -> NDArray[np.float64]:
-    array = label_numbers(where, name, values)
-    if not array.size:
-        return array.reshape(0, columns)
-    if array.ndim != 2 or array.shape[1] != columns:
-        detail = f"{where}: {name} should have {columns} numbers each, has the shape {array.shape}"
-        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
-    require_finite(where, name, array)
-    if np.abs(array - 0.5).max() > _FARTHEST:
-        detail = f"{where}: {name} should be divided by the image's size, go from {array.min():g} to {array.max():g}"
-        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
-    return array
+    try:
+        return _Hands.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    place, found = ".".join(map(str, first["loc"])) or "the annotation", first["input"]
+    is_finite = not isinstance(found, float) or abs(found) <= _LARGEST_FLOAT32
+    reason = RejectReason.LABEL_CORRUPT if is_finite else RejectReason.LABEL_NOT_FINITE
+    raise RecordError(reason, f"{where}: {place}: {first['msg']}, is {reprlib.repr(found)}")
 
 
 def _sides(hands: _Hands) -> tuple[tuple[Side | None, ...], str]:
     """Return the side of each box (``None`` where nothing tells), and the name of the rule that says so."""
-    count = len(hands.boxes)
-    showing = [index for index, gesture in enumerate(hands.gestures) if gesture != _NO_GESTURE]
+    count = len(hands.bboxes)
+    showing = [index for index, gesture in enumerate(hands.labels) if gesture != _NO_GESTURE]
     if hands.leading_hand is not None and len(showing) == 1 and count <= 2:
         other = _OTHER[hands.leading_hand]
         return tuple(hands.leading_hand if index in showing else other for index in range(count)), "leading_hand"
     if hands.leading_hand is not None and not showing and count == 1:
         return (_OTHER[hands.leading_hand],), "leading_hand"
     if count == 2:
-        return ("right", "left") if hands.boxes[0][0] <= hands.boxes[1][0] else ("left", "right"), "position"
+        return ("right", "left") if hands.bboxes[0][0] <= hands.bboxes[1][0] else ("left", "right"), "position"
     if count == 1:
-        x, _, width, _ = hands.boxes[0]
+        x, _, width, _ = hands.bboxes[0]
         return ("right" if x + width / 2 < 0.5 else "left",), "guessed"
     return (None,) * count, "unknown"
