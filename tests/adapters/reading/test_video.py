@@ -4,14 +4,17 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from handdata.adapters.reading.video import VideoReader, video_info
 from handdata.schemas.errors import RecordError, RejectReason
+from tests.fixtures.jpegs import encoded
 from tests.fixtures.videos import (
     DETAIL,
     OPEN_GROUPS,
@@ -326,3 +329,24 @@ def test_hidden_frames_of_a_codec_are_no_damage(tmp_path: Path, codec: str) -> N
     with VideoReader(path) as reader:
         frames = len(reader.presentation_times)
         assert len([image for _, image in reader.read(range(frames)) if not isinstance(image, RecordError)]) >= FRAMES
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"restart_marker_blocks": 3}, {"quality": 100, "subsampling": 0}, {"optimize": True}],
+    ids=lambda options: "-".join(options) or "plain",
+)
+@pytest.mark.parametrize("padding", [b"", bytes(100), b"\xff" * 9, b"what cameras leave behind"])
+def test_no_good_jpeg_of_a_video_is_rejected(tmp_path: Path, options: dict[str, Any], padding: bytes) -> None:
+    path = tmp_path / "clip.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = DETAIL.shape[1], DETAIL.shape[0], "yuvj420p"
+        for index in range(4):
+            image = Image.fromarray(np.roll(DETAIL, 2 * index, axis=1))
+            packet = av.Packet(encoded(image, **options) + padding)
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 25), True
+            packet.pts = packet.dts = index
+            container.mux(packet)
+    with VideoReader(path) as reader:
+        assert not [found for _, found in reader.read(range(4)) if isinstance(found, RecordError)]
