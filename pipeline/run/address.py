@@ -105,7 +105,7 @@ def _parsed(address: str) -> tuple[str, int]:
     scheme, _, rest = address.rpartition("://")
     try:
         parts = urlsplit(f"//{rest}")
-        host, port = parts.hostname, parts.port
+        host, port = (None, None) if "@" in rest else (parts.hostname, parts.port)  # Ray knows no names of users
     except ValueError:  # a port out of range
         host = port = None
     if scheme in ("http", "https"):

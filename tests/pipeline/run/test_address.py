@@ -60,6 +60,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no-such-host.invalid:6379", RunError, "no Ray cluster answers at no-such-host.invalid:6379"),
         ("127.0.0.1:99999", UsageError, "is not the address of a Ray cluster"),
         ("127.0.0.1", UsageError, "is not the address of a Ray cluster"),
+        ("user:password@127.0.0.1:6379", UsageError, "is not the address of a Ray cluster"),
         ("[::1:6379", UsageError, "is not the address of a Ray cluster"),
         ("nonsense", UsageError, "is not the address of a Ray cluster"),
         ("", UsageError, "is not the address of a Ray cluster"),
