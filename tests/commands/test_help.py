@@ -12,6 +12,7 @@ from handdata.commands.options import setting_option
 from handdata.jobs.evaluate import EvaluationRequest
 from handdata.pipeline.settings import AnnotateSettings, QualitySettings, Settings
 from handdata.pipeline.storage.layout import DATASET
+from handdata.trainer.evaluation import LEAST_MOTION
 from tests.fixtures.commands import all_commands
 
 COMMANDS = {" ".join(path): command for path, command in all_commands()}
@@ -35,7 +36,7 @@ OF_COMMANDS: dict[str, dict[str, object]] = {
     "ingest": {"root": SOURCES_ROOT / "NAME"},
     "inspect": {"root": SOURCES_ROOT / "NAME"},
     "evaluate": defaults_of(EvaluationRequest)
-    | {"min_motion": EvaluationRequest.__dataclass_fields__["least_motion"].default}
+    | {"min_motion": LEAST_MOTION}
     | {"dataset": "the one of the training run", "checkpoint": "the run's latest"}
     | {"steps": "the preset's", "guidance_scale": "the preset's"},
 }
