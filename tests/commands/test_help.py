@@ -36,7 +36,7 @@ OF_COMMANDS: dict[str, dict[str, object]] = {
     "ingest": {"root": SOURCES_ROOT / "NAME"},
     "inspect": {"root": SOURCES_ROOT / "NAME"},
     "evaluate": defaults_of(EvaluationRequest)
-    | {"min_motion": LEAST_MOTION}
+    | {"min_motion": LEAST_MOTION, "device": "CUDA where there is a GPU"}
     | {"dataset": "the one of the training run", "checkpoint": "the run's latest"}
     | {"steps": "the preset's", "guidance_scale": "the preset's"},
 }
