@@ -168,14 +168,14 @@ class RecordError(HandDataError):
 
     Args:
         reason: Fixed code for the rejected table.
-        detail: The file, and what is wrong with it.
+        detail: The file, and what is wrong with it; lines of it, as other packages' errors have, become one.
 
     """
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
         Exception.__init__(self, reason, detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = " ".join(map(str.strip, detail.splitlines()))
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"

@@ -44,3 +44,9 @@ def test_a_detail_holds_no_address_of_an_object() -> None:
     row = rejection("a", "b.jpg", RecordError(RejectReason.IMAGE_CORRUPT, detail))
     expected = "cannot identify image file <object object>; [mov,mp4] no moov at 0x10; <built-in function len>"
     assert row.detail == expected
+
+
+def test_what_is_wrong_with_a_record_is_one_line() -> None:
+    error = RecordError(RejectReason.LABEL_CORRUPT, 'a.yml: no mapping\n  in "<text>", line 1:\n    a: 1\n')
+    assert error.detail == 'a.yml: no mapping in "<text>", line 1: a: 1'
+    assert "\n" not in str(error)
