@@ -33,6 +33,8 @@ from handdata.trainer.schedule import Process, micro_batches
 
 MAX_RESTARTS = 3
 """A group of processes that is lost is started again this often without a new checkpoint."""
+_STARTS = 5
+"""How often Ray Train waits for the processes of a group, a minute each time; by default without end."""
 _SECONDS_TO_LEAVE = "3"
 """How long processes that wait for a lost one may take to leave their group before they are killed."""
 _HOW_TO_GO_ON = "--resume goes on from the last checkpoint"
@@ -146,7 +148,8 @@ def _fit(task: _Task, messages: Queue, processes: int, use_gpus: bool) -> None:
 
     Raises:
         HandDataError: What one of the processes raised.
-        _LostError: A process was lost, or the one that directs them.
+        RunError: The processes do not start, or the one that directs them died, which leaves their CPUs and GPUs taken.
+        _LostError: A process was lost.
 
     """
     with _notes_folder(task.storage, task.run) as notes:
@@ -155,13 +158,20 @@ def _fit(task: _Task, messages: Queue, processes: int, use_gpus: bool) -> None:
             train_loop_config={"task": task, "messages": messages},
             scaling_config=ray.train.ScalingConfig(num_workers=processes, use_gpu=use_gpus),
             run_config=ray.train.RunConfig(
-                name=RAY_TRAIN, failure_config=ray.train.FailureConfig(max_failures=0), **notes
+                name=RAY_TRAIN,
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=_STARTS - 1),  # type: ignore[call-arg]
+                **notes,
             ),
         )
         try:
             on_cluster(trainer.fit)
         except ray.train.TrainingFailedError as error:
             require_cluster()
+            if isinstance(error, ray.train.ControllerError):
+                raise RunError(
+                    f"the {processes} training processes did not start: {gist(str(error.controller_failure))}",
+                    f"are {processes} {'GPUs' if use_gpus else 'CPUs'} of the cluster free? `ray status` tells",
+                ) from None
             failures: dict[int, Exception] = getattr(error, "worker_failures", {})
             # A process that is lost or raises takes others with it, which then lose their connection to it.
             ours = [failure for failure in failures.values() if isinstance(failure, HandDataError)]
@@ -177,7 +187,7 @@ def _fit(task: _Task, messages: Queue, processes: int, use_gpus: bool) -> None:
             raise _LostError(f"the processes were lost: {gist(str(error))}") from None
         except RayError as error:  # it is one of Ray's own that directs the others
             require_cluster()
-            raise _LostError(f"the process that directs the training died: {gist(str(error))}") from None
+            raise RunError(f"the process that directs the training died: {gist(str(error))}", _HOW_TO_GO_ON) from None
 
 
 def _train_one_process(config: dict[str, Any]) -> None:

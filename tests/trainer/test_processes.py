@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.util import placement_group, remove_placement_group
 
 from handdata.jobs.train import MAX_RESTARTS, _LostError, _named, train_in_processes
 from handdata.pipeline.storage import Storage
@@ -179,3 +180,18 @@ def test_more_gpus_than_there_are_and_uneven_shares_are_errors(storage: Storage,
         train_in_processes(PRESET, storage, "many", processes=8, use_gpus=True)
     with pytest.raises(UsageError, match="cannot be cut into 3 shares"):
         train_in_processes(PRESET, storage, "uneven", processes=3, use_gpus=False)
+
+
+@pytest.mark.soak
+def test_processes_for_which_no_cpus_come_free_end_in_one_line(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    taken = placement_group([{"CPU": 1}])
+    assert taken.wait(60)
+    try:
+        with pytest.raises(RunError, match="the 2 training processes did not start: ") as caught:
+            train_in_processes(PRESET, storage, "busy", processes=2, use_gpus=False, steps=1)
+    finally:
+        remove_placement_group(taken)
+    assert caught.value.hint == "are 2 CPUs of the cluster free? `ray status` tells"
