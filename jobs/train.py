@@ -35,8 +35,6 @@ MAX_RESTARTS = 3
 """A group of processes that is lost is started again this often without a new checkpoint."""
 _STARTS = 5
 """How often Ray Train waits for the processes of a group, a minute each time; by default without end."""
-_SECONDS_TO_LEAVE = "3"
-"""How long processes that wait for a lost one may take to leave their group before they are killed."""
 _HOW_TO_GO_ON = "--resume goes on from the last checkpoint"
 
 
