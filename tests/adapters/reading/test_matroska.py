@@ -14,7 +14,8 @@ from tests.fixtures.numbered_videos import (
     FRAMES,
     bytes_between_frames,
     damaged_between_frames,
-    number_shown,
+    numbers_of,
+    shifted_numbers,
     write_numbered_video,
 )
 
@@ -28,19 +29,6 @@ KINDS: Final = {
 SHORT_CLUSTERS: Final = {"cluster_time_limit": "300"}
 
 
-def numbers(path: Path) -> dict[int, int | None]:
-    """Return the number that each frame which is handed on shows, by its index."""
-    try:
-        with VideoReader(path) as reader:
-            return {
-                index: number_shown(image)
-                for index, image in reader.read(range(len(reader.presentation_times)))
-                if not isinstance(image, RecordError)
-            }
-    except RecordError:
-        return {}
-
-
 def wrong_of(folder: Path, name: str, cases: int, seed: int) -> list[str]:
     codec, options = KINDS[name]
     path = write_numbered_video(folder / name, codec, options, SHORT_CLUSTERS)
@@ -48,8 +36,7 @@ def wrong_of(folder: Path, name: str, cases: int, seed: int) -> list[str]:
     damaged = path.with_stem("damaged")
     for case in range(cases):
         damaged.write_bytes(damaged_between_frames(data, between, np.random.default_rng([seed, case])))
-        shifted = {index: number for index, number in numbers(damaged).items() if number not in (index, None)}
-        if shifted:
+        if shifted := shifted_numbers(damaged):
             wrong.append(f"{name}, case {case}: {shifted}")
     return wrong
 
@@ -75,7 +62,7 @@ def test_a_whole_file_gives_every_frame(tmp_path: Path, name: str, muxer: dict[s
     for times_ms in (None, times):
         path = write_numbered_video(tmp_path / name, codec, options, muxer, times_ms)
         assert find_damage(path).position is None
-        assert numbers(path) == {index: index for index in range(FRAMES)}
+        assert numbers_of(path) == {index: index for index in range(FRAMES)}
 
 
 def test_a_hidden_frame_of_vp8_has_no_number(tmp_path: Path) -> None:
@@ -87,7 +74,7 @@ def test_a_hidden_frame_of_vp8_has_no_number(tmp_path: Path) -> None:
     data[places[15] + 4] &= ~16  # the bit of VP8 that says to show it
     path.write_bytes(data)
     assert video_info(path).frames == FRAMES - 1
-    assert numbers(path) == {index: index + (index >= 15) for index in range(FRAMES - 1)}
+    assert numbers_of(path) == {index: index + (index >= 15) for index in range(FRAMES - 1)}
 
 
 def test_a_lost_block_ends_the_frames_whose_number_is_known(tmp_path: Path) -> None:
@@ -102,7 +89,7 @@ def test_a_lost_block_ends_the_frames_whose_number_is_known(tmp_path: Path) -> N
     with VideoReader(path) as reader, pytest.raises(RecordError, match="damaged at byte") as caught:
         list(reader.frames(range(FRAMES)))
     assert caught.value.reason is RejectReason.FRAME_MISSING
-    found = numbers(path)
+    found = numbers_of(path)
     assert len(found) >= 9
     assert all(index == number for index, number in found.items())
 
@@ -111,7 +98,7 @@ def test_a_file_that_ends_too_early_is_damaged_at_its_end(tmp_path: Path) -> Non
     path = write_numbered_video(tmp_path / "clip.webm", *KINDS["vp8.webm"], SHORT_CLUSTERS)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert find_damage(path).position is not None
-    found = numbers(path)
+    found = numbers_of(path)
     assert found and all(index == number for index, number in found.items())
 
 
@@ -131,7 +118,7 @@ def test_a_checksum_tells_damage_within_a_frame_that_the_decoder_hides(tmp_path:
     data[packet.pos + 4 + packet.size // 2] ^= 1
     path.write_bytes(data)
     assert find_damage(path).position is None
-    found = numbers(path)
+    found = numbers_of(path)
     assert 13 not in found
     assert len(found) >= FRAMES - 20
     assert all(index == number for index, number in found.items())
@@ -145,4 +132,4 @@ def test_a_damaged_head_of_vp8_ends_the_frames_whose_number_is_known(tmp_path: P
     assert packet.pos is not None
     data[packet.pos + 4 : packet.pos + 4 + packet.size] = bytes(packet.size)
     path.write_bytes(data)
-    assert numbers(path) == {index: index for index in range(15)}
+    assert numbers_of(path) == {index: index for index in range(15)}
