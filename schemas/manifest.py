@@ -44,6 +44,8 @@ class UnitMarker(BaseModel):
     def _adds_up(self) -> Self:
         if self.records != self.samples + sum(self.rejected.values()):
             raise ValueError("records are not samples and rejected records")
+        if self.files and not self.bytes:
+            raise ValueError("sample files of no bytes")
         return self
 
 

@@ -62,7 +62,7 @@ class PreparedCrop:
 
     def contrast(self) -> float:
         """Return the contrast of the hand box."""
-        return contrast(self.image, self.keypoints, self.valid, self.outside_image())
+        return contrast(self.image, self.keypoints, self.valid, self.outside_image(), self.square.scale)
 
 
 class MaskModel(Protocol):

@@ -156,6 +156,8 @@ def remove_unit(lease: Lease, marker: UnitMarker) -> None:
 def remove_orphans(lease: Lease, state: DatasetState) -> int:
     """Remove files that killed or late writers left and that nobody can commit any more; return how many.
 
+    While a file that a marker names is missing, none is removed: it may be there under another name.
+
     Args:
         lease: Lease of the run on the dataset.
         state: State of the dataset, read under this lease, with the changes that the run has made since. A unit whose
@@ -173,6 +175,8 @@ def remove_orphans(lease: Lease, state: DatasetState) -> int:
     files = [name for folder in folders for name in storage.list_files(folder, ".parquet")]
     finished, planned = state.finished, state.planned
     named = {name for marker in state.markers for name in files_of(dataset, marker)}
+    if not named.issubset(files):
+        return 0
     orphans = [
         name for name in files if name not in named and (unit_of(name) in finished or unit_of(name) not in planned)
     ]

@@ -45,9 +45,10 @@ def lit() -> ByteArray:
     return image
 
 
-def annotated(path: Path, **quality: float) -> tuple[str, ...]:
+def annotated(path: Path, hand_px: int = 100, **quality: float) -> tuple[str, ...]:
     points = np.zeros((42, 2), np.float32)
-    points[:21] = np.stack([np.tile(np.linspace(110, 210, 7), 3), np.repeat([120, 160, 200], 7)], axis=1)
+    points[:21] = np.stack([np.tile(np.linspace(-0.5, 0.5, 7), 3), np.repeat([-0.4, 0, 0.4], 7)], axis=1)
+    points[:21] = 160 + hand_px * points[:21]
     record = HandRecord(
         source="interhand26m",
         split="train",
@@ -79,6 +80,14 @@ def test_a_frame_that_shows_nothing_is_flagged_whatever_its_noise_counts_as_shar
     assert "no_content" not in annotated(stored(EMPTY[kind], tmp_path), min_contrast=0)
 
 
+@pytest.mark.parametrize("hand_px", [20, 24, 32, 64, 200])
+def test_noise_is_nothing_to_see_in_hands_of_20_pixels_and_more(hand_px: int, tmp_path: Path) -> None:
+    noise = np.random.default_rng(hand_px).normal(12, 9, (320, 320, 3))
+    assert "no_content" in annotated(stored(noise, tmp_path), hand_px)
+    disc = cv2.circle(np.full((320, 320, 3), 60.0), (160, 160), hand_px // 3, (190, 150, 130), -1)
+    assert "no_content" not in annotated(stored(disc + noise - 12, tmp_path), hand_px)
+
+
 @pytest.mark.parametrize("brightness", [1, 0.3, 0.1])
 def test_a_dark_frame_that_shows_a_hand_is_not_flagged(brightness: float, tmp_path: Path) -> None:
     assert "no_content" not in annotated(stored(lit() * brightness, tmp_path))
@@ -89,9 +98,9 @@ def test_the_edge_of_the_image_is_nothing_to_see() -> None:
     image[:, 40:] = 0
     outside = np.zeros((64, 64), bool)
     outside[:, 40:] = True
-    assert contrast(image, keypoints(10, 60), WHOLE, outside) < LEAST
-    assert contrast(image, keypoints(10, 60), WHOLE, ~outside & outside) > LEAST
-    assert contrast(image, keypoints(45, 60), WHOLE, outside) == 0
+    assert contrast(image, keypoints(10, 60), WHOLE, outside, 1) < LEAST
+    assert contrast(image, keypoints(10, 60), WHOLE, ~outside & outside, 1) > LEAST
+    assert contrast(image, keypoints(45, 60), WHOLE, outside, 1) == 0
 
 
 def test_no_real_image_is_flagged_even_where_it_is_dark(shared_dir: Path) -> None:
@@ -100,7 +109,7 @@ def test_no_real_image_is_flagged_even_where_it_is_dark(shared_dir: Path) -> Non
         image = np.array(Image.open(path).convert("RGB"))
         labels = np.load(path.with_suffix(".npz"))
         points, valid = labels["kpts"], labels["joint_valid"].reshape(-1) > 0
-        assert contrast(image, points, valid, inside) > 10 * LEAST
+        assert contrast(image, points, valid, inside, 1) > 10 * LEAST
         assert sharpness(image, points, valid) > 0
         dark = (image * 0.1).astype(np.uint8)
-        assert contrast(dark, points, valid, inside) > LEAST
+        assert contrast(dark, points, valid, inside, 1) > LEAST

@@ -76,12 +76,31 @@ def test_missing_and_short_files_of_either_kind_are_lost(storage: Storage, marke
     assert describe_lost(find_lost(read_state(Dataset(storage)))).startswith("2 finished units: ")
 
 
+def test_a_shard_under_another_name_is_not_removed_while_it_is_lost(
+    storage: Storage, markers: list[UnitMarker]
+) -> None:
+    dataset = Dataset(storage)
+    shard = files_of(dataset, markers[0])[0]
+    whole = storage.read_bytes(shard)
+    for renamed in (
+        shard.replace("000000-", "000000-old-"),
+        shard.replace("synthetic-train", "copy-of-synthetic-train"),
+    ):
+        storage.write_bytes(renamed, whole)
+        storage.remove(shard)
+        assert list(lost(storage)) == [markers[0].unit_id]
+        settle(take_lease(dataset), read_state(dataset))
+        assert storage.exists(renamed)
+        storage.write_bytes(shard, storage.read_bytes(renamed))
+        settle(take_lease(dataset), read_state(dataset))
+        assert not storage.exists(renamed)  # a copy of a file that is there
+
+
 def test_markers_of_earlier_versions_do_not_say_how_large_the_rejected_table_is(
     storage: Storage, markers: list[UnitMarker]
 ) -> None:
     document = json.loads(encode_marker(markers[0]))
     document.pop("rejected_bytes")
-    document["bytes"] = 0
     storage.write_bytes(Dataset(storage).marker_file("synthetic", markers[0].unit_id), json.dumps(document).encode())
     assert lost(storage) == {}
     storage.write_bytes(markers[0].rejected_files[0], b"")
@@ -141,6 +160,7 @@ def test_without_their_plan_finished_units_are_an_error_and_stay(
         {"samples": 10**30},
         {"samples": 1},
         {"bytes": -5},
+        {"bytes": 0},
         {"thresholds": {"max_mask_spill": 1e30}},
         {"thresholds": {"a_threshold": 1}},
         {"files": ["data/source=synthetic/split=train/synthetic-train-000-000009-0.parquet"]},
