@@ -67,6 +67,7 @@ class SequencePlan:
     frames: int
     cameras: int
     size: int
+    frames_per_second: int = FRAMES_PER_SECOND
 
     @property
     def sequence_id(self) -> str:
@@ -82,6 +83,7 @@ def write_dataset(
     cameras: int,
     size: int,
     seed: int,
+    frames_per_second: int = FRAMES_PER_SECOND,
     on_progress: Callable[[int], None] | None = None,
     processes: int | None = None,
 ) -> SynthesisSummary:
@@ -94,10 +96,12 @@ def write_dataset(
         out: Folder of the dataset.
         identities: Number of rendered people.
         sequences: Number of sequences in total, dealt to the identities in turn.
-        frames: Number of frames of a sequence, at 30 a second.
+        frames: Number of frames of a sequence.
         cameras: Number of views of each frame.
         size: Width and height of the images in pixels.
         seed: Seed of all random streams.
+        frames_per_second: Number of frames a second, which divides 30. A sequence at 5 shows every sixth frame of the
+            one at 30 that lasts as long.
         on_progress: Function that receives the number of images written since its last call.
         processes: Number of processes; the number of CPUs by default.
 
@@ -117,7 +121,9 @@ def write_dataset(
     if processes is not None and processes < 1:
         raise UsageError(f"processes must be at least 1, got {processes}")
 
-    plans = plan_sequences(identities, sequences, frames, cameras, size, seed)
+    if not 1 <= frames_per_second <= FRAMES_PER_SECOND or FRAMES_PER_SECOND % frames_per_second:
+        raise UsageError(f"the frame rate must divide {FRAMES_PER_SECOND}, got {frames_per_second}")
+    plans = plan_sequences(identities, sequences, frames, cameras, size, seed, frames_per_second)
     per_split = {split: [plan.sequence_id for plan in plans if plan.split == split] for split in SPLITS}
     description = {
         "format": DATASET_FORMAT,
@@ -125,7 +131,7 @@ def write_dataset(
         "seed": seed,
         **counts,
         "size": size,
-        "frames_per_second": FRAMES_PER_SECOND,
+        "frames_per_second": frames_per_second,
         "splits": per_split,
     }
     try:
@@ -144,7 +150,13 @@ def write_dataset(
 
 
 def plan_sequences(
-    identities: int, sequences: int, frames: int, cameras: int, size: int, seed: int
+    identities: int,
+    sequences: int,
+    frames: int,
+    cameras: int,
+    size: int,
+    seed: int,
+    frames_per_second: int = FRAMES_PER_SECOND,
 ) -> list[SequencePlan]:
     """Deal sequences to identities, splits and hands."""
     used = min(identities, sequences)
@@ -152,7 +164,8 @@ def plan_sequences(
     plans = []
     for index in range(sequences):
         identity = index % used
-        plan = SequencePlan(seed, index, identity, splits[identity], _sides(seed, index), frames, cameras, size)
+        sides = _sides(seed, index)
+        plan = SequencePlan(seed, index, identity, splits[identity], sides, frames, cameras, size, frames_per_second)
         plans.append(plan)
     return plans
 
@@ -173,7 +186,8 @@ def sample_planned_sequence(plan: SequencePlan) -> HandSequence:
     """Draw the sequence that a plan describes."""
     rng = np.random.default_rng([plan.seed, _SEQUENCE_STREAM, plan.index])
     identity = _identity(plan.seed, plan.identity)
-    return sample_sequence(rng, identity, plan.sides, plan.frames, plan.cameras, plan.size)
+    step = FRAMES_PER_SECOND // plan.frames_per_second
+    return sample_sequence(rng, identity, plan.sides, plan.frames, plan.cameras, plan.size, step)
 
 
 def noise_generator(plan: SequencePlan, frame: int, camera: int) -> np.random.Generator:
@@ -196,7 +210,7 @@ def sequence_labels(plan: SequencePlan, sequence: HandSequence) -> dict[str, NDA
     return {
         "frame_index": frame_index,
         "camera_id": np.array([_camera_id(camera) for camera in range(plan.cameras)]),
-        "timestamp_s": frame_index / FRAMES_PER_SECOND,
+        "timestamp_s": frame_index / plan.frames_per_second,
         "keypoints_3d_world": world,
         "keypoints_valid": valid,
         "keypoints_2d": pixels,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import cv2
 import numpy as np
 import scipy.sparse as sparse
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from handdata.adapters.synthesis.camera import Camera
 from handdata.adapters.synthesis.geometry import Floats, normalize, vertex_normals
 from handdata.adapters.synthesis.pose import PosedSkeleton
 from handdata.adapters.synthesis.raster import NEAREST_M, barycentric, rasterize
+from handdata.adapters.synthesis.sensor import Sensor
 from handdata.adapters.synthesis.shading import Light, ShadowMap, cast_shadows, depth_exposure, lit_share, shade
 from handdata.adapters.synthesis.skeleton import HandShape, sample_shape
 from handdata.adapters.synthesis.skin import GAMMA, Skin, paint, sample_skin
@@ -147,15 +147,10 @@ def render(
     scene: Scene,
     camera: Camera,
     background: NDArray[np.float32],
+    sensor: Sensor,
     rng: np.random.Generator,
-    noise: float,
-    blur_px: float,
 ) -> Rendering:
-    """Draw the scene before a gamma-encoded background ``(S, S, 3)``.
-
-    ``noise`` is the standard deviation of the sensor's noise (of 1), ``blur_px`` the lens's blur; ``rng`` draws the
-    noise alone.
-    """
+    """Draw the scene before a gamma-encoded background ``(S, S, 3)``; ``rng`` draws the sensor's noise alone."""
     size = camera.size
     in_camera = camera.to_camera(scene.vertices)
     depth = in_camera[:, 2].copy()
@@ -192,7 +187,7 @@ def render(
     share = coverage[pixel, None]
     image[pixel] = (colour * share + image[pixel] ** np.float32(GAMMA) * (1 - share)) ** np.float32(1 / GAMMA)
     return Rendering(
-        image=_expose(image.reshape(size, size, 3), rng, noise, blur_px),
+        image=sensor.expose(image.reshape(size, size, 3), rng),
         mask=mask.reshape(size, size),
         depth_m=depth_image.reshape(size, size),
     )
@@ -239,10 +234,3 @@ def _colour(
         ),
         dtype=np.float32,
     )
-
-
-def _expose(image: NDArray[np.float32], rng: np.random.Generator, noise: float, blur_px: float) -> NDArray[np.uint8]:
-    if blur_px > 0:
-        image = np.asarray(cv2.GaussianBlur(image, (0, 0), blur_px), dtype=np.float32)
-    grain = rng.standard_normal(image.shape, dtype=np.float32)
-    return (np.clip(image + grain * np.float32(noise), 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -5,7 +5,7 @@ between its key values and so inside the joint limits, orientations by a rotatio
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -25,10 +25,11 @@ from handdata.adapters.synthesis.pose import (
 )
 from handdata.adapters.synthesis.scene import PALM_CENTRE_MM, Identity, PosedHand, Rendering, Scene, assemble, pose_hand
 from handdata.adapters.synthesis.scene import render as render_scene
+from handdata.adapters.synthesis.sensor import Sensor, sample_sensor
 from handdata.adapters.synthesis.shading import Light, sample_light
 from handdata.schemas.joints import Side
 
-FRAMES_PER_SECOND: Final = 30.0
+FRAMES_PER_SECOND: Final = 30
 KEY_INTERVAL_FRAMES: Final = 12
 
 _PALM_TO_CAMERA = np.diag([1.0, -1.0, -1.0])
@@ -59,6 +60,12 @@ class HandMotion:
     palm_centres: NDArray[np.float64]
     """(F, 3) metres."""
 
+    def every(self, step: int) -> "HandMotion":
+        """Return the motion at every ``step``-th frame."""
+        kept = slice(None, None, step)
+        skeleton = PosedSkeleton(*(getattr(self.skeleton, field.name)[kept] for field in fields(PosedSkeleton)))
+        return HandMotion(self.side, self.poses_deg[kept], skeleton, self.rotations[kept], self.palm_centres[kept])
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -66,8 +73,7 @@ class View:
 
     camera: Camera
     background: NDArray[np.float32]
-    noise: float
-    blur_px: float
+    sensor: Sensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,23 +107,29 @@ class HandSequence:
     def render(self, scene: Scene, view: int, rng: np.random.Generator) -> Rendering:
         """Draw a scene of this sequence as one of its views; ``rng`` draws the sensor's noise."""
         chosen = self.views[view]
-        return render_scene(scene, chosen.camera, chosen.background, rng, chosen.noise, chosen.blur_px)
+        return render_scene(scene, chosen.camera, chosen.background, chosen.sensor, rng)
 
 
 def sample_sequence(
-    rng: np.random.Generator, identity: Identity, sides: Sequence[Side], frames: int, cameras: int, size: int
+    rng: np.random.Generator,
+    identity: Identity,
+    sides: Sequence[Side],
+    frames: int,
+    cameras: int,
+    size: int,
+    step: int = 1,
 ) -> HandSequence:
-    """Draw the motion of one or two hands, a light and a rig whose every camera frames all joints of all frames."""
-    motions = _sample_motions(rng, identity, sides, frames)
+    """Draw the motion of one or two hands, a light and a rig whose every camera frames all joints of all frames.
+
+    The motion is that of ``FRAMES_PER_SECOND``, of which every ``step``-th frame is kept.
+    """
+    motions = _sample_motions(rng, identity, sides, (frames - 1) * step + 1)
     light = sample_light(rng)
     joints = np.concatenate([_to_world(identity, m, m.skeleton.joints_mm) for m in motions])
     extent = _SMALLEST_EXTENT_M[len(motions)] * identity.shape.size
     rig = sample_rig(rng, cameras, size, joints.reshape(-1, 3), _FILLED_SHARE[len(motions)], extent)
-    views = tuple(
-        View(camera, sample_background(rng, size), rng.uniform(0.002, 0.015), max(rng.uniform(-0.35, 0.7), 0.0))
-        for camera in rig
-    )
-    return HandSequence(identity, tuple(motions), light, views)
+    views = tuple(View(camera, sample_background(rng, size), sample_sensor(rng)) for camera in rig)
+    return HandSequence(identity, tuple(motion.every(step) for motion in motions), light, views)
 
 
 def _sample_motions(

@@ -98,6 +98,9 @@ def synth(
     frames: Annotated[int, typer.Option(min=1, metavar="N", help="Number of frames of each video.")] = 12,
     cameras: Annotated[int, typer.Option(min=1, metavar="N", help="Number of synchronised cameras.")] = 2,
     size: Annotated[int, typer.Option(min=32, max=2048, metavar="PIXELS", help="Side of the square frames.")] = 256,
+    frames_per_second: Annotated[
+        int, typer.Option("--fps", metavar="N", help="Frame rate of the videos; divides 30.")
+    ] = 30,
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed; the same seed gives the same bytes.")] = 0,
 ) -> None:
     """Render the built-in synthetic dataset: hands with exact keypoints, masks and cameras."""
@@ -106,7 +109,7 @@ def synth(
     target = out_dir or load_settings().sources_root / "synthetic"
     total = sequences * frames * cameras
     with ProgressLine("Rendering", total, "frames") as progress:
-        write_dataset(target, identities, sequences, frames, cameras, size, seed, on_progress=progress.advance)
+        write_dataset(target, identities, sequences, frames, cameras, size, seed, frames_per_second, progress.advance)
     print_table("Rendered", {"frames": f"{total:,}", "identities": identities, "where": target})
     out.print(f"Next: handdata ingest --source synthetic --root {target}")
 

@@ -41,6 +41,7 @@ from handdata.adapters.synthesis.scene import (
     build_identity,
     pose_hand,
 )
+from handdata.adapters.synthesis.sensor import sample_sensor
 from handdata.adapters.synthesis.sequence import HandSequence, sample_sequence
 from handdata.adapters.synthesis.shading import sample_light
 from handdata.adapters.synthesis.skeleton import sample_shape
@@ -274,8 +275,36 @@ def test_the_same_seed_gives_the_same_bytes_however_many_processes(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
+def test_a_lower_frame_rate_shows_frames_of_the_same_motion(identity: Identity) -> None:
+    every, sixth = (
+        sample_sequence(np.random.default_rng(3), identity, ("right", "left"), frames, 2, 64, step)
+        for frames, step in ((13, 1), (3, 6))
+    )
+    for motion, thinned in zip(every.motions, sixth.motions, strict=True):
+        np.testing.assert_array_equal(every.joints(motion)[::6], sixth.joints(thinned))
+    for frame in range(3):
+        images = [
+            sequence.render(sequence.scene(shown), 1, np.random.default_rng(frame)).image
+            for sequence, shown in ((every, 6 * frame), (sixth, frame))
+        ]
+        np.testing.assert_array_equal(*images)
+
+
+def test_cameras_differ_in_exposure_and_colour_and_lose_neither_end_of_the_range() -> None:
+    ramp = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64, 1).repeat(3, axis=2)
+    means = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        photograph = sample_sensor(rng).expose(ramp, rng)
+        assert photograph.min() < 20
+        assert photograph.max() > 60
+        means.append(photograph.mean(axis=(0, 1)))
+    assert np.std(np.mean(means, axis=1)) > 10
+    assert np.std(np.ptp(means, axis=1)) > 3
+
+
 def test_the_dataset_holds_what_its_layout_says(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "d", identities=3, sequences=3, frames=2, cameras=1, size=64, seed=0, processes=1)
+    write_dataset(tmp_path / "d", 3, 3, frames=2, cameras=1, size=64, seed=0, frames_per_second=10, processes=1)
     description = json.loads((tmp_path / "d" / DATASET_FILE).read_text())
     assert description["splits"] == {
         "train": ["identity000-sequence0000"],
@@ -288,7 +317,7 @@ def test_the_dataset_holds_what_its_layout_says(tmp_path: Path) -> None:
         with np.load(folder / LABEL_FILE, allow_pickle=False) as labels:
             assert set(labels) == set(LABEL_ARRAYS)
             assert labels["keypoints_2d"].shape == (2, 1, 42, 2)
-            assert labels["timestamp_s"].tolist() == [0, 1 / 30]
+            assert labels["timestamp_s"].tolist() == [0, 1 / 10]
             valid = labels["keypoints_valid"]
             in_camera = labels["keypoints_3d_world"] @ labels["camera_t_world"][0, :3, :3].T
             in_camera += labels["camera_t_world"][0, :3, 3]
@@ -348,6 +377,13 @@ def test_arguments_that_make_no_dataset_are_an_error(tmp_path: Path, name: str, 
     with pytest.raises(UsageError, match=name):
         write_dataset(tmp_path / "d", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rate", [0, 7, 60])
+def test_a_frame_rate_that_does_not_divide_that_of_the_motion_is_an_error(tmp_path: Path, rate: int) -> None:
+    small = {"identities": 1, "sequences": 1, "frames": 1, "cameras": 1, "size": 32, "seed": 0}
+    with pytest.raises(UsageError, match="frame rate must divide 30"):
+        write_dataset(tmp_path / "d", frames_per_second=rate, **small)
 
 
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
