@@ -60,7 +60,7 @@ class TrainingLoss:
 
     total: Tensor
     mse: Tensor
-    """Mean squared error of the predicted noise (or velocity)."""
+    """Mean squared error of the predicted noise (or velocity, or clean latent); with ``l1+gradient`` that error."""
     variational: Tensor
     """The learned variance's part of the variational bound, bits a dimension; zero without a learned variance."""
 
@@ -97,6 +97,7 @@ class Diffusion(nn.Module):
         config = config or DiffusionConfig()
         self.prediction = config.prediction
         self.min_snr_gamma = config.min_snr_gamma
+        self.loss = config.loss
         betas = torch.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=torch.float64)
         alpha_bar_all = torch.cumprod(1 - betas, dim=0)
         # Equally spaced with both ends kept, as published; equal to DDPMScheduler's timestep_spacing="linspace".
@@ -191,11 +192,22 @@ class Diffusion(nn.Module):
 
         Squared error of the predicted noise (or of the clean latent, or the velocity, that follows from it), weighed by
         ``min_snr_gamma``, plus, where the output has a variance half, the variational term, which trains the variance
-        only (improved DDPM, section 3.1: the mean's gradient is stopped). ``weight`` (N, 1, H, W) weighs latent pixels:
-        0 where the crop lies outside the source image. A sample of zero weight has zero loss.
+        only (improved DDPM, section 3.1: the mean's gradient is stopped). With ``l1+gradient`` the size of the clean
+        latent's error and of its differences between neighbours takes the squared error's place. ``weight`` (N, 1, H,
+        W) weighs latent pixels: 0 where the crop lies outside the source image. A sample of zero weight has zero loss.
         """
-        output = self.noise_output(output, self.add_noise(x0, noise, index), index)
-        predicted, variance = _split(output, x0)
+        predicted, variance = _split(self.noise_output(output, self.add_noise(x0, noise, index), index), x0)
+        if self.loss == "l1+gradient":
+            error = _size_of_error(_split(output, x0)[0].float() - x0, weight)
+        else:
+            error = self._squared_error(predicted, noise, index, weight)
+        if variance is None:
+            return TrainingLoss(total=error, mse=error, variational=torch.zeros_like(error))
+        variational = _mean(self._variational_bits(predicted.detach(), variance, x0, noise, index), weight)
+        return TrainingLoss(total=error + variational, mse=error, variational=variational)
+
+    def _squared_error(self, predicted: Tensor, noise: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+        """Return each sample's mean squared error of what is predicted, which follows from the ``predicted`` noise."""
         mse = _mean((predicted.float() - noise) ** 2, weight)
         if self.prediction == "clean":  # an error of the clean latent is that of the noise, times noise over signal
             mse = mse * self.noise_to_signal[index] ** 2
@@ -203,10 +215,7 @@ class Diffusion(nn.Module):
             mse = mse * self.inverse_signal[index] ** 2
         if self.min_snr_gamma is not None:
             mse = mse * self._min_snr_weight(index, self.min_snr_gamma)
-        if variance is None:
-            return TrainingLoss(total=mse, mse=mse, variational=torch.zeros_like(mse))
-        variational = _mean(self._variational_bits(predicted.detach(), variance, x0, noise, index), weight)
-        return TrainingLoss(total=mse + variational, mse=mse, variational=variational)
+        return mse
 
     def _min_snr_weight(self, index: Tensor, gamma: float) -> Tensor:
         """Return the weight of each step's squared error (Hang et al. 2023, equations 6 to 8)."""
@@ -263,6 +272,17 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
         return values.mean(dim=(1, 2, 3))
     weighed = (values.mean(dim=1, keepdim=True) * weight).sum(dim=(1, 2, 3))
     return weighed / weight.sum(dim=(1, 2, 3)).clamp(min=1e-6)
+
+
+def _size_of_error(error: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the mean size of an error (N, C, H, W), plus that of its differences to the right and down."""
+    total = _mean(error.abs(), weight)
+    for axis in (-1, -2):
+        pixels = error.shape[axis] - 1
+        differences = error.narrow(axis, 1, pixels) - error.narrow(axis, 0, pixels)
+        both = None if weight is None else weight.narrow(axis, 1, pixels) * weight.narrow(axis, 0, pixels)
+        total = total + _mean(differences.abs(), both)
+    return total
 
 
 def _binned_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

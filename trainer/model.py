@@ -18,18 +18,27 @@ size.
 """
 
 import math
-from typing import Final
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from handdata.schemas import KEYPOINT_COUNT
 from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
+from handdata.trainer.geometry.carrying import carry
+from handdata.trainer.geometry.limbs import LIMBS, limb_field, limb_maps
+from handdata.trainer.geometry.poses import bones_of, read_pose
+from handdata.trainer.presets import GeometryConfig
 
 IMAGENET_CLASSES: Final = 1000
 TIMESTEP_FREQUENCIES: Final = 256
 MLP_RATIO: Final = 4
+HEAD_CHANNELS: Final = 24
+HEAD_LAYERS: Final = 2
 HEATMAP_GAIN: Final = 8 * math.pi
 """How much larger the heatmaps' first weights in the patch embedder are; 4 pi would be one over a heatmap's energy.
 
@@ -161,11 +170,51 @@ class FinalLayer(nn.Module):
         return patches
 
 
+class DetailHead(nn.Module):
+    """Draws the output from features of the patches and what is known of each pixel: a few convolutions.
+
+    (The idea of DiP, arXiv 2511.18822: large patches for a cheap transformer, details by a small convolutional part.)
+    Before each activation the condition scales and shifts the channels.
+    """
+
+    def __init__(self, inputs: int, hidden_size: int, out_channels: int) -> None:
+        super().__init__()
+        widths = [inputs] + [HEAD_CHANNELS] * HEAD_LAYERS
+        self.convolutions = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
+        self.modulation = nn.Linear(hidden_size, 2 * HEAD_CHANNELS * HEAD_LAYERS)
+        self.out = nn.Conv2d(HEAD_CHANNELS, out_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor, c: Tensor) -> Tensor:
+        """Return the output of (N, inputs, H, W); ``c`` (N, D) is the activated condition."""
+        x = pixels.contiguous(memory_format=torch.channels_last)
+        modulation = self.modulation(c).view(-1, HEAD_LAYERS, 2, HEAD_CHANNELS, 1, 1)
+        for index, convolution in enumerate(self.convolutions):
+            shift, scale = modulation[:, index].unbind(1)
+            drawn = F.silu(torch.addcmul(shift, convolution(x), 1 + scale))
+            x = x + drawn if index else drawn
+        output: Tensor = self.out(x)
+        return output
+
+
+class Geometry(NamedTuple):
+    """What the network computes of its conditions without learning; None what its settings do without."""
+
+    target_limbs: Tensor | None
+    """(N, 12, H, W)."""
+    reference_limbs: Tensor | None
+    """(N, 12, H, W)."""
+    at_target: Tensor | None
+    """(N, C + 1, H, W) the reference and its mask; with what is carried (N, 2C + 2, H, W)."""
+    base: Tensor | None
+    """(N, C, H, W) what the clean latent is predicted as a difference from."""
+
+
 class DiT(nn.Module):
     """Predicts the noise in a target latent from a reference frame, target keypoints and task.
 
     ``learn_sigma`` adds C output channels for the learned variance (see ``handdata.trainer.diffusion``). ``qk_norm``
-    normalises queries and keys, which the published network does not (see ``ModelConfig``).
+    normalises queries and keys, which the published network does not (see ``ModelConfig``). ``geometry`` are its
+    settings, as ``GeometryConfig`` or as plain values; None: the published network.
     """
 
     activation_checkpointing = False
@@ -182,8 +231,10 @@ class DiT(nn.Module):
         num_heads: int,
         learn_sigma: bool = True,
         qk_norm: bool = False,
+        geometry: GeometryConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.geometry = GeometryConfig.model_validate(geometry or {})
         self.latent_channels = latent_channels
         self.patch_size = patch_size
         self.grid_size = input_size // patch_size
@@ -197,7 +248,19 @@ class DiT(nn.Module):
         # Only its last, null entry is used. Kept so that the weights of an ImageNet DiT and the published ones load.
         self.class_embedding = nn.Embedding(IMAGENET_CLASSES + 1, hidden_size)
         self.blocks = nn.ModuleList([Block(hidden_size, num_heads, qk_norm) for _ in range(depth)])
-        self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
+        self.drawn_channels = self.out_channels if self.geometry.head == "linear" else HEAD_CHANNELS
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.drawn_channels)
+
+        at_target = (latent_channels + 1) * (2 if self.geometry.carries else 1)
+        self.limb_embedding = PatchEmbedding(patch_size, LIMBS, hidden_size) if self.geometry.limbs else None
+        self.reference_embedding = (
+            PatchEmbedding(patch_size, at_target, hidden_size) if self.geometry.reference_at_target else None
+        )
+        self.detail_head: DetailHead | None = None
+        if self.geometry.head == "conv":
+            known = latent_channels + (LIMBS if self.geometry.limbs else 0)
+            known += at_target if self.geometry.reference_at_target else 0
+            self.detail_head = DetailHead(HEAD_CHANNELS + known, hidden_size, self.out_channels)
         self._initialise()
 
     def forward(self, x_t: Tensor, t: Tensor, target_cond: Tensor, ref_cond: Tensor, task: Tensor) -> Tensor:
@@ -212,8 +275,14 @@ class DiT(nn.Module):
         self, x_t: Tensor, t: Tensor, target_cond: Tensor, ref_cond: Tensor, task: Tensor, blocks: int
     ) -> tuple[Tensor, Tensor]:
         """Return what ``forward`` returns, and the target's tokens (N, P, D) after the first ``blocks`` blocks."""
+        geometry = self._geometry(target_cond, ref_cond, x_t.dtype)
         target = self.patch_embedding(torch.cat([x_t, target_cond.to(x_t.dtype)], dim=1))  # N, P, D
         reference = self.patch_embedding(ref_cond.to(x_t.dtype))  # N, P, D
+        if self.limb_embedding is not None:
+            target = target + self.limb_embedding(geometry.target_limbs)
+            reference = reference + self.limb_embedding(geometry.reference_limbs)
+        if self.reference_embedding is not None:
+            target = target + self.reference_embedding(geometry.at_target)
         x = torch.cat([target, reference], dim=1) + self.positions  # N, 2P, D
 
         null_class = self.class_embedding.weight[IMAGENET_CLASSES]
@@ -228,12 +297,46 @@ class DiT(nn.Module):
                 x = block(x, c, kept)
             if index == blocks - 1:
                 tokens = x[:, : self.patches]
-        return self._unpatchify(self.final_layer(x, c)), tokens
+        output = self._unpatchify(self.final_layer(x, c))
+        if self.detail_head is not None:
+            known = (x_t, geometry.target_limbs, geometry.at_target)
+            output = self.detail_head(torch.cat([output, *(part for part in known if part is not None)], dim=1), c)
+        if geometry.base is not None:
+            channels = self.latent_channels
+            output = torch.cat([output[:, :channels].float() + geometry.base, output[:, channels:]], dim=1)
+        return output, tokens
+
+    @torch.no_grad()
+    def _geometry(self, target_cond: Tensor, ref_cond: Tensor, dtype: torch.dtype) -> Geometry:
+        """Compute in float32 what the settings ask for from the conditions, for a network that works in ``dtype``."""
+        settings, channels = self.geometry, self.latent_channels
+        if not (settings.limbs or settings.reference_at_target or settings.residual != "none"):
+            return Geometry(None, None, None, None)
+        with torch.autocast(ref_cond.device.type, enabled=False):
+            target_cond, ref_cond = target_cond.float(), ref_cond.float()
+            reference, mask = ref_cond[:, :channels], ref_cond[:, -1:]
+            poses = read_pose(target_cond[:, :KEYPOINT_COUNT]), read_pose(ref_cond[:, channels:-1])
+            at_target, base = [reference, mask], reference
+            if settings.carries:
+                carried = carry(reference, mask, *poses)
+                fields = carried.target_limbs, carried.reference_limbs
+                at_target += [carried.picture, carried.coverage]
+                base = carried.base
+            elif settings.limbs:
+                size = (reference.shape[-2], reference.shape[-1])
+                fields = limb_field(bones_of(poses[0]), size), limb_field(bones_of(poses[1]), size)
+            limbs = [limb_maps(field).to(dtype) for field in fields] if settings.limbs else [None, None]
+            return Geometry(
+                target_limbs=limbs[0],
+                reference_limbs=limbs[1],
+                at_target=torch.cat(at_target, dim=1).to(dtype) if settings.reference_at_target else None,
+                base=base if settings.residual != "none" else None,
+            )
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
-        grid, size = self.grid_size, self.patch_size
-        image = patches.view(-1, grid, grid, size, size, self.out_channels)  # N, row, column, y, x, channel
-        return image.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.out_channels, grid * size, grid * size)
+        grid, size, channels = self.grid_size, self.patch_size, self.drawn_channels
+        image = patches.view(-1, grid, grid, size, size, channels)  # N, row, column, y, x, channel
+        return image.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, grid * size, grid * size)
 
     def _initialise(self) -> None:
         """Initialise as DiT does: Xavier for matrices, zero for what gates the blocks and the output (adaLN-Zero).
@@ -258,9 +361,18 @@ class DiT(nn.Module):
             self.class_embedding.weight,
         ):
             nn.init.normal_(weight, std=0.02)
+        # The geometry says nothing at first: published weights give their own output, and learn to use it.
+        for embedding in (self.limb_embedding, self.reference_embedding):
+            if embedding is not None:
+                nn.init.zeros_(embedding.get_parameter("proj.weight"))
+                nn.init.zeros_(embedding.get_parameter("proj.bias"))
+        if self.detail_head is not None:
+            nn.init.zeros_(self.detail_head.modulation.weight)
+            nn.init.zeros_(self.detail_head.out.get_parameter("bias"))
         blocks = [module for module in self.modules() if isinstance(module, Block)]
-        for layer in (*(block.modulation for block in blocks), self.final_layer.modulation, self.final_layer.linear):
-            nn.init.zeros_(layer.weight)
+        output = self.final_layer.linear if self.detail_head is None else self.detail_head.out
+        for layer in (*(block.modulation for block in blocks), self.final_layer.modulation, output):
+            nn.init.zeros_(layer.get_parameter("weight"))
         with torch.no_grad():
             table = sincos_positions(2 * self.grid_size, self.grid_size, self.positions.shape[-1])
             self.positions.copy_(table.unsqueeze(0))

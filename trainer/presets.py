@@ -37,6 +37,28 @@ class AutoencoderConfig(Config):
         return AutoencoderConfig(kind=kind or self.kind, weights=weights or kept)
 
 
+class GeometryConfig(Config):
+    """What the network computes of hands without learning it, inside its forward pass; by default nothing, as
+    published. ``docs/results/geometry.md`` has what each is worth."""
+
+    limbs: bool = False
+    """Show target and reference maps of their limbs: five fingers and the palm of each hand, a channel each."""
+    reference_at_target: bool = False
+    """Show the reference where the target is drawn: its patches are added to the target's tokens, with those of the
+    reference carried to the target's pose (unless ``residual = "reference"``). Otherwise attention has to find them."""
+    residual: Literal["none", "reference", "carried"] = "none"
+    """What the predicted clean latent is a difference from: nothing (published), the reference as it is (for
+    comparison), or the reference carried to the target's pose, bone by bone, its old hand painted out."""
+    head: Literal["linear", "conv"] = "linear"
+    """What turns tokens into pixels: one linear layer (published), or a small convolutional part behind it, which lets
+    patches be large (DiP, arXiv 2511.18822)."""
+
+    @property
+    def carries(self) -> bool:
+        """Whether the reference is carried to the target's pose."""
+        return self.residual == "carried" or (self.reference_at_target and self.residual == "none")
+
+
 class ModelConfig(Config):
     """Sizes of the two-frame diffusion transformer, as ``DiT`` takes them."""
 
@@ -52,6 +74,7 @@ class ModelConfig(Config):
     """Layer norm on each head's queries and keys, against attention logits that grow without bound in long runs and low
     precision (Dehghani et al. 2023, Scaling Vision Transformers to 22 Billion Parameters, section 2). Published
     weights, made without it, do not fit."""
+    geometry: GeometryConfig = GeometryConfig()
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:
@@ -82,6 +105,15 @@ class DiffusionConfig(Config):
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
     """How training draws timesteps: all alike (published), or mostly the middle ones, where the share of the 1000 steps
     is the sigmoid of a standard normal number (Esser et al. 2024, Scaling Rectified Flow Transformers, section 3.1)."""
+    loss: Literal["squared", "l1+gradient"] = "squared"
+    """What the loss makes of an error: its square (published), or, of a predicted clean latent, its size plus that of
+    its differences between neighbouring pixels. Squares reward the mean of what may be there, which is blurred."""
+
+    @model_validator(mode="after")
+    def _loss_is_of_clean_latents(self) -> Self:
+        if self.loss != "squared" and (self.prediction != "clean" or self.min_snr_gamma is not None):
+            raise ValueError(f"loss {self.loss} needs prediction clean, and knows no min_snr_gamma")
+        return self
 
 
 class DropoutConfig(Config):
@@ -100,6 +132,9 @@ class DropoutConfig(Config):
 class OptimisationConfig(Config):
     """Optimiser, batch and length of a training run."""
 
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """AdamW (published), or Muon for the matrices of the blocks beside AdamW for all else: orthogonal steps (Jordan et
+    al. 2024), as long as AdamW's would be (Liu et al. 2025, Muon is Scalable for LLM Training, section 2.2)."""
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     """Pairs an optimiser step, over all processes."""
@@ -312,6 +347,12 @@ class Preset(Config):
             )
         if self.alignment is not None and self.data.latents:
             raise ValueError("alignment needs images, and data.latents reads stored latents instead")
+        return self
+
+    @model_validator(mode="after")
+    def _residual_is_of_clean_latents(self) -> Self:
+        if self.model.geometry.residual != "none" and self.diffusion.prediction != "clean":
+            raise ValueError(f"model.geometry.residual {self.model.geometry.residual} needs diffusion.prediction clean")
         return self
 
     def trained_for(self, steps: int | None = None, init: str | None = None) -> Self:

@@ -30,8 +30,9 @@ MAY_CHANGE: Final = (
 )
 """Settings, and sections of settings, that may be others when a run goes on. All else would make it another run."""
 
-NEVER_CHANGE: Final = ("model", "alignment", "init", "forked_from")
-"""Settings that a fork cannot change either: the weights would not fit, or were not started from."""
+NEVER_CHANGE: Final = ("model", "alignment", "optimisation.optimiser", "init", "forked_from")
+"""Settings that a fork cannot change either: the weights, or the optimiser's state, would not fit, or were not started
+from."""
 
 
 def run_settings(storage: Storage, run: str) -> Preset | None:

@@ -26,6 +26,7 @@ from handdata.trainer.figures import figure
 from handdata.trainer.following import ConditionFollowing, condition_following
 from handdata.trainer.inputs import encode_images, pair_conditions
 from handdata.trainer.model import DiT
+from handdata.trainer.optimisers import make_optimiser
 from handdata.trainer.presets import Preset, SamplingOptions
 from handdata.trainer.schedule import (
     Process,
@@ -35,7 +36,7 @@ from handdata.trainer.schedule import (
     spread_timesteps,
 )
 from handdata.trainer.tasks import Sampler, gesture_transfer
-from handdata.trainer.weights import import_foundhand, import_imagenet_dit, misfit, read_weights
+from handdata.trainer.weights import import_foundhand, import_imagenet_dit, misfit, read_weights, with_geometry
 
 
 class Trainer:
@@ -70,13 +71,7 @@ class Trainer:
         self._trained_parameters = list(trained.parameters())
         average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(self.model, multi_avg_fn=average)
-        self._optimizer = torch.optim.AdamW(
-            self._trained_parameters,
-            lr=settings.learning_rate,
-            betas=(0.9, settings.adam_beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._optimizer = make_optimiser(trained, settings)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: learning_rate_share(step, settings)
         )
@@ -218,6 +213,8 @@ class Trainer:
     def start_from(self, path: str) -> None:
         """Load weights to start from: published FoundHand, an ImageNet DiT, or ours, a folder of a run included.
 
+        Weights of a network without geometry go into one with it: its embeddings stay zero, and say nothing at first.
+
         Raises:
             WeightsError: The weights are missing, or of a network of other sizes.
 
@@ -227,6 +224,7 @@ class Trainer:
             state = import_imagenet_dit(state, self.model)
         elif "feature_aligned_embedder.proj.weight" in state:
             state = import_foundhand(state)
+        state = with_geometry(state, self.model)
         if how := misfit(self.model, state):
             raise WeightsError(f"{path} does not fit this network: {how}", "choose the preset of its size")
         for network in (self.model, self.averaged_model):

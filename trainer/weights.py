@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from handdata.pipeline.storage import Storage
 from handdata.schemas.errors import DamagedWeightsError, WeightsError
 from handdata.trainer.model import DiT
+from handdata.trainer.presets import GeometryConfig
 
 # (published name, our name): the first part that matches from the left is replaced.
 _FOUNDHAND_NAMES: Final = (
@@ -31,6 +32,8 @@ _BLOCK_NAMES: Final = (
     ("attn.proj", "attention.projection"),
     ("adaLN_modulation.1", "modulation"),
 )
+_GEOMETRY: Final = ("limb_embedding.", "reference_embedding.", "detail_head.")
+"""Parts of a network that none has without ``model.geometry``."""
 
 
 def import_foundhand(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,13 +55,15 @@ def write_foundhand(model: DiT, path: Path) -> None:
     nothing else.
 
     Raises:
-        WeightsError: The published code cannot build the network (``qk_norm``), the file has another ending, or it
-            cannot be written.
+        WeightsError: The published code cannot build the network (``qk_norm``, ``geometry``), the file has another
+            ending, or it cannot be written.
 
     """
     state = export_foundhand(state_tensors(model))
     if any("_norm." in name for name in state):
         raise WeightsError("a network with qk_norm has no published format", "train without model.qk_norm")
+    if model.geometry != GeometryConfig():
+        raise WeightsError("a network with geometry has no published format", "train without model.geometry")
     try:
         if path.suffix == ".safetensors":
             path.write_bytes(safetensors.torch.save(state, {"format": "pt"}))
@@ -83,7 +88,9 @@ def import_imagenet_dit(state: dict[str, Tensor], model: DiT) -> dict[str, Tenso
     """
     known = import_foundhand({name.replace("x_embedder.", "feature_aligned_embedder."): t for name, t in state.items()})
     merged = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    missing = sorted(merged.keys() - known.keys() - {"task_embedding.weight"})
+    missing = sorted(
+        name for name in merged.keys() - known.keys() - {"task_embedding.weight"} if not name.startswith(_GEOMETRY)
+    )
     unknown = sorted(known.keys() - merged.keys())
     if missing or unknown:
         raise WeightsError(
@@ -101,6 +108,11 @@ def import_imagenet_dit(state: dict[str, Tensor], model: DiT) -> dict[str, Tenso
             raise WeightsError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(ours.shape)}")
         ours.copy_(tensor)
     return merged
+
+
+def with_geometry(state: Mapping[str, Tensor], model: DiT) -> dict[str, Tensor]:
+    """Return weights with those of ``model``'s geometry where they lack them."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_GEOMETRY)} | dict(state)
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
