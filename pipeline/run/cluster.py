@@ -202,16 +202,16 @@ def _left_at_the_end() -> Iterator[None]:
 
 @contextmanager
 def _none_outlives() -> Iterator[None]:
-    """End with the block whatever process was started in it, or by one that was, and is still there.
+    """End with the block what Ray has started in it and left behind.
 
     Ray ends its raylet, but the agents of a raylet that has just started them do not hear of it for up to two minutes.
     """
-    before = set(_offspring())
+    before = set(_rays_offspring())
     with _adopting_orphans():
         try:
             yield
         finally:
-            late = [process for process in _offspring() if process not in before]
+            late = [process for process in _rays_offspring() if process not in before]
             for process in late:
                 with suppress(psutil.Error):
                     process.kill()
@@ -232,9 +232,18 @@ def _adopting_orphans() -> Iterator[None]:
         prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def _offspring() -> list[psutil.Process]:
-    found: list[psutil.Process] = psutil.Process().children(recursive=True)
-    return found
+def _rays_offspring() -> list[psutil.Process]:
+    """Return the descendants of this process that run Ray's programs: a user's own are none of our business."""
+    return [process for process in psutil.Process().children(recursive=True) if _runs_ray(process)]
+
+
+def _runs_ray(process: psutil.Process) -> bool:
+    import ray
+
+    programs = str(Path(ray.__file__).parent)
+    with suppress(psutil.Error):
+        return any(part.startswith("ray::") or programs in part for part in process.cmdline())
+    return False
 
 
 def require_cluster() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 import handdata
 from handdata.pipeline.run import cluster
@@ -67,12 +68,14 @@ def test_a_folder_with_its_own_schemas_package_does_not_disturb(started: dict[st
 def test_no_process_outlives_the_cluster_though_its_parent_has_ended(
     monkeypatch: pytest.MonkeyPatch, start_fails: bool
 ) -> None:
-    orphans = []
+    orphans: list[psutil.Process] = []
+    others: list[psutil.Process] = []
 
     def start(_: int | None) -> None:
-        """Start what a raylet that is killed leaves: an agent of which it was the parent."""
-        agent = ["sh", "-c", "setsid sleep 600 >&- & echo $!"]
-        orphans.append(psutil.Process(int(subprocess.check_output(agent))))
+        """Start what a raylet that is killed leaves: an agent of which it was the parent; and a user's own process."""
+        for started, program in ((orphans, Path(ray.__file__).with_name("agent.py")), (others, "mine.py")):
+            sleeps = f"setsid {sys.executable} -c 'import time; time.sleep(600)' {program} >&- & echo $!"
+            started.append(psutil.Process(int(subprocess.check_output(["sh", "-c", sleeps]))))
         if start_fails:
             raise KeyboardInterrupt
 
@@ -85,5 +88,7 @@ def test_no_process_outlives_the_cluster_though_its_parent_has_ended(
             assert all(orphan.is_running() for orphan in orphans)
     except KeyboardInterrupt:
         assert start_fails
-    assert len(orphans) == 1
+    assert len(orphans) == len(others) == 1
     assert not orphans[0].is_running()
+    assert others[0].is_running()
+    others[0].kill()
