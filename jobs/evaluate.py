@@ -1,7 +1,6 @@
 """``handdata evaluate``: generated hands beside the truth, beside a copied reference and beside the mean image."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -92,6 +91,7 @@ def evaluate(
     storage: Storage,
     weights: Path | None = None,
     on_pair: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Draw moved pairs of a split, generate their targets, and score them beside the baselines.
 
@@ -100,6 +100,7 @@ def evaluate(
         storage: Workspace of the dataset.
         weights: Folder of MediaPipe's model; None looks in the usual places.
         on_pair: Called with (pairs generated, pairs in all).
+        on_note: Called with a line on each image that cannot be decoded and is passed over.
 
     Raises:
         UsageError: The split has no pair that moves so far.
@@ -110,7 +111,7 @@ def evaluate(
     preset, options = sampler.preset, request.options
     moving = preset.pairs.model_copy(update={"video": 1.0, "view": 0.0, "still": 0.0, "sources": {}})
     dataset = open_pairs(storage, preset, request.split, pairs=moving, seed=options.seed)
-    pairs = moved_pairs(dataset, request.count, request.least_motion)
+    pairs = moved_pairs(dataset, request.count, request.least_motion, on_note)
     generated: list[ByteArray] = []
     remaining = iter(pairs)
     while part := list(islice(remaining, _BATCH)):
@@ -119,7 +120,7 @@ def evaluate(
         generated += list(gesture_transfer(sampler, references, targets, of_part))
         if on_pair:
             on_pair(len(generated), len(pairs))
-    mean = _mean_of_training(storage, preset)
+    mean = _mean_of_training(storage, preset, on_note)
     images = {
         OURS: generated,
         COPY: [pair.reference.image for pair in pairs],
@@ -143,7 +144,7 @@ def evaluate(
     )
 
 
-def _mean_of_training(storage: Storage, preset: Preset) -> ByteArray:
+def _mean_of_training(storage: Storage, preset: Preset, on_note: Callable[[str], None] | None) -> ByteArray:
     """Return the mean image of the split to train on, or of what the preset chooses of the others."""
     for split in TRAINED_FIRST:
         try:
@@ -153,8 +154,11 @@ def _mean_of_training(storage: Storage, preset: Preset) -> ByteArray:
         rows = [dataset.rows_at(position)[0] for position in range(min(len(dataset), _MEAN_OF))]
         images = []
         for row in rows:
-            with suppress(UnreadableImageError):
+            try:
                 images.append(dataset.frame(row).image)
+            except UnreadableImageError as error:
+                if on_note:
+                    on_note(f"passed over {error.message}")
         if images:
             return mean_image(images)
     raise UsageError(f"{storage.describe()} has no samples", "run `handdata annotate` first")

@@ -5,8 +5,9 @@ keypoints. Without any, pairs are drawn from the dataset's held-out samples.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from handdata.pipeline.annotation.photo import PhotoHand, annotate_hands, annota
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import UsageError, samples_to_table
+from handdata.schemas import UnreadableImageError, UsageError, samples_to_table
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame
@@ -43,6 +44,7 @@ _REPAIR_MARGIN = 0.25
 """Margin around a hand that is drawn anew, in sizes of the hand."""
 
 OnStep = Callable[[int, int], None]
+OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,12 @@ class Sampling:
     """A request with its checkpoint loaded; each task is a method."""
 
     def __init__(
-        self, request: SampleRequest, storage: Storage, settings: AnnotateSettings, weights: Path | None = None
+        self,
+        request: SampleRequest,
+        storage: Storage,
+        settings: AnnotateSettings,
+        weights: Path | None = None,
+        on_note: OnNote | None = None,
     ) -> None:
         """Load the checkpoint.
 
@@ -86,12 +93,14 @@ class Sampling:
             storage: Workspace of the dataset.
             settings: Annotation of photographs.
             weights: Folder of MediaPipe's model; None looks in the usual places.
+            on_note: Called with a line on what was drawn and left out, such as an image that cannot be decoded.
 
         Raises:
             WeightsError: The checkpoint is missing or not one of ours.
 
         """
         self._request, self._storage, self._settings, self._weights = request, storage, settings, weights
+        self._note = on_note or (lambda line: None)
         self._sampler = load_sampler(request.checkpoint, request.dataset, request.device)
         self._preset = self._sampler.preset
 
@@ -139,8 +148,10 @@ class Sampling:
         """
         request = self._request
         dataset, row = self._sample(request.target) if request.target else self._first_of_a_video()
-        rows = dataset.video_rows(row)[: request.count]
-        targets = [dataset.frame(each) for each in rows]
+        rows = ((each,) for each in dataset.video_rows(row))
+        targets = [frame for (frame,) in islice(self._readable(dataset, rows), request.count)]
+        if not targets:
+            raise UsageError(f"no frame of the video {dataset.sequence_id(row)} can be read")
         reference = targets[0] if request.reference is None else self._reference(request.reference)
         frames = video(self._sampler, [reference], targets, request.options, progress=progress)
         return frames, filmstrip(list(frames), targets)
@@ -228,8 +239,21 @@ class Sampling:
             sequence = dataset.sequence_id(target)
             ranked.append((turns[sequence], target, reference))
             turns[sequence] += 1
-        shown = sorted(ranked, key=itemgetter(0))[: self._request.count]
-        return [(dataset.frame(row), dataset.frame(target)) for _, target, row in shown if row is not None]
+        rows = ((row, target) for _, target, row in sorted(ranked, key=itemgetter(0)) if row is not None)
+        shown = [
+            (reference, target) for reference, target in islice(self._readable(dataset, rows), self._request.count)
+        ]
+        if not shown:
+            raise UsageError(f"no pair of {self._storage.describe()} can be read")
+        return shown
+
+    def _readable(self, dataset: PairDataset, drawn: Iterable[tuple[int, ...]]) -> Iterator[tuple[Frame, ...]]:
+        """Yield the frames of drawn rows, and pass over groups of rows with an image that cannot be decoded."""
+        for rows in drawn:
+            try:
+                yield tuple(dataset.frame(row) for row in rows)
+            except UnreadableImageError as error:
+                self._note(f"passed over {error.message}")
 
     def _pairs_across_sources(self) -> list[tuple[Frame, Frame]]:
         request = self._request
@@ -242,8 +266,10 @@ class Sampling:
             if source not in there:
                 raise UsageError(f"the dataset has no source {source}", has)
             pairs = self._pairs(_STILLS, where=f"source = '{source}'")
-            rows = [pairs.rows_at(position)[0] for position in range(min(request.count, len(pairs)))]
-            frames.append([pairs.frame(row) for row in rows])
+            rows = ((pairs.rows_at(position)[0],) for position in range(len(pairs)))
+            frames.append([frame for (frame,) in islice(self._readable(pairs, rows), request.count)])
+            if not frames[-1]:
+                raise UsageError(f"no image of the source {source} can be read")
         return list(zip(*frames, strict=False))
 
     def _first_of_a_video(self) -> tuple[PairDataset, int]:
@@ -276,12 +302,28 @@ class Sampling:
     def _frame(self, name: str) -> Frame:
         path = Path(name)
         if path.suffix.lower() in _KEYPOINT_FILES and path.is_file():
-            return pose_frame(*read_keypoints(path), size=self._preset.image_size)
+            return self._pose(path)
         if path.suffix.lower() in _IMAGE_FILES and path.is_file():
             sample = annotate_photo(path, self._settings, self._weights)
             return decode_frame(samples_to_table([sample]), 0)
         dataset, row = self._sample(name)
         return dataset.frame(row)
+
+    def _pose(self, path: Path) -> Frame:
+        keypoints, there = read_keypoints(path)
+        size = self._preset.image_size
+        frame = pose_frame(keypoints, there, size)
+        outside = int(there.sum() - frame.valid.sum())
+        if outside and not frame.valid.any():
+            raise UsageError(
+                f"--target {path} has no keypoint inside the generated image of {size} x {size} pixels",
+                "keypoints are pixels of the generated image: scale those of another image",
+            )
+        if outside:
+            self._note(
+                f"{outside} of {there.sum()} keypoints of {path} lie outside the image of {size} x {size} pixels"
+            )
+        return frame
 
 
 def _around_hand(hand: PhotoHand) -> BoolArray:

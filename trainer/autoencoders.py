@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from handdata.schemas.errors import UsageError, WeightsError
 from handdata.trainer.diffusion import Draws, draw_noise
 from handdata.trainer.presets import AutoencoderConfig, Preset
-from handdata.trainer.weights import read_weights
+from handdata.trainer.weights import read_weights, told
 
 STABLE_DIFFUSION_VAE: Final = "stabilityai/sd-vae-ft-mse"
 """Hugging Face name of the VAE that DiT and FoundHand were trained with, used where no weights are given."""
@@ -85,10 +85,13 @@ class StableDiffusionVAE:
         from diffusers import AutoencoderKL  # here: its modules take two seconds, and few presets need them
 
         try:
-            vae = AutoencoderKL.from_pretrained(weights, use_safetensors=True)  # type: ignore[no-untyped-call]
+            # The last option is the default where accelerate is not installed, and then diffusers says so at length.
+            vae = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
+                weights, use_safetensors=True, low_cpu_mem_usage=False
+            )
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"cannot load the autoencoder {weights}: {error}",
+                f"cannot load the autoencoder {weights}: {told(error)}",
                 "give a folder with config.json and diffusion_pytorch_model.safetensors",
             ) from error
         self.vae = vae.to(device).eval().requires_grad_(False)
@@ -246,5 +249,5 @@ def _load_taef2(network: nn.Sequential, path: str) -> nn.Sequential:
     try:
         network.load_state_dict(read_weights(path))
     except RuntimeError as error:
-        raise WeightsError(f"{path} does not hold the weights of TAEF2: {error}") from error
+        raise WeightsError(f"{path} does not hold the weights of TAEF2: {told(error)}") from error
     return network.eval().requires_grad_(False)

@@ -5,11 +5,11 @@ A checkpoint is a folder ``<run>/checkpoints/step-00000500/``:
     model.safetensors    the weights as trained   } both carry the run's settings as JSON in their header,
     ema.safetensors      their moving average     } so that sampling needs nothing but the file
     state.pt             step, optimiser, learning rate schedule, random number generators, position in the data
-    complete.json        names and sizes of the above; written last
+    complete.json        names, sizes and CRC-32 of the above; written last
 
 A folder counts only once ``complete.json`` is there and the sizes agree: a process killed at any moment, or a disk that
 lost its last writes, leaves the checkpoint before it as the latest one. None is written of numbers that are not finite,
-and ``--resume`` passes over one that cannot be read or holds such numbers. Folders and URLs behave alike (object stores
+and ``--resume`` passes over one that has changed, or holds such numbers. Folders and URLs behave alike (object stores
 cannot rename, which is why the marker and not a rename commits).
 
 Nothing here unpickles foreign objects: ``torch.load`` runs with ``weights_only=True``.
@@ -17,10 +17,13 @@ Nothing here unpickles foreign objects: ``torch.load`` runs with ``weights_only=
 
 import json
 import math
+import mmap
 import random
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final
 
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import checkpoint_in_run, list_checkpoints
+from handdata.pipeline.storage.store import as_storage_error
 from handdata.schemas.errors import DamagedWeightsError, WeightsError
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import ModelConfig
@@ -43,6 +47,7 @@ from handdata.trainer.weights import (
     read_weights,
     require_finite,
     state_tensors,
+    told,
     torch_bytes,
     write_foundhand,
 )
@@ -58,10 +63,13 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "load_for_sampling",
+    "read_network",
+    "read_state",
     "read_weights",
     "record_validation",
     "save_checkpoint",
     "validated_loss",
+    "write_files",
     "write_foundhand",
 ]
 
@@ -135,16 +143,28 @@ def save_checkpoint(
     require_finite(tensors, f"step {step} of {run.describe()}")
     run.remove(f"{folder}/{MARKER_FILE}")  # of a run that was resumed from an earlier step
     run.remove_unfinished(folder)
-    sizes = {
-        MODEL_FILE: _write(run, f"{folder}/{MODEL_FILE}", safetensors.torch.save(weights, metadata)),
-        EMA_FILE: _write(run, f"{folder}/{EMA_FILE}", safetensors.torch.save(average, metadata)),
-        STATE_FILE: _write(run, f"{folder}/{STATE_FILE}", torch_bytes(state)),
-    }
-    marker = {"step": step, "sizes": sizes, "validation_loss": validation_loss}
-    run.write_bytes(f"{folder}/{MARKER_FILE}", json.dumps(marker).encode())
+
+    def contents() -> Iterator[tuple[str, bytes]]:  # one after the other: they are as large as the network
+        yield MODEL_FILE, safetensors.torch.save(weights, metadata)
+        yield EMA_FILE, safetensors.torch.save(average, metadata)
+        yield STATE_FILE, torch_bytes(state)
+
+    write_files(Storage(run.url(folder)), step, contents(), validation_loss)
     if keep_last is not None:
         _prune(run, keep_last)
     return run.url(folder)
+
+
+def write_files(
+    checkpoint: Storage, step: int, contents: Iterable[tuple[str, bytes]], validation_loss: float | None = None
+) -> None:
+    """Write the files of a checkpoint, each after the other, and then its marker."""
+    sizes, checksums = {}, {}
+    for name, data in contents:
+        checkpoint.write_bytes(name, data)
+        sizes[name], checksums[name] = len(data), zlib.crc32(data)
+    marker = {"step": step, "sizes": sizes, "crc32": checksums, "validation_loss": validation_loss}
+    checkpoint.write_bytes(MARKER_FILE, json.dumps(marker).encode())
 
 
 def latest_checkpoint(run_url: str) -> str | None:
@@ -228,18 +248,15 @@ def load_checkpoint(
     On the CPU training goes on bit for bit as if it had not stopped.
 
     Raises:
-        DamagedWeightsError: A file of the checkpoint cannot be read, or holds numbers that are not finite.
+        DamagedWeightsError: A file of the checkpoint has changed, or holds numbers that are not finite.
+        StorageError: A file cannot be read.
         WeightsError: The checkpoint is incomplete, or of a network of other sizes.
 
     """
     checkpoint = Storage(checkpoint_url)
-    if not _read_marker(checkpoint_url):
-        raise WeightsError(f"{checkpoint_url} is not a complete checkpoint", "latest_checkpoint(run) finds one")
     for module, name in ((model, MODEL_FILE), (ema, EMA_FILE)):
-        tensors = read_weights(checkpoint.url(name))
-        require_finite(tensors.values(), checkpoint.url(name))
-        _load_into(module, tensors, checkpoint_url)
-    state = _read_state(checkpoint)
+        _load_into(module, read_network(checkpoint, name)[0], checkpoint_url)
+    state = read_state(checkpoint)
     configured = [
         {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
     ]
@@ -256,17 +273,64 @@ def load_checkpoint(
     return Resumed(step=state["step"], config=json.loads(state["config"]), data_state=state["data"])
 
 
-def _read_state(checkpoint: Storage) -> dict[str, Any]:
+def read_network(checkpoint: Storage, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a checkpoint's file of weights, and what its head says beside them.
+
+    Raises:
+        DamagedWeightsError: The file has changed since it was written, or holds numbers that are not finite.
+        StorageError: It cannot be read.
+        WeightsError: The checkpoint is incomplete.
+
+    """
+    data = _unchanged(checkpoint, name)
     try:
-        state: dict[str, Any] = torch.load(
-            BytesIO(checkpoint.read_bytes(STATE_FILE)), map_location="cpu", weights_only=True
-        )
+        tensors = safetensors.torch.load(data)
+        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(checkpoint, name, error) from error
+    require_finite(tensors.values(), checkpoint.url(name))
+    return tensors, head
+
+
+def read_state(checkpoint: Storage) -> dict[str, Any]:
+    """Return a checkpoint's state, with errors as in ``read_network``."""
+    data = _unchanged(checkpoint, STATE_FILE)
+    try:
+        state: dict[str, Any] = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
         moments = _moments(state["optimizer"])
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        why = " ".join(str(error).split())
-        raise DamagedWeightsError(f"{checkpoint.url(STATE_FILE)} is not a readable state: {why}") from error
+        raise _unreadable(checkpoint, STATE_FILE, error) from error
     require_finite(moments, checkpoint.url(STATE_FILE))
     return state
+
+
+def _unreadable(checkpoint: Storage, name: str, error: Exception) -> WeightsError:
+    """Return the error for a file that cannot be loaded: damaged it is only where no checksum says otherwise.
+
+    What is as it was written may want more memory than there is, or another version; nobody should pass over it.
+    """
+    known = name in (_read_marker(checkpoint.url()) or {}).get("crc32", {})
+    kind = WeightsError if known else DamagedWeightsError
+    return kind(f"{checkpoint.url(name)} cannot be loaded: {told(error)}")
+
+
+def _unchanged(checkpoint: Storage, name: str) -> bytes:
+    """Return the content of a checkpoint's file, which is as it was written."""
+    marker = _read_marker(checkpoint.url())
+    if marker is None:
+        raise WeightsError(f"{checkpoint.url()} is not a complete checkpoint", "latest_checkpoint(run) finds one")
+    data = checkpoint.read_bytes(name)
+    _require_checksum(data, marker, checkpoint.url(name))
+    return data
+
+
+def _require_checksum(data: bytes | mmap.mmap, marker: Mapping[str, Any], place: str) -> None:
+    """Compare a file with the CRC-32 that a marker has of it; those of earlier versions have none."""
+    expected = marker.get("crc32", {}).get(place.rpartition("/")[2])
+    if expected not in (None, zlib.crc32(data)):
+        raise DamagedWeightsError(
+            f"{place} is damaged: its checksum differs", "an earlier checkpoint of the run may be sound"
+        )
 
 
 def _moments(optimizer: Mapping[str, Any]) -> list[Tensor]:
@@ -292,11 +356,16 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
     if not storage.exists(""):
         raise WeightsError(f"no checkpoint at {path}")
     try:
-        with storage.local_copy() as local, safe_open(local, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise DamagedWeightsError(f"{file} is not a readable file of weights: {error}") from error
+        with storage.local_copy() as local:
+            if not path.endswith(".safetensors"):
+                _require_unchanged(local, file)
+            with safe_open(local, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    except OSError as error:
+        raise as_storage_error("read", file, error) from error
+    except SafetensorError as error:
+        raise DamagedWeightsError(f"{file} is not a readable file of weights: {told(error)}") from error
     require_finite(weights.values(), file)
     if "config" not in metadata:
         raise WeightsError(f"{file} carries no settings", "expected a file that handdata train has written")
@@ -311,6 +380,13 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
         model = DiT(**sizes.model_dump())
     _load_into(model, weights, file, assign=True)
     return model.to(device).eval().requires_grad_(False), config
+
+
+def _require_unchanged(local: Path, file: str) -> None:
+    """Check a checkpoint's file, of which there is a copy on this machine, against the checkpoint's marker."""
+    marker = _read_marker(file.rpartition("/")[0])
+    with local.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        _require_checksum(data, marker or {}, file)
 
 
 def averaged_weights(path: str) -> str:
@@ -336,12 +412,6 @@ def _load_into(module: nn.Module, weights: dict[str, Tensor], origin: str, assig
     if how := misfit(module, weights):
         raise WeightsError(f"{origin} does not fit this network: {how}", "the sizes of preset and file differ")
     module.load_state_dict(weights, assign=assign)
-
-
-def _write(run: Storage, name: str, content: bytes) -> int:
-    """Write a file and return its size."""
-    run.write_bytes(name, content)
-    return len(content)
 
 
 def _read_marker(checkpoint_url: str) -> dict[str, Any] | None:
@@ -401,16 +471,22 @@ def _random_state() -> dict[str, Any]:
     name, keys, *rest = np.random.get_state(legacy=True)  # libraries draw from the global generator
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Of this process's device alone: to ask the others would take memory on each of them.
+        "cuda": [torch.cuda.get_rng_state()] if _uses_cuda() else [],
         "numpy": [str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
         "python": random.getstate(),
     }
 
 
+def _uses_cuda() -> bool:
+    """Tell whether this process has used CUDA: to look would begin to."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def _restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if _uses_cuda() and len(state["cuda"]) == 1:
+        torch.cuda.set_rng_state(state["cuda"][0])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])

@@ -65,12 +65,23 @@ class Interval:
     high: float
 
 
-def moved_pairs(dataset: PairDataset, count: int, least_motion: float | None = None) -> list[MovedPair]:
+def moved_pairs(
+    dataset: PairDataset,
+    count: int,
+    least_motion: float | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> list[MovedPair]:
     """Return up to ``count`` video pairs whose joints move at least ``least_motion`` hand lengths, no pair twice.
 
     Left out are pairs without a hand that both frames show, of whose motion nothing can be said, and those with an
     image that cannot be decoded. By default pairs move ``LEAST_MOTION``; where none does, as in slow or short videos,
     the half of the pairs that moves most is taken.
+
+    Args:
+        dataset: Pairs of the split.
+        count: Largest number of pairs.
+        least_motion: Smallest motion; None as above.
+        on_note: Called with a line on each pair with an image that cannot be decoded.
 
     Raises:
         UsageError: No pair moves so far.
@@ -87,7 +98,9 @@ def moved_pairs(dataset: PairDataset, count: int, least_motion: float | None = N
         seen.add((target, reference))
         try:
             frames = dataset.frame(reference), dataset.frame(target)
-        except UnreadableImageError:
+        except UnreadableImageError as error:
+            if on_note:
+                on_note(f"passed over {error.message}")
             continue
         motions = _joint_motions(*frames)
         if not motions:

@@ -21,7 +21,7 @@ are ended by whoever started them (``handdata.jobs.train``).
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final
@@ -116,7 +116,7 @@ def train(
 
     Raises:
         UsageError: The dataset has no usable pairs, or no latents of a split; or the run exists, or it
-            cannot go on with these settings.
+            cannot go on with these settings, or with the licences that the dataset has now.
         WeightsError: The weights do not fit the network, or no checkpoint of the run is sound.
         RunError: Gradients stop being numbers, the loss grows without end, or too many images cannot be decoded.
 
@@ -129,6 +129,8 @@ def train(
     checkpoints = complete_checkpoints(run_url, note)
     if checkpoints and not resume:
         raise UsageError(f"the run {run} has checkpoints", "go on with --resume, or choose another name with --run")
+    if settings.precision == "float16" and choose_device(device).type == "cpu":
+        note("the CPU computes in float32: optimisation.precision float16 is for GPUs")
     if checkpoints and (of_run := run_settings(storage, run)):
         require_same_history(run, of_run, preset)
     annotated = Dataset(storage, preset.data.dataset)
@@ -149,6 +151,15 @@ def train(
     checkpoint_url, watched = _resumed(trainer, checkpoints, process, note)
     if checkpoint_url is None and preset.init is not None:
         trainer.start_from(preset.init)
+    if nowhere := [name for name in preset.data.licences if name not in dataset.licences]:
+        note(f"no usable row is under {', '.join(nowhere)}")
+    seen = {"licences": dataset.licences, "targets": dataset.targets}
+    _require_same_licences(run, seen, watched)
+    if watched.get("targets", dataset.targets) != dataset.targets:
+        note(
+            f"the dataset has changed since step {trainer.step}: targets were {_counted(watched['targets'])}, and are "
+            f"{_counted(dataset.targets)}; the order of pairs is another one from here on"
+        )
     first_step = trainer.step
     following: ConditionFollowing | None = None
     losses: deque[float] = deque(maxlen=LOGGED_EVERY_STEPS)
@@ -176,7 +187,8 @@ def train(
             take_step()
         return TrainSummary(run_url, run_url, trainer.step, None, None, None)
 
-    storage.write_bytes(run_settings_file(run), preset.model_dump_json(indent=2).encode())
+    if first_step < total:  # what a call without anything left to do was given is not what the run goes on with
+        storage.write_bytes(run_settings_file(run), preset.model_dump_json(indent=2).encode())
     saves = validates = False  # as soon as a step counts
     with RunHistory(storage, run, first_step, preset.model_dump(mode="json")) as history:
 
@@ -208,7 +220,7 @@ def train(
                 if step == total or not trainer.skipped_in_a_row:
                     if saves:
                         history.write()
-                        state = {"losses": watch.state(), "unreadable": reading.unreadable}
+                        state = {"losses": watch.state(), "unreadable": reading.unreadable, **seen}
                         checkpoint_url = trainer.save(run_url, state)
                     if validates:
                         following = validate(step)
@@ -229,6 +241,26 @@ def train(
         unreadable=reading.unreadable,
         skipped=trainer.skipped,
     )
+
+
+def _require_same_licences(run: str, seen: Mapping[str, Any], watched: Mapping[str, Any]) -> None:
+    """Check that a run that goes on meets no rows under licences that it was not trained under before.
+
+    Raises:
+        UsageError: The dataset has such rows now: the run's settings name no licences, or a source came under another.
+
+    """
+    further = [name for name in seen["licences"] if name not in watched.get("licences", seen["licences"])]
+    if further:
+        before, now = ", ".join(watched["licences"]), ", ".join(further)
+        raise UsageError(
+            f"the run {run} was trained on rows under {before}; the dataset now has others, under {now}",
+            "--fork starts a new history with them; --fork --licence A,B leaves them out",
+        )
+
+
+def _counted(targets: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} of {source}" for source, count in targets.items())
 
 
 def _quiet(line: str) -> None:

@@ -22,11 +22,15 @@ def read_keypoints(path: Path) -> tuple[FloatArray, BoolArray]:
     """
     expected = "expected 42 rows of x and y, the right hand's 21 joints first, in a .npy or .json file"
     try:
-        content = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else json.loads(path.read_text())
+        content = (
+            np.load(path, allow_pickle=False)
+            if path.suffix.lower() == ".npy"
+            else json.loads(path.read_text("utf-8-sig"))
+        )
         if isinstance(content, list):
             content = [[np.nan, np.nan] if row is None else row for row in content]
         keypoints = np.array(content, dtype=np.float32)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, RecursionError) as error:
         raise UsageError(f"cannot read keypoints from {path}: {error}", expected) from error
     if keypoints.shape != (KEYPOINT_COUNT, 2):
         raise UsageError(f"{path} has shape {keypoints.shape}", expected)

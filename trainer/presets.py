@@ -4,6 +4,7 @@ One frozen pydantic model a part; unknown keys are errors. This module imports n
 show and check settings at once. What a run was trained with is embedded in its checkpoints as ``Preset.model_dump()``.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Config(BaseModel):
-    """Base of all settings: frozen; unknown keys are errors."""
+    """Base of all settings: frozen; unknown keys, and numbers that are not finite, are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AutoencoderConfig(Config):
@@ -158,7 +159,7 @@ class OptimisationConfig(Config):
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     """AdamW's memory of squared gradients. A run of some hundred steps needs a shorter one: the first gradients are
     large, and would hold the steps down for its whole length."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the first weights, the order of pairs, noise and dropout."""
 
 
@@ -226,7 +227,8 @@ class SamplingOptions:
         """Return a preset's settings of sampling with these in their place, where they are given.
 
         Raises:
-            UsageError: There are more denoising steps than the noise schedule has.
+            UsageError: There are more denoising steps than the noise schedule has, or more guided channels than the
+                latent; or the scale is not finite.
 
         """
         changes = {"steps": self.steps, "guidance_scale": self.guidance_scale}
@@ -237,6 +239,13 @@ class SamplingOptions:
             raise UsageError(
                 f"{chosen.steps} denoising steps are more than the noise schedule has, {preset.diffusion.train_steps}",
                 f"choose --steps, or sampling.steps, from 1 to {preset.diffusion.train_steps}",
+            )
+        if not math.isfinite(chosen.guidance_scale):
+            raise UsageError(f"the guidance scale {chosen.guidance_scale} is no finite number")
+        if (chosen.guided_channels or 0) > preset.model.latent_channels:
+            raise UsageError(
+                f"sampling.guided_channels {chosen.guided_channels} are more channels than the latent has, "
+                f"{preset.model.latent_channels}"
             )
         return chosen
 
@@ -486,7 +495,7 @@ def read_changes(file: Path) -> dict[str, Any]:
 
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -1,21 +1,28 @@
 """What a run goes on with: its own settings, those that may change, and forks, which record what they come from."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Final
 
 import safetensors.torch
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import checkpoint_in_run, list_checkpoints, run_folder, run_settings_file
-from handdata.schemas import UsageError, WeightsError
-from handdata.trainer.checkpoints import EMA_FILE, MARKER_FILE, MODEL_FILE, STATE_FILE, latest_checkpoint
+from handdata.schemas import DamagedWeightsError, StorageError, UsageError, WeightsError
+from handdata.trainer.checkpoints import (
+    EMA_FILE,
+    MARKER_FILE,
+    MODEL_FILE,
+    STATE_FILE,
+    complete_checkpoints,
+    latest_checkpoint,
+    read_network,
+    read_state,
+    write_files,
+)
 from handdata.trainer.presets import Fork, Preset, load_preset, merged, read_changes
 from handdata.trainer.weights import torch_bytes
 
@@ -36,7 +43,10 @@ from."""
 
 
 def run_settings(storage: Storage, run: str) -> Preset | None:
-    """Return the settings of a run's latest checkpoint, or of a run that has none yet; None where there is no run.
+    """Return the settings that a run goes on with; None where there is no run.
+
+    They are those of its latest checkpoint, but for what may change: that is as it was last typed, also where that call
+    came to no checkpoint.
 
     Raises:
         StorageError: The run's settings are damaged.
@@ -51,17 +61,30 @@ def run_settings(storage: Storage, run: str) -> Preset | None:
     for name in list_checkpoints(folder)[::-1]:
         if folder.exists(f"{name}/{MARKER_FILE}"):
             try:
-                return checkpoint_settings(folder.url(name))
+                return _as_last_typed(storage, run, checkpoint_settings(folder.url(name)))
             except WeightsError as error:  # an earlier one says the same
                 errors.append(error)
     raise errors[0]
+
+
+def _as_last_typed(storage: Storage, run: str, of_checkpoint: Preset) -> Preset:
+    """Return the settings of a run's latest call where they differ from a checkpoint's in what may change alone."""
+    name = run_settings_file(run)
+    if not storage.exists(name):
+        return of_checkpoint
+    try:
+        latest = storage.read_document(name, Preset)
+    except StorageError:  # the checkpoint has all that a run needs
+        return of_checkpoint
+    return latest if _may_change(of_checkpoint, latest) else of_checkpoint
 
 
 def checkpoint_settings(checkpoint_url: str) -> Preset:
     """Return the settings that a checkpoint was trained with, read from the head of its file of weights alone.
 
     Raises:
-        WeightsError: The file is damaged, or of a version whose settings this one does not know.
+        DamagedWeightsError: The file is damaged.
+        WeightsError: It is of a version whose settings this one does not know.
 
     """
     checkpoint = Storage(checkpoint_url)
@@ -77,7 +100,7 @@ def checkpoint_settings(checkpoint_url: str) -> Preset:
             "use the version of handdata that wrote it",
         ) from None
     except (ValueError, KeyError, TypeError, OverflowError, MemoryError):
-        raise WeightsError(
+        raise DamagedWeightsError(
             f"{where} is damaged", "remove the checkpoint's folder to go on from an earlier one"
         ) from None
 
@@ -142,20 +165,39 @@ def require_same_history(run: str, of_run: Preset, wanted: Preset) -> None:
         )
 
 
-def fork(storage: Storage, run: str, wanted: Preset) -> tuple[str, Preset]:
-    """Begin a run with some settings at another run's latest checkpoint, and return its name and settings.
+def fork(
+    storage: Storage, run: str, wanted: Preset, on_note: Callable[[str], None] | None = None
+) -> tuple[str, Preset]:
+    """Begin a run with some settings at another run's latest sound checkpoint, and return its name and settings.
 
     The settings of both are recorded in the new run, with the other one's name and step, and from there in all of its
     checkpoints. The other run stays as it is. A fork with these settings that was begun before is gone on with.
 
+    Args:
+        storage: Workspace of the runs.
+        run: Name of the run.
+        wanted: Settings of the fork.
+        on_note: Called with a line on each checkpoint that is passed over.
+
     Raises:
         UsageError: The run has no checkpoint, or its weights do not go with the settings.
-        WeightsError: The checkpoint is damaged.
+        DamagedWeightsError: No checkpoint of the run is sound.
 
     """
-    checkpoint_url = latest_checkpoint(storage.url(run_folder(run)))
-    if checkpoint_url is None:
-        raise UsageError(f"the run {run} has no checkpoint to fork", "leave --fork out")
+    errors: list[DamagedWeightsError] = []
+    for checkpoint_url in complete_checkpoints(storage.url(run_folder(run)), on_note):
+        try:
+            return _forked_at(storage, run, checkpoint_url, wanted)
+        except DamagedWeightsError as error:
+            errors.append(error)
+            if on_note:
+                on_note(f"passed over the checkpoint {checkpoint_url}: {error.message}")
+    if errors:
+        raise errors[0]
+    raise UsageError(f"the run {run} has no checkpoint to fork", "leave --fork out")
+
+
+def _forked_at(storage: Storage, run: str, checkpoint_url: str, wanted: Preset) -> tuple[str, Preset]:
     of_run = checkpoint_settings(checkpoint_url)
     fixed = [change for change in changes(of_run, wanted) if _is_in(change, NEVER_CHANGE)]
     if fixed:
@@ -173,7 +215,7 @@ def fork(storage: Storage, run: str, wanted: Preset) -> tuple[str, Preset]:
             _copy(Storage(checkpoint_url), Storage(f"{folder}/{checkpoint_in_run(step)}"), forked)
             break
         there = run_settings(storage, name)
-        if there is not None and all(_is_in(change, MAY_CHANGE) for change in changes(there, forked)):
+        if there is not None and _may_change(there, forked):
             break
     return name, forked
 
@@ -206,6 +248,10 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any], section: str) 
             yield path
 
 
+def _may_change(before: Preset, after: Preset) -> bool:
+    return all(_is_in(change, MAY_CHANGE) for change in changes(before, after))
+
+
 def _is_in(path: str, names: tuple[str, ...]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
@@ -222,30 +268,17 @@ def _value(preset: Preset, path: str) -> str:
 
 
 def _copy(source: Storage, target: Storage, settings: Preset) -> None:
-    """Copy a checkpoint with other settings inside, its marker last."""
+    """Copy a checkpoint with other settings inside, its marker last; what its own run watched stays there."""
     config = settings.model_dump_json()
-    target.remove(MARKER_FILE)
-    sizes: dict[str, int] = {}
-    try:
+    state = read_state(source)
+    state["config"] = config
+    state["data"].pop("watched", None)
+
+    def contents() -> Iterator[tuple[str, bytes]]:
         for name in (MODEL_FILE, EMA_FILE):
-            data = source.read_bytes(name)
-            length = int.from_bytes(data[:8], "little")
-            metadata = json.loads(data[8 : 8 + length])["__metadata__"] | {"config": config}
-            sizes[name] = _write(target, name, safetensors.torch.save(safetensors.torch.load(data), metadata))
-        with source.local_copy(STATE_FILE) as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        state["config"] = config
-        state["data"].pop("watched", None)  # what was watched belongs to the other history
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"{source.describe()} is damaged: {' '.join(str(error).split())}",
-            "remove its folder to go on from an earlier checkpoint",
-        ) from None
-    sizes[STATE_FILE] = _write(target, STATE_FILE, torch_bytes(state))
-    marker = {"step": state["step"], "sizes": sizes, "validation_loss": None}
-    target.write_bytes(MARKER_FILE, json.dumps(marker).encode())
+            tensors, head = read_network(source, name)
+            yield name, safetensors.torch.save(tensors, head | {"config": config})
+        yield STATE_FILE, torch_bytes(state)
 
-
-def _write(target: Storage, name: str, data: bytes) -> int:
-    target.write_bytes(name, data)
-    return len(data)
+    target.remove(MARKER_FILE)
+    write_files(target, state["step"], contents())

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from handdata.schemas import KEYPOINT_COUNT, WeightsError
+from handdata.schemas import KEYPOINT_COUNT, RunError, WeightsError
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
 from handdata.trainer.checkpoints import load_for_sampling
@@ -254,6 +254,16 @@ def _batch(sampler: Sampler, pairs: Sequence[tuple[Frame, Frame | None]], task: 
 
 
 def _images(decoded: Tensor) -> ByteArray:
-    """Return images (N, 3, S, S), -1 to 1, as (N, S, S, 3) RGB."""
+    """Return images (N, 3, S, S), -1 to 1, as (N, S, S, 3) RGB.
+
+    Raises:
+        RunError: They hold numbers that are not finite, which would look like black.
+
+    """
+    if not bool(decoded.isfinite().all()):
+        raise RunError(
+            "the generated images hold numbers that are not finite",
+            "lower the guidance scale; float16 may overflow on a GPU: --device cpu takes float32",
+        )
     pixels = ((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     return np.asarray(pixels.cpu().numpy(), dtype=np.uint8)

@@ -36,7 +36,14 @@ from handdata.trainer.schedule import (
     spread_timesteps,
 )
 from handdata.trainer.tasks import Sampler, gesture_transfer
-from handdata.trainer.weights import import_foundhand, import_imagenet_dit, misfit, read_weights, with_geometry
+from handdata.trainer.weights import (
+    import_foundhand,
+    import_imagenet_dit,
+    misfit,
+    read_weights,
+    require_finite,
+    with_geometry,
+)
 
 
 class Trainer:
@@ -220,6 +227,7 @@ class Trainer:
 
         """
         state = read_weights(averaged_weights(path))
+        require_finite(state.values(), path)
         if "x_embedder.proj.weight" in state:
             state = import_imagenet_dit(state, self.model)
         elif "feature_aligned_embedder.proj.weight" in state:

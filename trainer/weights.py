@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.store import as_storage_error
 from handdata.schemas.errors import DamagedWeightsError, WeightsError
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import GeometryConfig
@@ -121,6 +122,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     A training checkpoint gives its moving average (``ema_state_dict`` in FoundHand's, ``ema`` in DiT's).
 
     Raises:
+        StorageError: The file cannot be read, which says nothing of what it holds.
         WeightsError: The file is missing or damaged, or holds anything but tensors and plain values.
 
     """
@@ -134,8 +136,10 @@ def read_weights(path: str) -> dict[str, Tensor]:
             if file.suffix == ".safetensors":
                 return safetensors.torch.load_file(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise DamagedWeightsError(f"{path} is not a readable file of weights: {_told(error)}") from error
+    except OSError as error:
+        raise as_storage_error("read", path, error) from error
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise DamagedWeightsError(f"{path} is not a readable file of weights: {told(error)}") from error
     for key in ("ema_state_dict", "ema", "model_state_dict", "model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -170,7 +174,7 @@ def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
     return ", and ".join(filter(None, [lacks, holds])) or None
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """Return the first sentence of an error of torch or safetensors, which may go on with advice for programmers."""
     return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
 

@@ -147,13 +147,46 @@ TrainedDataset = Annotated[str | None, _dataset_option(show_default="the one of 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")]
 
-RunName = Annotated[str, typer.Option("--run", metavar="NAME", help="Training run of the workspace.")]
+
+def _run_name(name: str) -> str:
+    """Return a run's name as it was given.
+
+    Raises:
+        UsageError: The name cannot be a folder below the workspace's ``runs``.
+
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UsageError(f"--run {name}: not a name for a folder of runs", "use letters, digits, dots, - and _")
+    return name
+
+
+def run_option(text: str) -> "OptionInfo":
+    """Return the option that names a training run."""
+    option: OptionInfo = typer.Option("--run", metavar="NAME", callback=_run_name, help=text)
+    return option
+
+
+RunName = Annotated[str, run_option("Training run of the workspace.")]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
         "--checkpoint", metavar="PATH_OR_URL", help="Checkpoint file or folder.", show_default="the run's latest"
     ),
 ]
+
+
+def finite(parameter: typer.CallbackParam, value: float | None) -> float | None:
+    """Return the number of an option, which bounds alone do not keep from being no number.
+
+    Raises:
+        UsageError: It is not finite.
+
+    """
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"{parameter.opts[0]} {value} is no finite number")
+    return value
+
+
 DenoisingSteps = Annotated[
     int | None,
     typer.Option("--steps", min=1, metavar="N", help="Number of denoising steps.", show_default="the preset's"),
@@ -163,6 +196,7 @@ GuidanceScale = Annotated[
     typer.Option(
         "--guidance-scale",
         min=0,
+        callback=finite,
         metavar="SCALE",
         help="Scale of classifier-free guidance; 1 is none.",
         show_default="the preset's",
@@ -173,7 +207,8 @@ Device = Annotated[
     typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.", show_default="CUDA where there is a GPU"),
 ]
 SamplingSeed = Annotated[
-    int, typer.Option("--seed", metavar="N", help="Random seed; the same seed gives the same images.")
+    int,
+    typer.Option("--seed", min=0, max=2**31 - 1, metavar="N", help="Random seed; the same seed gives the same images."),
 ]
 
 

@@ -1,5 +1,6 @@
 """Commands that generate images with a trained checkpoint: ``sample TASK``."""
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,10 @@ from handdata.commands.options import (
     SamplingSeed,
     TrainedDataset,
     Workspace,
+    finite,
     load_settings,
 )
-from handdata.console import ProgressLine, out
+from handdata.console import ProgressLine, out, say
 from handdata.schemas import UsageError
 from handdata.trainer.presets import SamplingOptions
 
@@ -183,7 +185,8 @@ def video(
     ] = None,
     count: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of frames.")] = 12,
     fps: Annotated[
-        float, typer.Option(min=1, max=60, metavar="HZ", help="Frames per second of the written video.")
+        float,
+        typer.Option(min=1, max=60, callback=finite, metavar="HZ", help="Frames per second of the written video."),
     ] = 10,
     steps: DenoisingSteps = None,
     guidance_scale: GuidanceScale = None,
@@ -222,7 +225,8 @@ def fix(
     checkpoint: Checkpoint = None,
     steps: DenoisingSteps = None,
     guidance_scale: Annotated[
-        float, typer.Option(min=0, metavar="SCALE", help="Scale of classifier-free guidance; 1 is none.")
+        float,
+        typer.Option(min=0, callback=finite, metavar="SCALE", help="Scale of classifier-free guidance; 1 is none."),
     ] = REPAIR_GUIDANCE,
     seed: SamplingSeed = 0,
     device: Device = None,
@@ -272,6 +276,7 @@ def _sampling(workspace: str | None, run: str, checkpoint: str | None, **request
         storage,
         settings.annotate,
         settings.weights,
+        cache(say),
     )
 
 

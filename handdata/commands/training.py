@@ -1,6 +1,7 @@
 """Commands from shards to a scored model: ``train``, ``encode``, ``export``, ``evaluate``."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,9 @@ from handdata.commands.options import (
     TrainedDataset,
     TrainingDataset,
     Workspace,
+    finite,
     load_settings,
+    run_option,
 )
 from handdata.console import ProgressLine, out, print_json, print_table, say, say_connecting
 from handdata.schemas import Split, UsageError
@@ -72,7 +75,7 @@ def train(
         int | None,
         typer.Option(min=1, metavar="N", help="Number of optimiser steps.", show_default="the preset's"),
     ] = None,
-    run: Annotated[str, typer.Option(metavar="NAME", help="Folder of the run below <workspace>/runs.")] = "default",
+    run: Annotated[str, run_option("Folder of the run below <workspace>/runs.")] = "default",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the run's latest checkpoint, with the run's own settings.")
     ] = False,
@@ -104,17 +107,19 @@ def train(
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    licences = [name.strip() for name in licence.split(",")] if licence else None
+    licences = None if licence is None else _licences(licence)
+    if where is not None and not where.strip():
+        raise UsageError("--where has no condition", "leave it out to use all rows")
     of_run = resuming.run_settings(storage, run) if resume or fork else None
     if of_run is None:
         chosen = load_preset(preset or "tiny", config).choosing_rows(where, licences or (), dataset)
         chosen = chosen.trained_for(steps, init)
     else:
-        rows = {"data.where": where or None, "data.licences": licences, "data.dataset": dataset}
+        rows = {"data.where": where, "data.licences": licences, "data.dataset": dataset}
         typed = resuming.typed_settings(preset, config, rows | {"optimisation.steps": steps, "init": init})
         chosen = resuming.resumed_settings(run, of_run, typed)
     if fork:
-        (run, chosen), resume = resuming.fork(storage, run, chosen), True
+        (run, chosen), resume = resuming.fork(storage, run, chosen, say), True
         say(f"the new history is the run {run}")
     elif of_run is not None:
         resuming.require_same_history(run, of_run, chosen)
@@ -124,6 +129,9 @@ def train(
             progress.set(step, f"loss {loss:.3f}, {rate:.0f} pairs/s", total)
 
         if gpus is not None and gpus > 1:
+            from handdata.pipeline.run.cluster import offer_token
+
+            offer_token()
             from handdata.jobs.train import train_in_processes
 
             summary = train_in_processes(
@@ -144,6 +152,19 @@ def train(
             device = _training_device(gpus)
             summary = run_train(chosen, storage, run, resume=resume, device=device, on_step=show, on_note=say)
     _show_trained(summary)
+
+
+def _licences(text: str) -> list[str]:
+    """Return the names in a list of licences.
+
+    Raises:
+        UsageError: There are none, or one is empty: what a shell makes of a variable that is not set.
+
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UsageError(f"--licence {text!r} names an empty licence", "leave it out to use rows under any licence")
+    return names
 
 
 def _show_trained(summary: "TrainSummary") -> None:
@@ -233,7 +254,7 @@ def encode(
         table["images that could not be decoded"] = f"{len(summary.unreadable):,}; training passes over them"
         say(summary.unreadable[0])
     print_table("Encoded", table)
-    out.print("Next: handdata train --config FILE, with `latents = true` below `[data]` in the file")
+    out.print("Next: handdata train --config FILE, with `latents = true` below `\\[data]` in the file")
 
 
 @training_app.command(epilog="Example: handdata export --run default --out foundhand-mine.pt")
@@ -285,6 +306,7 @@ def evaluate(
         float | None,
         typer.Option(
             min=0,
+            callback=finite,
             metavar="HAND_LENGTHS",
             help="Smallest mean motion of a pair's joints.",
             show_default="0.3; where no pair moves so far, the faster half of the pairs",
@@ -322,7 +344,9 @@ def evaluate(
         device=device,
     )
     with ProgressLine("Evaluating", None, "pairs") as progress:
-        found = run_evaluate(request, storage, settings.weights, lambda done, total: progress.set(done, total=total))
+        found = run_evaluate(
+            request, storage, settings.weights, lambda done, total: progress.set(done, total=total), cache(say)
+        )
     if out_dir is not None:
         _write_scores(found, out_dir, read_metrics(storage, run) if checkpoint is None else None)
     if as_json:

@@ -1,6 +1,7 @@
 """``handdata sample``: each task from a checkpoint to an image on disk."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -16,11 +17,12 @@ from handdata.pipeline.annotation.crop import CropSquare
 from handdata.pipeline.annotation.photo import PhotoHand
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
-from handdata.schemas import UsageError
+from handdata.schemas import EncodedImage, UsageError
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.presets import PairConfig, Preset
 from handdata.trainer.tasks import Sampler
 from handdata.trainer.trainer import Trainer
+from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
 from tests.fixtures.training import SMALL
 
@@ -197,3 +199,60 @@ def test_more_steps_than_the_noise_schedule_has_are_an_error(workspace: Path, tm
     words = ["sample", task, "--steps", "1001", "--workspace", str(workspace), "--out", str(tmp_path / "a.webp")]
     with pytest.raises(UsageError, match="1001 denoising steps are more than the noise schedule has, 1000"):
         app(words, standalone_mode=False)
+
+
+@pytest.fixture
+def partly_unreadable(tmp_path: Path) -> Path:
+    """A checkpoint, and held-out videos and stills whose first images cannot be decoded."""
+    samples = [
+        sample(sequence, frame, camera, split="val", timestamp_s=frame / 10)
+        for sequence in ("wave", "point")
+        for frame in range(6)
+        for camera in "ab"
+    ]
+    samples += [sample(f"still{number}", 0, split="val", source="hagrid") for number in range(4)]
+    broken = [row.sequence_id == "still0" or (row.sequence_id == "wave" and row.frame_index < 3) for row in samples]
+    image = EncodedImage(bytes=b"no image")
+    rows = [row.model_copy(update={"image": image}) if bad else row for row, bad in zip(samples, broken, strict=True)]
+    write_dataset(Storage(tmp_path), rows)
+    Trainer(SMALL, "cpu").save(Storage(tmp_path).url("runs/default"))
+    return tmp_path
+
+
+def test_drawn_images_that_cannot_be_decoded_are_passed_over_with_a_word(
+    partly_unreadable: Path, run_command: Callable[..., CommandResult]
+) -> None:
+    across = ("--reference-source", "hagrid", "--target-source", "synthetic")
+    pictures = partly_unreadable / "figure.png"
+    for words, rows in ((("gesture-transfer",), 4), (("novel-view",), 4), (("domain-transfer", *across), 3)):
+        result = run_command("sample", *words, "--n", rows, "--steps", 1, "-w", partly_unreadable, "--out", pictures)
+        assert result.code == 0, result.err
+        assert read_image(pictures).shape == (rows * 132, 4 * 132, 3)
+        assert "passed over" in result.err
+    words = ("sample", "video", "--steps", 1, "-w", partly_unreadable, "--out", partly_unreadable / "a.webp")
+    sequences = []
+    for seed in range(4):
+        result = run_command(*words, "--seed", seed)
+        assert result.code == 0, result.err
+        sequences.append("passed over" in result.err)
+        assert read_image(partly_unreadable / "a.png").shape[1] == (3 if sequences[-1] else 6) * 132
+    assert set(sequences) == {True, False}
+    named = ("--reference", "synthetic/val/wave/000000-a", "--target", "synthetic/val/point/000000-a")
+    result = run_command("sample", "gesture-transfer", *named, "-w", partly_unreadable, "--out", pictures)
+    assert (result.code, result.err.count("error:")) == (1, 1)  # what was asked for by its name is not exchanged
+    assert "the image cannot be decoded" in result.err
+
+
+@pytest.mark.parametrize(("x", "said"), [(500.0, "has no keypoint inside"), (31.9, "21 of 42 keypoints of")])
+def test_keypoints_outside_the_generated_image_are_noticed(
+    workspace: Path, tmp_path: Path, run_command: Callable[..., CommandResult], x: float, said: str
+) -> None:
+    pose = np.full((42, 2), 9.0)
+    pose[:21] = x
+    if x > 100:
+        pose[:] = x
+    np.save(tmp_path / "pose.npy", pose)
+    words = ("--reference", "synthetic-0", "--target", tmp_path / "pose.npy", "--steps", 1, "--out", tmp_path / "a.png")
+    result = run_command("sample", "gesture-transfer", *words, "-w", workspace)
+    assert result.code == (2 if x > 100 else 0), result.err
+    assert said in result.err

@@ -1,6 +1,7 @@
 """Checkpoints: resumed runs, crashes at any moment, published weights."""
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import safetensors.torch
 import torch
 
 from handdata.pipeline.storage import Storage
-from handdata.schemas.errors import StorageError, WeightsError
+from handdata.schemas.errors import DamagedWeightsError, StorageError, WeightsError
 from handdata.trainer.checkpoints import latest_checkpoint, load_checkpoint, load_for_sampling, save_checkpoint
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import ModelConfig
@@ -305,3 +306,50 @@ def test_the_header_of_a_checkpoint_holds_its_settings(tmp_path: Path) -> None:
     checkpoint = Path(fsspec.core.url_to_fs(Run(seed=0).save(str(tmp_path)))[1])
     with safetensors.safe_open(checkpoint / "model.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["config"]) == CONFIG
+
+
+def test_a_changed_bit_of_a_checkpoint_is_noticed_which_no_reader_of_it_would_notice(tmp_path: Path) -> None:
+    run = Run(seed=0)
+    run.train(1)
+    checkpoint = Path(run.save(str(tmp_path)))
+    for name in ("model.safetensors", "ema.safetensors", "state.pt"):
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+        with pytest.raises(DamagedWeightsError, match=rf"{name} is damaged: its checksum differs"):
+            run.resume(str(checkpoint))
+        if name == "ema.safetensors":
+            with pytest.raises(DamagedWeightsError, match="its checksum differs"):
+                load_for_sampling(str(tmp_path))
+        (checkpoint / name).write_bytes(whole)
+    marker = json.loads((checkpoint / "complete.json").read_text())
+    del marker["crc32"]  # as earlier versions wrote it
+    (checkpoint / "complete.json").write_text(json.dumps(marker))
+    assert run.resume(str(checkpoint))
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(seed=0)
+    run.train(1)
+    checkpoint = run.save(str(tmp_path))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fsspec.implementations.local.LocalFileSystem, "cat_file", fail)
+        with pytest.raises(StorageError, match=r"cannot read .*: Cannot allocate memory"):
+            run.resume(checkpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "load_file", fail)
+        with pytest.raises(StorageError, match=r"cannot read .*: Cannot allocate memory"):
+            read_weights(f"{checkpoint}/model.safetensors")
+
+    def too_large(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(torch, "load", too_large)
+    with pytest.raises(WeightsError, match="cannot be loaded: DefaultCPUAllocator") as caught:
+        run.resume(checkpoint)
+    assert not isinstance(caught.value, DamagedWeightsError)

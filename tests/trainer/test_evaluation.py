@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import UsageError
+from handdata.schemas import EncodedImage, UsageError
 from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.pairs import PairDataset
@@ -139,6 +139,19 @@ def test_frames_without_joints_are_left_out(tmp_path: Path) -> None:
     pairs = moved_pairs(PairDataset(Dataset(storage), image_size=32, split="val", pairs=videos), 12, 0)
     assert len(pairs) == 3 * 2
     assert all(each.target.valid.any() and each.reference.valid.any() for each in pairs)
+
+
+def test_an_image_that_cannot_be_decoded_is_passed_over_and_said_to_be(tmp_path: Path) -> None:
+    samples = [sample("wave", at, split="val", timestamp_s=at / 10) for at in range(4)]
+    samples[1] = samples[1].model_copy(update={"image": EncodedImage(bytes=b"no image")})
+    write_dataset(Storage(tmp_path), samples)
+    videos = PairConfig(video=1, view=0, still=0)
+    notes: list[str] = []
+    pairs = moved_pairs(
+        PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="val", pairs=videos), 12, 0, notes.append
+    )
+    assert len(pairs) == 3 * 2
+    assert {note.split(":")[0].rpartition("/")[2].partition(", ")[2] for note in notes} == {"row 1"}
 
 
 def test_a_perfect_generator_is_above_both_baselines_and_copying_is_not_above_itself() -> None:

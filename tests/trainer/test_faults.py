@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -263,13 +264,16 @@ def test_a_resumed_run_remembers_its_lowest_loss() -> None:
 
 
 def poison(file: Path) -> None:
-    """Put a NaN into a file of weights, whose size stays."""
+    """Put a NaN into a file of weights, whose size stays, as if it had been written so."""
     tensors = safetensors.torch.load_file(file)
     with safetensors.safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     name = sorted(tensors)[-1]
     tensors[name].view(-1)[-1] = math.nan
     safetensors.torch.save_file(tensors, file, metadata)
+    marker = json.loads((file.parent / "complete.json").read_text())
+    marker["crc32"][file.name] = zlib.crc32(file.read_bytes())
+    (file.parent / "complete.json").write_text(json.dumps(marker))
 
 
 def overwrite(file: Path) -> None:
@@ -304,7 +308,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_counts_no_more(
     shutil.rmtree(checkpoints / "step-00000002", ignore_errors=True)
     for folder in checkpoints.iterdir():
         overwrite(folder / "model.safetensors")
-    with pytest.raises(DamagedWeightsError, match=r"step-00000003.*not a readable file of weights"):
+    with pytest.raises(DamagedWeightsError, match=r"step-00000003.*model\.safetensors is damaged"):
         train(SMALL, storage, "run", steps=4, resume=True, device="cpu")
 
 
@@ -381,3 +385,9 @@ def test_a_disk_that_is_full_for_the_curves_does_not_hide_why_a_run_ended(
         RunHistory(Storage(tmp_path), "run", 0, {}),
     ):
         pass
+
+
+def test_float16_on_a_cpu_is_said_to_be_float32_there(storage: Storage) -> None:
+    notes: list[str] = []
+    train(changed(SMALL, precision="float16"), storage, "run", steps=1, device="cpu", on_note=notes.append)
+    assert notes == ["the CPU computes in float32: optimisation.precision float16 is for GPUs"]

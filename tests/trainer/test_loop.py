@@ -27,7 +27,7 @@ from handdata.trainer.presets import (
 from handdata.trainer.schedule import FINAL_LEARNING_RATE_SHARE
 from handdata.trainer.trainer import Trainer
 from handdata.trainer.weights import export_foundhand, read_weights
-from tests.fixtures.commands import CommandResult
+from tests.fixtures.commands import CommandResult, clean_environment
 from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
 
 
@@ -254,3 +254,20 @@ def test_a_loss_that_is_not_a_number_stops_the_run(storage: Storage) -> None:
     settings = SMALL.optimisation.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step"):
         train(SMALL.model_copy(update={"optimisation": settings}), storage, "wild", steps=20, device="cpu")
+
+
+@pytest.mark.slow
+def test_several_processes_send_the_users_token_and_keep_the_lines_of_ray_from_the_results(tmp_path: Path) -> None:
+    # Ray reads both variables when it is loaded. A batch of 16 has no three shares: the command ends there.
+    code = (
+        "import os, sys; from contextlib import suppress; from handdata.app import app; "
+        "from handdata.schemas import UsageError\n"
+        "with suppress(UsageError): app(['train', '--gpus', '3', '-w', sys.argv[1]], standalone_mode=False)\n"
+        "from ray._private import ray_constants\n"
+        "print(ray_constants.RAY_DEDUP_LOGS_SKIP_REGEX, os.environ.get('RAY_AUTH_MODE'))"
+    )
+    environment = clean_environment(RAY_AUTH_TOKEN="a-token")
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [".", "token"]

@@ -1,24 +1,29 @@
 """Several processes train one network, on a real Ray cluster with gloo between them."""
 
+import multiprocessing
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray.util import placement_group, remove_placement_group
 
 from handdata.jobs.train import MAX_RESTARTS, _LostError, _named, train_in_processes
+from handdata.pipeline.run.cluster import start_local
 from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError
-from handdata.trainer.loop import train
+from handdata.trainer.loop import TrainSummary, train
 from handdata.trainer.presets import MonitoringConfig
 from tests.fixtures.faults import processes
 from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("polled_often", "ray_cluster")]
 
+IN_SIX = changed(SMALL, batch_size=6)
 PRESET = changed(SMALL, batch_size=8).model_copy(update={"monitoring": MonitoringConfig(checkpoint_every=2)})
 
 
@@ -158,6 +163,44 @@ def test_an_error_in_one_process_ends_all_at_once_under_its_name_and_is_not_trie
         done = [float(line) for line in (tmp_path / deed).read_text().splitlines()]
         assert time.time() - done[-1] < 30
         assert len(done) == (1 + MAX_RESTARTS if deed == "killed" else 1)
+
+
+def on_three_cpus(root: Path, deed: str | None) -> TrainSummary:
+    """Train in three processes of a Ray head of their own, in a process that knows no other."""
+    start_local(3)
+    try:
+        storage = sabotaged(Storage(root), deed) if deed else Storage(root)
+        return train_in_processes(IN_SIX, storage, "together", processes=3, use_gpus=False, steps=6)
+    finally:
+        ray.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("deed", "message"),
+    [
+        (None, ""),
+        ("missing", "cannot read .*gone.parquet: No such file"),
+        ("bug", "training process 1 met a ZeroDivisionError: a bug"),
+        ("validation", "training process 0 met a ZeroDivisionError: a bug"),
+        ("killed", "lost 4 times without a new checkpoint: .*process 1"),
+    ],
+)
+def test_three_processes_have_the_weights_of_one_or_end_at_once(tmp_path: Path, deed: str | None, message: str) -> None:
+    write_two_sequences(Storage(tmp_path), unreadable=1)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as others:
+        ending = others.submit(on_three_cpus, tmp_path, deed)
+        if deed is None:
+            alone = train(IN_SIX, Storage(tmp_path), "alone", steps=6, device="cpu")
+            together = ending.result()
+            same(alone.checkpoint_url, together.checkpoint_url)
+            assert together.unreadable == alone.unreadable > 0
+            return
+        with pytest.raises(RunError, match=message):
+            ending.result()
+    done = [float(line) for line in (tmp_path / deed).read_text().splitlines()]
+    assert time.time() - done[-1] < 30
+    assert len(done) == (1 + MAX_RESTARTS if deed == "killed" else 1)
 
 
 def test_errors_that_are_not_ours_are_named_and_those_of_a_connection_are_tried_again() -> None:

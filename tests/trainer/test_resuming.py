@@ -13,10 +13,12 @@ from handdata.pipeline.storage import Storage
 from handdata.schemas import RunError, UsageError
 from handdata.trainer.data.loading import pair_batches
 from handdata.trainer.data.pairs import open_pairs
+from handdata.trainer.loop import train
 from handdata.trainer.presets import AlignmentConfig, Config, MonitoringConfig, Preset, SamplingConfig, SourceConfig
 from handdata.trainer.resuming import MAY_CHANGE, changes, fork, require_same_history, run_settings
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
+from tests.fixtures.samples import sample, write_dataset
 from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
 
 MAY, REFUSED = True, False
@@ -274,6 +276,92 @@ def test_a_fork_is_a_run_that_records_both(storage: Storage, resume: Callable[..
     twice, settings = fork(storage, name, changed(found, seed=5))
     assert [of.run for of in settings.forked_from] == ["first", name]
     assert twice == f"{name}-fork-00000004"
+
+
+def test_what_was_typed_last_counts_also_where_it_came_to_no_checkpoint(storage: Storage) -> None:
+    slower = changed(OF_RUN, learning_rate=1e-6, steps=20)
+    storage.write_bytes("runs/first/settings.json", slower.model_dump_json().encode())
+    assert run_settings(storage, "first") == slower
+    for no_settings in (changed(slower, seed=4).model_dump_json().encode(), b"{", b"\xff", b""):
+        storage.write_bytes("runs/first/settings.json", no_settings)
+        assert run_settings(storage, "first") == OF_RUN
+
+
+def write_with_licences(storage: Storage, *licences: str) -> None:
+    """Write a dataset with a source for each of some licences."""
+    samples = [
+        sample(f"wave{number}", frame, timestamp_s=frame / 10, license=license, source=f"source{number}")
+        for number, license in enumerate(licences)
+        for frame in range(6)
+    ]
+    write_dataset(storage, samples)
+
+
+def test_a_run_meets_no_licences_that_came_to_the_dataset_later(tmp_path: Path) -> None:
+    storage, later = Storage(tmp_path / "first"), Storage(tmp_path / "later")
+    write_with_licences(storage, "MIT")
+    train(SMALL, storage, "run", steps=1, device="cpu")
+    write_with_licences(later, "MIT", "CC-BY-NC-4.0")
+    shutil.copytree(tmp_path / "first" / "runs", tmp_path / "later" / "runs")
+    with pytest.raises(
+        UsageError, match=r"on rows under MIT; the dataset now has others, under CC-BY-NC-4\.0"
+    ) as caught:
+        train(SMALL, later, "run", steps=2, resume=True, device="cpu")
+    assert "--fork" in caught.value.hint
+    notes: list[str] = []
+    for licences, steps in (((), 2), (("MIT", "BSD"), 3)):
+        name, settings = fork(later, "run", changed(SMALL.choosing_rows(licences=licences), steps=steps))
+        found = train(settings, later, name, resume=True, device="cpu", on_note=notes.append)
+        assert found.steps == steps
+    assert "no usable row is under BSD" in notes
+
+
+def test_a_dataset_that_has_changed_is_said_to_have(tmp_path: Path) -> None:
+    storage, later = Storage(tmp_path / "first"), Storage(tmp_path / "later")
+    write_with_licences(storage, "MIT")
+    train(SMALL, storage, "run", steps=1, device="cpu")
+    write_with_licences(later, "MIT", "MIT")
+    shutil.copytree(tmp_path / "first" / "runs", tmp_path / "later" / "runs")
+    for folder, said in ((storage, False), (later, True)):
+        notes: list[str] = []
+        train(SMALL, folder, "run", steps=2, resume=True, device="cpu", on_note=notes.append)
+        changed_note = "since step 1: targets were 6 of source0, and are 6 of source0, 6 of source1"
+        assert any(changed_note in note for note in notes) == said
+
+
+def test_a_fork_begins_at_the_last_sound_checkpoint(storage: Storage, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "workspace" / "runs" / "first" / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000003", checkpoints / "step-00000005")
+    for name, place in (("model.safetensors", -40), ("state.pt", -200), ("ema.safetensors", 9)):
+        whole = (checkpoints / "step-00000005" / name).read_bytes()
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (checkpoints / "step-00000005" / name).write_bytes(damaged)
+        notes: list[str] = []
+        forked, _ = fork(storage, "first", changed(OF_RUN, seed=5), notes.append)
+        assert forked == "first-fork-00000003"
+        assert [note for note in notes if "passed over the checkpoint" in note and "step-00000005" in note]
+        (checkpoints / "step-00000005" / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("--licence", text) for text in ("", " ", ",", "MIT,", ",MIT", "MIT,,BSD")),
+        *(("--where", text) for text in ("", " ", "\n")),
+        *(("--run", text) for text in ("", ".", "..", "../x", "a/b", "/tmp/a", ".hidden", "-a", "a b", "a\n")),
+    ],
+)
+@pytest.mark.parametrize("resumed", [(), ("--resume",)])
+def test_what_names_nothing_is_no_choice(
+    storage: Storage, run_command: Callable[..., CommandResult], words: tuple[str, str], resumed: tuple[str, ...]
+) -> None:
+    named = f"{words[0]}={words[1]}"
+    run = () if words[0] == "--run" else ("--run", "first")
+    result = run_command("train", "-w", storage.url(), "--gpus", "0", *run, named, *resumed)
+    assert (result.code, result.err.count("error:")) == (2, 1), result
+    assert words[0] in result.err
+    assert storage.list_folders("runs") == ["first"]
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,21 @@ def test_a_file_that_holds_no_keypoints_is_an_error(tmp_path: Path, text: str) -
     (tmp_path / "pose.json").write_text(text)
     with pytest.raises(UsageError, match="expected 42 rows"):
         read_keypoints(tmp_path / "pose.json")
+
+
+def test_whatever_a_keypoint_file_holds_is_an_error_of_one_kind(tmp_path: Path) -> None:
+    np.save(tmp_path / "whole.npy", np.full((42, 2), 5.0))
+    whole = (tmp_path / "whole.npy").read_bytes()
+    contents = {
+        "empty.npy": b"",
+        "cut.npy": whole[:-30],
+        "head.npy": whole[:40],
+        "huge.npy": whole.replace(b"(42, 2)", b"(4200000000000, 2)"),
+        "text.npy": b"[[1, 2]]",
+        "deep.json": b"[" * 100_000,
+        "latin.json": '["\xe9"]'.encode("latin-1"),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match="expected 42 rows"):
+            read_keypoints(tmp_path / name)

@@ -1,17 +1,19 @@
 """Files and settings that do not fit end in one line that says why."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from handdata.schemas import HandDataError, UsageError
-from handdata.trainer.autoencoders import PixelAutoencoder, require_fit
-from handdata.trainer.presets import Preset, SamplingConfig, SamplingOptions, load_preset
-from handdata.trainer.tasks import load_sampler
+from handdata.schemas import DamagedWeightsError, HandDataError, RunError, UsageError, WeightsError
+from handdata.trainer.autoencoders import PixelAutoencoder, load_autoencoder, require_fit
+from handdata.trainer.presets import AutoencoderConfig, Preset, SamplingConfig, SamplingOptions, load_preset
+from handdata.trainer.tasks import Sampler, load_sampler, unconditional
 from handdata.trainer.trainer import Trainer
+from tests.fixtures.commands import CommandResult
 from tests.fixtures.training import SMALL, changed
 
 
@@ -108,3 +110,68 @@ def test_a_wrong_settings_file_is_an_error_of_one_line(tmp_path: Path, content: 
     assert "\n" not in caught.value.message
     with pytest.raises(UsageError, match="cannot read"):
         load_preset("tiny", tmp_path)
+
+
+def test_weights_that_are_not_finite_are_nothing_to_start_from(tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in Trainer(SMALL, "cpu").model.state_dict().items()}
+    state["positions"].view(-1)[3] = torch.inf
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(DamagedWeightsError, match="holds numbers that are not finite"):
+        Trainer(SMALL, "cpu").start_from(str(tmp_path / "a.safetensors"))
+
+
+def test_guidance_of_more_channels_than_the_latent_has_is_an_error() -> None:
+    with pytest.raises(UsageError, match="guided_channels 4 are more channels than the latent has, 3"):
+        Trainer(SMALL.model_copy(update={"sampling": SamplingConfig(steps=1, guided_channels=4)}), "cpu")
+
+
+def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[optimisation]\nsteps = 3", encoding="utf-8-sig")
+    assert load_preset("tiny", tmp_path / "a.toml").optimisation.steps == 3
+
+
+def test_an_autoencoder_that_is_not_there_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("<html>")
+    for place in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(WeightsError, match="cannot load the autoencoder") as caught:
+            load_autoencoder(AutoencoderConfig(weights=str(place)))
+        assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "-inf"])
+@pytest.mark.parametrize("setting", ["monitoring.divergence", "pairs.video", "sampling.guidance_scale"])
+def test_no_setting_is_beyond_numbers(tmp_path: Path, setting: str, number: str) -> None:
+    section, name = setting.split(".")
+    (tmp_path / "a.toml").write_text(f"[{section}]\n{name} = {number}")
+    with pytest.raises(UsageError, match=rf"setting {setting}: Input should be"):
+        load_preset("tiny", tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sample", "gesture-transfer", "--guidance-scale=nan"),
+        ("sample", "fix", "a.png", "--guidance-scale=inf"),
+        ("sample", "video", "--fps=nan"),
+        ("sample", "unconditional", "--seed=-1"),
+        ("evaluate", "--min-motion=nan"),
+        ("evaluate", "--seed=-1"),
+    ],
+)
+def test_options_that_are_no_numbers_are_named(
+    words: tuple[str, ...], tmp_path: Path, run_command: Callable[..., CommandResult]
+) -> None:
+    result = run_command(*words, "-w", tmp_path)
+    assert result.code == 2, result
+    assert words[-1].split("=")[0] in result.err
+    assert "Traceback" not in result.err
+
+
+def test_images_that_are_no_numbers_are_not_shown_as_black() -> None:
+    class Wild(torch.nn.Linear):
+        def forward(self, x_t: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(x_t, torch.nan)
+
+    sampler = Sampler(Wild(1, 1), PixelAutoencoder(), SMALL)
+    with pytest.raises(RunError, match="the generated images hold numbers that are not finite"):
+        unconditional(sampler, 1, SamplingOptions(steps=2))

@@ -129,12 +129,16 @@ class PairDataset:
         self._rows = {"row": rows["row"].to_numpy(), "blobs": blobs, "sample": rows["sample"].to_numpy()}
         self._hands_known = rows["hands_known"].to_numpy()
         self._sequences = rows["sequence_id"]
+        self.licences: list[str] = sorted(rows["license"].cast(pl.String).unique().drop_nulls())
+        """Licences of the usable rows."""
         targets = self._candidates.source_targets(self._shard_starts)
         if not targets:
             raise NoPairsError(
                 f"{storage.describe()} has no usable pairs in split {split}",
                 "annotate more samples, or loosen --where, --licence and the weights of pairs",
             )
+        self.targets: dict[str, int] = {source.name: len(source) for source in targets}
+        """Targets of each source: where they change, so does the order."""
         self._order = TargetOrder(targets, seed)
         self._reader = FrameReader(storage, self.shards, self._rows_of_shard)
         self._latents = None if latents is None else latents.reader(self.shards, self._rows_of_shard)
@@ -300,7 +304,8 @@ class PairDataset:
             why = "its latent is not finite: the image was unreadable, or the autoencoder's numbers overflowed"
             if not frames.intact[first]:
                 why = "its latent is damaged: the checksum differs"
-            raise _UnreadablePairError(number, UnreadableImageError(f"{place}: {why}"))
+            hint = "repair the image, remove the file, and run `handdata encode` again"
+            raise _UnreadablePairError(number, UnreadableImageError(f"{place}: {why}", hint))
 
         def targets(field: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(field[:count])

@@ -63,6 +63,11 @@ _WORDS_ACROSS_ROWS: Final = re.compile(
 )
 """Words of SQL that make such parts, by which an error names them."""
 
+_CLOCK: Final = re.compile(
+    r"\b(now\s*\(|current_(?:date|time|timestamp)\b|localtime(?:stamp)?\b|today\b)", re.IGNORECASE
+)
+"""Words of SQL whose value is another one at another time: the same run would choose other rows when it goes on."""
+
 
 def read_rows(dataset: Dataset, shards: Sequence[Shard], split: Split, data: DataConfig) -> pl.DataFrame:
     """Return the usable rows of a split, in the order of ``shards``.
@@ -75,7 +80,7 @@ def read_rows(dataset: Dataset, shards: Sequence[Shard], split: Split, data: Dat
         ``hand_mask_start``, ``hand_mask_bytes``) and their CRC-32 (``image_crc32``, ``hand_mask_crc32``), null where
         unknown; 64-bit hashes of its names and groups
         (``sample``, ``video``, ``moment``); ``hands_known``, whether something is known of both hands; ``sequence_id``
-        (categorical), ``timestamp_s``, ``frame_index``.
+        and ``license`` (categorical), ``timestamp_s``, ``frame_index``.
 
     Raises:
         UsageError: ``data.where`` is no condition on a sample's columns.
@@ -112,7 +117,14 @@ def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
     if text is None:
         return pl.lit(True), []
     known = [name for name in SAMPLE_SCHEMA.names if name not in PIXEL_COLUMNS]
-    across = [match[0].rstrip(" (").upper() for match in _WORDS_ACROSS_ROWS.finditer(re.sub(r"'[^']*'", "", text))]
+    words = re.sub(r"'[^']*'", "", text)
+    if clock := _CLOCK.search(words):
+        asked = clock[0].rstrip(" (").upper()
+        raise UsageError(
+            f"--where {text!r} asks for the time by {asked}: another day it would choose other rows",
+            "write the date itself, such as DATE '2026-01-31'",
+        )
+    across = [match[0].rstrip(" (").upper() for match in _WORDS_ACROSS_ROWS.finditer(words)]
     names = f" by {', '.join(across)}" if across else ""
     looks_across = UsageError(
         f"--where {text!r} asks about other rows{names}; "
@@ -124,6 +136,8 @@ def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
         columns = condition.meta.root_names()
         if _looks_across_rows(json.loads(condition.meta.serialize(format="json"))):
             raise looks_across
+        if condition.meta.has_multiple_outputs():
+            raise UsageError(f"--where {text!r} does not name its columns one by one", _EXAMPLE)
     except pl.exceptions.PolarsError as error:
         if across:
             raise looks_across from None
@@ -145,7 +159,8 @@ def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
 def all_of(*conditions: str | None) -> str | None:
     """Return the SQL condition that rows fulfil which fulfil all of some conditions; None where there are none."""
     given = [condition for condition in conditions if condition]
-    return given[0] if len(given) == 1 else " AND ".join(f"({condition})" for condition in given) or None
+    # A line each: a condition may end in a comment.
+    return given[0] if len(given) == 1 else " AND ".join(f"({condition}\n)" for condition in given) or None
 
 
 def _first_line(error: Exception) -> str:
@@ -207,7 +222,7 @@ def _kept_columns(table: pl.DataFrame, shard: int) -> pl.DataFrame:
         group("source", "split", "sequence_id", "camera_id").alias("video"),
         group("source", "split", "sequence_id", "frame_index").alias("moment"),
         pl.all_horizontal(known).alias("hands_known"),
-        pl.col("sequence_id").cast(pl.Categorical),
+        pl.col("sequence_id", "license").cast(pl.Categorical),
         "timestamp_s",
         "frame_index",
     )

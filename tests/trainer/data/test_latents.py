@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from handdata.trainer.presets import (
     Preset,
 )
 from handdata.trainer.trainer import Trainer
+from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
 
 SIZE = 64
@@ -259,3 +261,17 @@ def test_each_command_of_the_trainer_takes_another_dataset(
     with pytest.raises(UsageError, match=f"{first} is neither"):
         run(*sampling, "--dataset", "absent", "--out", str(figure))
     assert not (tmp_path / "dataset").exists()
+
+
+def test_a_size_that_the_autoencoder_does_not_take_is_refused_before_anything_is_written(
+    storage: Storage, vae: AutoencoderConfig, run_command: Callable[..., CommandResult]
+) -> None:
+    words = ("encode", "--preset", "tiny", "--autoencoder", "sd-vae", "--weights", vae.weights, "-w", storage.url())
+    before = storage.list_files("dataset/latents", "")
+    result = run_command(*words, "--image-size", SIZE + 1)
+    assert (result.code, result.err.count("error:")) == (2, 1), result
+    assert f"takes no images of {SIZE + 1} pixels" in result.err
+    assert storage.list_files("dataset/latents", "") == before
+    result = run_command(*words, "--image-size", SIZE // 2)
+    assert result.code == 0, result.err
+    assert "below `[data]` in the file" in result.out

@@ -24,7 +24,7 @@ from handdata.trainer.data.candidates import STILL, VIDEO, VIEW
 from handdata.trainer.data.loading import BATCHES_AHEAD, pair_batches
 from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.data.reading import EncodedFrame, images_of, labels_of, largest_reduction
-from handdata.trainer.data.sample_index import parse_condition
+from handdata.trainer.data.sample_index import all_of, parse_condition
 from handdata.trainer.inputs import pair_conditions
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig
 from tests.fixtures.samples import SIZE, make_older, sample, write_dataset
@@ -325,6 +325,12 @@ def test_rows_are_chosen_by_an_expression_over_their_columns(storage: Storage) -
         ("first(source) = 'a'", "other rows by FIRST;"),
         ("unnest(flags) = 'a'", "other rows by UNNEST;"),
         ("sharpness > (SELECT max(sharpness) FROM self)", "other rows by SELECT, MAX;"),
+        ("timestamp_s > 0 AND now() > '2026-01-01'", r"asks for the time by NOW"),
+        ("CURRENT_DATE > DATE '2026-01-01'", r"asks for the time by CURRENT_DATE"),
+        ("current_timestamp IS NOT NULL", r"asks for the time by CURRENT_TIMESTAMP"),
+        ("extract(year FROM NOW ()) > 2000", r"asks for the time by NOW"),
+        ("columns('sharp.*') > 3", "does not name its columns"),
+        ("random() < 0.5", "no SQL expression"),
     ],
 )
 def test_a_wrong_expression_is_an_error_of_one_line(storage: Storage, where: str, message: str) -> None:
@@ -339,6 +345,8 @@ def test_a_wrong_expression_is_an_error_of_one_line(storage: Storage, where: str
         "array_mean(keypoints_score) > 0 AND 'blurry' != ANY(flags)",
         "array_reverse(flags)[1] = 'max (flags)' OR greatest(sharpness, 3) > 2 OR left(source, 2) = 'su'",
         "sequence_id IN ('count(*)', 'a') OR CASE WHEN sharpness > 1 THEN TRUE ELSE FALSE END",
+        "sequence_id != 'now()' AND source != 'current_date'",
+        all_of("sharpness > 1 -- sharp", "source = 'synthetic'"),
     ],
 )
 def test_functions_of_one_row_are_no_aggregates(where: str) -> None:
