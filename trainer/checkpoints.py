@@ -309,7 +309,8 @@ def _unreadable(checkpoint: Storage, name: str, error: Exception) -> WeightsErro
 
     What is as it was written may want more memory than there is, or another version; nobody should pass over it.
     """
-    known = name in (_read_marker(checkpoint.url()) or {}).get("crc32", {})
+    marker = _read_marker(checkpoint.url())
+    known = marker is not None and name in marker["crc32"]
     kind = WeightsError if known else DamagedWeightsError
     return kind(f"{checkpoint.url(name)} cannot be loaded: {told(error)}")
 
@@ -326,7 +327,7 @@ def _unchanged(checkpoint: Storage, name: str) -> bytes:
 
 def _require_checksum(data: bytes | mmap.mmap, marker: Mapping[str, Any], place: str) -> None:
     """Compare a file with the CRC-32 that a marker has of it; those of earlier versions have none."""
-    expected = marker.get("crc32", {}).get(place.rpartition("/")[2])
+    expected = marker["crc32"].get(place.rpartition("/")[2])
     if expected not in (None, zlib.crc32(data)):
         raise DamagedWeightsError(
             f"{place} is damaged: its checksum differs", "an earlier checkpoint of the run may be sound"
@@ -385,8 +386,9 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
 def _require_unchanged(local: Path, file: str) -> None:
     """Check a checkpoint's file, of which there is a copy on this machine, against the checkpoint's marker."""
     marker = _read_marker(file.rpartition("/")[0])
-    with local.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        _require_checksum(data, marker or {}, file)
+    if marker is not None:
+        with local.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _require_checksum(data, marker, file)
 
 
 def averaged_weights(path: str) -> str:
@@ -425,6 +427,7 @@ def _read_marker(checkpoint_url: str) -> dict[str, Any] | None:
     try:
         marker: dict[str, Any] = json.loads(checkpoint.read_bytes(MARKER_FILE))
         sizes = marker["sizes"].items()
+        marker.setdefault("crc32", {}).items()  # earlier versions wrote none
     except (ValueError, TypeError, KeyError, AttributeError):  # cut off, no text, or another document
         return None
     return marker if all(checkpoint.exists(name) and checkpoint.size(name) == size for name, size in sizes) else None

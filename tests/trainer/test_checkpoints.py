@@ -325,6 +325,9 @@ def test_a_changed_bit_of_a_checkpoint_is_noticed_which_no_reader_of_it_would_no
     del marker["crc32"]  # as earlier versions wrote it
     (checkpoint / "complete.json").write_text(json.dumps(marker))
     assert run.resume(str(checkpoint))
+    (checkpoint / "complete.json").write_text(json.dumps(marker | {"crc32": [1]}))
+    with pytest.raises(DamagedWeightsError, match="is damaged, and the run has no other"):
+        latest_checkpoint(str(tmp_path))
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(

@@ -22,7 +22,7 @@ from handdata.schemas import DamagedWeightsError, EncodedImage, RunError, Storag
 from handdata.trainer.autoencoders import PixelAutoencoder
 from handdata.trainer.checkpoints import load_for_sampling, validated_loss
 from handdata.trainer.data.latents import encode
-from handdata.trainer.data.pairs import MOST_IN_PLACE, PairDataset
+from handdata.trainer.data.pairs import MOST_IN_PLACE, PairDataset, open_pairs
 from handdata.trainer.data.validation import validation_batches
 from handdata.trainer.history import LossWatch, ReadingWatch, RunHistory
 from handdata.trainer.loop import train
@@ -223,6 +223,27 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(
     resumed = train(SMALL, storage, "halted", steps=6, resume=True, device="cpu")
     assert resumed.skipped == 3
     assert same(straight.checkpoint_url, resumed.checkpoint_url)
+
+
+def test_float16s_scale_is_halved_by_skipped_steps_and_goes_on_from_a_checkpoint(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scaled() -> Trainer:
+        trainer = Trainer(changed(SMALL, precision="float16"), "cpu")
+        monkeypatch.setattr(trainer, "_scaler", torch.amp.GradScaler("cpu", init_scale=1024))
+        return trainer
+
+    spoil(monkeypatch, [1, 3, 4], math.inf)
+    batch = open_pairs(storage, SMALL, "train").batch(range(4))
+    trainer = scaled()
+    scales = []
+    for _ in range(5):
+        trainer.training_step([batch])
+        scales.append(trainer._scaler.get_scale())
+    assert (scales, trainer.skipped) == ([512, 512, 256, 128, 128], 3)
+    resumed = scaled()
+    resumed.load(trainer.save(str(tmp_path / "run")))
+    assert resumed._scaler.get_scale() == 128
 
 
 def test_ten_such_steps_in_a_row_stop_a_run_and_leave_the_checkpoints_before_them(
