@@ -108,6 +108,8 @@ def train(
 
     storage = Storage(load_settings(workspace=workspace).workspace)
     licences = None if licence is None else _licences(licence)
+    if address is not None and (gpus or 0) < 2:
+        raise UsageError("--address is for several GPUs", "say how many with --gpus; one trains without Ray")
     if where is not None and not where.strip():
         raise UsageError("--where has no condition", "leave it out to use all rows")
     of_run = resuming.run_settings(storage, run) if resume or fork else None

@@ -175,3 +175,12 @@ def test_images_that_are_no_numbers_are_not_shown_as_black() -> None:
     sampler = Sampler(Wild(1, 1), PixelAutoencoder(), SMALL)
     with pytest.raises(RunError, match="the generated images hold numbers that are not finite"):
         unconditional(sampler, 1, SamplingOptions(steps=2))
+
+
+@pytest.mark.parametrize("gpus", [(), ("--gpus", "0"), ("--gpus", "1")])
+def test_an_address_that_nothing_would_join_is_an_error(
+    gpus: tuple[str, ...], tmp_path: Path, run_command: Callable[..., CommandResult]
+) -> None:
+    result = run_command("train", "--address", "head:6379", *gpus, "-w", tmp_path)
+    assert result.code == 2
+    assert "--address is for several GPUs" in result.err
