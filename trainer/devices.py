@@ -1,6 +1,7 @@
 """Which device computes, and with which numbers there: CUDA where it is, in half precision and TF32."""
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -13,6 +14,8 @@ from handdata.trainer.presets import OptimisationConfig
 Parts = TypeVar("Parts")
 
 _HALF = (torch.bfloat16, torch.float16)
+_CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""Names of the instructions by which CPUs compute in bfloat16."""
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -60,12 +63,19 @@ def autocast(device: torch.device, precision: str, on_cpu: bool = False) -> Abst
     Args:
         device: Device of the network.
         precision: ``float32``, ``bfloat16`` or ``float16``.
-        on_cpu: Whether bfloat16 is used on a CPU, too. float16 never is: it does not pay there.
+        on_cpu: Whether bfloat16 is used on a CPU, too, if it has instructions for it: without, it takes ten times as
+            long as float32. float16 never is: it does not pay there.
 
     """
     dtype: torch.dtype = getattr(torch, precision)
-    pays = device.type == "cuda" or (on_cpu and dtype == torch.bfloat16)
+    pays = device.type == "cuda" or (on_cpu and dtype == torch.bfloat16 and cpu_has_bfloat16())
     return torch.autocast(device.type, dtype if dtype in _HALF else None, enabled=pays and dtype in _HALF)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether this machine's CPU computes in bfloat16; False where torch is too old to say."""
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(name) for name in _CPU_BFLOAT16)
 
 
 class TrainedPrecision(nn.Module):

@@ -176,7 +176,6 @@ class Trainer:
         timesteps = timesteps.to(self.device)
         noise = draw_noise(latent.shape, self.device, draws)
         noisy = self.diffusion.add_noise(latent, noise, timesteps)
-        # On a CPU bfloat16 pays, two to three times where it has matrix units for it.
         with autocast(self.device, self.preset.optimisation.precision, on_cpu=True):
             output = model(noisy, timesteps, target_cond, ref_cond, task)
         known = batch.target_weight.float() / 255

@@ -197,7 +197,8 @@ def test_weights_and_biases_gets_the_curves_where_it_is_in_use(
     assert storage.list_files("runs/watched/wandb", ".wandb")
 
 
-def test_bfloat16_trains_as_float32_does_but_for_rounding(storage: Storage) -> None:
+def test_bfloat16_trains_as_float32_does_but_for_rounding(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handdata.trainer.devices.cpu_has_bfloat16", lambda: True)
     exact = train(SMALL, storage, "exact", steps=3, device="cpu")
     rounded = train(changed(SMALL, precision="bfloat16"), storage, "rounded", steps=3, device="cpu")
     expected, found = weights(exact.checkpoint_url), weights(rounded.checkpoint_url)
