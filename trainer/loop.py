@@ -44,7 +44,7 @@ from handdata.trainer.devices import choose_device
 from handdata.trainer.following import ConditionFollowing
 from handdata.trainer.history import LossWatch, ReadingWatch, RunHistory, Stopwatch
 from handdata.trainer.presets import Preset
-from handdata.trainer.resuming import require_same_history, run_settings
+from handdata.trainer.resuming import other_than_before, require_same_history, run_settings
 from handdata.trainer.schedule import MicroBatches, Process, micro_batches
 from handdata.trainer.trainer import Trainer
 
@@ -160,6 +160,8 @@ def train(
             f"the dataset has changed since step {trainer.step}: targets were {_counted(watched['targets'])}, and are "
             f"{_counted(dataset.targets)}; the order of pairs is another one from here on"
         )
+    if checkpoint_url and (others := other_than_before(checkpoint_url, preset)):
+        note(f"from step {trainer.step} on with {others}")
     first_step = trainer.step
     following: ConditionFollowing | None = None
     losses: deque[float] = deque(maxlen=LOGGED_EVERY_STEPS)

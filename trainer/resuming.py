@@ -165,6 +165,14 @@ def require_same_history(run: str, of_run: Preset, wanted: Preset) -> None:
         )
 
 
+def other_than_before(checkpoint_url: str, wanted: Preset) -> str:
+    """Return which settings differ from those of a checkpoint that a run goes on from, and how; nothing if none do."""
+    before = checkpoint_settings(checkpoint_url)
+    return ", ".join(
+        f"{path} {_value(wanted, path)} instead of {_value(before, path)}" for path in changes(before, wanted)
+    )
+
+
 def fork(
     storage: Storage, run: str, wanted: Preset, on_note: Callable[[str], None] | None = None
 ) -> tuple[str, Preset]:

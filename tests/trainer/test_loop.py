@@ -73,7 +73,11 @@ def test_a_resumed_run_takes_the_learning_rate_of_its_settings(storage: Storage)
     halted = train(SMALL, storage, "halted", steps=2, device="cpu")
     before = weights(halted.checkpoint_url)
     slower = changed(SMALL, learning_rate=1e-9)
-    after = weights(train(slower, storage, "halted", steps=3, resume=True, device="cpu").checkpoint_url)
+    notes: list[str] = []
+    resumed = train(slower, storage, "halted", steps=3, resume=True, device="cpu", on_note=notes.append)
+    after = weights(resumed.checkpoint_url)
+    different = "optimisation.steps 3 instead of 2, optimisation.learning_rate 1e-09 instead of 0.003"
+    assert notes == [f"from step 2 on with {different}"]
     assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in before if name.startswith("model."))
     assert any(not torch.equal(before[name], after[name]) for name in before)
 

@@ -129,7 +129,7 @@ class PairDataset:
         self._rows = {"row": rows["row"].to_numpy(), "blobs": blobs, "sample": rows["sample"].to_numpy()}
         self._hands_known = rows["hands_known"].to_numpy()
         self._sequences = rows["sequence_id"]
-        self.licences: list[str] = sorted(rows["license"].cast(pl.String).unique().drop_nulls())
+        self.licences: list[str] = sorted(rows["license"].unique().cast(pl.String).drop_nulls())
         """Licences of the usable rows."""
         targets = self._candidates.source_targets(self._shard_starts)
         if not targets:
