@@ -1,6 +1,6 @@
-"""``handdata evaluate``: generated hands beside the truth, beside a copied reference and beside the mean image."""
+"""``handdata evaluate``: generated hands beside the truth, a copied and a carried reference, and the mean image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from handdata.pictures.drawing import fit, titled_columns
 from handdata.pipeline.annotation.detector import HandDetector
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
@@ -17,19 +18,29 @@ from handdata.schemas import Split, UnreadableImageError, UsageError
 from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.data.pairs import open_pairs
 from handdata.trainer.data.splits import TRAINED_FIRST
-from handdata.trainer.evaluation import MovedPair, Scores, compare, mean_image, moved_pairs, pose_of_truth
+from handdata.trainer.evaluation import (
+    MovedPair,
+    Scores,
+    carried_references,
+    compare,
+    mean_image,
+    moved_pairs,
+    pose_of_truth,
+)
 from handdata.trainer.figures import draw_skeleton
 from handdata.trainer.presets import PairConfig, Preset, SamplingOptions
 from handdata.trainer.tasks import gesture_transfer, load_sampler
 
 OURS, COPY, MEAN = "generated", "copied reference", "mean picture"
+CARRIED, CARRIED_OVER = "carried reference", "carried reference, hand left in"
 
 _MEAN_OF = 1000
 """Largest number of training images that the mean image is made of."""
 _BATCH = 32
 _DETECTOR_PX = 256
 """Side to which small images are enlarged for the detector."""
-_TILE_PX = 128
+_TILE_PX = 160
+_GAP_PX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +80,7 @@ class Evaluation:
         scores: Scores of each way to make the image.
         above: Differences of generated images and each baseline, pair by pair.
         truth: What the detector finds in the true targets.
-        figure: Rows of reference, pose, truth, generated image and mean image (H, W, 3).
+        figure: Titled columns: reference, pose, carried reference, generated image, truth, mean image (H, W, 3).
 
     """
 
@@ -124,15 +135,17 @@ def evaluate(
     images = {
         OURS: generated,
         COPY: [pair.reference.image for pair in pairs],
+        CARRIED: carried_references(pairs),
+        CARRIED_OVER: carried_references(pairs, painted_out=False),
         MEAN: [mean] * len(pairs),
     }
     with HandDetector(require_weights("hand_landmarker", weights), AnnotateSettings().detection_confidence) as detector:
 
-        def find_hands(image: ByteArray) -> list[FloatArray]:
-            return _find_hands(detector, image)
+        def find(image: ByteArray) -> list[FloatArray]:
+            return find_hands(detector, image)
 
-        scores, above = compare(pairs, images, OURS, find_hands)
-        truth = pose_of_truth(pairs, find_hands)
+        scores, above = compare(pairs, images, OURS, find)
+        truth = pose_of_truth(pairs, find)
     return Evaluation(
         pairs=len(pairs),
         sequences=len({pair.sequence for pair in pairs}),
@@ -140,7 +153,7 @@ def evaluate(
         scores=scores,
         above=above,
         truth=truth,
-        figure=_figure(pairs, generated, mean, request.shown),
+        figure=_figure(pairs, images, request.shown),
     )
 
 
@@ -164,7 +177,7 @@ def _mean_of_training(storage: Storage, preset: Preset, on_note: Callable[[str],
     raise UsageError(f"{storage.describe()} has no samples", "run `handdata annotate` first")
 
 
-def _find_hands(detector: HandDetector, image: ByteArray) -> list[FloatArray]:
+def find_hands(detector: HandDetector, image: ByteArray) -> list[FloatArray]:
     """Return the joints (21, 2) of the hands in an image, which is enlarged where it is small."""
     size = image.shape[0]
     scale = max(_DETECTOR_PX / size, 1.0)
@@ -173,19 +186,14 @@ def _find_hands(detector: HandDetector, image: ByteArray) -> list[FloatArray]:
     return [np.asarray((hand.keypoints + 0.5) / scale - 0.5, dtype=np.float32) for hand in found]
 
 
-def _figure(pairs: Sequence[MovedPair], generated: Sequence[ByteArray], mean: ByteArray, shown: int) -> ByteArray:
-    """Lay out pairs of different videos, a row each: reference, pose, truth, generated image, mean image."""
+def _figure(pairs: Sequence[MovedPair], images: Mapping[str, Sequence[ByteArray]], shown: int) -> ByteArray:
+    """Lay out pairs of different videos, a row each, below the titles of their columns."""
     first = {pair.sequence: number for number, pair in reversed(list(enumerate(pairs)))}
     rows = []
     for number in list(first.values())[::-1][:shown]:
         pair = pairs[number]
         skeleton = draw_skeleton(pair.target.image.shape[0] * 4, pair.target.keypoints * 4 + 1.5, pair.target.valid)
-        tiles = [pair.reference.image, skeleton, pair.target.image, generated[number], mean]
-        rows.append(np.hstack([_tile(tile) for tile in tiles]))
-    return np.asarray(np.vstack(rows), dtype=np.uint8)
-
-
-def _tile(image: ByteArray) -> ByteArray:
-    interpolation = cv2.INTER_AREA if image.shape[0] > _TILE_PX else cv2.INTER_CUBIC
-    resized = cv2.resize(image, (_TILE_PX, _TILE_PX), interpolation=interpolation)
-    return np.asarray(np.pad(resized, ((2, 2), (2, 2), (0, 0)), constant_values=255), dtype=np.uint8)
+        carried, generated, mean = (images[way][number] for way in (CARRIED, OURS, MEAN))
+        tiles = [pair.reference.image, skeleton, carried, generated, pair.target.image, mean]
+        rows.append([fit(tile, _TILE_PX, _TILE_PX) for tile in tiles])
+    return titled_columns(rows, ["reference", "pose", CARRIED, OURS, "truth", MEAN], _GAP_PX)

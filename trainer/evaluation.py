@@ -1,7 +1,8 @@
-"""How good generated hands are: beside the truth, and beside two baselines that know nothing of diffusion.
+"""How good generated hands are: beside the truth, and beside baselines that know nothing of diffusion.
 
 Pairs are moments of one video whose hands have moved. The network draws the target from the reference and the target's
-keypoints; copying the reference and the mean image of the training split are what it must beat. Images are compared
+keypoints. What it must beat learns nothing: the reference copied, the reference carried to the target's keypoints bone
+by bone (``handdata.trainer.geometry``), and the mean image of the training split. Images are compared
 inside the target's hand box, grown by ``BOX_MARGIN``: the background would decide otherwise. Intervals come
 from resampling videos, not pairs, since pairs of one video resemble each other (Efron and Tibshirani 1993, section
 8.3).
@@ -21,6 +22,8 @@ from handdata.schemas import FINGERS, SIDES, WRIST, UnreadableImageError, UsageE
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.pairs import PairDataset
+from handdata.trainer.geometry.carrying import carry
+from handdata.trainer.geometry.poses import Pose
 
 BOX_MARGIN: Final = 0.25
 """Share of the hand box's longer side that is added on each side."""
@@ -125,6 +128,25 @@ def moved_pairs(
             "lower --min-motion, or let pairs.max_gap_s be longer",
         )
     return found
+
+
+def carried_references(pairs: Sequence[MovedPair], painted_out: bool = True) -> list[ByteArray]:
+    """Return each reference carried to its target's keypoints (S, S, 3): geometry alone, without learning.
+
+    ``painted_out``: what the reference's hands leave is filled from around them; else they stay to be seen.
+    """
+    images: list[ByteArray] = []
+    for pair in pairs:
+        reference, target = (
+            Pose(torch.from_numpy(frame.keypoints)[None].float(), torch.from_numpy(frame.valid)[None])
+            for frame in (pair.reference, pair.target)
+        )
+        picture = torch.from_numpy(pair.reference.image).permute(2, 0, 1)[None].float()
+        mask = torch.from_numpy(pair.reference.mask > 127)[None, None].float()
+        carried = carry(picture, mask, target, reference)
+        shown = carried.base if painted_out else torch.lerp(picture, carried.picture, carried.coverage)
+        images.append(shown[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+    return images
 
 
 def hand_length(keypoints: FloatArray, valid: BoolArray) -> float:

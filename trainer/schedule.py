@@ -31,13 +31,18 @@ class Process:
     count: int = 1
 
 
-def learning_rate_share(step: int, settings: OptimisationConfig) -> float:
-    """Return the share of the learning rate that a step takes: a linear warm-up, then the preset's decay."""
+def learning_rate_share(step: int, settings: OptimisationConfig, done: float | None = None) -> float:
+    """Return the share of the learning rate that a step takes: a linear warm-up, then the preset's decay.
+
+    ``done`` is the share of the run that is over, 0 to 1; None counts steps.
+    """
     if step < settings.warmup_steps:
         return (step + 1) / (settings.warmup_steps + 1)
     if settings.decay == "none":
         return 1.0
-    done = min(1.0, (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps))
+    if done is None:
+        done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    done = min(1.0, done)
     return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * (1 + math.cos(math.pi * done)) / 2
 
 

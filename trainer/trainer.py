@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -49,7 +49,23 @@ from handdata.trainer.weights import (
 class Trainer:
     """The network under training and all that changes with it, from step to step."""
 
-    def __init__(self, preset: Preset, device: str, process: Process = Process()) -> None:
+    def __init__(
+        self,
+        preset: Preset,
+        device: str,
+        process: Process = Process(),
+        share_done: Callable[[], float] | None = None,
+    ) -> None:
+        """Make the network of a preset, and what trains it.
+
+        Args:
+            preset: Settings of the run.
+            device: Device to train on.
+            process: One of several processes.
+            share_done: Returns the share of the run that is over, for one that ends by a clock; the learning rate
+                follows it. None: it follows the steps.
+
+        """
         settings = preset.optimisation
         self.preset = preset
         self.process = process
@@ -79,9 +95,8 @@ class Trainer:
         average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(self.model, multi_avg_fn=average)
         self._optimizer = make_optimiser(trained, settings)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: learning_rate_share(step, settings)
-        )
+        self._share_done = share_done
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._learning_rate_share)
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.device.type == "cuda" and settings.precision == "float16"
         )
@@ -91,6 +106,9 @@ class Trainer:
         """The network with averaged weights, which samples are drawn from."""
         module: nn.Module = self._average.module
         return module
+
+    def _learning_rate_share(self, step: int) -> float:
+        return learning_rate_share(step, self.preset.optimisation, self._share_done() if self._share_done else None)
 
     def training_step(self, micro_batches: Iterable[FramePair]) -> float:
         """Take one optimiser step on this process's share of a batch and return the whole batch's mean loss.
@@ -291,7 +309,7 @@ class Trainer:
         state = resumed.data_state
         self.step = resumed.step
         for group in self._optimizer.param_groups:  # by this run's schedule: its length may have changed
-            group["lr"] = group["initial_lr"] * learning_rate_share(self.step, self.preset.optimisation)
+            group["lr"] = group["initial_lr"] * self._learning_rate_share(self.step)
         self.skipped, self.skipped_in_a_row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)
         # Where it is 0, the next update copies the weights.
         self._average.n_averaged.fill_(state.get("averaged", resumed.step))

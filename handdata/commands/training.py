@@ -323,7 +323,9 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score generated hands beside the truth, a copied reference and the mean image, on pairs that move.
+    """Score generated hands beside the truth and what learns nothing, on pairs that move.
+
+    What learns nothing: the reference copied, the reference carried to the target's keypoints, and the mean image.
 
     PSNR and SSIM are those inside the target's hand box. PCK is the share of joints that MediaPipe finds in the
     generated hand near the target's.

@@ -144,6 +144,30 @@ def tile(images: Sequence[ByteArray], columns: int, gap: int, captions: Sequence
     return np.array(sheet)
 
 
+def titled_columns(rows: Sequence[Sequence[ByteArray]], titles: Sequence[str], gap: int) -> ByteArray:
+    """Return one picture of rows of images of one size on white, with a title above each column.
+
+    Args:
+        rows: At least one row, of an image a column.
+        titles: One title a column; a line that is too long loses its middle.
+        gap: Pixels between the images and around them.
+
+    """
+    height, width = rows[0][0].shape[:2]
+    font = _font(min(max(11, round(width / 11)), 18))
+    title_px = _line_height(font)
+    size = len(titles) * (width + gap) + gap, title_px + gap + len(rows) * (height + gap)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        left = gap + column * (width + gap)
+        text = _shortened(title, font, width)
+        draw.text((left + (width - font.getlength(text)) / 2, 0), text, fill=_INK, font=font)
+        for row, images in enumerate(rows):
+            sheet.paste(Image.fromarray(images[column]), (left, title_px + gap + row * (height + gap)))
+    return np.array(sheet)
+
+
 class _Canvas:
     """A transparent layer over an image, drawn at a higher resolution where the image is small.
 

@@ -5,18 +5,20 @@ from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import EncodedImage, UsageError
+from handdata.schemas import HAND_EDGES, EncodedImage, UsageError
 from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.evaluation import (
     LEAST_MOTION,
     MovedPair,
+    carried_references,
     compare,
     correct_joints,
     hand_box,
@@ -51,6 +53,25 @@ def frame(seed: int, shift: tuple[float, float] = (0, 0), length: float = 24, si
 def pair(seed: int, shift: tuple[float, float]) -> MovedPair:
     reference, target = frame(seed), frame(seed + 1000, shift)
     return MovedPair(f"video{seed % 7}", mean_motion(reference, target), reference, target)
+
+
+def test_a_carried_reference_is_the_target_where_a_hand_has_moved_over_a_plain_background() -> None:
+    picture, hand = np.full((64, 64, 3), 90, np.uint8), np.zeros((64, 64), np.uint8)
+    joints = frame(0).keypoints[:21].round().astype(int)
+    for start, end in HAND_EDGES:
+        cv2.line(hand, tuple(joints[start]), tuple(joints[end]), 255, 7)
+    picture[hand > 0] = (200, 120, 80)
+    reference = replace(frame(0), image=picture, mask=hand)
+    shift = (10, -6)
+    target = replace(frame(0, shift), image=np.roll(picture, shift, axis=(1, 0)))
+    pairs = [MovedPair("video", mean_motion(reference, target), reference, target)]
+    (carried,), (left_in,) = carried_references(pairs), carried_references(pairs, painted_out=False)
+    copied, better, worse = (similarity(image, target)["psnr"] for image in (picture, carried, left_in))
+    assert better > copied + 6
+    assert copied < worse < better
+    old = (hand > 0) & (np.roll(cv2.dilate(hand, np.ones((5, 5))), shift, axis=(1, 0)) == 0)
+    assert (left_in[old] == (200, 120, 80)).all()
+    assert np.abs(carried[old].astype(int) - 90).max() < 20
 
 
 def test_motion_is_measured_in_hand_lengths() -> None:
@@ -240,14 +261,16 @@ def test_a_checkpoint_is_scored_from_the_command_line(
     found = json.loads(result.out)
     assert found == json.loads((tmp_path / "found" / "evaluation.json").read_text())
     assert found["pairs"] == 6
-    assert set(found["scores"]) == {"generated", "copied reference", "mean picture"}
+    baselines = {"copied reference", "carried reference", "carried reference, hand left in", "mean picture"}
+    assert set(found["scores"]) == {"generated"} | baselines
+    assert set(found["above"]) == baselines
     assert set(found["scores"]["generated"]) == {"psnr", "ssim", "detected", "pck@0.1", "pck@0.2"}
     assert found["above"]["copied reference"]["psnr"]["mean"] == pytest.approx(
         found["scores"]["generated"]["psnr"]["mean"] - found["scores"]["copied reference"]["psnr"]["mean"]
     )
     assert (tmp_path / "found" / "losses.png").is_file()
     with Image.open(tmp_path / "found" / "evaluation.png") as figure:
-        assert figure.width == 5 * 132
+        assert figure.width == 6 * 164 + 4
     table = run_command("evaluate", *here)
     assert "95% intervals" in table.out
     assert run_command("evaluate", *here, "--split", "test").code == 2

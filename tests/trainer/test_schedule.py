@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from handdata.schemas import UsageError
-from handdata.trainer.schedule import MicroBatches, Process, micro_batches, spread_timesteps
+from handdata.trainer.schedule import MicroBatches, Process, learning_rate_share, micro_batches, spread_timesteps
 from tests.fixtures.training import SMALL, changed
 
 
@@ -40,3 +40,11 @@ def test_logit_normal_timesteps_are_mostly_the_middle_ones() -> None:
     logits = torch.logit((drawn + 0.5) / 1000)
     assert float(logits.mean()) == pytest.approx(0, abs=0.05)
     assert float(logits.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_the_learning_rate_falls_by_the_clock_where_a_run_ends_by_one() -> None:
+    settings = changed(SMALL, steps=100, warmup_steps=10, decay="cosine").optimisation
+    assert learning_rate_share(4, settings, 0.9) == learning_rate_share(4, settings)  # still warming up
+    assert learning_rate_share(55, settings, 0.5) == pytest.approx(learning_rate_share(55, settings))
+    assert learning_rate_share(20, settings, 1.0) == pytest.approx(0.05)
+    assert learning_rate_share(20, settings, 1.2) == pytest.approx(0.05)

@@ -1,6 +1,7 @@
 """The reference carried to the target's pose, bone by bone, with its old hand painted out.
 
-A pixel near a bone of the target takes the reference's pixel at the same place along and across that bone.
+A pixel near a bone of the target takes the reference's pixel at the same place along and across that bone. What limits
+it, and what was tried and left out (the order in depth, palms as planes), is in ``docs/results/geometry.md``.
 """
 
 from typing import Final, NamedTuple
@@ -9,13 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handdata.trainer.geometry.limbs import LimbField, limb_field
-from handdata.trainer.geometry.poses import Pose, bones_of
+from handdata.trainer.geometry.limbs import LIMBS, LimbField, limb_field
+from handdata.trainer.geometry.poses import FINGER_COUNT, HAND_BONES, HANDS, Bones, Pose, bones_of
+
+_PALM: Final = FINGER_COUNT
+"""Number of the palm among a hand's limbs."""
+_OF_HAND: Final = FINGER_COUNT + 1
+"""Limbs of a hand."""
 
 _EDGE: Final = 3.0
-"""How sharply the carried hand ends: the slope of its coverage, a finger radius."""
-_HAND_WITHIN: Final = 1.3
-"""Without a mask, pixels within so many finger radii of a limb are the hand's."""
+"""How sharply the carried hand ends: the slope of its coverage, a radius."""
+_REACH, _REACH_IN_MASK = 1.0, 1.3
+"""Where the hand ends, in radii from its bones; with a mask of the reference's hand, which knows better, farther."""
+_STRETCHES, _SMEARS = 1.2, 2.0
+"""A finger's bone that is so many times longer than in the reference begins to show, or shows, the palm's colour."""
 _MARGIN: Final = 1 / 32
 """By how much hands are taken to be larger when they are painted out, as a share of the image's side."""
 _SHORTEST_PX: Final = 0.5
@@ -29,22 +37,21 @@ class Carried(NamedTuple):
     target_limbs: LimbField
     reference_limbs: LimbField
     picture: Tensor
-    """(N, C, H, W) the reference's hand in the target's pose; what lies off the hand means nothing."""
+    """(N, C, H, W) the reference's hands in the target's pose; what lies off the hands means nothing."""
     coverage: Tensor
-    """(N, 1, H, W) how far ``picture`` shows the hand, 0 to 1; 0 where a hand is missing in either frame."""
+    """(N, 1, H, W) how far ``picture`` shows a hand, 0 to 1; 0 where the hand is missing in either frame."""
     background: Tensor
-    """(N, C, H, W) the reference with its hands painted out, where the target has any joint; else as it is."""
+    """(N, C, H, W) the reference with its hands painted out and its forearms carried, where the target has any joint;
+    else as it is."""
 
     @property
     def base(self) -> Tensor:
-        """The picture before the background (N, C, H, W)."""
+        """The hands before the background (N, C, H, W)."""
         return torch.lerp(self.background, self.picture, self.coverage)
 
 
 def carry(picture: Tensor, mask: Tensor, target: Pose, reference: Pose) -> Carried:
     """Carry a reference's hands to the target's pose.
-
-    A hand that either frame lacks is not carried. Without any, the picture is the reference where there is one.
 
     Args:
         picture: The reference (N, C, H, W).
@@ -56,52 +63,98 @@ def carry(picture: Tensor, mask: Tensor, target: Pose, reference: Pose) -> Carri
     size = (picture.shape[-2], picture.shape[-1])
     target_bones, reference_bones = bones_of(target), bones_of(reference)
     to, of = limb_field(target_bones, size), limb_field(reference_bones, size)
-    distance, limb = to.distance.min(1)  # N, H, W
-    bone = to.bone.gather(1, limb.unsqueeze(1)).flatten(1)  # N, H W
+    masked = mask.amax((1, 2, 3), keepdim=True) > 0
+    on_reference = torch.where(masked, mask, (of.of_hands.amin(1, keepdim=True) < 1).to(mask))
+    numbers = _numbers(target_bones, reference_bones)
 
+    distance, limb = to.of_hands.min(1, keepdim=True)  # N, 1, H, W
+    place = _places(numbers, to.bone.gather(1, limb), size)
+    hand, is_palm = limb // _OF_HAND, limb % _OF_HAND == _PALM
+    inside = torch.sigmoid((torch.where(masked, _REACH_IN_MASK, _REACH) - distance) * _EDGE)
+    inside = inside * torch.where(masked, _sample(mask, place.grid), 1)
+    right_hands = of.of_hands[:, :_OF_HAND].amin(1, keepdim=True) < of.of_hands[:, _OF_HAND:].amin(1, keepdim=True)
+    of_right = _sample(right_hands.float(), place.grid)
+    inside = inside * torch.where(hand == 0, of_right, 1 - of_right)  # one hand shows nothing of the other
+    # A bone that points at the camera in the reference shows nothing of its length: the palm's colour stands in.
+    smears = ((place.stretch - _STRETCHES) / (_SMEARS - _STRETCHES)).clamp(0, 1) * ~is_palm
+    inside = torch.lerp(inside, torch.sigmoid((_REACH - distance) * _EDGE), smears)
+    hands = torch.lerp(_sample(picture, place.grid), _palm_colour(picture, on_reference, of, hand), smears)
+
+    margin = max(1, round(_MARGIN * size[1]))
+    hidden = F.max_pool2d(on_reference, 2 * margin + 1, stride=1, padding=margin)
+    on_arm = (of.distance[:, LIMBS:].amin(1, keepdim=True) < 1).to(hidden)
+    background = paint_out(picture, torch.maximum(hidden, on_arm))
+    distance, arm = to.distance[:, LIMBS:].min(1, keepdim=True)
+    behind = _places(numbers, to.bone[:, LIMBS:].gather(1, arm), size)
+    in_picture = (behind.grid.abs().amax(-1) <= 1).unsqueeze(1)
+    arms = torch.sigmoid((_REACH - distance) * _EDGE) * behind.known * in_picture
+    background = torch.lerp(background, _sample(picture, behind.grid), arms)
+    background = torch.where(target.there.any(1).view(-1, 1, 1, 1), background, picture)
+    return Carried(to, of, hands, inside * place.known, background)
+
+
+class _Places(NamedTuple):
+    """Where in the reference each pixel of the target is found."""
+
+    grid: Tensor
+    """(N, H, W, 2) as ``grid_sample`` takes them."""
+    known: Tensor
+    """(N, 1, H, W) 1 where both frames have the bone."""
+    stretch: Tensor
+    """(N, 1, H, W) how many times longer the bone is than in the reference."""
+
+
+def _numbers(target: Bones, reference: Bones) -> Tensor:
+    """Return what ``_places`` needs of each bone (N, 42, 12)."""
     lengths, lengths_there = (
         torch.linalg.vector_norm(bones.along, dim=-1, keepdim=True).clamp(min=_SHORTEST_PX)
-        for bones in (target_bones, reference_bones)
+        for bones in (target, reference)
     )
-    both = (target_bones.there & reference_bones.there).unsqueeze(-1)
-    of_bone = [target_bones.start, target_bones.along / lengths, lengths]
-    of_bone += [reference_bones.start, reference_bones.along / lengths_there, lengths_there, both.float()]
-    numbers = torch.cat(of_bone, dim=-1)  # N, 40, 11
-    x0, y0, ux, uy, length, rx0, ry0, rux, ruy, length_there, known = numbers.gather(
-        1, bone.unsqueeze(-1).expand(-1, -1, numbers.shape[-1])
-    ).unbind(-1)  # each N, H W
+    known = target.there & reference.there
+    # How much larger a hand is in the reference: the median of its bones', since poses shorten them at random.
+    ratios = (lengths_there / lengths).masked_fill(~known.unsqueeze(-1), torch.nan)[:, :HAND_BONES]
+    scale = ratios.view(-1, HANDS, HAND_BONES // HANDS).nanmedian(-1).values.nan_to_num(1)
+    scale = torch.cat([scale.repeat_interleave(HAND_BONES // HANDS, dim=1), scale], dim=1).unsqueeze(-1)
+    parts = [target.start, target.along / lengths, lengths]
+    parts += [reference.start, reference.along / lengths_there, lengths_there, scale, known.unsqueeze(-1).float()]
+    return torch.cat(parts, dim=-1)
 
+
+def _places(numbers: Tensor, bone: Tensor, size: tuple[int, int]) -> _Places:
+    """Find for each pixel the reference's pixel at the same place along and across its bone (N, 1, H, W)."""
+    height, width = size
+    of_pixel = numbers.gather(1, bone.flatten(1).unsqueeze(-1).expand(-1, -1, numbers.shape[-1]))
+    x0, y0, ux, uy, length, x0_there, y0_there, ux_there, uy_there, length_there, scale, known = of_pixel.unbind(-1)
     y, x = torch.meshgrid(
-        torch.arange(size[0], device=picture.device, dtype=torch.float32),
-        torch.arange(size[1], device=picture.device, dtype=torch.float32),
+        torch.arange(height, device=bone.device, dtype=torch.float32),
+        torch.arange(width, device=bone.device, dtype=torch.float32),
         indexing="ij",
     )
-    right, down = x.flatten() - x0, y.flatten() - y0
-    along, across = right * ux + down * uy, down * ux - right * uy
+    right, down = x.flatten() - x0, y.flatten() - y0  # N, H W
+    along, across = right * ux + down * uy, (down * ux - right * uy) * scale
     on_bone = torch.minimum(along.clamp(min=0), length)
-    along = on_bone * (length_there / length) + (along - on_bone)  # beyond the ends pixels stay pixels
-    from_x = rx0 + along * rux - across * ruy
-    from_y = ry0 + along * ruy + across * rux
-    carried = _sample(picture, from_x.view_as(distance), from_y.view_as(distance))
-    coverage = torch.sigmoid((1 - distance) * _EDGE) * known.view_as(distance)
-    return Carried(to, of, carried, coverage.unsqueeze(1), _background(picture, mask, target, of))
+    along = on_bone * (length_there / length) + (along - on_bone) * scale  # beyond its ends a bone does not stretch
+    x_there = x0_there + along * ux_there - across * uy_there
+    y_there = y0_there + along * uy_there + across * ux_there
+    return _Places(
+        torch.stack([(2 * x_there + 1) / width - 1, (2 * y_there + 1) / height - 1], dim=-1).view(-1, height, width, 2),
+        known.view(-1, 1, height, width),
+        (length * scale / length_there).view(-1, 1, height, width),
+    )
 
 
-def _sample(picture: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the picture (N, C, H, W) at places (N, H, W), pixels; the nearest pixel outside it."""
-    height, width = picture.shape[-2:]
-    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+def _sample(picture: Tensor, grid: Tensor) -> Tensor:
+    """Return the picture (N, C, H, W) at the places of a grid; the nearest pixel outside it."""
     return F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
 
 
-def _background(picture: Tensor, mask: Tensor, target: Pose, reference_limbs: LimbField) -> Tensor:
-    """Return the picture without its hands, where the target has any joint."""
-    limbs = (reference_limbs.distance.amin(1, keepdim=True) < _HAND_WITHIN).to(mask)
-    hands = torch.where(mask.amax((1, 2, 3), keepdim=True) > 0, mask, limbs)
-    margin = max(1, round(_MARGIN * picture.shape[-1]))
-    hidden = F.max_pool2d(hands, 2 * margin + 1, stride=1, padding=margin)
-    moves = target.there.any(1).view(-1, 1, 1, 1)
-    return torch.where(moves, paint_out(picture, hidden), picture)
+def _palm_colour(picture: Tensor, on_hand: Tensor, of: LimbField, hand: Tensor) -> Tensor:
+    """Return the mean colour of the reference's palm (N, C, H, W) of each pixel's ``hand`` (N, 1, H, W)."""
+    palms = (of.distance[:, _PALM:LIMBS:_OF_HAND] < 1) * on_hand  # N, 2, H, W
+    shares = palms / palms.sum((-2, -1), keepdim=True).clamp(min=1)
+    colours = torch.einsum("nchw,nkhw->nck", picture, shares)
+    of_pixel = colours.gather(2, hand.flatten(1).unsqueeze(1).expand(-1, picture.shape[1], -1))
+    return of_pixel.view_as(picture)
 
 
 def paint_out(picture: Tensor, hidden: Tensor) -> Tensor:
@@ -113,7 +166,8 @@ def paint_out(picture: Tensor, hidden: Tensor) -> Tensor:
     seen = 1 - hidden
     levels = [(picture * seen, seen)]
     while max(levels[-1][1].shape[-2:]) > 1:
-        levels.append(tuple(F.avg_pool2d(part, 2, ceil_mode=True) for part in levels[-1]))  # type: ignore[arg-type]
+        total, share = levels[-1]
+        levels.append((F.avg_pool2d(total, 2, ceil_mode=True), F.avg_pool2d(share, 2, ceil_mode=True)))
     filled = torch.zeros_like(levels[-1][0])
     for total, share in reversed(levels):
         filled = F.interpolate(filled, total.shape[-2:], mode="bilinear", align_corners=False)

@@ -5,16 +5,19 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from handdata.schemas.joints import SKELETON_EDGES
+from handdata.schemas.joints import FINGERS, KEYPOINTS_PER_HAND, SIDES, SKELETON_EDGES, WRIST
 
-BONES: Final = len(SKELETON_EDGES)
-HANDS: Final = 2
-FINGERS: Final = 5
+HANDS: Final = len(SIDES)
+FINGER_COUNT: Final = len(FINGERS)
 BONES_A_FINGER: Final = 4
 """From wrist to tip; the first one lies in the palm."""
+HAND_BONES: Final = len(SKELETON_EDGES)
+BONES: Final = HAND_BONES + HANDS
+"""The bones of ``SKELETON_EDGES``, then the right and the left forearm."""
 
 _STARTS = torch.tensor([start for start, _ in SKELETON_EDGES])
 _ENDS = torch.tensor([end for _, end in SKELETON_EDGES])
+_WRISTS = torch.tensor([WRIST + hand * KEYPOINTS_PER_HAND for hand in range(HANDS)])
 _FAINTEST_PEAK = 1e-6
 
 
@@ -28,14 +31,17 @@ class Pose(NamedTuple):
 
 
 class Bones(NamedTuple):
-    """The bones of N frames, in the order of ``SKELETON_EDGES``."""
+    """The bones of N frames."""
 
     start: Tensor
-    """(N, 40, 2) pixels: the end nearer to the wrist; 0 where a bone is not there."""
+    """(N, 42, 2) pixels: the end nearer to the palm."""
     along: Tensor
-    """(N, 40, 2) from start to end."""
+    """(N, 42, 2) from start to end."""
     there: Tensor
-    """(N, 40) bool: both joints are."""
+    """(N, 42) bool: both joints are; of a forearm, the hand's palm is."""
+    hand_length: Tensor
+    """(N, 42) pixels: length of the bone's hand, the longest way from its wrist to a fingertip along bones; 0 without
+    one."""
 
 
 def read_pose(heatmaps: Tensor) -> Pose:
@@ -48,7 +54,7 @@ def read_pose(heatmaps: Tensor) -> Pose:
     maps = heatmaps.float()
     columns, rows = maps.sum(-2), maps.sum(-1)  # a Gaussian's sums over an axis are Gaussians too
     joints = torch.stack([_peak(columns), _peak(rows)], dim=-1)
-    return Pose(joints, maps.amax((-2, -1)) > _FAINTEST_PEAK)
+    return Pose(joints, columns.amax(-1) > _FAINTEST_PEAK)
 
 
 def _peak(profiles: Tensor) -> Tensor:
@@ -59,14 +65,23 @@ def _peak(profiles: Tensor) -> Tensor:
 
 
 def bones_of(pose: Pose) -> Bones:
-    """Return the bones of poses."""
-    starts, ends = _STARTS.to(pose.joints.device), _ENDS.to(pose.joints.device)
-    there = pose.there[:, starts] & pose.there[:, ends]
+    """Return the bones of poses.
+
+    Nothing is known of the forearm but where it begins: it is taken to go on from the palm, from the wrist away from
+    the fingers, for a hand's length.
+    """
+    starts, ends, wrists = (index.to(pose.joints.device) for index in (_STARTS, _ENDS, _WRISTS))
     joints = pose.joints.float().masked_fill(~pose.there.unsqueeze(-1), 0)
-    return Bones(joints[:, starts], joints[:, ends] - joints[:, starts], there)
+    there = pose.there[:, starts] & pose.there[:, ends]
+    along = (joints[:, ends] - joints[:, starts]) * there.unsqueeze(-1)
 
-
-def hand_lengths(bones: Bones) -> Tensor:
-    """Return the longest way from the wrist to a fingertip along the bones that are there (N, 2), pixels."""
-    lengths: Tensor = torch.linalg.vector_norm(bones.along, dim=-1) * bones.there
-    return lengths.view(-1, HANDS, FINGERS, BONES_A_FINGER).sum(-1).amax(-1)
+    of_finger = (-1, HANDS, FINGER_COUNT, BONES_A_FINGER)
+    lengths = torch.linalg.vector_norm(along, dim=-1).view(of_finger).sum(-1).amax(-1)  # N, 2
+    palm = along.view(*of_finger, 2)[:, :, 1:, 0].sum(2)  # N, 2, 2: the thumb's bone leads aside
+    forearm = -torch.nn.functional.normalize(palm, dim=-1) * lengths.unsqueeze(-1)
+    return Bones(
+        start=torch.cat([joints[:, starts], joints[:, wrists]], dim=1),
+        along=torch.cat([along, forearm], dim=1),
+        there=torch.cat([there, there.view(of_finger)[:, :, 1:, 0].any(-1)], dim=1),
+        hand_length=torch.cat([lengths.repeat_interleave(FINGER_COUNT * BONES_A_FINGER, dim=1), lengths], dim=1),
+    )

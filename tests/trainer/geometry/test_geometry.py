@@ -10,7 +10,7 @@ from handdata.schemas import SIDES, hand_rows
 from handdata.trainer.conditioning import render_heatmaps
 from handdata.trainer.geometry.carrying import carry, paint_out
 from handdata.trainer.geometry.limbs import limb_field, limb_maps
-from handdata.trainer.geometry.poses import Pose, bones_of, hand_lengths, read_pose
+from handdata.trainer.geometry.poses import Pose, bones_of, read_pose
 
 SIZE = 64
 ALL_THERE = torch.ones(1, 42, dtype=torch.bool)
@@ -129,8 +129,9 @@ def test_one_hand_alone_is_carried_where_the_other_is_missing_in_a_frame() -> No
     right, left = hand((16.0, 50.0), 30), hand((48.0, 50.0), 30)
     carried = carry(smooth_picture(), NO_MASK, pose(right, left), pose(right=right))
     distance = carried.target_limbs.distance
-    assert carried.coverage[0, 0][distance[0, :6].amin(0) < 0.3].min() > 0.8
-    assert carried.coverage[0, 0][distance[0, 6:].amin(0) < 0.3].max() == 0
+    shown, missing = distance[:, :6].amin(1, keepdim=True), distance[:, 6:12].amin(1, keepdim=True)
+    assert carried.coverage[shown < 0.3].min() > 0.8
+    assert carried.coverage[(missing < 0.3) & (shown > 1.5)].max() == 0
 
 
 def test_painting_out_continues_what_is_around() -> None:
@@ -157,6 +158,48 @@ def test_the_old_hand_is_painted_out_by_its_mask_or_by_its_limbs() -> None:
         assert float(base[0, 0][new < 0.5].min()) > 0.5
 
 
-def test_the_length_of_a_hand_is_its_longest_way_from_wrist_to_fingertip() -> None:
-    lengths = hand_lengths(bones_of(pose(right=hand((32.0, 60.0), 40))))
-    torch.testing.assert_close(lengths, torch.tensor([[40.0, 0.0]]))
+def test_a_bone_knows_its_hand_and_the_forearm_goes_on_from_the_palm() -> None:
+    bones = bones_of(pose(right=hand((32.0, 40.0), 30)))
+    torch.testing.assert_close(bones.hand_length[0, [0, 19, 20, 39, 40, 41]], torch.tensor([30.0, 30, 0, 0, 30, 0]))
+    assert bones.there[0].tolist() == [True] * 20 + [False] * 20 + [True, False]
+    forearm = bones.along[0, 40]
+    assert forearm[1] == pytest.approx(30, abs=2)  # down: the fingers point up
+    assert bones.start[0, 40].tolist() == [32, 40]
+
+
+def test_no_hand_shows_pixels_of_the_other_one_beside_it() -> None:
+    right, left = hand((22.0, 56.0), 36), hand((42.0, 56.0), 36)
+    before = pose(right, left)
+    near = limb_field(bones_of(before), (SIZE, SIZE)).of_hands
+    nearer_right = near[:, :6].amin(1, keepdim=True) < near[:, 6:].amin(1, keepdim=True)
+    picture = torch.where(nearer_right, 1.0, -1.0).expand(1, 3, SIZE, SIZE)
+    mask = (near.amin(1, keepdim=True) < 1.2).float()
+    apart = pose(right - torch.tensor([8.0, 0]), left + torch.tensor([8.0, 0]))
+    carried = carry(picture, mask, apart, before)
+    distance = carried.target_limbs.of_hands
+    for side, colour in ((0, 1.0), (1, -1.0)):
+        own, other = (distance[:, 6 * hand : 6 * hand + 6].amin(1, keepdim=True) for hand in (side, 1 - side))
+        shown = (carried.coverage > 0.3) & (own < other)
+        assert shown.any()
+        assert float((carried.picture[:, :1] * colour)[shown].min()) > 0
+
+
+def test_a_finger_that_uncurls_shows_the_palms_colour() -> None:
+    picture = torch.full((1, 3, SIZE, SIZE), -1.0)
+    before = pose(right=hand((32.0, 58.0), 44, curl=0.1))
+    palm = limb_field(bones_of(before), (SIZE, SIZE)).distance[:, 5:6] < 1
+    picture = torch.where(palm, 0.7, picture)
+    carried = carry(picture, NO_MASK, pose(right=hand((32.0, 58.0), 44)), before)
+    tip = hand((32.0, 58.0), 44)[12].round().long()
+    assert carried.picture[0, 0, tip[1], tip[0]] > 0.5
+    assert carried.coverage[0, 0, tip[1], tip[0]] > 0.8
+
+
+def test_the_wrist_stays_with_its_forearm() -> None:
+    before, after = hand((24.0, 34.0), 28), hand((38.0, 38.0), 28)
+    fields = [limb_field(bones_of(pose(right=joints)), (SIZE, SIZE)) for joints in (before, after)]
+    (old, new), hands = (field.distance[:, 12:13] for field in fields), fields[1].of_hands.amin(1, keepdim=True)
+    picture = torch.where(old < 0.8, 1.0, -1.0).expand(1, 3, SIZE, SIZE)
+    base = carry(picture, NO_MASK, pose(right=after), pose(right=before)).base[:, :1]
+    assert base[(new < 0.6) & (hands > 1.5)].min() > 0.5
+    assert base[(old < 0.6) & (new > 1.5) & (hands > 1.5)].max() < 0
