@@ -168,6 +168,16 @@ def test_pairs_that_cannot_be_read_are_replaced_alike_in_several_processes(tmp_p
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.soak
+def test_gradients_that_are_no_numbers_in_one_process_skip_the_step_in_all(storage: Storage) -> None:
+    preset = changed(every(checkpoint_every=2), micro_batch_size=1)
+    train_by_gloo(preset, storage, "run", 2, steps=3, spoilt=[2, 3])
+    train_by_gloo(preset, storage, "run", 2, steps=6, spoilt=[5])
+    assert [line["skipped"] for line in metrics(storage, "run") if "loss" in line] == [2, 3]
+    found = weights(storage.url("runs/run/checkpoints/step-00000006"))
+    assert all(tensor.isfinite().all() for tensor in found.values())
+
+
 def test_a_dataset_without_readable_images_stops_a_run_with_one_of_them(tmp_path: Path) -> None:
     write_with_unreadable(Storage(tmp_path), "image", b"no image", count=12)
     dataset = PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train")
