@@ -2,7 +2,8 @@
 
 FFmpeg skips what it cannot read in such a file and says nothing: the frames behind a lost one would take its number.
 But the elements of the format say how long they are, and one begins where another ends. So a file is whole where they
-cover it without a gap, and where each block belongs to one of its tracks.
+cover it without a gap, and where each block belongs to one of its tracks. (Several frames of a video in one block,
+which the format knows and no program writes, count as damage.)
 
 FFmpeg puts a checksum before the rest of each element at the top and of each cluster, which covers the frames, too:
 the only certain sign of damage within them. (WebM has none, nor what MKVToolNix and browsers write.) Where it
@@ -37,6 +38,8 @@ _IN_CLUSTER: Final = _VOID | {0xE7, 0xA7, 0xAB, 0x5854, _BLOCK_GROUP, 0xA3, 0xAF
 _IN_GROUP: Final = _VOID | {0xA1, 0xA2, 0x75A1, 0x9B, 0xFA, 0xFB, 0xFD, 0xA4, 0x75A2, 0x8E, 0xC8, 0xCB, 0xAF}
 _TRACK_ENTRY: Final = 0xAE
 _TRACK_NUMBER: Final = 0xD7
+_TRACK_TYPE: Final = 0x83
+_VIDEO: Final = 1
 _LACING: Final = 0x06
 _BLOCK_BYTES: Final = 2**20
 
@@ -94,13 +97,13 @@ def _check_file(file: BinaryIO, size: int, damage: Damage) -> None:
 
 
 def _check_segment(file: BinaryIO, at: int, end: int, damage: Damage) -> None:
-    tracks: set[int] = set()
+    tracks: dict[int, bool] = {}
     while at < end:
         kind, start, stop = _element(file, at, end)
         if kind not in _IN_SEGMENT or (stop is None and kind != _CLUSTER):
             raise _DamagedError(at)
         if kind == _TRACKS and stop is not None:
-            tracks |= set(_track_numbers(file, start, stop))
+            tracks |= dict(_tracks(file, start, stop))
         if (
             stop is not None
             and kind in (_INFO, _TRACKS, _CLUSTER)
@@ -126,20 +129,29 @@ def _is_what_its_checksum_says(file: BinaryIO, at: int, end: int) -> bool:
     return announced == found
 
 
-def _track_numbers(file: BinaryIO, at: int, end: int) -> Iterator[int]:
+def _tracks(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, bool]]:
+    """Yield the number of each track, and whether it is a video."""
+    for kind, start, stop in _elements(file, at, end):
+        if kind == _TRACK_ENTRY:
+            numbers: dict[int, int] = {}
+            for inner, inner_start, inner_end in _elements(file, start, stop):
+                if inner in (_TRACK_NUMBER, _TRACK_TYPE):
+                    file.seek(inner_start)
+                    numbers[inner] = int.from_bytes(file.read(inner_end - inner_start), "big")
+            yield numbers.get(_TRACK_NUMBER, 0), numbers.get(_TRACK_TYPE) == _VIDEO
+
+
+def _elements(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the kind, the begin of the content and the end of each element between two places."""
     while at < end:
         kind, start, stop = _element(file, at, end)
         if stop is None:
             raise _DamagedError(at)
-        if kind == _TRACK_ENTRY:
-            yield from _track_numbers(file, start, stop)
-        elif kind == _TRACK_NUMBER:
-            file.seek(start)
-            yield int.from_bytes(file.read(stop - start), "big")
+        yield kind, start, stop
         at = stop
 
 
-def _check_cluster(file: BinaryIO, at: int, stop: int | None, end: int, tracks: set[int]) -> int:
+def _check_cluster(file: BinaryIO, at: int, stop: int | None, end: int, tracks: dict[int, bool]) -> int:
     """Check a cluster and return where it ends; one of unknown length (``stop`` is None) ends where the next begins."""
     while at < (stop or end):
         kind, start, child_end = _element(file, at, stop or end)
@@ -152,13 +164,13 @@ def _check_cluster(file: BinaryIO, at: int, stop: int | None, end: int, tracks: 
     return at
 
 
-def _check_child(file: BinaryIO, kind: int, start: int, end: int, tracks: set[int]) -> None:
+def _check_child(file: BinaryIO, kind: int, start: int, end: int, tracks: dict[int, bool]) -> None:
     if kind in _BLOCKS:
         file.seek(start)
         number, length = _number(file.read(12), 0, keep_marker=False)
         file.seek(start + length + 2)
         flags = file.read(1)
-        if number not in tracks or not flags or (flags[0] & _LACING and len(tracks) == 1):
+        if number not in tracks or not flags or (flags[0] & _LACING and tracks[number]):
             raise _DamagedError(start)
     elif kind in _NUMBERS and end - start > 8:
         raise _DamagedError(start)

@@ -44,14 +44,19 @@ class Layout:
     Args:
         data: Boxes of data.
         has_fragments: Whether the file is in fragments.
-        hides_last: Whether an edit list hides the last frames.
+        frames: How many frames each video has whose data begins within the file; of those whose edit list may hide
+            some, and of fragments, nothing is said.
+        is_cut: Whether the index names data behind the end of the file.
+        leaves_out_data: Whether there is something behind a frame that is no other data, no padding and no box.
         whole_until: First byte that does not belong into a file in fragments; None where there is no such thing.
 
     """
 
     data: list[Data]
     has_fragments: bool
-    hides_last: bool
+    frames: frozenset[int]
+    is_cut: bool
+    leaves_out_data: bool
     whole_until: int | None
 
 
@@ -78,16 +83,21 @@ def read_layout(path: Path) -> Layout:
             raise IndexDamagedError("it has no index")
         movie = _read(file, index)
         data = list(_data_of(file, boxes, size))
-    clock = _clock(_one(movie, b"mvhd"))
-    hides_last = False
-    for track in _all(movie, b"trak"):
-        if _one(track, b"mdia", b"hdlr")[8:12] == b"vide" and _all(track, b"mdia", b"minf", b"stbl", b"stsz"):
-            hides_last |= _check_track(track, clock, size)
-    if not _all(movie, b"mvex") and not any(box.kind == b"moof" for box in boxes):
-        return Layout(data, False, hides_last, None)
+        clock = _clock(_one(movie, b"mvhd"))
+        tracks = _all(movie, b"trak")
+        videos = [
+            _check_track(track, clock, size) for track in tracks if _one(track, b"mdia", b"hdlr")[8:12] == b"vide"
+        ]
+        is_cut = any(video.is_cut for video in videos)
+        if not _all(movie, b"mvex") and not any(box.kind == b"moof" for box in boxes):
+            is_sure = not any(video.may_hide for video in videos)
+            frames = frozenset(int((video.spans[:, 0] < size).sum()) for video in videos if is_sure)
+            return Layout(data, False, frames, is_cut, _leaves_out_data(file, videos, tracks, data), None)
     strange = next((box.start for box in boxes if box.kind not in _BESIDE_FRAGMENTS), None)
     end = boxes[-1].end
-    return Layout(data, True, hides_last, strange if strange is not None or end == size else min(end, size))
+    return Layout(
+        data, True, frozenset(), is_cut, False, strange if strange is not None or end == size else min(end, size)
+    )
 
 
 def _boxes_of(file: BinaryIO, size: int) -> Iterator[_Box]:
@@ -132,43 +142,149 @@ def _named_by(fragment: bytes) -> int:
 # ---------------------------------------------------------------------------------------------------- tables
 
 
-def _check_track(track: bytes, movie_clock: int, size: int) -> bool:
-    """Check what the index says of a video, and return whether its edit list hides the last frames."""
+class _Track(NamedTuple):
+    """What the tables of a video say: first byte and end of each frame, in the order of decoding."""
+
+    spans: _Numbers
+    is_cut: bool
+    may_hide: bool
+    """Whether its edit list may hide frames."""
+
+
+def _check_track(track: bytes, movie_clock: int, size: int) -> _Track:
+    """Check what the index says of a video."""
     tables = _one(track, b"mdia", b"minf", b"stbl")
-    frame_size, frames = _integers(_one(tables, b"stsz")[4:12])
+    spans = _spans(tables, size)
+    frames = len(spans)
     counts, durations = _rows(tables, b"stts", 2).T
     shifted, shifts = (_rows(tables, b"ctts", 2) if _all(tables, b"ctts") else np.array([[frames, 0]])).T
-    chunks = len(_rows(tables, b"co64", 2) if _all(tables, b"co64") else _rows(tables, b"stco", 1))
-    first_chunks, in_chunk, _ = _rows(tables, b"stsc", 3).T
-    lengths = np.diff(np.append(first_chunks, chunks + 1))
     keys = _rows(tables, b"stss", 1)[:, 0] if _all(tables, b"stss") else np.arange(0)
-    stored = min(frames, size // frame_size) if frame_size else len(_rows(tables, b"stsz", 1, at=8))
-    if not frames == stored == counts.sum() == shifted.sum() == (in_chunk * lengths).sum():
+    if not frames == counts.sum() == shifted.sum():
         raise IndexDamagedError("its tables count different numbers of frames")
-    if (lengths <= 0).any() or (chunks and first_chunks[0] != 1):
-        raise IndexDamagedError("its table of chunks is out of order")
     if (np.diff(keys) <= 0).any() or (len(keys) and not 1 <= keys[0] <= keys[-1] <= frames):
         raise IndexDamagedError("its table of key frames is out of order")
+    if (spans[:, 0] == spans[:, 1]).any():
+        raise IndexDamagedError("its table of sizes has frames without any data")
+    begins, ends = spans[np.argsort(spans[:, 0])].T
+    if (begins[1:] < ends[:-1]).any():
+        raise IndexDamagedError("it gives the same data to several frames")
+    is_behind = spans[:, 1] > size
+    if (is_behind[:-1] & ~is_behind[1:]).any():
+        raise IndexDamagedError("it names data behind the end of the file, but not that of the last frames")
     late = shifts.astype(np.int32)
-    decoded = np.cumsum(np.append(0, np.repeat(durations, counts)))
-    shown = np.sort(decoded[:-1] + np.repeat(late, shifted))
-    edits = [(begin, length) for begin, length in _edits(track) if begin != -1]
+    timing = _Timing(np.repeat(durations, counts), np.repeat(late, shifted), _one(track, b"mdia", b"mdhd"))
+    return _Track(spans, bool(is_behind.any()), _may_hide(_edits(track), timing, movie_clock))
+
+
+class _Timing(NamedTuple):
+    """How long each frame lasts, how much later it is shown than decoded, and the head that gives the clock."""
+
+    durations: _Numbers
+    late: _Numbers
+    head: bytes
+
+
+def _may_hide(edits: list[tuple[int, int]], timing: _Timing, movie_clock: int) -> bool:
+    """Check the edit list of a video and return whether it may hide frames."""
+    edits = [(begin, length) for begin, length in edits if begin != -1]
     if any(begin < 0 for begin, _ in edits):
         raise IndexDamagedError("its edit list begins before its frames")
-    head = _one(track, b"mdia", b"mdhd")
-    tick = _clock(head) / movie_clock
+    tick = _clock(timing.head) / movie_clock
     if any(after[0] < before[0] + (before[1] - 1) * tick for before, after in pairwise(sorted(edits))):
         raise IndexDamagedError("its edit list repeats frames")
-    if not frames or len(edits) != 1:
+    if not len(timing.durations) or len(edits) != 1:
         return len(edits) > 1
+    decoded = np.cumsum(np.append(0, timing.durations))
+    shown = np.sort(decoded[:-1] + timing.late)
     begin, length = edits[0]
     end, hidden_time = begin + length * tick, int(decoded[-1]) - length * tick
-    if shown[0] < begin or shown[-1] >= end:
-        announced = int.from_bytes(head[24:32] if head[:1] == b"\1" else head[16:20], "big")
+    lasting = shown[:-1] if timing.durations[-1] == 0 else shown  # the last frame is hidden where it lasts no time
+    if shown[0] < begin or (lasting >= end).any():
+        announced = int.from_bytes(timing.head[24:32] if timing.head[:1] == b"\1" else timing.head[16:20], "big")
         is_long = hidden_time < tick or begin - int(shown[0]) > hidden_time + tick
-        if is_long or abs(announced - int(decoded[-1])) > np.abs(late).max():
+        if is_long or abs(announced - int(decoded[-1])) > np.abs(timing.late).max():
             raise IndexDamagedError("its edit list hides more frames than it can")
-    return bool(shown[-1] >= end)
+    return bool(shown[0] < begin or shown[-1] >= end)
+
+
+def _spans(tables: bytes, size: int) -> _Numbers:
+    """Return first byte and end of each frame (n, 2), in the order of decoding."""
+    sizes, chunks = _sizes(tables, size), _chunks(tables)
+    first_chunks, in_chunk, _ = _rows(tables, b"stsc", 3).T
+    lengths = np.diff(np.append(first_chunks, len(chunks) + 1))
+    if (in_chunk * lengths).sum() != len(sizes):
+        raise IndexDamagedError("its tables count different numbers of frames")
+    if (lengths <= 0).any() or (len(chunks) and (not len(first_chunks) or first_chunks[0] != 1)):
+        raise IndexDamagedError("its table of chunks is out of order")
+    in_each = np.repeat(in_chunk, lengths)
+    before = np.cumsum(np.append(0, sizes))
+    firsts = np.cumsum(in_each) - in_each
+    starts = np.repeat(chunks - before[firsts], in_each) + before[:-1]
+    spans = np.stack([starts, starts + sizes], axis=1)
+    if (spans < 0).any():
+        raise IndexDamagedError("its table of chunks is out of order")
+    return spans
+
+
+def _chunks(tables: bytes) -> _Numbers:
+    """Return where each chunk of a track begins."""
+    if not _all(tables, b"co64"):
+        return _rows(tables, b"stco", 1)[:, 0]
+    high, low = _rows(tables, b"co64", 2).T
+    places: _Numbers = (high << 32) + low
+    return places
+
+
+def _sizes(tables: bytes, size: int) -> _Numbers:
+    """Return how many bytes each frame has, in a file of ``size`` bytes."""
+    if not _all(tables, b"stsz") and (compact := _all(tables, b"stz2")):
+        bits, count = _integers(compact[0][4:12])
+        packed = np.frombuffer(compact[0], np.uint8, offset=12)
+        if bits not in (4, 8, 16) or 8 * len(packed) < bits * count:
+            raise IndexDamagedError("its index ends in the middle")
+        if bits == 4:  # the upper half of a byte first
+            packed = np.stack([packed >> 4, packed & 15], axis=1).ravel()
+        numbers = packed[: 2 * count].view(">u2") if bits == 16 else packed[:count]
+        return numbers.astype(np.int64)
+    frame_size, frames = _integers(_one(tables, b"stsz")[4:12])
+    if not frame_size:
+        return _rows(tables, b"stsz", 1, at=8)[:, 0]
+    if frames * frame_size > size:
+        raise IndexDamagedError("its table of sizes is longer than its file")
+    return np.full(frames, frame_size, dtype=np.int64)
+
+
+def _leaves_out_data(file: BinaryIO, videos: list[_Track], tracks: list[bytes], data: list[Data]) -> bool:
+    """Return whether behind a frame there is something else than other data, zeros, or whole boxes.
+
+    Boxes are what is left of the fragments of a recording whose index was written at its end.
+    """
+    places = [np.array([box.end for box in data]), *(video.spans[:, 0] for video in videos)]
+    for track in tracks:
+        try:
+            places.append(_chunks(_one(track, b"mdia", b"minf", b"stbl")))
+        except IndexDamagedError:
+            return False  # of a kind that is not known
+    begins = np.unique(np.concatenate(places))
+    for video in videos:
+        for end in np.setdiff1d(video.spans[:, 1], begins):
+            place = int(np.searchsorted(begins, end))
+            if place < len(begins) and not _is_padding(file, int(end), int(begins[place])):
+                return True
+    return False
+
+
+def _is_padding(file: BinaryIO, start: int, end: int) -> bool:
+    file.seek(start)
+    found = file.read(min(end - start, _MOST_INDEX_BYTES))
+    if not found.strip(b"\0"):
+        return True
+    at = 0
+    while at + 8 <= len(found) and found[at + 4 : at + 8] in _BESIDE_FRAGMENTS:
+        length = int.from_bytes(found[at : at + 4], "big")
+        head = 16 if length == 1 else 8
+        at += head if found[at + 4 : at + 8] == b"mdat" else max(length, 8)
+    return at == len(found)
 
 
 def _edits(track: bytes) -> list[tuple[int, int]]:

@@ -12,7 +12,6 @@ that needs no other one: a key frame, or a recovery point that H.264 calls one. 
 damaged one may be predicted from it, so each waits until all that were decoded before it are known.
 """
 
-import re
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -30,7 +29,8 @@ from numpy.typing import NDArray
 
 from handdata.adapters.reading.listing import NotRegularFileError, exists, is_file, open_file
 from handdata.adapters.reading.matroska import find_damage
-from handdata.adapters.reading.mp4 import Data, IndexDamagedError, read_layout
+from handdata.adapters.reading.mp4 import Data, IndexDamagedError, Layout, read_layout
+from handdata.adapters.reading.packets import check_of, codec_name, has_vp8_head, is_shown
 from handdata.schemas.arrays import ByteArray
 from handdata.schemas.errors import RecordError, RejectReason
 
@@ -54,10 +54,6 @@ _MOST_REORDERED: Final = 16
 _DECODER_DELAY: Final = 64
 """Most packets that a decoder, with its threads, takes in before it reports that one of them is damaged."""
 _NEVER: Final = -(2**63)
-_MOST_PADDING: Final = 8
-"""Zeros that a program may leave behind a unit of H.264; more are what is left of its data."""
-_NEVER_IN_A_UNIT: Final = re.compile(rb"\0\0[\0-\2]")
-"""Bytes that mark the beginning of a unit of H.264; within one, an encoder puts a 3 between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +198,10 @@ class VideoReader:
         with _video_errors(self._path):
             stream = _video_stream(self._path, self._container)
             stream.thread_type = "AUTO"
-            length_size = _nal_length_size(stream.codec_context)
+            is_whole = check_of(stream.codec_context)
             rank, last = -1, _NEVER
             for rank, packet in self._known_packets(self._container, stream):
-                if length_size and not _is_well_formed(memoryview(packet), length_size):
+                if not is_whole(bytes(packet)):
                     damage.note_broken(rank)
                 try:
                     frames = packet.decode()
@@ -265,12 +261,19 @@ class _Packets:
     """Latest presentation time of any packet up to each rank, so that frames are known when it has been passed."""
     broken: list[int]
     """Rising ranks of packets whose data may not be what was written."""
+    unnumbered: set[int]
+    """Presentation times of frames that may have changed places with one whose time may not be what was written."""
     keys: dict[int, int]
     """Presentation time of the key frames by rank."""
     leading: set[int]
     """Ranks of frames that are decoded behind a key frame and shown before it: who starts there skips them."""
     has_hidden_frames: bool
     """Whether packets of this codec may hold no frame to show."""
+    has_recovery_points: bool
+    """Whether a frame may need no other one although its packet is not that of a key frame.
+
+    (The decoder of AV1 says it, too, of frames that it shows again, and shows any where the one to show is lost.)
+    """
     skips_leading: bool
     """Whether the decoder may skip ``leading`` frames in the middle of an undamaged video, too, as at a splice."""
     problem: str
@@ -306,7 +309,7 @@ class _Damage:
         """Number of ``shown`` frames of which it is known whether the decoder gave them."""
         self._last = _NEVER
         self._is_out_of_order = False
-        self._unnumbered: set[int] = set()
+        self._unnumbered = set(packets.unnumbered)
         self._damaged: list[int] = [*packets.broken]
         self._failures: list[int] = []
         self._clean_ranks: list[int] = [0]
@@ -337,7 +340,11 @@ class _Damage:
         rank = self._packets.ranks[time]
         if is_corrupt:
             insort(self._damaged, rank)
-        elif is_clean and rank > self._clean_ranks[-1]:
+        elif (
+            is_clean
+            and rank > self._clean_ranks[-1]
+            and (self._packets.has_recovery_points or rank in self._packets.keys)
+        ):
             self._clean_ranks.append(rank)
             self._clean_times.append(time)
 
@@ -391,7 +398,7 @@ class _Damage:
     def problem(self, time: int) -> str | None:
         """Return why a frame must not be handed on."""
         if time in self._unnumbered:
-            return "frames come in another order than the file says, so that their numbers are unknown"
+            return "the order of the frames around it is unknown, and so is its number"
         rank = self._packets.ranks[time]
         clean = bisect_right(self._clean_ranks, rank) - 1
         while clean > 0 and self._clean_times[clean] > time:
@@ -407,36 +414,6 @@ class _Damage:
 
 def _has_between(rising: list[int], first: int, last: int) -> bool:
     return bisect_left(rising, first) < bisect_right(rising, last)
-
-
-def _codec_name(codec: av.codec.context.CodecContext) -> str:
-    """Return the codec's name, whichever decoder reads it."""
-    return codec.codec.canonical_name
-
-
-def _nal_length_size(codec: av.codec.context.CodecContext) -> int:
-    """Return how many bytes say how long each unit of an H.264 packet is; 0 of other codecs and streams."""
-    extradata = codec.extradata or b""
-    return (extradata[4] & 3) + 1 if _codec_name(codec) == "h264" and len(extradata) > 6 and extradata[0] == 1 else 0
-
-
-def _is_well_formed(packet: memoryview, length_size: int) -> bool:
-    """Return whether an H.264 packet is made of whole units, none of which holds what an encoder escapes.
-
-    The decoder reads what stands before such bytes, fills up the rest of the image, and says nothing.
-    """
-    at = 0
-    while at + length_size <= len(packet):
-        start = at + length_size
-        at = start + int.from_bytes(packet[at:start], "big")
-        if at == start or at > len(packet):
-            return False
-        unit = bytes(packet[start:at])
-        content = unit.rstrip(b"\0")
-        holds_pixels = 1 <= unit[0] & 31 <= 5
-        if holds_pixels and (len(unit) - len(content) > _MOST_PADDING or _NEVER_IN_A_UNIT.search(content)):
-            return False
-    return at == len(packet)
 
 
 def _behind(time: int, frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
@@ -468,10 +445,13 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
     leading: set[int] = set()
     decoded: list[int] = []
     times: list[int] = []
-    codec = _codec_name(stream.codec_context)
+    codec = codec_name(stream.codec_context)
     must_rise = _never_reorders(stream.codec_context)
-    packets = [_announced(packet, stream) for packet in container.demux() if packet.size]
-    whole_until, broken_parts = _damage_of_file(path, container, packets, stream)
+    packets = [
+        _announced(packet, stream) for packet in container.demux() if packet.size and not _is_picture(packet.stream)
+    ]
+    found = _damage_of_file(path, container, packets, stream)
+    whole_until = found.whole_until
     problem = "" if whole_until is None else f"its file is damaged at byte {whole_until}"
     last_decoded, key_time, untimed = None, None, None
     for packet in packets:
@@ -480,13 +460,15 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
         if whole_until is not None and packet.position >= whole_until:
             break
         rank, last_decoded, time = len(latest), packet.decoded, packet.shown
-        if any(begin <= packet.position < end for begin, end in broken_parts):
+        is_broken = any(begin <= packet.position < end for begin, end in found.broken)
+        if is_broken:
             broken.append(rank)
         latest.append(max(latest[-1:] + ([] if time is None or packet.is_discard else [time]), default=_NEVER))
-        if time is None or packet.is_unclear:
+        if time is None or packet.is_unclear or (is_broken and codec == "vp8"):
             untimed = len(decoded) if untimed is None else untimed
             continue
-        times.append(time)
+        if not packet.is_discard:
+            times.append(time)
         if packet.is_key:
             key_time = keys[rank] = time
         elif key_time is not None and time < key_time:
@@ -498,13 +480,14 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
             decoded.append(time)
     is_reordered = not must_rise and (stream.codec_context.has_b_frames or any(np.diff(times) <= 0))
     most_reordered = _MOST_REORDERED if is_reordered else 0
-    if len(latest) < stream.frames and last_decoded is not None:
-        # The file is cut: of the frames after the last packet's decoding time, earlier ones may be among those lost.
+    unnumbered = _unnumbered(ranks, broken)
+    if found.is_cut and last_decoded is not None:
+        # Of the frames after the last packet's decoding time, earlier ones may be among those lost.
         problem = "its file is cut"
         ranks = {time: rank for time, rank in ranks.items() if time <= last_decoded}
     shown = sorted(ranks)
     if whole_until is not None:
-        shown = shown[: max(len(shown) - most_reordered, 0)]
+        shown = shown[: max(len(shown) - max(most_reordered, found.may_overrun), 0)]
     places = (untimed, _first_doubtful(decoded, must_rise), _first_misplaced(times))
     doubtful = min((place for place in places if place is not None), default=None)
     if doubtful is not None:
@@ -517,16 +500,18 @@ def _read_packets(path: Path, container: av.container.InputContainer, stream: av
         ranks,
         latest,
         broken,
+        unnumbered,
         keys,
         leading,
         codec not in _SHOW_EVERY_FRAME,
+        codec == "h264",
         codec != "h264",
         problem,
     )
 
 
 def _announced(packet: _Packet, video: av.video.stream.VideoStream) -> _Announced:
-    is_video, codec = packet.stream_index == video.index, _codec_name(video.codec_context)
+    is_video, codec = packet.stream_index == video.index, codec_name(video.codec_context)
     return _Announced(
         is_video,
         -1 if packet.pos is None else packet.pos,
@@ -535,10 +520,48 @@ def _announced(packet: _Packet, video: av.video.stream.VideoStream) -> _Announce
         packet.dts,
         packet.is_keyframe,
         packet.is_discard,
-        is_video and not packet.is_discard and _is_shown(packet, codec),
-        is_video and codec == "vp8" and not _has_vp8_head(bytes(memoryview(packet)[:6]), packet.size),
+        is_video and not packet.is_discard and is_shown(packet, codec),
+        is_video and codec == "vp8" and not has_vp8_head(bytes(memoryview(packet)[:6]), packet.size),
         packet.is_corrupt,
     )
+
+
+def _unnumbered(ranks: dict[int, int], broken: list[int]) -> set[int]:
+    """Return the times of frames that may have changed places with one of a broken part, whose time may be wrong.
+
+    Args:
+        ranks: Place in the order of decoding by presentation time.
+        broken: Rising ranks of the packets of broken parts.
+
+    """
+    by_rank = {rank: time for time, rank in ranks.items()}
+    whole = [by_rank[rank] for rank in sorted(set(by_rank).difference(broken))]
+    most_reordered = 2 * int(np.abs(_moved(whole)).max(initial=0))
+    ends = [place for place in range(1, len(broken)) if broken[place] > broken[place - 1] + 1]
+    found: set[int] = set()
+    for begin, end in pairwise([0, *ends, len(broken)]) if broken else ():
+        part = broken[begin:end]
+        times = [by_rank[rank] for rank in part if rank in by_rank]
+        for time, rank in ranks.items():
+            is_near = part[0] - most_reordered <= rank <= part[-1] + most_reordered
+            is_before = rank < part[0] and time > min(times, default=time)
+            is_behind = rank > part[-1] and time < max(times, default=time)
+            if not part[0] <= rank <= part[-1] and (is_near or is_before or is_behind):
+                found.add(time)
+    return found
+
+
+class _FileDamage(NamedTuple):
+    """What of a file is damaged."""
+
+    whole_until: int | None
+    """Byte from which on frames may be lost."""
+    broken: list[tuple[int, int]]
+    """First byte and end of other parts that are not what was written."""
+    is_cut: bool
+    """Whether the file ends before the data of its last frames."""
+    may_overrun: bool
+    """Whether the last packet before ``whole_until`` may be longer than it was."""
 
 
 def _damage_of_file(
@@ -546,46 +569,35 @@ def _damage_of_file(
     container: av.container.InputContainer,
     packets: list[_Announced],
     stream: av.video.stream.VideoStream,
-) -> tuple[int | None, list[tuple[int, int]]]:
-    """Return the byte of a file from which on frames may be lost, if any, and where other damage begins and ends."""
+) -> _FileDamage:
     if "matroska" in container.format.name:
         damage = find_damage(path)
-        return damage.position, damage.clusters
-    return _whole_until(path, container, packets, stream), []
-
-
-def _whole_until(
-    path: Path,
-    container: av.container.InputContainer,
-    packets: list[_Announced],
-    stream: av.video.stream.VideoStream,
-) -> int | None:
-    """Return the byte of an MP4 from which on frames may be lost; None where there is none."""
+        return _FileDamage(damage.position, damage.clusters, False, damage.position is not None)
     try:
         layout = read_layout(path)
     except IndexDamagedError as error:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: {error}") from None
-    is_dense = all(each.discard != av.stream.Discard.all for each in container.streams)  # it gives no chapters
-    if not layout.has_fragments:
-        is_judged = is_dense and not layout.hides_last and _codec_name(stream.codec_context) in _NEVER_REORDERED
-        if is_judged and _has_gap(layout.data, packets):
-            raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: it leaves out some data")
-        return None
     video = [packet for packet in packets if packet.is_video]
+    if layout.leaves_out_data and codec_name(stream.codec_context) in _NEVER_REORDERED:
+        raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: it leaves out some data")
+    if layout.frames and len(video) not in layout.frames:
+        raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: it names data that is not there")
+    whole_until = _whole_until(layout, container, packets, video) if layout.has_fragments else None
+    return _FileDamage(whole_until, [], layout.is_cut, False)
+
+
+def _whole_until(
+    layout: Layout, container: av.container.InputContainer, packets: list[_Announced], video: list[_Announced]
+) -> int | None:
+    """Return the byte of an MP4 in fragments from which on frames may be lost; None where there is none."""
     wrong = [after.position for before, after in pairwise(video) if after.position < before.position]
     wrong += [packet.position for packet in video if packet.is_corrupt or packet.is_discard]
-    if is_dense:
+    if all(each.discard != av.stream.Discard.all for each in container.streams):  # it gives no chapters
         spans = sorted((packet.position, packet.position + packet.size) for packet in packets)
         wrong += _first_hole(layout.data, spans)
     if layout.whole_until is not None:
         wrong.append(layout.whole_until)
     return min(wrong, default=None)
-
-
-def _has_gap(data: list[Data], packets: list[_Announced]) -> bool:
-    """Return whether behind a packet of the video there is neither another packet nor the end of the data."""
-    begins = {packet.position for packet in packets} | {box.end for box in data}
-    return not begins.issuperset(packet.position + packet.size for packet in packets if packet.is_video)
 
 
 def _first_hole(data: list[Data], packets: list[tuple[int, int]]) -> list[int]:
@@ -600,20 +612,9 @@ def _first_hole(data: list[Data], packets: list[tuple[int, int]]) -> list[int]:
     return [packets[place][0]] if place < len(packets) else []
 
 
-def _is_shown(packet: _Packet, codec: str) -> bool:
-    """Return whether a packet holds a frame to show; those of VP8 may hold one that others are predicted from."""
-    return codec != "vp8" or bool(bytes(memoryview(packet)[:1])[0] & 16)
-
-
-def _has_vp8_head(head: bytes, size: int) -> bool:
-    """Return whether a packet of VP8 begins as one: the head tells whether its frame is shown."""
-    is_key, first_part = not head[0] & 1, int.from_bytes(head[:3], "little") >> 5
-    return 0 < first_part <= size - (10 if is_key else 3) and (not is_key or head[3:6] == b"\x9d\x01\x2a")
-
-
 def _never_reorders(codec: av.video.codeccontext.VideoCodecContext) -> bool:
     """Return whether frames are shown in the order in which they are decoded, whatever the file says."""
-    name = _codec_name(codec)
+    name = codec_name(codec)
     return name in _NEVER_REORDERED or (name == "mpeg4" and not codec.has_b_frames)
 
 
@@ -631,9 +632,13 @@ def _first_doubtful(decoded: list[int], must_rise: bool) -> int | None:
 
 def _first_misplaced(times: list[int]) -> int | None:
     """Return the first place in the order of decoding of a frame that is shown too long before or after it."""
-    moved = np.argsort(np.argsort(times, kind="stable")) - np.arange(len(times))
-    wrong = np.flatnonzero(np.abs(moved) > _MOST_REORDERED)
+    wrong = np.flatnonzero(np.abs(_moved(times)) > _MOST_REORDERED)
     return int(wrong[0]) if len(wrong) else None
+
+
+def _moved(times: list[int]) -> NDArray[np.intp]:
+    """Return by how many places each frame is shown later than it is decoded."""
+    return np.argsort(np.argsort(times, kind="stable")) - np.arange(len(times))
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -644,16 +649,21 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.video.stream.VideoStream:
-    if not container.streams.video:
+    stream = next((each for each in container.streams.video if not _is_picture(each)), None)
+    if stream is None:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path} has no video stream")
-    stream = container.streams.video[0]
     if stream.codec_context is None:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path} has a video of a codec that is not known")
     options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-    if _codec_name(stream.codec_context) in _SILENT_ABOUT_DAMAGE:
+    if codec_name(stream.codec_context) in _SILENT_ABOUT_DAMAGE:
         options["err_detect"] = "bitstream+buffer+explode"
     stream.codec_context.options = options
     return stream
+
+
+def _is_picture(stream: av.stream.Stream) -> bool:
+    """Return whether a stream is a picture that a program shows for the file, as the cover of a film."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 @contextmanager

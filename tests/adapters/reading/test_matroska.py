@@ -133,3 +133,37 @@ def test_a_damaged_head_of_vp8_ends_the_frames_whose_number_is_known(tmp_path: P
     data[packet.pos + 4 : packet.pos + 4 + packet.size] = bytes(packet.size)
     path.write_bytes(data)
     assert numbers_of(path) == {index: index for index in range(15)}
+
+
+@pytest.mark.parametrize("moved_ms", [-60, 60, 410, -410])
+def test_a_cluster_at_a_wrong_time_moves_no_frame_of_the_others(tmp_path: Path, moved_ms: int) -> None:
+    path = write_numbered_video(tmp_path / "clip.mkv", *KINDS["b-frames.mkv"], SHORT_CLUSTERS)
+    data = bytearray(path.read_bytes())
+    cluster = [at for at in range(len(data)) if data[at : at + 4] == b"\x1f\x43\xb6\x75"][2]
+    at = data.index(b"\xe7\x82", cluster) + 2
+    data[at : at + 2] = (int.from_bytes(data[at : at + 2], "big") + moved_ms).to_bytes(2, "big")
+    path.write_bytes(data)
+    found = numbers_of(path)
+    assert len(found) >= FRAMES // 4
+    assert all(index == number for index, number in found.items())
+
+
+def test_a_frame_that_would_be_read_as_several_is_damage_beside_sound_too(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w", options={"write_crc32": "0"}) as container:
+        video, sound = container.add_stream("libx264", rate=25), container.add_stream("pcm_s16le", rate=8000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for index in range(FRAMES):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), index, np.uint8))))
+            noise = av.AudioFrame.from_ndarray(np.zeros((1, 320), np.int16), format="s16", layout="mono")
+            noise.sample_rate = 8000
+            container.mux(sound.encode(noise))
+        container.mux(video.encode())
+    assert find_damage(path).position is None
+    with av.open(str(path)) as container:
+        place = [packet.pos for packet in container.demux(video=0) if packet.size][9]
+    data = bytearray(path.read_bytes())
+    assert place is not None
+    data[place + 3] |= 4
+    path.write_bytes(data)
+    assert find_damage(path).position == place

@@ -1,15 +1,18 @@
 """MP4 and MOV: no frame takes the number of another one where the index contradicts itself."""
 
+import struct
 from pathlib import Path
 from typing import Final
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from handdata.adapters.reading.mp4 import IndexDamagedError, read_layout
 from handdata.adapters.reading.video import VideoReader
 from handdata.schemas.errors import RecordError, RejectReason
+from tests.fixtures.jpegs import encoded
 from tests.fixtures.numbered_videos import (
     FRAMES,
     boxes_of,
@@ -104,17 +107,132 @@ def test_a_video_that_was_cut_without_encoding_gives_the_frames_of_its_edit_list
         (b"elst", 20, 2**32 - 2, "begins before its frames"),
         (b"stsz", 16, FRAMES - 1, "different numbers of frames"),
         (b"stts", 4, 0, "lacks stts"),
+        (b"stsz", 20 + 4 * 7, 0, "frames without any data"),
+        (b"stco", 16 + 4 * 2, 100, "same data to several frames"),
+        (b"stco", 16 + 4 * 2, 2**31, "behind the end of the file"),
+        (b"stsz", 4, int.from_bytes(b"stsy", "big"), "lacks stsz"),
     ],
 )
 def test_an_index_that_contradicts_itself_costs_the_video_and_says_why(
     tmp_path: Path, kind: bytes, at: int, number: int, problem: str
 ) -> None:
-    path = with_number(written(tmp_path, "b-frames.mp4"), kind, at, number)
+    path = with_number(in_short_chunks(written(tmp_path, "b-frames.mp4")), kind, at, number)
     with pytest.raises(IndexDamagedError, match=problem):
         read_layout(path)
     with pytest.raises(RecordError) as caught:
         VideoReader(path)
     assert caught.value.reason is RejectReason.FRAME_MISSING
+
+
+def in_short_chunks(path: Path, padding: bytes = b"") -> Path:
+    """Write a copy whose frames lie in five chunks, with the same bytes behind each."""
+    data = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    chunks = [b"".join(packets[first : first + 8]) + padding for first in range(0, FRAMES, 8)]
+    starts = [16 + 8 + sum(map(len, chunks[:number])) for number in range(len(chunks))]
+    chosen = {
+        b"stco": struct.pack(">7I", 0, len(starts), *starts),
+        b"stsc": struct.pack(">5I", 0, 1, 1, 8, 1),
+    }
+    copied = path.with_stem("chunks")
+    copied.write_bytes(box(b"ftyp", b"isom\0\0\0\0") + box(b"mdat", b"".join(chunks)) + replaced(data, chosen))
+    return copied
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return (8 + len(content)).to_bytes(4, "big") + kind + content
+
+
+def replaced(data: bytes, contents: dict[bytes, bytes]) -> bytes:
+    """Return the index of an MP4 file with other contents of some boxes."""
+
+    def rebuilt(start: int, end: int) -> bytes:
+        made, at = b"", start
+        while at < end:
+            size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+            is_folder = kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
+            content = rebuilt(at + 8, at + size) if is_folder else contents.get(kind, data[at + 8 : at + size])
+            made, at = made + box(kind, content), at + size
+        return made
+
+    start, end = next((start, end) for kind, start, end in boxes_of(data) if kind == b"moov")
+    return rebuilt(start, end)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
+def test_padding_behind_chunks_is_no_damage(tmp_path: Path, codec: str) -> None:
+    path = write_numbered_video(tmp_path / "clip.mp4", codec, {"g": "10"})
+    for padding in (b"", bytes(500), box(b"free", b"what a camera leaves")):
+        assert numbers_of(in_short_chunks(path, padding)) == {index: index for index in range(FRAMES)}
+
+
+def test_data_that_no_frame_claims_is_damage_where_nothing_else_tells_it(tmp_path: Path) -> None:
+    path = in_short_chunks(write_numbered_video(tmp_path / "clip.mp4", "libvpx-vp9", {"g": "10"}), b"a lost frame")
+    with pytest.raises(RecordError, match="leaves out some data"):
+        VideoReader(path)
+
+
+def test_compact_sizes_are_checked_as_others_are(tmp_path: Path) -> None:
+    path = in_short_chunks(written(tmp_path, "b-frames.mp4"))
+    data = path.read_bytes()
+    start = next(start for kind, start, _ in boxes_of(data) if kind == b"stsz")
+    sizes = struct.unpack(f">{FRAMES}I", data[start + 20 : start + 20 + 4 * FRAMES])
+    compact = struct.pack(f">III{FRAMES}H", 0, 16, FRAMES, *sizes)
+    index = replaced(data, {b"stsz": compact}).replace(b"stsz", b"stz2")
+    moov = next(start for kind, start, _ in boxes_of(data) if kind == b"moov")
+    path.write_bytes(data[:moov] + index)
+    assert numbers_of(path) == {index: index for index in range(FRAMES)}
+    with pytest.raises(IndexDamagedError, match="different numbers of frames"):
+        read_layout(with_number(path, b"stz2", 16, FRAMES - 1))
+
+
+def test_a_recording_whose_index_came_at_its_end_keeps_what_is_left_of_its_fragments(tmp_path: Path) -> None:
+    muxer = {"movflags": "hybrid_fragmented+frag_keyframe"}
+    path = write_numbered_video(tmp_path / "clip.mp4", "libvpx-vp9", {"g": "10"}, muxer)
+    assert numbers_of(path) == {index: index for index in range(FRAMES)}
+
+
+def test_a_last_frame_that_lasts_no_time_is_hidden_as_other_readers_hide_it(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "clip.mp4", "libvpx-vp9", {"g": "10"}, {"movflags": "faststart"})
+    data = path.read_bytes()
+    count, duration = struct.unpack(">II", data[data.index(b"stts") + 12 :][:8])
+    assert count == FRAMES
+    times = struct.pack(">6I", 0, 2, FRAMES - 1, duration, 1, 0)
+    path = in_short_chunks(path)
+    data = path.read_bytes()
+    moov = next(start for kind, start, _ in boxes_of(data) if kind == b"moov")
+    length = (FRAMES - 1) * 40
+    edits = struct.pack(">IIIII", 0, 1, length, 0, 0x10000)
+    head = bytearray(data[data.index(b"mdhd") + 4 :][:24])
+    head[16:20] = ((FRAMES - 1) * duration).to_bytes(4, "big")
+    path.write_bytes(data[:moov] + replaced(data, {b"stts": times, b"elst": edits, b"mdhd": bytes(head)}))
+    assert numbers_of(path) == {index: index for index in range(FRAMES - 1)}
+
+
+def test_a_video_that_an_edit_list_begins_at_a_later_group_loses_no_frame_at_its_end(tmp_path: Path) -> None:
+    path = in_short_chunks(written(tmp_path, "b-frames.mp4"))
+    data = path.read_bytes()
+    begin = struct.unpack(">i", data[data.index(b"elst") + 16 :][:4])[0]
+    clock = int.from_bytes(data[data.index(b"mdhd") + 16 :][:4], "big")
+    moov = next(start for kind, start, _ in boxes_of(data) if kind == b"moov")
+    edits = struct.pack(">IIIiI", 0, 1, 30 * 40, begin + 10 * 40 * clock // 1000, 0x10000)
+    path.write_bytes(data[:moov] + replaced(data, {b"elst": edits}))
+    assert numbers_of(path) == {index: index + 10 for index in range(FRAMES - 10)}
+
+
+def test_a_cover_is_no_video(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "clip.mp4", "libvpx-vp9", {"g": "10"})
+    content = box(b"data", b"\0\0\0\x0d\0\0\0\0" + encoded(Image.new("RGB", (64, 64), "red")))
+    kind = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    cover = box(b"udta", box(b"meta", bytes(4) + kind + box(b"ilst", box(b"covr", content))))
+    data = path.read_bytes()
+    start, end = next((start, end) for kind, start, end in boxes_of(data) if kind == b"moov")
+    first = data.index(b"trak") - 4
+    path.write_bytes(data[:start] + box(b"moov", data[start + 8 : first] + cover + data[first:end]) + data[end:])
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 2
+    assert numbers_of(path) == {index: index for index in range(FRAMES)}
 
 
 def test_a_lost_fragment_ends_the_frames_whose_number_is_known(tmp_path: Path) -> None:
