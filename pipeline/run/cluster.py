@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ _ANSWER_S: Final = 30.0
 """Seconds within which a head answers, however busy. Ray itself ends a driver without a word after twice as long."""
 _SHUTDOWN_S: Final = 20.0
 """Seconds that a driver takes at most to leave a cluster, and to end one that it has started."""
+_HANDLER_AWAY_S: Final = 0.01
+"""Seconds that the handler of SIGTERM may be away while Ray ends."""
 _KILLED_S: Final = 5.0
 """Seconds that killed processes take at most to be gone."""
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -185,8 +188,6 @@ def _left_at_the_end() -> Iterator[None]:
 
     Taking leave of a raylet that is gone may end the process, before anyone has read why.
     """
-    import ray
-
     lost = False
     try:
         yield
@@ -195,9 +196,27 @@ def _left_at_the_end() -> Iterator[None]:
         raise
     finally:
         if not lost:
-            ending = Thread(target=ray.shutdown, daemon=True)
-            ending.start()
-            ending.join(_SHUTDOWN_S)  # where a process of the cluster is gone, Ray waits for it
+            _shut_down()
+
+
+def _shut_down() -> None:
+    """Leave the cluster, and keep this process's handler of SIGTERM: Ray's C++ part takes it away as it ends.
+
+    The signal would then end the process without a word.
+    """
+    import ray
+
+    ending = Thread(target=ray.shutdown, daemon=True)
+    ending.start()
+    started = time.monotonic()  # where a process of the cluster is gone, Ray waits for it
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    while time.monotonic() < started + _SHUTDOWN_S:
+        ending.join(_HANDLER_AWAY_S)
+        if is_main:
+            signal.signal(signal.SIGTERM, handler)
+        if not ending.is_alive():
+            return
 
 
 @contextmanager

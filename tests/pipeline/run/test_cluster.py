@@ -33,6 +33,19 @@ print(json.dumps({"cpus": ray.cluster_resources()["CPU"], "keypoints": ray.get(c
 """
 
 
+LEAVES_A_CLUSTER = """
+import os, signal
+from handdata.pipeline.run.cluster import connected
+
+place = "within"
+signal.signal(signal.SIGTERM, lambda *_: print(place))
+with connected(cpus=1):
+    os.kill(os.getpid(), signal.SIGTERM)
+place = "after"
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a process says of the cluster that it has started; this takes seconds, and serves all tests of this file."""
@@ -57,6 +70,11 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_process_that_has_imported_ray_still_starts_clusters_of_its_own(started: dict[str, Any]) -> None:
     assert started["cpus"] == 1
+
+
+def test_a_process_keeps_its_handler_of_sigterm_when_it_leaves_a_cluster() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVES_A_CLUSTER], env=clean_environment(), capture_output=True)
+    assert done.stdout.split() == [b"within", b"after"], done.stderr
 
 
 def test_a_folder_with_its_own_schemas_package_does_not_disturb(started: dict[str, Any]) -> None:
