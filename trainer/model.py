@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from handdata.schemas import KEYPOINT_COUNT
 from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
 from handdata.trainer.geometry.carrying import carry
-from handdata.trainer.geometry.limbs import LIMBS, limb_field, limb_maps
+from handdata.trainer.geometry.limbs import LIMBS, bone_distances, limb_distances, limb_maps
 from handdata.trainer.geometry.poses import bones_of, read_pose
 from handdata.trainer.presets import GeometryConfig
 
@@ -319,13 +319,13 @@ class DiT(nn.Module):
             at_target, base = [reference, mask], reference
             if settings.carries:
                 carried = carry(reference, mask, *poses)
-                fields = carried.target_limbs, carried.reference_limbs
+                distances = [carried.target_limbs, carried.reference_limbs]
                 at_target += [carried.picture, carried.coverage]
                 base = carried.base
             elif settings.limbs:
                 size = (reference.shape[-2], reference.shape[-1])
-                fields = limb_field(bones_of(poses[0]), size), limb_field(bones_of(poses[1]), size)
-            limbs = [limb_maps(field).to(dtype) for field in fields] if settings.limbs else [None, None]
+                distances = [limb_distances(bone_distances(bones_of(pose), size)) for pose in poses]
+            limbs = [limb_maps(of_limbs).to(dtype) for of_limbs in distances] if settings.limbs else [None, None]
             return Geometry(
                 target_limbs=limbs[0],
                 reference_limbs=limbs[1],

@@ -10,13 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handdata.trainer.geometry.limbs import LIMBS, LimbField, limb_field
-from handdata.trainer.geometry.poses import FINGER_COUNT, HAND_BONES, HANDS, Bones, Pose, bones_of
-
-_PALM: Final = FINGER_COUNT
-"""Number of the palm among a hand's limbs."""
-_OF_HAND: Final = FINGER_COUNT + 1
-"""Limbs of a hand."""
+from handdata.trainer.geometry.limbs import LIMBS_OF_HAND, PALM, bone_distances, limb_distances, nearest_bones
+from handdata.trainer.geometry.poses import HAND_BONES, HANDS, Bones, Pose, bones_of
 
 _EDGE: Final = 3.0
 """How sharply the carried hand ends: the slope of its coverage, a radius."""
@@ -34,8 +29,9 @@ _SEEN: Final = 0.05
 class Carried(NamedTuple):
     """A reference in the pose of its target."""
 
-    target_limbs: LimbField
-    reference_limbs: LimbField
+    target_limbs: Tensor
+    """(N, 12, H, W) as ``limb_distances`` gives them."""
+    reference_limbs: Tensor
     picture: Tensor
     """(N, C, H, W) the reference's hands in the target's pose; what lies off the hands means nothing."""
     coverage: Tensor
@@ -61,36 +57,51 @@ def carry(picture: Tensor, mask: Tensor, target: Pose, reference: Pose) -> Carri
 
     """
     size = (picture.shape[-2], picture.shape[-1])
-    target_bones, reference_bones = bones_of(target), bones_of(reference)
-    to, of = limb_field(target_bones, size), limb_field(reference_bones, size)
+    bones, bones_there = bones_of(target), bones_of(reference)
+    to, of = bone_distances(bones, size), bone_distances(bones_there, size)
+    to_limbs, of_limbs = limb_distances(to), limb_distances(of)
+    numbers = _numbers(bones, bones_there)
     masked = mask.amax((1, 2, 3), keepdim=True) > 0
-    on_reference = torch.where(masked, mask, (of.of_hands.amin(1, keepdim=True) < 1).to(mask))
-    numbers = _numbers(target_bones, reference_bones)
+    on_reference = torch.where(masked, mask, (of_limbs.amin(1, keepdim=True) < 1).to(mask))
+    of_right = of_limbs[:, :LIMBS_OF_HAND].amin(1, keepdim=True) < of_limbs[:, LIMBS_OF_HAND:].amin(1, keepdim=True)
 
-    distance, limb = to.of_hands.min(1, keepdim=True)  # N, 1, H, W
-    place = _places(numbers, to.bone.gather(1, limb), size)
-    hand, is_palm = limb // _OF_HAND, limb % _OF_HAND == _PALM
+    squared, limb = to_limbs.min(1, keepdim=True)  # N, 1, H, W
+    distance, hand = squared.sqrt(), limb // LIMBS_OF_HAND
+    place = _places(numbers, nearest_bones(to, limb), size)
+    found = _sample(torch.cat([picture, mask, of_right.to(mask)], dim=1), place.grid)
+    shown, on_mask, of_right_hand = found[:, :-2], found[:, -2:-1], found[:, -1:]
     inside = torch.sigmoid((torch.where(masked, _REACH_IN_MASK, _REACH) - distance) * _EDGE)
-    inside = inside * torch.where(masked, _sample(mask, place.grid), 1)
-    right_hands = of.of_hands[:, :_OF_HAND].amin(1, keepdim=True) < of.of_hands[:, _OF_HAND:].amin(1, keepdim=True)
-    of_right = _sample(right_hands.float(), place.grid)
-    inside = inside * torch.where(hand == 0, of_right, 1 - of_right)  # one hand shows nothing of the other
+    inside = inside * torch.where(masked, on_mask, 1)
+    inside = inside * torch.where(hand == 0, of_right_hand, 1 - of_right_hand)  # one hand shows nothing of the other
     # A bone that points at the camera in the reference shows nothing of its length: the palm's colour stands in.
-    smears = ((place.stretch - _STRETCHES) / (_SMEARS - _STRETCHES)).clamp(0, 1) * ~is_palm
+    smears = ((place.stretch - _STRETCHES) / (_SMEARS - _STRETCHES)).clamp(0, 1) * (limb % LIMBS_OF_HAND != PALM)
     inside = torch.lerp(inside, torch.sigmoid((_REACH - distance) * _EDGE), smears)
-    hands = torch.lerp(_sample(picture, place.grid), _palm_colour(picture, on_reference, of, hand), smears)
-
-    margin = max(1, round(_MARGIN * size[1]))
-    hidden = F.max_pool2d(on_reference, 2 * margin + 1, stride=1, padding=margin)
-    on_arm = (of.distance[:, LIMBS:].amin(1, keepdim=True) < 1).to(hidden)
-    background = paint_out(picture, torch.maximum(hidden, on_arm))
-    distance, arm = to.distance[:, LIMBS:].min(1, keepdim=True)
-    behind = _places(numbers, to.bone[:, LIMBS:].gather(1, arm), size)
-    in_picture = (behind.grid.abs().amax(-1) <= 1).unsqueeze(1)
-    arms = torch.sigmoid((_REACH - distance) * _EDGE) * behind.known * in_picture
-    background = torch.lerp(background, _sample(picture, behind.grid), arms)
+    hands = torch.lerp(shown, _palm_colour(picture, on_reference, of_limbs, hand), smears)
+    background = _background(picture, on_reference, to[:, HAND_BONES:], of[:, HAND_BONES:], numbers)
     background = torch.where(target.there.any(1).view(-1, 1, 1, 1), background, picture)
-    return Carried(to, of, hands, inside * place.known, background)
+    return Carried(to_limbs, of_limbs, hands, inside * place.known, background)
+
+
+def _background(picture: Tensor, on_hands: Tensor, to: Tensor, of: Tensor, numbers: Tensor) -> Tensor:
+    """Return the picture without hands, and with forearms where they are now.
+
+    Args:
+        picture: The reference (N, C, H, W).
+        on_hands: Its hands (N, 1, H, W), 0 or 1.
+        to: Squared distances from the target's forearms (N, 2, H, W).
+        of: The same from the reference's.
+        numbers: What ``_places`` needs.
+
+    """
+    size = (picture.shape[-2], picture.shape[-1])
+    margin = max(1, round(_MARGIN * size[1]))
+    hidden = F.max_pool2d(on_hands, 2 * margin + 1, stride=1, padding=margin)
+    hidden = torch.maximum(hidden, (of.amin(1, keepdim=True) < 1).to(hidden))
+    squared, arm = to.min(1, keepdim=True)
+    place = _places(numbers, HAND_BONES + arm, size)
+    in_picture = (place.grid.abs().amax(-1) <= 1).unsqueeze(1)
+    arms = torch.sigmoid((_REACH - squared.sqrt()) * _EDGE) * place.known * in_picture
+    return torch.lerp(paint_out(picture, hidden), _sample(picture, place.grid), arms)
 
 
 class _Places(NamedTuple):
@@ -123,7 +134,8 @@ def _numbers(target: Bones, reference: Bones) -> Tensor:
 def _places(numbers: Tensor, bone: Tensor, size: tuple[int, int]) -> _Places:
     """Find for each pixel the reference's pixel at the same place along and across its bone (N, 1, H, W)."""
     height, width = size
-    of_pixel = numbers.gather(1, bone.flatten(1).unsqueeze(-1).expand(-1, -1, numbers.shape[-1]))
+    first = torch.arange(len(bone), device=bone.device).view(-1, 1) * numbers.shape[1]
+    of_pixel = F.embedding(bone.flatten(1) + first, numbers.flatten(0, 1))  # N, H W, 12
     x0, y0, ux, uy, length, x0_there, y0_there, ux_there, uy_there, length_there, scale, known = of_pixel.unbind(-1)
     y, x = torch.meshgrid(
         torch.arange(height, device=bone.device, dtype=torch.float32),
@@ -148,9 +160,9 @@ def _sample(picture: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
 
 
-def _palm_colour(picture: Tensor, on_hand: Tensor, of: LimbField, hand: Tensor) -> Tensor:
+def _palm_colour(picture: Tensor, on_hands: Tensor, of_limbs: Tensor, hand: Tensor) -> Tensor:
     """Return the mean colour of the reference's palm (N, C, H, W) of each pixel's ``hand`` (N, 1, H, W)."""
-    palms = (of.distance[:, _PALM:LIMBS:_OF_HAND] < 1) * on_hand  # N, 2, H, W
+    palms = (of_limbs[:, PALM::LIMBS_OF_HAND] < 1) * on_hands  # N, 2, H, W
     shares = palms / palms.sum((-2, -1), keepdim=True).clamp(min=1)
     colours = torch.einsum("nchw,nkhw->nck", picture, shares)
     of_pixel = colours.gather(2, hand.flatten(1).unsqueeze(1).expand(-1, picture.shape[1], -1))

@@ -9,7 +9,7 @@ from torch import Tensor
 from handdata.schemas import SIDES, hand_rows
 from handdata.trainer.conditioning import render_heatmaps
 from handdata.trainer.geometry.carrying import carry, paint_out
-from handdata.trainer.geometry.limbs import limb_field, limb_maps
+from handdata.trainer.geometry.limbs import bone_distances, limb_distances, limb_maps
 from handdata.trainer.geometry.poses import Pose, bones_of, read_pose
 
 SIZE = 64
@@ -41,6 +41,11 @@ def smooth_picture(size: int = SIZE, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic", align_corners=False)
 
 
+def distances(of: Pose) -> Tensor:
+    """Return each pixel's distance from each limb (1, 12, SIZE, SIZE), in radii."""
+    return limb_distances(bone_distances(bones_of(of), (SIZE, SIZE))).sqrt()
+
+
 NO_MASK = torch.zeros(1, 1, SIZE, SIZE)
 ON_HAND = 0.9
 """Coverage of pixels that show nothing but the hand."""
@@ -58,7 +63,7 @@ def test_joints_come_back_from_their_heatmaps_wherever_they_lie_in_the_image(siz
 
 def test_a_limb_map_is_one_on_its_bones_and_nothing_where_the_hand_is_absent() -> None:
     open_hand = hand((32.0, 60.0), 50)
-    maps = limb_maps(limb_field(bones_of(pose(left=open_hand)), (SIZE, SIZE)))
+    maps = limb_maps(distances(pose(left=open_hand)) ** 2)
     assert maps.shape == (1, 12, SIZE, SIZE)
     assert maps[:, :6].abs().max() == 0
     for finger in range(5):
@@ -71,7 +76,7 @@ def test_a_limb_map_is_one_on_its_bones_and_nothing_where_the_hand_is_absent() -
 def test_without_heatmaps_there_are_no_limbs_and_nothing_is_carried() -> None:
     nothing = read_pose(torch.zeros(1, 42, SIZE, SIZE))
     picture, there = smooth_picture(), pose(right=hand((32.0, 60.0), 50))
-    assert limb_maps(limb_field(bones_of(nothing), (SIZE, SIZE))).abs().max() == 0
+    assert limb_maps(distances(nothing)).abs().max() == 0
     for target, reference in [(nothing, there), (there, nothing), (nothing, nothing)]:
         assert carry(picture, NO_MASK, target, reference).coverage.abs().max() == 0
     assert torch.equal(carry(picture, NO_MASK, nothing, there).base, picture)
@@ -117,7 +122,7 @@ def test_each_hand_takes_its_own_pixels() -> None:
     right, left = hand((14.0, 50.0), 30), hand((48.0, 50.0), 30)
     apart, crossed = pose(right, left), pose(right + torch.tensor([20.0, 0]), left - torch.tensor([22.0, 0]))
     carried = carry(red_and_blue, NO_MASK, crossed, apart)
-    distance = carried.target_limbs.distance
+    distance = carried.target_limbs.sqrt()
     for side, colour in ((0, 0), (1, 2)):
         own, other = distance[:, 6 * side :][:, :6].amin(1), distance[:, 6 * (1 - side) :][:, :6].amin(1)
         on_hand = (own < 0.5) & (other > 2)
@@ -128,7 +133,7 @@ def test_each_hand_takes_its_own_pixels() -> None:
 def test_one_hand_alone_is_carried_where_the_other_is_missing_in_a_frame() -> None:
     right, left = hand((16.0, 50.0), 30), hand((48.0, 50.0), 30)
     carried = carry(smooth_picture(), NO_MASK, pose(right, left), pose(right=right))
-    distance = carried.target_limbs.distance
+    distance = carried.target_limbs.sqrt()
     shown, missing = distance[:, :6].amin(1, keepdim=True), distance[:, 6:12].amin(1, keepdim=True)
     assert carried.coverage[shown < 0.3].min() > 0.8
     assert carried.coverage[(missing < 0.3) & (shown > 1.5)].max() == 0
@@ -149,11 +154,11 @@ def test_painting_out_continues_what_is_around() -> None:
 def test_the_old_hand_is_painted_out_by_its_mask_or_by_its_limbs() -> None:
     before, after = pose(right=hand((18.0, 50.0), 30)), pose(right=hand((46.0, 50.0), 30))
     picture = torch.full((1, 3, SIZE, SIZE), -0.5)
-    on_hand = limb_field(bones_of(before), (SIZE, SIZE)).distance.amin(1, keepdim=True) < 1
+    on_hand = distances(before).amin(1, keepdim=True) < 1
     picture = torch.where(on_hand, 0.8, picture)
     for mask in (on_hand.float(), NO_MASK):
         base = carry(picture, mask, after, before).base
-        new = limb_field(bones_of(after), (SIZE, SIZE)).distance.amin(1)[0]
+        new = distances(after).amin(1)[0]
         assert float(base[0, 0][on_hand[0, 0] & (new > 3)].max()) < 0
         assert float(base[0, 0][new < 0.5].min()) > 0.5
 
@@ -170,13 +175,13 @@ def test_a_bone_knows_its_hand_and_the_forearm_goes_on_from_the_palm() -> None:
 def test_no_hand_shows_pixels_of_the_other_one_beside_it() -> None:
     right, left = hand((22.0, 56.0), 36), hand((42.0, 56.0), 36)
     before = pose(right, left)
-    near = limb_field(bones_of(before), (SIZE, SIZE)).of_hands
+    near = distances(before)
     nearer_right = near[:, :6].amin(1, keepdim=True) < near[:, 6:].amin(1, keepdim=True)
     picture = torch.where(nearer_right, 1.0, -1.0).expand(1, 3, SIZE, SIZE)
     mask = (near.amin(1, keepdim=True) < 1.2).float()
     apart = pose(right - torch.tensor([8.0, 0]), left + torch.tensor([8.0, 0]))
     carried = carry(picture, mask, apart, before)
-    distance = carried.target_limbs.of_hands
+    distance = carried.target_limbs.sqrt()
     for side, colour in ((0, 1.0), (1, -1.0)):
         own, other = (distance[:, 6 * hand : 6 * hand + 6].amin(1, keepdim=True) for hand in (side, 1 - side))
         shown = (carried.coverage > 0.3) & (own < other)
@@ -187,7 +192,7 @@ def test_no_hand_shows_pixels_of_the_other_one_beside_it() -> None:
 def test_a_finger_that_uncurls_shows_the_palms_colour() -> None:
     picture = torch.full((1, 3, SIZE, SIZE), -1.0)
     before = pose(right=hand((32.0, 58.0), 44, curl=0.1))
-    palm = limb_field(bones_of(before), (SIZE, SIZE)).distance[:, 5:6] < 1
+    palm = distances(before)[:, 5:6] < 1
     picture = torch.where(palm, 0.7, picture)
     carried = carry(picture, NO_MASK, pose(right=hand((32.0, 58.0), 44)), before)
     tip = hand((32.0, 58.0), 44)[12].round().long()
@@ -197,8 +202,8 @@ def test_a_finger_that_uncurls_shows_the_palms_colour() -> None:
 
 def test_the_wrist_stays_with_its_forearm() -> None:
     before, after = hand((24.0, 34.0), 28), hand((38.0, 38.0), 28)
-    fields = [limb_field(bones_of(pose(right=joints)), (SIZE, SIZE)) for joints in (before, after)]
-    (old, new), hands = (field.distance[:, 12:13] for field in fields), fields[1].of_hands.amin(1, keepdim=True)
+    fields = [bone_distances(bones_of(pose(right=joints)), (SIZE, SIZE)).sqrt() for joints in (before, after)]
+    (old, new), hands = (field[:, 40:41] for field in fields), fields[1][:, :20].amin(1, keepdim=True)
     picture = torch.where(old < 0.8, 1.0, -1.0).expand(1, 3, SIZE, SIZE)
     base = carry(picture, NO_MASK, pose(right=after), pose(right=before)).base[:, :1]
     assert base[(new < 0.6) & (hands > 1.5)].min() > 0.5
