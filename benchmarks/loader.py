@@ -218,17 +218,11 @@ def write_datasets(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
     datasets.Dataset.from_dict(columns).save_to_disk(folder / "datasets")
 
 
-def write_ours(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
-    """Write annotated shards of one video, and their latents of 4 x 32 x 32 with a variance."""
-    import torch
-    from diffusers import AutoencoderKL
-
+def write_shards(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
+    """Write annotated shards of one video."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from handdata.pipeline.storage import Dataset, Storage
+    from handdata.pipeline.storage import Storage
     from handdata.schemas import EncodedImage
-    from handdata.trainer.autoencoders import load_autoencoder
-    from handdata.trainer.data.latents import encode
-    from handdata.trainer.presets import AutoencoderConfig
     from tests.fixtures.samples import sample, write_dataset
 
     first = sample("video", 0, size=STORED)
@@ -245,8 +239,20 @@ def write_ours(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
         )
         for number, (image, mask) in enumerate(rows)
     ]
-    storage = Storage(folder / "ours")
-    write_dataset(storage, samples)
+    write_dataset(Storage(folder / "ours"), samples)
+
+
+def write_ours(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
+    """Write annotated shards of one video, and their latents of 4 x 32 x 32 with a variance."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from handdata.pipeline.storage import Dataset, Storage
+    from handdata.trainer.autoencoders import load_autoencoder
+    from handdata.trainer.data.latents import encode
+    from handdata.trainer.presets import AutoencoderConfig
+
+    write_shards(folder, rows)
     torch.manual_seed(0)
     AutoencoderKL(
         block_out_channels=(4, 4, 4, 4),
@@ -256,7 +262,7 @@ def write_ours(folder: Path, rows: list[tuple[bytes, bytes]]) -> None:
         latent_channels=4,
     ).save_pretrained(folder / "vae")
     config = AutoencoderConfig(kind="sd-vae", weights=str(folder / "vae"))
-    encode(Dataset(storage), load_autoencoder(config), config, 256)
+    encode(Dataset(Storage(folder / "ours")), load_autoencoder(config), config, 256)
 
 
 WRITERS: dict[str, Callable[[Path, list[tuple[bytes, bytes]]], None]] = {

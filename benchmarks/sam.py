@@ -18,13 +18,8 @@ from numpy.typing import NDArray
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
-from handdata.adapters.synthesis.dataset import write_dataset
-from handdata.adapters.synthetic import SyntheticAdapter
-from handdata.console import print_table
-from handdata.pipeline.annotation.frames import open_frames
 from handdata.pipeline.annotation.masks import HandPrompt, sam_prompts
 from handdata.pipeline.annotation.sam import SamSegmenter, load_sam
-from handdata.schemas import HandRecord
 
 IMAGE_PX = 512
 Asked = list[tuple[NDArray[np.uint8], list[HandPrompt]]]
@@ -33,6 +28,11 @@ Logits = list[NDArray[np.float32]]
 
 def asked_of_synthetic_frames(count: int) -> Asked:
     """Return rendered images of one and two hands with their prompts."""
+    from handdata.adapters.synthesis.dataset import write_dataset
+    from handdata.adapters.synthetic import SyntheticAdapter
+    from handdata.pipeline.annotation.frames import open_frames
+    from handdata.schemas import HandRecord
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "synthetic"
         write_dataset(root, 2, count, 1, 1, IMAGE_PX, seed=0)
@@ -78,6 +78,8 @@ def timed(work: Callable[[], Logits]) -> tuple[float, Logits]:
 
 def main() -> None:
     """Run both, compare, print the table."""
+    from handdata.console import print_table  # here: benchmarks/gpu.py uses this file where rich is missing
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--images", type=int, default=8)

@@ -7,7 +7,7 @@ of the T steps for sampling ("respacing", 250 as published).
 Why not ``diffusers.DDPMScheduler`` here: it holds its tables in float32, where 1 - alpha_bar loses 3 to 4 digits at
 small t (the published code computes in float64), and it clamps the last step's posterior variance to 1e-20 where the
 published code takes the next one's. Steps and tables would differ from the published ones by more than 1e-5. The fast
-samplers (``handdata.trainer.samplers``) are diffusers' own.
+sampler ``dpm++`` (``handdata.trainer.samplers``) is diffusers' own.
 
 Shapes: N samples, C latent channels, H x W latent pixels. ``t`` and ``index`` (N,) are int64.
 """

@@ -11,7 +11,7 @@ from resampling videos, not pairs, since pairs of one video resemble each other 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from handdata.schemas import FINGERS, SIDES, WRIST, UnreadableImageError, UsageError, hand_rows
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
-from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.geometry.carrying import carry
 from handdata.trainer.geometry.poses import Pose
+
+if TYPE_CHECKING:
+    from handdata.trainer.data.pairs import PairDataset  # here alone: machines without polars score images, too
 
 BOX_MARGIN: Final = 0.25
 """Share of the hand box's longer side that is added on each side."""
@@ -69,7 +71,7 @@ class Interval:
 
 
 def moved_pairs(
-    dataset: PairDataset,
+    dataset: "PairDataset",
     count: int,
     least_motion: float | None = None,
     on_note: Callable[[str], None] | None = None,

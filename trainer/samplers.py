@@ -5,7 +5,7 @@ Three small parts that tasks combine:
 - ``guided``: one guided evaluation of the network;
 - ``Predict``: a function (x_t, t) -> network output; a task that changes its conditions from step to step (video draws
   another reference at each) passes its own;
-- ``denoise``: the loop over steps, for the exact DDPM of the paper and for diffusers' fast schedulers.
+- ``denoise``: the loop over steps: the exact DDPM of the paper, DDIM, and diffusers' DPM-Solver++.
 
 ``sample`` joins them for the plain case: fixed conditions, such as gesture transfer and unconditional samples.
 ``repaint`` is a loop of its own: it draws a part of a latent.
@@ -90,8 +90,8 @@ def denoise(
     Args:
         predict: Network with its conditions.
         noise: Latent to start from.
-        scheduler: ``ddpm`` is the published sampler (learned variance, about 250 steps); ``ddim`` (deterministic) and
-            ``dpm++`` (second order) are diffusers' and need 20 to 50.
+        scheduler: ``ddpm`` is the published sampler (learned variance, about 250 steps); ``ddim`` (deterministic; Song
+            et al. 2021, DDIM, equation 12) and ``dpm++`` (second order, diffusers') need 20 to 50.
         steps: Number of denoising steps.
         diffusion: Noise schedule; None takes the published one.
         clip_x0: Bound that keeps each step's estimate of the clean latent within +- its value.
@@ -114,17 +114,31 @@ def denoise(
                 progress(done + 1, steps)
         return x
 
-    fast = _fast_scheduler(scheduler, schedule)
+    if scheduler == "ddim":
+        for done in range(steps):
+            # Starts at the last timestep, where x_t is the pure noise that it is given (Lin et al. 2023, table 2).
+            timestep = round(process.steps * (1 - done / steps)) - 1
+            after = timestep - process.steps // steps  # as diffusers has it: the next one, or one beside it
+            t = torch.full((len(x),), timestep, device=x.device)
+            output = _clipped(process, predict(x, t).float(), x, t, clip_x0)[:, : x.shape[1]]
+            x = process.predict_x0(x, output, t)
+            if after >= 0:
+                x = process.add_noise(x, output, torch.full_like(t, after))
+            if progress:
+                progress(done + 1, steps)
+        return x
+
+    solver = _dpm_solver(schedule)
     with warnings.catch_warnings():
         # diffusers 0.42 reads a tensor in a way that numpy 2.4 deprecates.
         warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy keyword", DeprecationWarning)
-        fast.set_timesteps(steps, device=noise.device)
-    for done, timestep in enumerate(fast.timesteps):
+        solver.set_timesteps(steps, device=noise.device)
+    for done, timestep in enumerate(solver.timesteps):
         t = timestep.expand(len(x))
         output = _clipped(process, predict(x, t).float(), x, t, clip_x0)
-        x = fast.step(output[:, : x.shape[1]], timestep, x).prev_sample
+        x = solver.step(output[:, : x.shape[1]], timestep, x).prev_sample
         if progress:
-            progress(done + 1, len(fast.timesteps))
+            progress(done + 1, len(solver.timesteps))
     return x
 
 
@@ -255,7 +269,7 @@ def _clipped(process: Diffusion, output: Tensor, x_t: Tensor, t: Tensor, clip_x0
 
 
 class _Scheduler(Protocol):
-    """What both diffusers' schedulers have in common (they carry no types)."""
+    """What is used of diffusers' scheduler (it carries no types)."""
 
     timesteps: Tensor
 
@@ -264,19 +278,17 @@ class _Scheduler(Protocol):
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any: ...
 
 
-def _fast_scheduler(name: Literal["ddim", "dpm++"], config: DiffusionConfig) -> _Scheduler:
-    # Here, since they load scipy.stats, which takes a second.
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+def _dpm_solver(config: DiffusionConfig) -> _Scheduler:
+    # Here, since it loads scipy.stats, which takes a second.
+    from diffusers import DPMSolverMultistepScheduler
 
-    common = {
-        "num_train_timesteps": config.train_steps,
-        "beta_start": config.beta_start,
-        "beta_end": config.beta_end,
-        "beta_schedule": "linear",
-        # Starts at the last step, where x_t is the pure noise that it is given (Lin et al. 2023, table 2).
-        "timestep_spacing": "trailing",
-    }
-    if name == "ddim":
-        return cast(_Scheduler, DDIMScheduler(**common, clip_sample=False))  # type: ignore[no-untyped-call]
-    solver = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", use_karras_sigmas=True)  # type: ignore[no-untyped-call]
+    solver = DPMSolverMultistepScheduler(  # type: ignore[no-untyped-call]
+        num_train_timesteps=config.train_steps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule="linear",
+        timestep_spacing="trailing",
+        algorithm_type="dpmsolver++",
+        use_karras_sigmas=True,
+    )
     return cast(_Scheduler, solver)

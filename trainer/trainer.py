@@ -110,11 +110,17 @@ class Trainer:
     def _learning_rate_share(self, step: int) -> float:
         return learning_rate_share(step, self.preset.optimisation, self._share_done() if self._share_done else None)
 
-    def training_step(self, micro_batches: Iterable[FramePair]) -> float:
+    def training_step(self, micro_batches: Iterable[FramePair], noise: torch.Generator | None = None) -> float:
         """Take one optimiser step on this process's share of a batch and return the whole batch's mean loss.
 
         The micro batches hold the pairs at the positions that ``MicroBatches`` gives, in its order. A step whose loss
         or gradient is not finite changes neither the weights nor their average, and is counted.
+
+        Args:
+            micro_batches: The pairs.
+            noise: One source of the noise and the dropped conditions of all pairs, on any device. None: each pair has
+                its own, on the CPU, so that the step does not depend on micro batches and processes; a fast GPU waits
+                for them.
 
         Raises:
             RunError: The step has left weights that are not finite.
@@ -129,7 +135,7 @@ class Trainer:
         done = 0
         for batch in micro_batches:
             count = len(batch.task)
-            draws = [pair_generator(settings.seed, first + done + pair) for pair in range(count)]
+            draws = noise or [pair_generator(settings.seed, first + done + pair) for pair in range(count)]
             with self._gradients_stay_here(done + count < share):
                 losses = self.losses(self._network, batch, timesteps[done : done + count], draws, drops=True)
                 self._scaler.scale(losses.sum() / share).backward()  # type: ignore[no-untyped-call]

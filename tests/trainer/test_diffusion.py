@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -194,6 +194,25 @@ def test_each_sampler_draws_from_the_data_distribution(scheduler: str, steps: in
     assert float(latents.mean()) == pytest.approx(0.7, abs=0.03)
     assert float(latents.std()) == pytest.approx(GaussianData.deviation, abs=0.04)
     assert seen == [(done + 1, steps) for done in range(steps)]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 30])
+def test_ddim_takes_the_steps_of_diffusers(steps: int) -> None:
+    model, conditions = GaussianData(), gaussian_conditions(4, mean=0.7)
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        output: Tensor = model(x_t, t, *conditions)
+        return output
+
+    theirs = DDIMScheduler(  # type: ignore[no-untyped-call]
+        beta_schedule="linear", timestep_spacing="trailing", clip_sample=False
+    )
+    theirs.set_timesteps(steps)
+    noise = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = noise
+    for timestep in theirs.timesteps:
+        expected = theirs.step(predict(expected, timestep.expand(4))[:, :3], timestep, expected).prev_sample
+    torch.testing.assert_close(denoise(predict, noise, scheduler="ddim", steps=steps), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm++"])
