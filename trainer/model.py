@@ -37,7 +37,7 @@ from handdata.trainer.presets import GeometryConfig
 IMAGENET_CLASSES: Final = 1000
 TIMESTEP_FREQUENCIES: Final = 256
 MLP_RATIO: Final = 4
-HEAD_CHANNELS: Final = 24
+HEAD_CHANNELS: Final = 16
 HEAD_LAYERS: Final = 2
 HEATMAP_GAIN: Final = 8 * math.pi
 """How much larger the heatmaps' first weights in the patch embedder are; 4 pi would be one over a heatmap's energy.
@@ -207,6 +207,8 @@ class Geometry(NamedTuple):
     """(N, C + 1, H, W) the reference and its mask; with what is carried (N, 2C + 2, H, W)."""
     base: Tensor | None
     """(N, C, H, W) what the clean latent is predicted as a difference from."""
+    coverage: Tensor | None
+    """(N, 1, H, W) how far the base shows a carried hand."""
 
 
 class DiT(nn.Module):
@@ -251,16 +253,15 @@ class DiT(nn.Module):
         self.drawn_channels = self.out_channels if self.geometry.head == "linear" else HEAD_CHANNELS
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.drawn_channels)
 
-        at_target = (latent_channels + 1) * (2 if self.geometry.carries else 1)
         self.limb_embedding = PatchEmbedding(patch_size, LIMBS, hidden_size) if self.geometry.limbs else None
-        self.reference_embedding = (
-            PatchEmbedding(patch_size, at_target, hidden_size) if self.geometry.reference_at_target else None
-        )
+        self.reference_embedding: PatchEmbedding | None = None
+        if self.geometry.reference_at_target:
+            at_target = (latent_channels + 1) * (2 if self.geometry.carries else 1)
+            self.reference_embedding = PatchEmbedding(patch_size, at_target, hidden_size)
         self.detail_head: DetailHead | None = None
-        if self.geometry.head == "conv":
-            known = latent_channels + (LIMBS if self.geometry.limbs else 0)
-            known += at_target if self.geometry.reference_at_target else 0
-            self.detail_head = DetailHead(HEAD_CHANNELS + known, hidden_size, self.out_channels)
+        if self.geometry.head == "conv":  # it sees the noisy latent, and the base with its coverage
+            base = {"none": 0, "reference": latent_channels, "carried": latent_channels + 1}[self.geometry.residual]
+            self.detail_head = DetailHead(HEAD_CHANNELS + latent_channels + base, hidden_size, self.out_channels)
         self._initialise()
 
     def forward(self, x_t: Tensor, t: Tensor, target_cond: Tensor, ref_cond: Tensor, task: Tensor) -> Tensor:
@@ -299,8 +300,8 @@ class DiT(nn.Module):
                 tokens = x[:, : self.patches]
         output = self._unpatchify(self.final_layer(x, c))
         if self.detail_head is not None:
-            known = (x_t, geometry.target_limbs, geometry.at_target)
-            output = self.detail_head(torch.cat([output, *(part for part in known if part is not None)], dim=1), c)
+            known = (part.to(x_t.dtype) for part in (geometry.base, geometry.coverage) if part is not None)
+            output = self.detail_head(torch.cat([output, x_t, *known], dim=1), c)
         if geometry.base is not None:
             channels = self.latent_channels
             output = torch.cat([output[:, :channels].float() + geometry.base, output[:, channels:]], dim=1)
@@ -311,17 +312,17 @@ class DiT(nn.Module):
         """Compute in float32 what the settings ask for from the conditions, for a network that works in ``dtype``."""
         settings, channels = self.geometry, self.latent_channels
         if not (settings.limbs or settings.reference_at_target or settings.residual != "none"):
-            return Geometry(None, None, None, None)
+            return Geometry(None, None, None, None, None)
         with torch.autocast(ref_cond.device.type, enabled=False):
             target_cond, ref_cond = target_cond.float(), ref_cond.float()
             reference, mask = ref_cond[:, :channels], ref_cond[:, -1:]
             poses = read_pose(target_cond[:, :KEYPOINT_COUNT]), read_pose(ref_cond[:, channels:-1])
-            at_target, base = [reference, mask], reference
+            at_target, base, coverage = [reference, mask], reference, None
             if settings.carries:
                 carried = carry(reference, mask, *poses)
                 distances = [carried.target_limbs, carried.reference_limbs]
                 at_target += [carried.picture, carried.coverage]
-                base = carried.base
+                base, coverage = carried.base, carried.coverage
             elif settings.limbs:
                 size = (reference.shape[-2], reference.shape[-1])
                 distances = [limb_distances(bone_distances(bones_of(pose), size)) for pose in poses]
@@ -331,6 +332,7 @@ class DiT(nn.Module):
                 reference_limbs=limbs[1],
                 at_target=torch.cat(at_target, dim=1).to(dtype) if settings.reference_at_target else None,
                 base=base if settings.residual != "none" else None,
+                coverage=coverage if settings.residual == "carried" else None,
             )
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
