@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from handdata.pictures.drawing import fit, titled_columns
+from handdata.jobs.figures import CARRIED, OURS, TRUTH, side_by_side
 from handdata.pipeline.annotation.detector import HandDetector
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
@@ -27,20 +27,17 @@ from handdata.trainer.evaluation import (
     moved_pairs,
     pose_of_truth,
 )
-from handdata.trainer.figures import draw_skeleton
 from handdata.trainer.presets import PairConfig, Preset, SamplingOptions
 from handdata.trainer.tasks import gesture_transfer, load_sampler
 
-OURS, COPY, MEAN = "generated", "copied reference", "mean picture"
-CARRIED, CARRIED_OVER = "carried reference", "carried reference, hand left in"
+COPY, MEAN = "copied reference", "mean picture"
+CARRIED_OVER = "carried reference, hand left in"
 
 _MEAN_OF = 1000
 """Largest number of training images that the mean image is made of."""
 _BATCH = 32
 _DETECTOR_PX = 256
 """Side to which small images are enlarged for the detector."""
-_TILE_PX = 160
-_GAP_PX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +129,12 @@ def evaluate(
         if on_pair:
             on_pair(len(generated), len(pairs))
     mean = _mean_of_training(storage, preset, on_note)
+    frames = [(pair.reference, pair.target) for pair in pairs]
     images = {
         OURS: generated,
         COPY: [pair.reference.image for pair in pairs],
-        CARRIED: carried_references(pairs),
-        CARRIED_OVER: carried_references(pairs, painted_out=False),
+        CARRIED: carried_references(frames),
+        CARRIED_OVER: carried_references(frames, painted_out=False),
         MEAN: [mean] * len(pairs),
     }
     with HandDetector(require_weights("hand_landmarker", weights), AnnotateSettings().detection_confidence) as detector:
@@ -189,11 +187,10 @@ def find_hands(detector: HandDetector, image: ByteArray) -> list[FloatArray]:
 def _figure(pairs: Sequence[MovedPair], images: Mapping[str, Sequence[ByteArray]], shown: int) -> ByteArray:
     """Lay out pairs of different videos, a row each, below the titles of their columns."""
     first = {pair.sequence: number for number, pair in reversed(list(enumerate(pairs)))}
-    rows = []
-    for number in list(first.values())[::-1][:shown]:
-        pair = pairs[number]
-        skeleton = draw_skeleton(pair.target.image.shape[0] * 4, pair.target.keypoints * 4 + 1.5, pair.target.valid)
-        carried, generated, mean = (images[way][number] for way in (CARRIED, OURS, MEAN))
-        tiles = [pair.reference.image, skeleton, carried, generated, pair.target.image, mean]
-        rows.append([fit(tile, _TILE_PX, _TILE_PX) for tile in tiles])
-    return titled_columns(rows, ["reference", "pose", CARRIED, OURS, "truth", MEAN], _GAP_PX)
+    chosen = list(first.values())[::-1][:shown]
+    columns = {CARRIED: images[CARRIED], OURS: images[OURS], TRUTH: [pair.target.image for pair in pairs]}
+    columns[MEAN] = images[MEAN]
+    return side_by_side(
+        [(pairs[number].reference, pairs[number].target) for number in chosen],
+        {title: [of_way[number] for number in chosen] for title, of_way in columns.items()},
+    )

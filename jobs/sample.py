@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from handdata.jobs.figures import CARRIED, OURS, TRUTH, side_by_side, truth_of
 from handdata.pipeline.annotation.photo import PhotoHand, annotate_hands, annotate_photo, read_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
@@ -21,12 +22,13 @@ from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import UnreadableImageError, UsageError, samples_to_table
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.conditioning import Task
-from handdata.trainer.data.augment import Frame
+from handdata.trainer.data.augment import Frame, resize
 from handdata.trainer.data.pairs import PairDataset, open_pairs
 from handdata.trainer.data.reading import decode_frame
 from handdata.trainer.data.sample_index import all_of
 from handdata.trainer.data.splits import SHOWN_FIRST
-from handdata.trainer.figures import figure, filmstrip, grid
+from handdata.trainer.evaluation import carried_references
+from handdata.trainer.figures import filmstrip, grid
 from handdata.trainer.poses import pose_frame, read_keypoints
 from handdata.trainer.presets import DataConfig, PairConfig, SamplingOptions
 from handdata.trainer.tasks import gesture_transfer, load_sampler, repair, unconditional, video
@@ -105,7 +107,7 @@ class Sampling:
         self._preset = self._sampler.preset
 
     def gesture_transfer(self, progress: OnStep | None = None) -> ByteArray:
-        """Return a figure: a row for each pair with reference, target pose, target image where known, and result.
+        """Return a figure: a row for each pair with reference, target pose, carried reference, result and truth.
 
         Raises:
             UsageError: A reference or target is neither a file nor a sample, shows no hand, or only one is given.
@@ -188,10 +190,13 @@ class Sampling:
         return image
 
     def _transferred(self, pairs: list[tuple[Frame, Frame]], task: Task, progress: OnStep | None) -> ByteArray:
+        size = self._preset.image_size
+        pairs = [(resize(reference, size), resize(target, size)) for reference, target in pairs]
         references, targets = map(list, zip(*pairs, strict=True))
         options = self._request.options
         generated = gesture_transfer(self._sampler, references, targets, options, task=task, progress=progress)
-        return figure(references, targets, list(generated))
+        columns = {CARRIED: carried_references(pairs), OURS: list(generated)}
+        return side_by_side(pairs, columns | {TRUTH: [truth_of(target) for target in targets]})
 
     def _named_pair(self) -> list[tuple[Frame, Frame]]:
         reference, target = self._request.reference, self._request.target

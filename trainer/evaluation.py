@@ -132,22 +132,25 @@ def moved_pairs(
     return found
 
 
-def carried_references(pairs: Sequence[MovedPair], painted_out: bool = True) -> list[ByteArray]:
+def carried_references(pairs: Sequence[tuple[Frame, Frame]], painted_out: bool = True) -> list[ByteArray]:
     """Return each reference carried to its target's keypoints (S, S, 3): geometry alone, without learning.
 
-    ``painted_out``: what the reference's hands leave is filled from around them; else they stay to be seen.
+    Args:
+        pairs: References and targets of one size S.
+        painted_out: What the reference's hands leave is filled from around them; else they stay to be seen.
+
     """
     images: list[ByteArray] = []
-    for pair in pairs:
+    for shown, wanted in pairs:
         reference, target = (
             Pose(torch.from_numpy(frame.keypoints)[None].float(), torch.from_numpy(frame.valid)[None])
-            for frame in (pair.reference, pair.target)
+            for frame in (shown, wanted)
         )
-        picture = torch.from_numpy(pair.reference.image).permute(2, 0, 1)[None].float()
-        mask = torch.from_numpy(pair.reference.mask > 127)[None, None].float()
+        picture = torch.from_numpy(shown.image).permute(2, 0, 1)[None].float()
+        mask = torch.from_numpy(shown.mask > 127)[None, None].float()
         carried = carry(picture, mask, target, reference)
-        shown = carried.base if painted_out else torch.lerp(picture, carried.picture, carried.coverage)
-        images.append(shown[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+        drawn = carried.base if painted_out else torch.lerp(picture, carried.picture, carried.coverage)
+        images.append(drawn[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
     return images
 
 

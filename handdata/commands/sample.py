@@ -71,7 +71,7 @@ def gesture_transfer(
     device: Device = None,
     out_file: Figure = Path("gesture-transfer.png"),
 ) -> None:
-    """Generate a reference's hand in the pose of a target: a figure of reference, pose, truth and result."""
+    """Generate a reference's hand in the pose of a target: a figure of reference, pose, result and truth."""
     sampling = _sampling(
         workspace,
         run,

@@ -12,6 +12,7 @@ from PIL import Image
 from handdata.adapters.synthesis.dataset import write_dataset as write_synthetic
 from handdata.app import app
 from handdata.jobs import sample as jobs_sample
+from handdata.jobs.figures import GAP_PX, TILE_PX
 from handdata.jobs.sample import OnStep, SampleRequest, Sampling
 from handdata.pipeline.annotation.crop import CropSquare
 from handdata.pipeline.annotation.photo import PhotoHand
@@ -54,6 +55,12 @@ def read_image(path: Path) -> np.ndarray:
     return np.asarray(found)
 
 
+def rows_and_columns(figure: Path) -> tuple[int, int]:
+    """Return how many images a figure has below the titles of its columns."""
+    height, width = (side // (TILE_PX + GAP_PX) for side in read_image(figure).shape[:2])
+    return height, width
+
+
 @pytest.mark.parametrize(
     ("task", "options"),
     [
@@ -64,7 +71,7 @@ def read_image(path: Path) -> np.ndarray:
 )
 def test_pairs_of_the_dataset_give_a_figure(workspace: Path, tmp_path: Path, task: str, options: list[str]) -> None:
     run(workspace, task, *options, "--n", "2", "--out", str(tmp_path / "figure.png"))
-    assert read_image(tmp_path / "figure.png").shape == (2 * 132, 4 * 132, 3)
+    assert rows_and_columns(tmp_path / "figure.png") == (2, 5)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +234,7 @@ def test_drawn_images_that_cannot_be_decoded_are_passed_over_with_a_word(
     for words, rows in ((("gesture-transfer",), 4), (("novel-view",), 4), (("domain-transfer", *across), 3)):
         result = run_command("sample", *words, "--n", rows, "--steps", 1, "-w", partly_unreadable, "--out", pictures)
         assert result.code == 0, result.err
-        assert read_image(pictures).shape == (rows * 132, 4 * 132, 3)
+        assert rows_and_columns(pictures) == (rows, 5)
         assert "passed over" in result.err
     words = ("sample", "video", "--steps", 1, "-w", partly_unreadable, "--out", partly_unreadable / "a.webp")
     sequences = []

@@ -1,0 +1,41 @@
+"""Figures of generated hands beside what they were made from, under the titles of their columns."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from handdata.pictures.drawing import fit, titled_columns
+from handdata.schemas.arrays import ByteArray
+from handdata.trainer.data.augment import Frame, resize
+from handdata.trainer.figures import draw_skeleton
+
+OURS, CARRIED, TRUTH = "generated", "carried reference", "truth"
+"""Titles of columns, and names of ways to make an image of a target."""
+
+TILE_PX: Final = 160
+"""Side of each image of a figure."""
+GAP_PX: Final = 4
+_UNKNOWN: Final = 128
+"""Grey level that stands for an image that is not known."""
+
+
+def side_by_side(pairs: Sequence[tuple[Frame, Frame]], columns: Mapping[str, Sequence[ByteArray]]) -> ByteArray:
+    """Return a figure (H, W, 3) of a row a pair: the reference, the target's pose, and an image of each column.
+
+    Args:
+        pairs: References and targets.
+        columns: By title, an image (S, S, 3) a pair.
+
+    """
+    rows = []
+    for (reference, target), images in zip(pairs, zip(*columns.values(), strict=True), strict=True):
+        pose = resize(target, TILE_PX)
+        tiles = [reference.image, draw_skeleton(TILE_PX, pose.keypoints, pose.valid), *images]
+        rows.append([fit(tile, TILE_PX, TILE_PX) for tile in tiles])
+    return titled_columns(rows, ["reference", "pose", *columns], GAP_PX)
+
+
+def truth_of(target: Frame) -> ByteArray:
+    """Return a target's own image, or grey where a target is a pose alone."""
+    return target.image if target.known.any() else np.full_like(target.image, _UNKNOWN)
