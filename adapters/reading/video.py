@@ -47,10 +47,8 @@ _SILENT_ABOUT_DAMAGE: Final = frozenset({"hevc", "mpeg4", "mjpeg"})
 smeared frames, 2 and none with a strict one; of MJPEG 23 of 40 with a run of 0xff, and 1 with a strict one. A strict
 decoder of H.264 finds no more, and that of VP8, VP9 and AV1 neither. Checksums of HEVC are not used: with threads,
 FFmpeg finds fault with healthy frames."""
-_NEVER_REORDERED: Final = frozenset({"vp8", "vp9", "av1", "mjpeg", "png"})
-"""Codecs that show frames in the order in which they are decoded."""
 _MOST_REORDERED: Final = 16
-"""How many frames of other codecs are shown behind one that is decoded after them: as many as a decoder must keep."""
+"""How many frames may be shown behind one that is decoded after them: as many as a decoder must keep."""
 _DECODER_DELAY: Final = 64
 """Most packets that a decoder, with its threads, takes in before it reports that one of them is damaged."""
 _NEVER: Final = -(2**63)
@@ -578,7 +576,7 @@ def _damage_of_file(
     except IndexDamagedError as error:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: {error}") from None
     video = [packet for packet in packets if packet.is_video]
-    if layout.leaves_out_data and codec_name(stream.codec_context) in _NEVER_REORDERED:
+    if layout.leaves_out_data and not stream.codec_context.codec.reorder:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: it leaves out some data")
     if layout.frames and len(video) not in layout.frames:
         raise RecordError(RejectReason.FRAME_MISSING, f"{path}: its index is damaged: it names data that is not there")
@@ -614,8 +612,7 @@ def _first_hole(data: list[Data], packets: list[tuple[int, int]]) -> list[int]:
 
 def _never_reorders(codec: av.video.codeccontext.VideoCodecContext) -> bool:
     """Return whether frames are shown in the order in which they are decoded, whatever the file says."""
-    name = codec_name(codec)
-    return name in _NEVER_REORDERED or (name == "mpeg4" and not codec.has_b_frames)
+    return not codec.codec.reorder or (codec_name(codec) == "mpeg4" and not codec.has_b_frames)
 
 
 def _first_doubtful(decoded: list[int], must_rise: bool) -> int | None:

@@ -167,3 +167,18 @@ def test_a_frame_that_would_be_read_as_several_is_damage_beside_sound_too(tmp_pa
     data[place + 3] |= 4
     path.write_bytes(data)
     assert find_damage(path).position == place
+
+
+@pytest.mark.parametrize("codec", ["ffv1", "libvpx-vp9"])
+def test_a_block_at_a_wrong_time_moves_no_frame_of_a_codec_that_never_reorders(tmp_path: Path, codec: str) -> None:
+    path = write_numbered_video(tmp_path / "clip.mkv", codec, {"g": "10"}, {"write_crc32": "0"})
+    with av.open(str(path)) as container:
+        place = [packet.pos for packet in container.demux(video=0) if packet.size][36]
+    data = bytearray(path.read_bytes())
+    assert place is not None
+    moved = int.from_bytes(data[place + 1 : place + 3], "big", signed=True) - 250
+    data[place + 1 : place + 3] = moved.to_bytes(2, "big", signed=True)
+    path.write_bytes(data)
+    found = numbers_of(path)
+    assert len(found) >= 25
+    assert all(index == number for index, number in found.items())
