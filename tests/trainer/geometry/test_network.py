@@ -12,6 +12,7 @@ from torch import Tensor
 
 from handdata.pipeline.storage import Storage
 from handdata.schemas import WeightsError
+from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.conditioning import Task, null_conditions, reference_condition, target_condition
 from handdata.trainer.data.batch import FramePair
 from handdata.trainer.data.loading import pair_batches
@@ -213,3 +214,6 @@ def test_training_with_geometry_goes_on_bit_for_bit(optimiser: str, tmp_path: Pa
     start = Trainer(preset, "cpu").model.state_dict()
     still = [name for name, tensor in start.items() if torch.equal(tensor, ends[0][f"model.{name}"])]
     assert not [name for name in still if "class_embedding" not in name and "task_embedding" not in name], still
+    sampled, _ = load_for_sampling(storage.url("runs/b"))
+    assert sampled.geometry == preset.model.geometry
+    assert torch.equal(sampled(*inputs()), resumed.averaged_model.eval()(*inputs()))
