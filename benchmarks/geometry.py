@@ -124,12 +124,13 @@ def measure(row: str, seed: int, seconds: float, precision: str) -> None:
     frames = cached_frames()
     pairs = held_out_pairs(frames)
     images: dict[str, list[NDArray[np.uint8]]]
+    both = [(pair.reference, pair.target) for pair in pairs]
     result: dict[str, Any] = {"row": row, "seed": seed, "seconds": seconds, "precision": precision}
     if row == "nothing":
         images = {
             "copied reference": [pair.reference.image for pair in pairs],
-            "carried reference": carried_references(pairs),
-            "carried reference, hand left in": carried_references(pairs, painted_out=False),
+            "carried reference": carried_references(both),
+            "carried reference, hand left in": carried_references(both, painted_out=False),
             "truth": [pair.target.image for pair in pairs],
         }
     else:
@@ -184,7 +185,7 @@ def print_table() -> None:
 
 def figure(pairs: list[MovedPair], images: dict[str, list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
     """Lay out every sixth pair, a row each."""
-    carried = carried_references(pairs)
+    carried = carried_references([(pair.reference, pair.target) for pair in pairs])
     rows = []
     for number in range(0, len(pairs), 6):
         target = pairs[number].target
