@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from handdata.trainer.data.batch import FramePair
+from handdata.trainer.schedule import timesteps_at
 
 BatchLoss = Callable[[FramePair, Tensor, torch.Generator], Tensor]
 """(batch of N pairs, timesteps (N,), generator of the noise) -> loss of each pair (N,)."""
@@ -33,7 +34,7 @@ class ConditionFollowing:
 
 
 def condition_following(
-    batch_loss: BatchLoss, batches: Iterable[FramePair], train_steps: int, seed: int = 0
+    batch_loss: BatchLoss, batches: Iterable[FramePair], train_steps: int, seed: int = 0, few_steps: int | None = None
 ) -> ConditionFollowing:
     """Compare the loss with true and with permuted target keypoints.
 
@@ -45,6 +46,7 @@ def condition_following(
         batches: Batches of at least two pairs.
         train_steps: Timesteps are 0 to this - 1.
         seed: Seed of all draws.
+        few_steps: Ask only at timesteps that a sampler of so many steps visits: others were not trained.
 
     """
     true_losses: list[float] = []
@@ -52,8 +54,8 @@ def condition_following(
     for number, batch in enumerate(batches):
         draws = torch.Generator().manual_seed(seed + number)
         count = len(batch.task)
-        spread = (torch.arange(count) + torch.rand(count, generator=draws)) / count * train_steps
-        timesteps = spread.long()[torch.randperm(count, generator=draws)]
+        spread = (torch.arange(count) + torch.rand(count, generator=draws)) / count
+        timesteps = timesteps_at(spread, train_steps, few_steps)[torch.randperm(count, generator=draws)]
         other = derangement(count, draws)
         permuted = batch._replace(
             target_keypoints=batch.target_keypoints[other], target_valid=batch.target_valid[other]

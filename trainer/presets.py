@@ -106,6 +106,9 @@ class DiffusionConfig(Config):
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
     """How training draws timesteps: all alike (published), or mostly the middle ones, where the share of the 1000 steps
     is the sigmoid of a standard normal number (Esser et al. 2024, Scaling Rectified Flow Transformers, section 3.1)."""
+    few_steps: int | None = Field(default=None, gt=0)
+    """Train only at the timesteps that a sampler of so many steps visits, 1 to 4 for small networks: all of their
+    training then serves them. Sampling takes as many steps, or a divisor of them. None: all timesteps, as published."""
     loss: Literal["squared", "l1+gradient"] = "squared"
     """What the loss makes of an error: its square (published), or, of a predicted clean latent, its size plus that of
     its differences between neighbouring pixels. Squares reward the mean of what may be there, which is blurred."""
@@ -239,6 +242,12 @@ class SamplingOptions:
             raise UsageError(
                 f"{chosen.steps} denoising steps are more than the noise schedule has, {preset.diffusion.train_steps}",
                 f"choose --steps, or sampling.steps, from 1 to {preset.diffusion.train_steps}",
+            )
+        few = preset.diffusion.few_steps
+        if few and few % chosen.steps:
+            raise UsageError(
+                f"the network was trained to be sampled in {few} denoising steps, not in {chosen.steps}",
+                f"choose --steps, or sampling.steps, such that it divides {few}",
             )
         if not math.isfinite(chosen.guidance_scale):
             raise UsageError(f"the guidance scale {chosen.guidance_scale} is no finite number")

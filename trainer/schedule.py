@@ -47,9 +47,15 @@ def learning_rate_share(step: int, settings: OptimisationConfig, done: float | N
 
 
 def spread_timesteps(
-    count: int, steps: int, draws: torch.Generator, distribution: Literal["uniform", "logit-normal"] = "uniform"
+    count: int,
+    steps: int,
+    draws: torch.Generator,
+    distribution: Literal["uniform", "logit-normal"] = "uniform",
+    few_steps: int | None = None,
 ) -> Tensor:
     """Draw timesteps (count,) in 0 .. ``steps`` - 1: each one by the distribution, together spread evenly over it.
+
+    With ``few_steps`` they are those that a sampler of so many steps visits.
 
     A batch that covers all noise levels has a steadier loss than one of independent draws (Kingma et al. 2021,
     Variational Diffusion Models, appendix I.1).
@@ -57,8 +63,21 @@ def spread_timesteps(
     offsets = (torch.arange(count) + torch.rand((), generator=draws)) / count
     if distribution == "logit-normal":  # the distribution's quantiles
         offsets = torch.sigmoid(torch.special.ndtri(offsets))
-    timesteps = (offsets * steps).long().clamp(max=steps - 1)
-    return timesteps[torch.randperm(count, generator=draws)]
+    return timesteps_at(offsets, steps, few_steps)[torch.randperm(count, generator=draws)]
+
+
+def timesteps_at(shares: Tensor, steps: int, few_steps: int | None = None) -> Tensor:
+    """Return the timesteps at shares (count,), 0 to 1, of the noise schedule; 1 is its noisiest end.
+
+    Args:
+        shares: How far through the schedule.
+        steps: Length of the schedule.
+        few_steps: Take only timesteps that a sampler of so many steps visits, the nearest noisier one.
+
+    """
+    visits = few_steps or steps
+    visit = (shares * visits).long().clamp(max=visits - 1) + 1
+    return (visit * (steps / visits)).round().long() - 1
 
 
 def pair_generator(seed: int, position: int) -> torch.Generator:

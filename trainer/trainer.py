@@ -181,9 +181,10 @@ class Trainer:
 
     def _timesteps(self) -> Tensor:
         """Return the timesteps of the next step's whole batch."""
-        settings = self.preset.optimisation
+        settings, diffusion = self.preset.optimisation, self.preset.diffusion
         draws = torch.Generator().manual_seed(seed_of(settings.seed, self.step, 3))
-        return spread_timesteps(settings.batch_size, self.diffusion.steps, draws, self.preset.diffusion.timesteps)
+        count, steps = settings.batch_size, self.diffusion.steps
+        return spread_timesteps(count, steps, draws, diffusion.timesteps, diffusion.few_steps)
 
     def losses(
         self, model: nn.Module, batch: FramePair, timesteps: Tensor, draws: Draws, drops: bool = False
@@ -232,7 +233,7 @@ class Trainer:
                     found.append(self.losses(self.averaged_model, pairs, timesteps[part], of_part))
             return torch.cat(found)
 
-        return condition_following(losses, batches, self.diffusion.steps)
+        return condition_following(losses, batches, self.diffusion.steps, few_steps=self.preset.diffusion.few_steps)
 
     def draw(self, references: Sequence[Frame], targets: Sequence[Frame]) -> ByteArray:
         """Draw each reference in its target's pose, with the averaged weights, as a figure (H, W, 3)."""

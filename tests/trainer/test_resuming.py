@@ -45,6 +45,7 @@ FIELDS: dict[str, tuple[bool, Any]] = {
     "diffusion.prediction": (REFUSED, "velocity"),
     "diffusion.min_snr_gamma": (REFUSED, 5.0),
     "diffusion.timesteps": (REFUSED, "logit-normal"),
+    "diffusion.few_steps": (REFUSED, 4),
     "diffusion.loss": (REFUSED, "l1+gradient"),
     "alignment.encoder": (REFUSED, "vit_tiny_patch16_224"),
     "alignment.weights": (REFUSED, "other.pth"),

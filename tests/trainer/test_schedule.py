@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from handdata.schemas import UsageError
+from handdata.trainer.presets import DiffusionConfig, Preset, SamplingOptions, merged
+from handdata.trainer.samplers import denoise
 from handdata.trainer.schedule import MicroBatches, Process, learning_rate_share, micro_batches, spread_timesteps
 from tests.fixtures.training import SMALL, changed
 
@@ -40,6 +43,30 @@ def test_logit_normal_timesteps_are_mostly_the_middle_ones() -> None:
     logits = torch.logit((drawn + 0.5) / 1000)
     assert float(logits.mean()) == pytest.approx(0, abs=0.05)
     assert float(logits.std()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("few", [1, 2, 3, 4, 7])
+def test_a_network_for_few_steps_is_trained_at_the_timesteps_that_they_visit(few: int) -> None:
+    visited: list[int] = []
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        visited.append(int(t[0]))
+        return x_t
+
+    denoise(
+        predict, torch.zeros(1, 3, 4, 4), scheduler="ddim", steps=few, diffusion=DiffusionConfig(prediction="clean")
+    )
+    drawn = spread_timesteps(64, 1000, torch.Generator().manual_seed(0), few_steps=few)
+    assert set(drawn.tolist()) == set(visited)
+
+
+def test_a_network_for_few_steps_is_not_sampled_in_others() -> None:
+    settings = {"diffusion": {"few_steps": 4}, "sampling": {"steps": 4}}
+    preset = Preset.model_validate(merged(SMALL.model_dump(), settings))
+    assert [SamplingOptions(steps=steps).applied_to(preset).steps for steps in (None, 1, 2)] == [4, 1, 2]
+    for steps in (3, 8):
+        with pytest.raises(UsageError, match=f"sampled in 4 denoising steps, not in {steps}"):
+            SamplingOptions(steps=steps).applied_to(preset)
 
 
 def test_the_learning_rate_falls_by_the_clock_where_a_run_ends_by_one() -> None:
