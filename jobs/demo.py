@@ -17,10 +17,10 @@ def demo_commands(folder: Path) -> list[list[str]]:
     grid = folder / "gesture-transfer.png"
     here = ["--workspace", str(workspace)]
     lines = f"""
-        synth --out {source} --identities 16 --sequences 48 --frames 8 --cameras 2 --size 128
+        synth --out {source} --identities 48 --sequences 144 --frames 8 --fps 5 --cameras 1 --size 128
         ingest --source synthetic --root {source}
-        annotate --masks grabcut --image-size 128
-        train --preset tiny --run demo
+        annotate --masks grabcut --image-size 128 --crop stable
+        train --preset carried-64 --run demo
         sample gesture-transfer --run demo --n 6 --out {grid}
         report --run demo --generated {grid} --out {folder}
     """
