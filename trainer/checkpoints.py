@@ -58,6 +58,7 @@ __all__ = [
     "complete_checkpoints",
     "discard_checkpoint",
     "export_foundhand",
+    "first_weights",
     "import_foundhand",
     "import_imagenet_dit",
     "latest_checkpoint",
@@ -358,8 +359,7 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
         raise WeightsError(f"no checkpoint at {path}")
     try:
         with storage.local_copy() as local:
-            if not path.endswith(".safetensors"):
-                _require_unchanged(local, file)
+            _require_unchanged(local, file)
             with safe_open(local, framework="pt") as opened:
                 metadata = opened.metadata() or {}
                 weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
@@ -384,11 +384,33 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
 
 
 def _require_unchanged(local: Path, file: str) -> None:
-    """Check a checkpoint's file, of which there is a copy on this machine, against the checkpoint's marker."""
-    marker = _read_marker(file.rpartition("/")[0])
+    """Check a file of weights, of which there is a copy on this machine, against the checkpoint that it belongs to."""
+    marker = _marker_of(file)
     if marker is not None:
         with local.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _require_checksum(data, marker, file)
+
+
+def _marker_of(file: str) -> dict[str, Any] | None:
+    """Return the marker of the checkpoint that a file of weights belongs to, None where it stands for itself."""
+    folder, _, name = file.rpartition("/")
+    return _read_marker(folder or ".") if name in (MODEL_FILE, EMA_FILE) else None
+
+
+def first_weights(path: str) -> dict[str, Tensor]:
+    """Return the weights that a run starts from: those of a file, or the average of a checkpoint's or a run's folder.
+
+    Raises:
+        DamagedWeightsError: They are damaged, or have changed since a run has written them.
+        StorageError: The file cannot be read.
+        WeightsError: There are none, or they are no tensors.
+
+    """
+    file = averaged_weights(path)
+    folder, _, name = file.rpartition("/")
+    weights = read_weights(file) if _marker_of(file) is None else read_network(Storage(folder or "."), name)[0]
+    require_finite(weights.values(), path)
+    return weights
 
 
 def averaged_weights(path: str) -> str:

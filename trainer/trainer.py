@@ -16,7 +16,7 @@ from handdata.schemas import RunError, WeightsError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.alignment import AlignedDiT, ImageEncoder, alignment_loss
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder, require_fit
-from handdata.trainer.checkpoints import averaged_weights, load_checkpoint, save_checkpoint
+from handdata.trainer.checkpoints import first_weights, load_checkpoint, save_checkpoint
 from handdata.trainer.conditioning import drop_conditions
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.batch import FramePair
@@ -40,8 +40,6 @@ from handdata.trainer.weights import (
     import_foundhand,
     import_imagenet_dit,
     misfit,
-    read_weights,
-    require_finite,
     with_geometry,
 )
 
@@ -250,8 +248,7 @@ class Trainer:
             WeightsError: The weights are missing, or of a network of other sizes.
 
         """
-        state = read_weights(averaged_weights(path))
-        require_finite(state.values(), path)
+        state = first_weights(path)
         if "x_embedder.proj.weight" in state:
             state = import_imagenet_dit(state, self.model)
         elif "feature_aligned_embedder.proj.weight" in state:

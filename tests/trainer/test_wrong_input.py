@@ -63,6 +63,21 @@ def test_a_run_or_its_checkpoint_is_something_to_start_from(tmp_path: Path) -> N
         assert all(torch.equal(state[name], tensor) for name, tensor in other.model.state_dict().items())
 
 
+def test_a_file_that_has_changed_since_a_run_wrote_it_is_nothing_to_start_or_sample_from(tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, "cpu")
+    checkpoint = trainer.save(str(tmp_path / "run"))
+    file = Path(checkpoint) / "ema.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-401] ^= 1  # a bit of a number, which stays finite
+    file.write_bytes(content)
+    for place in (str(tmp_path / "run"), checkpoint, str(file)):
+        for reading in (trainer.start_from, load_sampler):
+            with pytest.raises(DamagedWeightsError, match="its checksum differs"):
+                reading(place)
+    alone = file.rename(tmp_path / "ema.safetensors")  # by itself nothing says what it was
+    trainer.start_from(str(alone))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
