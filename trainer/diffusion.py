@@ -101,9 +101,9 @@ class Diffusion(nn.Module):
         betas = torch.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=torch.float64)
         alpha_bar_all = torch.cumprod(1 - betas, dim=0)
         # Equally spaced with both ends kept, as published; equal to DDPMScheduler's timestep_spacing="linspace".
-        kept = (
-            torch.linspace(0, config.train_steps - 1, steps or config.train_steps, dtype=torch.float64).round().long()
-        )
+        # A single step is the last: sampling begins there, at pure noise.
+        last, count = config.train_steps - 1, steps or config.train_steps
+        kept = torch.linspace(0 if count > 1 else last, last, count, dtype=torch.float64).round().long()
 
         alpha_bar = alpha_bar_all[kept]
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])

@@ -20,6 +20,14 @@ def published(shared_dir: Path) -> dict[str, Tensor]:
     return load_file(shared_dir / "parity" / "diffusion_steps.safetensors")
 
 
+def test_a_single_step_begins_at_pure_noise_and_ends_at_the_clean_latent() -> None:
+    one = Diffusion(DiffusionConfig(prediction="clean"), steps=1)
+    assert one.timestep_map.tolist() == [999]
+    x0, x_t, index = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
+    noise = Diffusion().predict_noise(x_t, x0, one.timestep_map[index])
+    torch.testing.assert_close(one.draw_previous(one.reverse_step(noise, x_t, index), index), x0, rtol=1e-3, atol=1e-4)
+
+
 def test_training_loss_is_the_published_one(published: dict[str, Tensor]) -> None:
     loss = Diffusion().training_loss(published["model_out"], published["x0"], published["noise"], published["t_train"])
     torch.testing.assert_close(loss.mse, published["mse"], rtol=1e-5, atol=0)
