@@ -31,7 +31,7 @@ import torch.distributed
 from handdata.pictures.png import encode_png
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import run_folder, run_settings_file
-from handdata.schemas import DamagedWeightsError, NoPairsError, UsageError
+from handdata.schemas import DamagedWeightsError, NoPairsError, RunError, UsageError
 from handdata.trainer.autoencoders import load_autoencoder
 from handdata.trainer.checkpoints import complete_checkpoints, discard_checkpoint, record_validation, validated_loss
 from handdata.trainer.data.batch import FramePair
@@ -160,9 +160,13 @@ def train(
             f"the dataset has changed since step {trainer.step}: targets were {_counted(watched['targets'])}, and are "
             f"{_counted(dataset.targets)}; the order of pairs is another one from here on"
         )
+    if checkpoint_url and "licences" not in watched:  # an earlier version wrote it, or it is a fork's first
+        note(f"from step {trainer.step} on with rows under {', '.join(dataset.licences)}")
     if checkpoint_url and (others := other_than_before(checkpoint_url, preset)):
         note(f"from step {trainer.step} on with {others}")
     first_step = trainer.step
+    if first_step >= total:
+        note(f"nothing is left to do: the run {run} has taken {first_step:,} steps, and {total:,} are wanted")
     following: ConditionFollowing | None = None
     losses: deque[float] = deque(maxlen=LOGGED_EVERY_STEPS)
     watch = LossWatch(monitoring.divergence, watched.get("losses"))
@@ -230,8 +234,12 @@ def train(
                             record_validation(checkpoint_url, following.true_loss, monitoring.keep_last)
                     saves = validates = False
                 if shown[0] and (step == total or step % monitoring.pictures_every == 0):
-                    grid = trainer.draw(*shown)
-                    history.add_picture(step, encode_png(grid), grid)
+                    try:
+                        grid = trainer.draw(*shown)
+                    except RunError as error:  # pictures are no reason to end a run
+                        note(f"no samples are drawn at step {step}: {error.message}")
+                    else:
+                        history.add_picture(step, encode_png(grid), grid)
     assert checkpoint_url is not None  # the last step saves one, and a run without steps left has been resumed
     return TrainSummary(
         run_url=run_url,

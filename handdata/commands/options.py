@@ -3,15 +3,19 @@
 What help shows of a setting (its default and bounds) is read from the settings model, so that it cannot differ.
 """
 
+import errno
 import math
+import os
 import re
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel, ValidationError
 
 from handdata.pipeline.settings import SETTINGS_FILE, QualitySettings, Settings
-from handdata.schemas import UsageError
+from handdata.schemas import StorageError, UsageError
 
 if TYPE_CHECKING:
     from typer.models import OptionInfo
@@ -210,6 +214,26 @@ SamplingSeed = Annotated[
     int,
     typer.Option("--seed", min=0, max=2**31 - 1, metavar="N", help="Random seed; the same seed gives the same images."),
 ]
+
+
+def require_place(file: Path) -> None:
+    """Make the folder of a file that a command writes at its end: a place that cannot be written ends it before that.
+
+    Raises:
+        StorageError: The file cannot be written there.
+
+    """
+    folder = file.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {file.absolute()}: {error.strerror}", "choose another place with --out"
+        ) from None
 
 
 def given_thresholds(

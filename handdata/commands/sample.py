@@ -17,6 +17,7 @@ from handdata.commands.options import (
     Workspace,
     finite,
     load_settings,
+    require_place,
 )
 from handdata.console import ProgressLine, out, say
 from handdata.schemas import UsageError
@@ -73,6 +74,7 @@ def gesture_transfer(
 ) -> None:
     """Generate a reference's hand in the pose of a target: a figure of reference, pose, result and truth."""
     sampling = _sampling(
+        out_file,
         workspace,
         run,
         checkpoint,
@@ -110,6 +112,7 @@ def domain_transfer(
 ) -> None:
     """Generate the poses of one source with the appearance of another, such as synthetic hands as photographs."""
     sampling = _sampling(
+        out_file,
         workspace,
         run,
         checkpoint,
@@ -146,6 +149,7 @@ def novel_view(
 ) -> None:
     """Generate the moment of a reference as another camera sees it, from the keypoints in that camera."""
     sampling = _sampling(
+        out_file,
         workspace,
         run,
         checkpoint,
@@ -201,6 +205,7 @@ def video(
     if out_file.suffix.lower() not in (".webp", ".gif"):
         raise UsageError(f"--out {out_file}: neither .webp nor .gif", "other programs convert either")
     sampling = _sampling(
+        out_file,
         workspace,
         run,
         checkpoint,
@@ -236,7 +241,7 @@ def fix(
 ) -> None:
     """Generate the hands of an image anew where MediaPipe finds their keypoints; the rest stays as it is."""
     sampling = _sampling(
-        workspace, run, checkpoint, options=SamplingOptions(steps, guidance_scale, seed), device=device
+        out_file, workspace, run, checkpoint, options=SamplingOptions(steps, guidance_scale, seed), device=device
     )
     with ProgressLine("Repairing", None, "steps") as progress:
         image = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
@@ -256,14 +261,14 @@ def unconditional(
 ) -> None:
     """Sample unconditionally: a grid of hands, without reference or pose."""
     sampling = _sampling(
-        workspace, run, checkpoint, count=count, options=SamplingOptions(steps, seed=seed), device=device
+        out_file, workspace, run, checkpoint, count=count, options=SamplingOptions(steps, seed=seed), device=device
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.unconditional(lambda step, total: progress.set(step, total=total))
     _write(out_file, figure)
 
 
-def _sampling(workspace: str | None, run: str, checkpoint: str | None, **request: object) -> "Sampling":
+def _sampling(out_file: Path, workspace: str | None, run: str, checkpoint: str | None, **request: object) -> "Sampling":
     from handdata.jobs.sample import SampleRequest, Sampling
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.storage.layout import run_folder
@@ -271,20 +276,21 @@ def _sampling(workspace: str | None, run: str, checkpoint: str | None, **request
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
     chosen = checkpoint or storage.url(run_folder(run))
-    return Sampling(
+    sampling = Sampling(
         SampleRequest(checkpoint=chosen, **request),  # type: ignore[arg-type]
         storage,
         settings.annotate,
         settings.weights,
         cache(say),
     )
+    require_place(out_file)
+    return sampling
 
 
 def _write_video(file: Path, frames: "ByteArray", fps: float) -> None:
     from PIL import Image
 
     first, *others = [Image.fromarray(frame) for frame in frames]
-    file.absolute().parent.mkdir(parents=True, exist_ok=True)
     first.save(file, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
 
 

@@ -20,6 +20,7 @@ from handdata.commands.options import (
     Workspace,
     finite,
     load_settings,
+    require_place,
     run_option,
 )
 from handdata.console import ProgressLine, out, print_json, print_table, say, say_connecting
@@ -103,7 +104,9 @@ def train(
 ) -> None:
     """Train the two-frame diffusion transformer on the annotated dataset."""
     from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage.layout import run_folder
     from handdata.trainer import resuming
+    from handdata.trainer.checkpoints import latest_checkpoint
     from handdata.trainer.presets import load_preset
 
     storage = Storage(load_settings(workspace=workspace).workspace)
@@ -113,6 +116,8 @@ def train(
     if where is not None and not where.strip():
         raise UsageError("--where has no condition", "leave it out to use all rows")
     of_run = resuming.run_settings(storage, run) if resume or fork else None
+    if resume and not fork and latest_checkpoint(storage.url(run_folder(run))) is None:
+        say(f"the run {run} has no checkpoint to go on from: it begins at step 0")
     if of_run is None:
         chosen = load_preset(preset or "tiny", config).choosing_rows(where, licences or (), dataset)
         chosen = chosen.trained_for(steps, init)
@@ -334,10 +339,15 @@ def evaluate(
     from handdata.jobs.evaluate import evaluate as run_evaluate
     from handdata.pipeline.report.page import read_metrics
     from handdata.pipeline.storage import Storage
-    from handdata.pipeline.storage.layout import run_folder
+    from handdata.pipeline.storage.layout import metrics_file, run_folder
 
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
+    metrics = None  # of a run that was copied without its curves, too
+    if out_dir is not None:
+        require_place(out_dir / "evaluation.json")
+        if checkpoint is None and storage.exists(metrics_file(run)):
+            metrics = read_metrics(storage, run)
     request = EvaluationRequest(
         checkpoint=checkpoint or storage.url(run_folder(run)),
         dataset=dataset,
@@ -352,7 +362,7 @@ def evaluate(
             request, storage, settings.weights, lambda done, total: progress.set(done, total=total), cache(say)
         )
     if out_dir is not None:
-        _write_scores(found, out_dir, read_metrics(storage, run) if checkpoint is None else None)
+        _write_scores(found, out_dir, metrics)
     if as_json:
         print_json(found.document())
         return

@@ -31,6 +31,7 @@ from handdata.trainer.evaluation import (
 )
 from handdata.trainer.loop import train
 from handdata.trainer.presets import PairConfig
+from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
 from tests.fixtures.training import SMALL
@@ -274,3 +275,22 @@ def test_a_checkpoint_is_scored_from_the_command_line(
     table = run_command("evaluate", *here)
     assert "95% intervals" in table.out
     assert run_command("evaluate", *here, "--split", "test").code == 2
+
+
+def test_where_an_evaluation_goes_is_looked_at_before_it_begins(
+    storage: Storage, tmp_path: Path, run_command: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(*arguments: object) -> None:
+        raise AssertionError("hours of work have begun")
+
+    monkeypatch.setattr("handdata.jobs.evaluate.evaluate", begun)
+    Trainer(SMALL, "cpu").save(storage.url("runs/run"))
+    here = ("evaluate", "--workspace", storage.url(), "--run", "run", "--out")
+    (tmp_path / "file").touch()
+    result = run_command(*here, tmp_path / "file" / "found")
+    assert (result.code, result.err.count("\n")) == (1, 2), result.err
+    assert "cannot write" in result.err
+    with pytest.raises(AssertionError, match="have begun"):  # a run that was copied without its curves has none
+        run_command(*here, tmp_path / "found")
+    storage.write_bytes("runs/run/metrics.jsonl", b'{"step": 3, "lo')
+    assert "metrics.jsonl is damaged" in run_command(*here, tmp_path / "found").err

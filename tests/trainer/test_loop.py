@@ -276,3 +276,13 @@ def test_several_processes_send_the_users_token_and_keep_the_lines_of_ray_from_t
         [sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [".", "token"]
+
+
+def test_samples_that_cannot_be_drawn_do_not_end_a_run(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflow(*arguments: object) -> None:
+        raise RunError("the generated images hold numbers that are not finite")
+
+    monkeypatch.setattr(Trainer, "draw", overflow)
+    notes: list[str] = []
+    assert train(SMALL, storage, "run", steps=1, device="cpu", on_note=notes.append).steps == 1
+    assert notes == ["no samples are drawn at step 1: the generated images hold numbers that are not finite"]

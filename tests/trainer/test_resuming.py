@@ -236,8 +236,9 @@ def test_a_run_goes_on_with_its_own_settings_but_for_what_may_change(
     assert run_settings(storage, "first") == OF_RUN.model_copy(
         update={"optimisation": OF_RUN.optimisation.model_copy(update={"steps": 4, "learning_rate": 1e-3})}
     )
-    result = resume("--resume")  # nothing left to do
+    result = resume("--resume")
     assert result.code == 0, result.err
+    assert "nothing is left to do: the run first has taken 4 steps, and 4 are wanted" in result.err
 
 
 def test_a_run_without_checkpoints_begins_with_its_own_settings(
@@ -247,7 +248,9 @@ def test_a_run_without_checkpoints_begins_with_its_own_settings(
     storage.write_bytes("runs/begun/settings.json", wanted.model_dump_json().encode())
     here = ("train", "-w", storage.url(), "--run", "begun", "--resume", "--gpus", "0")
     assert "data.where" in run_command(*here, "--where", "sharpness > 3").err
-    assert run_command(*here).code == 0
+    result = run_command(*here)
+    assert result.code == 0, result.err
+    assert "the run begun has no checkpoint to go on from: it begins at step 0" in result.err
     assert run_settings(storage, "begun") == wanted
 
 
