@@ -30,7 +30,7 @@ from handdata.trainer.data.splits import SHOWN_FIRST
 from handdata.trainer.evaluation import carried_references
 from handdata.trainer.figures import filmstrip, grid
 from handdata.trainer.poses import pose_frame, read_keypoints
-from handdata.trainer.presets import DataConfig, PairConfig, SamplingOptions
+from handdata.trainer.presets import DataConfig, PairConfig, SamplingOptions, SourceConfig
 from handdata.trainer.tasks import gesture_transfer, load_sampler, repair, unconditional, video
 
 _IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -270,7 +270,8 @@ class Sampling:
         for source in (request.reference_source, request.target_source):
             if source not in there:
                 raise UsageError(f"the dataset has no source {source}", has)
-            pairs = self._pairs(_STILLS, where=f"source = '{source}'")
+            named = _STILLS.model_copy(update={"sources": {source: SourceConfig()}})
+            pairs = self._pairs(named, where=f"source = '{source}'")
             rows = ((pairs.rows_at(position)[0],) for position in range(len(pairs)))
             frames.append([frame for (frame,) in islice(self._readable(pairs, rows), request.count)])
             if not frames[-1]:
@@ -284,7 +285,7 @@ class Sampling:
     def _sample(self, name: str) -> tuple[PairDataset, int]:
         # A sample that is named may be one that the run's settings leave out.
         data = DataConfig(dataset=self._preset.data.dataset, unlabelled_hands=True, no_content=True)
-        every = self._preset.model_copy(update={"data": data})
+        every = self._preset.model_copy(update={"data": data, "pairs": PairConfig()})
         for split in SHOWN_FIRST:
             try:
                 dataset = open_pairs(self._storage, every, split, pairs=PairConfig())

@@ -20,7 +20,7 @@ from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
 from handdata.schemas import EncodedImage, UsageError
 from handdata.trainer.data.augment import Frame
-from handdata.trainer.presets import PairConfig, Preset
+from handdata.trainer.presets import PairConfig, Preset, SourceConfig
 from handdata.trainer.tasks import Sampler
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
@@ -116,6 +116,45 @@ def test_drawn_pairs_are_of_rows_that_the_run_uses(tmp_path: Path) -> None:
     assert shown(everything) == {"free-val", "free-hidden"}
     assert shown(SMALL.choosing_rows("sequence_id = 'free'")) == {"free"}  # held-out rows have none of these
     assert shown(SMALL) == {"free-val", "bought", "blurred"}  # a checkpoint without a choice of rows
+
+
+def test_drawn_pairs_are_of_no_source_that_the_run_leaves_out(tmp_path: Path) -> None:
+    samples = [
+        sample(f"{source}-{split}", frame, split=split, timestamp_s=frame / 10).model_copy(
+            update=dict.fromkeys(("sample_id", "record_id"), f"{source}-{split}-{frame}") | {"source": source}
+        )
+        for source in ("hagrid", "synthetic")
+        for split in ("train", "val")
+        for frame in range(3)
+    ]
+    storage = Storage(tmp_path)
+    write_dataset(storage, samples)
+    sources = {"hagrid": SourceConfig(weight=0), "elsewhere": SourceConfig(weight=0)}  # of another dataset than this
+    preset = SMALL.model_copy(update={"pairs": PairConfig(sources=sources)})
+    checkpoint = Trainer(preset, "cpu").save(storage.url("runs/run"))
+    sampling = Sampling(SampleRequest(checkpoint), storage, AnnotateSettings())
+    dataset = sampling._pairs(PairConfig(video=1, view=0, still=0))
+    assert {dataset.sequence_id(dataset.rows_at(position)[0]) for position in range(20)} == {"synthetic-val"}
+    assert sampling._frame("hagrid-val-1").valid.any()  # what is asked for by its name is drawn
+    across = SampleRequest(checkpoint, reference_source="hagrid", target_source="synthetic", count=2)
+    assert len(Sampling(across, storage, AnnotateSettings())._pairs_across_sources()) == 2
+
+
+@pytest.mark.parametrize("task", ["gesture-transfer", "video", "unconditional"])
+def test_a_place_that_cannot_be_written_ends_before_anything_is_drawn(
+    workspace: Path,
+    tmp_path: Path,
+    task: str,
+    run_command: Callable[..., CommandResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.webp").mkdir()
+    monkeypatch.setattr(jobs_sample, "load_sampler", lambda *arguments: Trainer(SMALL, "cpu"))
+    for place in (tmp_path / "file" / "a.webp", tmp_path / "folder.webp", "/proc/none/a.webp"):
+        result = run_command("sample", task, "-w", workspace, "--out", place)
+        assert (result.code, result.err.count("error:"), result.err.count("\n")) == (1, 1, 2), result.err
+        assert f"cannot write {place}" in result.err
 
 
 def test_domain_transfer_says_which_sources_there_are(workspace: Path, tmp_path: Path) -> None:

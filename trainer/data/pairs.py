@@ -51,7 +51,8 @@ def open_pairs(
         storage: Workspace of the preset's dataset.
         preset: Settings of a run.
         split: Split of the pairs.
-        pairs: Kinds of pairs and their weights; None takes the preset's.
+        pairs: Kinds of pairs and their weights, of the sources that the preset does not leave out; None takes the
+            preset's.
         augmentation: Random changes; with None images are only resized.
         latents: Stored latents that pairs hold instead of images.
         seed: Seed of all that is random about pairs.
@@ -60,8 +61,13 @@ def open_pairs(
         UsageError: No row is usable, or the settings name a source or a condition that does not fit the dataset.
 
     """
+    dataset = Dataset(storage, preset.data.dataset)
+    if pairs is not None:
+        there = read_manifest(dataset).sources  # a run's settings may name sources that another dataset has not
+        left_out = {name: of for name, of in preset.pairs.sources.items() if of.weight == 0 and name in there}
+        pairs = pairs.model_copy(update={"sources": {**left_out, **pairs.sources}})
     return PairDataset(
-        Dataset(storage, preset.data.dataset),
+        dataset,
         image_size=preset.image_size,
         split=split,
         pairs=pairs or preset.pairs,
