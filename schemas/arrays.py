@@ -50,8 +50,13 @@ def _is_kind(found: NDArray[Any], dtype: type[np.generic]) -> bool:
 
 
 def is_intrinsics(k: NDArray[np.floating[Any]]) -> BoolArray:
-    """Return which of (..., 3, 3) matrices are intrinsics of a camera: the focal lengths are positive."""
-    return np.asarray((k[..., 0, 0] > 0) & (k[..., 1, 1] > 0))
+    """Return which of (..., 3, 3) matrices are intrinsics of a camera: the focal lengths are positive.
+
+    Below the diagonal are zeros, and the last number is 1: in a transposed matrix (other programs write one) or a
+    scaled one, the principal point and the focal lengths would be read from the wrong numbers.
+    """
+    fixed = np.abs(k[..., [1, 2, 2, 2], [0, 0, 1, 2]] - (0, 0, 0, 1)) < _ROUNDING
+    return np.asarray((k[..., 0, 0] > 0) & (k[..., 1, 1] > 0) & fixed.all(axis=-1))
 
 
 def is_rigid(t: NDArray[np.floating[Any]]) -> BoolArray:
@@ -79,6 +84,9 @@ def is_rigid_matrix(t: NDArray[np.floating[Any]]) -> bool:
     right_handed = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g) > 0
     return bool(right_handed) and min(off) > -_RIGID_TOLERANCE and max(off) < _RIGID_TOLERANCE and last == [0, 0, 0, 1]
 
+
+_ROUNDING = 1e-6
+"""Largest error of a number that is 0 or 1 in all intrinsics."""
 
 _RIGID_TOLERANCE = 5e-3
 """Largest error of an entry of R R^T: calibrations are printed with few digits, a scale is off by far more."""

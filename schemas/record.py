@@ -99,7 +99,7 @@ class HandRecord(BaseModel):
     @model_validator(mode="after")
     def _camera_is_one(self) -> Self:
         if self.camera_k is not None and not is_intrinsics(self.camera_k):
-            raise ValueError(f"camera_k has the focal lengths {self.camera_k[0, 0]} and {self.camera_k[1, 1]}")
+            raise ValueError(f"camera_k is no matrix of focal lengths and a principal point: {self.camera_k.tolist()}")
         if self.camera_t_world is not None and not is_rigid_matrix(self.camera_t_world):
             raise ValueError("camera_t_world is no rotation and translation: it scales, shears or mirrors")
         return self

@@ -473,12 +473,18 @@ class DatasetFile(io.FileIO):
             raise
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return up to ``size`` bytes."""
-        return _retried(self.path, lambda: super(DatasetFile, self).read(-1 if size is None else size))
+        """Return up to ``size`` bytes, or all that are left."""
+        if size is None or size < 0:
+            return self.readall()
+        return _retried(self.path, lambda: super(DatasetFile, self).read(size))
 
     def readall(self) -> bytes:
-        """Return all bytes that are left."""
-        return _retried(self.path, super().readall)
+        """Return all bytes that are left.
+
+        Block by block: what Python's own function had read when a block failed would be missing after the next try.
+        """
+        size = max(io.DEFAULT_BUFFER_SIZE, os.fstat(self.fileno()).st_size + 1)
+        return b"".join(iter(lambda: self.read(size), b""))
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill a buffer and return how many bytes were read."""

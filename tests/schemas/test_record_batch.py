@@ -51,7 +51,7 @@ def columns(**changed: Any) -> dict[str, Any]:
         "keypoints_2d": np.where(valid[..., None], rng.uniform(-50, 700, (ROWS, 42, 2)), np.nan),
         "hand_state": hand_states_of_rows(valid, "unknown"),
         "keypoints_3d": rng.normal(size=(ROWS, 42, 3)),
-        "camera_k": rng.uniform(1, 900, (ROWS, 3, 3)),
+        "camera_k": np.triu(rng.uniform(1, 900, (ROWS, 3, 3))) * [[1], [1], [0]] + np.diag([0, 0, 1]),
         "camera_t_world": rigid_transforms(rng, ROWS),
         "extra": [{"b": [1, 2.5], "a": row} for row in range(ROWS)],
         **changed,
@@ -177,6 +177,15 @@ def test_a_camera_that_mirrors_scales_or_shears_is_rejected_either_way(
 def test_focal_lengths_are_positive_either_way(row: int, column: int, focal: float) -> None:
     k = columns()["camera_k"]
     k[2, row, column] = focal
+    assert len(same_as_one_by_one(batch_of(camera_k=k))) == 1
+
+
+@pytest.mark.parametrize("change", [np.transpose, lambda k: 2 * k, lambda k: k[::-1], lambda k: np.linalg.inv(k).T])
+def test_intrinsics_in_another_order_or_scale_are_rejected_either_way(
+    change: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> None:
+    k = columns()["camera_k"]
+    k[2] = change(k[2].copy())
     assert len(same_as_one_by_one(batch_of(camera_k=k))) == 1
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import io
 import os
 import pickle
 import socket
@@ -268,6 +269,23 @@ def test_a_disk_that_is_away_is_tried_again_and_then_ends_it(
                 use(path)
         assert isinstance(pickle.loads(pickle.dumps(caught.value)), DatasetReadError)
         assert forever.calls == (3 if forever.number == number else 1)
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_read_that_fails_in_the_middle_of_a_file_loses_nothing_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffered: bool
+) -> None:
+    """A connection that its other end resets gives its bytes, then an error once, then the end of the file."""
+    monkeypatch.setattr(listing, "WAITS_S", [0.0])
+    (tmp_path / "file").write_bytes(b"")
+    content = bytes(range(256)) * 200
+    here, there = socket.socketpair()
+    with here, listing.open_unbuffered(tmp_path / "file") as file:
+        here.sendall(b"never read")
+        there.sendall(content)
+        there.close()
+        os.dup2(here.fileno(), file.fileno())
+        assert (io.BufferedReader(file).read() if buffered else file.read()) == content
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
