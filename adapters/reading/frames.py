@@ -2,12 +2,13 @@
 
 import traceback
 from pathlib import Path
+from typing import TypeGuard
 
 from pydantic import ValidationError
 
 from handdata.adapters.reading.listing import cannot_be_read
 from handdata.schemas.errors import HandDataError, RecordError, RejectReason
-from handdata.schemas.rejection import Rejection, rejection
+from handdata.schemas.rejection import Rejection, printable, rejection, shortened
 
 
 def frame_rejection(record_id: str, image_uri: str, error: Exception, where: Path | str = "") -> Rejection:
@@ -50,17 +51,22 @@ def frame_error(error: Exception, where: Path | str) -> RecordError:
         raise error
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return RecordError(RejectReason.LABEL_MISSING, f"{error.filename or where} does not exist")
-    if isinstance(error, OSError) and error.errno is not None:
+    if is_of_disk(error):
         cannot_be_read(where, error)
     return RecordError(RejectReason.ADAPTER_FAILED, f"{where}: {describe_error(error)}")
 
 
+def is_of_disk(error: Exception) -> TypeGuard[OSError]:
+    """Return whether an error says that the system could not read: libraries derive their own errors from its type."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 def describe_error(error: Exception) -> str:
-    """Return the kind, the message and the place in the code of an error that should not have been raised."""
+    """Return, in one line, kind, message and place in the code of an error that should not have been raised."""
     steps = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(steps[-1].filename).name}, line {steps[-1].lineno})" if steps else ""
     try:
         message = str(error)
     except Exception as second:  # the message may quote a value that cannot be written
         message = f"its message cannot be written: {type(second).__name__}"
-    return f"{type(error).__name__}: {message}{place}"
+    return f"{type(error).__name__}: {shortened(' '.join(printable(message).split()))}{place}"

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from handdata.adapters import Adapter, Partition
 from handdata.adapters.base import warnings_of
-from handdata.adapters.reading.frames import describe_error
+from handdata.adapters.reading.frames import describe_error, is_of_disk
 from handdata.adapters.reading.listing import cannot_be_read
 from handdata.schemas import HandDataError, RecordError, Rejection, RejectReason, RunError
 from handdata.schemas.rejection import rejection
@@ -44,9 +44,9 @@ def _listed(adapter: Adapter, root: Path, listing: Callable[[Path], Iterable[Ite
         return list(listing(root))
     except (HandDataError, MemoryError):
         raise
-    except OSError as error:
-        cannot_be_read(root, error)
     except Exception as error:
+        if is_of_disk(error):
+            cannot_be_read(root, error)
         raise RunError(
             f"the adapter of {adapter.card.name} failed while it listed {root}: {describe_error(error)}",
             "this is a defect of the adapter, or of a library under it; nothing was changed",
@@ -72,9 +72,9 @@ def guarded_rows(
         yield from read(root, partition)
     except (HandDataError, MemoryError):
         raise
-    except OSError as error:
-        cannot_be_read(root, error)
     except Exception as error:
+        if is_of_disk(error) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            cannot_be_read(root, error)
         detail = f"the rest of partition {partition.name} ({', '.join(partition.paths[:3])}): {describe_error(error)}"
         yield rejection(
             f"{adapter.card.name}/{partition.split}/{partition.name}/rest",

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from handdata.adapters.reading.frames import frame_rejection
+from handdata.adapters.reading.frames import describe_error, frame_rejection
 from handdata.schemas import DatasetReadError, RecordError, RejectReason, StorageError, UsageError
 
 
@@ -35,6 +35,11 @@ def test_a_message_that_cannot_be_written_and_an_image_without_label_file_have_d
         "UnwritableError: its message cannot be written" in frame_rejection("r", "u", raised(UnwritableError())).detail
     )
     assert frame_rejection("r", "/d/1.jpg", raised(KeyError(1))).detail.startswith("/d/1.jpg: KeyError: 1")
+
+
+def test_the_message_of_an_unforeseen_error_is_one_line_that_can_be_printed() -> None:
+    described = describe_error(ValueError("a\ud800\nb" + "x" * 10**6))
+    assert described.startswith("ValueError: a\\ud800 b") and len(described) < 2000
 
 
 def test_errors_of_records_keep_their_reason() -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from PIL import UnidentifiedImageError
 
 from handdata.adapters import AdapterOptions, Layout, Partition
 from handdata.pipeline.records.ingest import ingest
@@ -409,6 +410,22 @@ def test_what_an_adapter_failed_over_is_a_warning(
     assert subject in shown
     assert "adapter_failed: " in shown
     assert run_command(*command, "--strict").code == 1
+
+
+@pytest.mark.parametrize(
+    "error", [UnidentifiedImageError("cannot identify"), OSError("truncated"), FileNotFoundError(errno.ENOENT, "gone")]
+)
+def test_what_is_no_error_of_the_disk_costs_one_partition(root: Path, workspace: Storage, error: OSError) -> None:
+    """Libraries derive their own errors from ``OSError``, and a file may vanish."""
+
+    class LibraryAdapter(CountedAdapter):
+        def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+            yield from super().records(root, partition)
+            if partition.split == "test":
+                raise error
+
+    summary = ingest(counted(FIRST, base=LibraryAdapter), root, workspace, limit=LIMIT)
+    assert (summary.records, summary.rejected) == (sum(FIRST.values()), {"adapter_failed": 1})
 
 
 class UnlistableAdapter(CountedAdapter):
