@@ -498,7 +498,7 @@ PRESETS: Final[dict[str, Preset]] = {
     ),
     # 64 px in a minute or two of two CPU cores: the demo. The geometry draws hands that follow the keypoints; the
     # network mends what it leaves: holes, the forearm, what was behind the old hand.
-    "carried-64": _carried(size=64, steps=900),
+    "carried-64": _carried(size=64, steps=500),
     # Sizes S, B, L and XL of DiT (Peebles and Xie 2023, table 1), with patch 2.
     "foundhand-s": _foundhand(hidden_size=384, depth=12, num_heads=6),
     "foundhand-b": _foundhand(hidden_size=768, depth=12, num_heads=12),
