@@ -138,6 +138,46 @@ def _open(path: Path) -> BinaryIO:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} {error}") from None
 
 
+def _count_keys(value: Any) -> int:
+    """Return the keys of all objects in a value that is not empty: fewer than its text has where one is there twice.
+
+    What lists hold is told by their first elements; too small a count only costs the time of ``_load_once``.
+    """
+    if type(value) is dict:
+        count = len(value)
+        for part in value.values():
+            if type(part) in _CONTAINERS and part:
+                count += _count_keys(part)
+        return count
+    first = _count_keys(value[0]) if type(value[0]) in _CONTAINERS and value[0] else 0
+    return first + sum(_count_keys(part) for part in value[1:] if type(part) in _CONTAINERS and part) if first else 0
+
+
+_CONTAINERS: Final = frozenset({dict, list})
+
+
+def _load_once(text: bytes) -> Any:
+    """Return a value none of whose objects says two things under one key; parsers take the last one in silence.
+
+    Raises:
+        ValueError: It is no JSON, or has such an object.
+
+    """
+    return _DECODER.decode(text.decode("utf-8", "surrogatepass"))
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"the key {key!r} is there twice, with two values")
+    return found
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object_of)
+
+
 class _Scanner:
     """A position in a JSON file; one window of the file is in memory."""
 
@@ -216,7 +256,9 @@ class _Scanner:
         if end is not None:
             try:
                 value = from_json(self._window[self._position : end])
-            except ValueError:
+                if opening in _CLOSING and self._written_keys(self._position, end) != _count_keys([value]):
+                    _load_once(self._window[self._position : end])
+            except (ValueError, RecursionError):
                 pass  # a bracket within a string, or a corrupt record
             else:
                 self._position = end
@@ -227,7 +269,8 @@ class _Scanner:
             if parts > MAX_VALUE_PARTS:
                 self._fail(f"one value has {parts} parts")
         try:
-            value = json.loads(self._window[self._position : end])
+            load = _load_once if opening in _CLOSING else json.loads
+            value = load(self._window[self._position : end])
         except (ValueError, RecursionError) as error:
             self._fail(f"not JSON: {error}")
         self._position = end
@@ -262,11 +305,17 @@ class _Scanner:
             return []
         try:
             run: list[Any] = from_json(b"[" + self._window[start:end] + b"]")
+            if self._written_keys(start, end) != _count_keys(run):
+                raise ValueError("keys are written otherwise, or twice")
         except ValueError:
             self._no_run_before = self._window_start + end
             return []
         self._position = end
         return run
+
+    def _written_keys(self, start: int, end: int) -> int:
+        """Return how many keys a part of the window seems to have: more where a text looks like one."""
+        return self._window.count(b'":', start, end) + self._window.count(b'" :', start, end)
 
     def _guess_end(self, opening: bytes) -> int | None:
         """Return where the brackets of one kind balance, taking those within strings for real; None: not nearby."""

@@ -229,3 +229,26 @@ def test_what_follows_the_value_of_a_file_is_an_error_behind_all_records(tmp_pat
         with pytest.raises(RecordError, match=r"expected the end of the file") as caught:
             read.extend(stream(path))
         assert (read, caught.value.reason) == (expected, RejectReason.LABEL_CORRUPT)
+
+
+@pytest.mark.parametrize("space", ["", " "])
+@pytest.mark.parametrize(
+    "inner", ['{%s, "b": 1}', "[[1], {%s}]", '{"a": [{"k": 0}, {"c": {%s}}]}', '{"t": "}\\":", %s}']
+)
+def test_a_key_that_is_there_twice_with_two_values_is_rejected(tmp_path: Path, inner: str, space: str) -> None:
+    """Parsers take the last one: a joint or a camera would be another one, without a word."""
+    path = tmp_path / "labels.json"
+    for second, refused in ((2, True), (1, False)):
+        value = inner % f'"k"{space}: 1, "k"{space}: {second}'
+        readers: list[tuple[str, Callable[[Path], Any]]] = [
+            ("%s", read_json),
+            ('{"r": %s}', lambda path: list(stream_items(path))),
+            ('[{"id": 1}, %s, {"id": 2}]', lambda path: list(stream_list(path))),
+        ]
+        for whole, read in readers:
+            path.write_text(whole % value)
+            if refused:
+                with pytest.raises(RecordError, match="the key 'k' is there twice"):
+                    read(path)
+            else:
+                assert read(path)
