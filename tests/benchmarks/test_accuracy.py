@@ -22,7 +22,7 @@ def accuracy() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def rendered(accuracy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = accuracy.SetSizes(easy=1, hard=14, single=1, crossing=1, video_frames=10)
+    sizes = accuracy.SetSizes(seed=1, easy=1, hard=14, single=1, crossing=1, video_frames=10)
     return accuracy.write_set(tmp_path_factory.mktemp("accuracy"), sizes, processes=1)
 
 
