@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 	@echo "== Installed. Try: $(BIN)/handdata --help =="
 
-demo: $(INSTALLED)  ## Run the whole pipeline on the synthetic source and show pictures (about 5 minutes)
+demo: $(INSTALLED)  ## Run the whole pipeline on the synthetic source and show pictures (about 2 minutes)
 	@$(BIN)/handdata demo
 
 test: $(INSTALLED)  ## Run the tests on two cores (about 12 minutes)
