@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
 from handdata.pictures.drawing import fit, titled_columns
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.data.augment import Frame, resize
@@ -16,8 +14,6 @@ OURS, CARRIED, TRUTH = "generated", "carried reference", "truth"
 TILE_PX: Final = 160
 """Side of each image of a figure."""
 GAP_PX: Final = 4
-_UNKNOWN: Final = 128
-"""Grey level that stands for an image that is not known."""
 
 
 def side_by_side(pairs: Sequence[tuple[Frame, Frame]], columns: Mapping[str, Sequence[ByteArray]]) -> ByteArray:
@@ -34,8 +30,3 @@ def side_by_side(pairs: Sequence[tuple[Frame, Frame]], columns: Mapping[str, Seq
         tiles = [reference.image, draw_skeleton(TILE_PX, pose.keypoints, pose.valid), *images]
         rows.append([fit(tile, TILE_PX, TILE_PX) for tile in tiles])
     return titled_columns(rows, ["reference", "pose", *columns], GAP_PX)
-
-
-def truth_of(target: Frame) -> ByteArray:
-    """Return a target's own image, or grey where a target is a pose alone."""
-    return target.image if target.known.any() else np.full_like(target.image, _UNKNOWN)

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from handdata.jobs.figures import CARRIED, OURS, TRUTH, side_by_side, truth_of
+from handdata.jobs.figures import CARRIED, OURS, TRUTH, side_by_side
 from handdata.pipeline.annotation.photo import PhotoHand, annotate_hands, annotate_photo, read_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
@@ -28,7 +28,7 @@ from handdata.trainer.data.reading import decode_frame
 from handdata.trainer.data.sample_index import all_of
 from handdata.trainer.data.splits import SHOWN_FIRST
 from handdata.trainer.evaluation import carried_references
-from handdata.trainer.figures import filmstrip, grid
+from handdata.trainer.figures import filmstrip, grid, truth_of
 from handdata.trainer.poses import pose_frame, read_keypoints
 from handdata.trainer.presets import DataConfig, PairConfig, SamplingOptions, SourceConfig
 from handdata.trainer.tasks import gesture_transfer, load_sampler, repair, unconditional, video

@@ -11,6 +11,8 @@ from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame, resize
 
 _HAND_COLOURS = {"right": (255, 140, 0), "left": (0, 170, 255)}
+_UNKNOWN = 128
+"""Grey level that stands for an image that is not known."""
 _BORDER = ((2, 2), (2, 2), (0, 0))
 
 
@@ -54,11 +56,15 @@ def figure(
     rows = []
     for reference, target, image in zip(references, targets, generated, strict=True):
         pose = resize(target, tile_px)
-        truth = pose.image if target.known.any() else np.full_like(pose.image, 128)
         tiles = [_enlarged(reference.image, tile_px), draw_skeleton(tile_px, pose.keypoints, pose.valid)]
-        tiles += [truth, _enlarged(np.asarray(image), tile_px)]
+        tiles += [truth_of(pose), _enlarged(np.asarray(image), tile_px)]
         rows.append(np.hstack([np.pad(tile, _BORDER, constant_values=255) for tile in tiles]))
     return np.asarray(np.vstack(rows), dtype=np.uint8)
+
+
+def truth_of(target: Frame) -> ByteArray:
+    """Return a target's own image, or grey where a target is a pose alone."""
+    return target.image if target.known.any() else np.full_like(target.image, _UNKNOWN)
 
 
 def _enlarged(image: ByteArray, size: int) -> ByteArray:
