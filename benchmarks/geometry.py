@@ -27,7 +27,7 @@ from handdata.adapters.synthesis.dataset import (
     sequence_labels,
 )
 from handdata.jobs.evaluate import find_hands
-from handdata.pictures.drawing import fit, titled_columns
+from handdata.jobs.figures import CARRIED, TRUTH, side_by_side
 from handdata.pictures.png import encode_png
 from handdata.pipeline.annotation.crop import square_around
 from handdata.pipeline.annotation.detector import HandDetector
@@ -38,7 +38,6 @@ from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame, augment_pair
 from handdata.trainer.data.batch import FramePair, stack_pairs
 from handdata.trainer.evaluation import MovedPair, carried_references, compare, mean_motion
-from handdata.trainer.figures import draw_skeleton
 from handdata.trainer.presets import AugmentationConfig, Preset, SamplingOptions, merged
 from handdata.trainer.tasks import Sampler, gesture_transfer
 from handdata.trainer.trainer import Trainer
@@ -129,7 +128,7 @@ def measure(row: str, seed: int, seconds: float, precision: str) -> None:
     if row == "nothing":
         images = {
             "copied reference": [pair.reference.image for pair in pairs],
-            "carried reference": carried_references(both),
+            CARRIED: carried_references(both),
             "carried reference, hand left in": carried_references(both, painted_out=False),
             "truth": [pair.target.image for pair in pairs],
         }
@@ -185,15 +184,9 @@ def print_table() -> None:
 
 def figure(pairs: list[MovedPair], images: dict[str, list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
     """Lay out every sixth pair, a row each."""
-    carried = carried_references([(pair.reference, pair.target) for pair in pairs])
-    rows = []
-    for number in range(0, len(pairs), 6):
-        target = pairs[number].target
-        pose = draw_skeleton(SIZE * 4, target.keypoints * 4 + 1.5, target.valid)
-        tiles = [pairs[number].reference.image, pose, carried[number]]
-        tiles += [made[number] for made in images.values()] + [target.image]
-        rows.append([fit(tile, 128, 128) for tile in tiles])
-    return titled_columns(rows, ["reference", "pose", "carried", *images, "truth"], 4)
+    shown = [(pair.reference, pair.target) for pair in pairs[::6]]
+    columns = {CARRIED: carried_references(shown), **{way: made[::6] for way, made in images.items()}}
+    return side_by_side(shown, {**columns, TRUTH: [target.image for _, target in shown]})
 
 
 def held_out_pairs(frames: dict[str, NDArray[Any]]) -> list[MovedPair]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from handdata.adapters.processes import process_pool
 from handdata.adapters.synthesis.dataset import SequencePlan, plan_sequences
-from handdata.pictures.drawing import fit, titled_columns
+from handdata.jobs.figures import CARRIED, TRUTH, side_by_side
 from handdata.pictures.png import encode_png
 from handdata.schemas import FLIP_PERMUTATION, KEYPOINT_COUNT, RunError
 from handdata.trainer.autoencoders import load_autoencoder
@@ -42,7 +42,6 @@ from handdata.trainer.evaluation import (
     mean_motion,
     similarity,
 )
-from handdata.trainer.figures import draw_skeleton
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import AugmentationConfig, Preset, SamplingOptions
 from handdata.trainer.tasks import Sampler, gesture_transfer
@@ -379,28 +378,25 @@ def score(learned: "Learned", device: torch.device, pairs: Sequence[MovedPair], 
         )
         for steps in STEPS
     }
-    carried = carried_references(pairs)
-    rows = []
-    for number in range(0, len(pairs), max(1, len(pairs) // 12)):
-        target, size = targets[number], preset.image_size
-        tiles = [references[number].image, draw_skeleton(size, target.keypoints, target.valid), carried[number]]
-        tiles += [*(images[number] for images in drawn.values()), target.image]
-        rows.append([fit(tile, 128, 128) for tile in tiles])
-    titles = ["reference", "pose", "carried", *drawn, "truth"]
-    picture.write_bytes(encode_png(titled_columns(rows, titles, 4)))
+    frames = list(zip(references, targets, strict=True))
+    carried = carried_references(frames)
+    columns = {CARRIED: carried, **drawn, TRUTH: [target.image for target in targets]}
+    every = max(1, len(pairs) // 12)
+    shown = side_by_side(frames[::every], {title: images[::every] for title, images in columns.items()})
+    picture.write_bytes(encode_png(shown))
 
     images = {
         **drawn,
         "copied reference": [frame.image for frame in references],
-        "carried reference": carried,
-        "carried reference, hand left in": carried_references(pairs, painted_out=False),
+        CARRIED: carried,
+        "carried reference, hand left in": carried_references(frames, painted_out=False),
     }
     marks = {
         way: [similarity(image, target) for image, target in zip(made, targets, strict=True)]
         for way, made in images.items()
     }
     groups = [pair.sequence for pair in pairs]
-    best = marks["carried reference"]
+    best = marks[CARRIED]
     scores: dict[str, Any] = {"pairs": len(pairs)}
     for way, of_way in marks.items():
         scores[way] = {name: rounded(interval([mark[name] for mark in of_way], groups)) for name in best[0]}
