@@ -46,12 +46,12 @@ format: $(INSTALLED)  ## Format the code and apply safe fixes
 bench: $(INSTALLED)  ## Run the benchmarks (each compares with a named peer in one run)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-learn: $(INSTALLED)  ## Repeat the measured learning run of docs/results (one to two hours on two cores)
-	@$(BIN)/handdata synth --out learning-run/synthetic --identities 192 --sequences 576 --frames 37 --cameras 1 --size 128
-	@$(BIN)/handdata ingest --source synthetic --root learning-run/synthetic --stride 6 --workspace learning-run/workspace
-	@$(BIN)/handdata annotate --masks dataset --image-size 64 --crop stable --workspace learning-run/workspace
-	@$(BIN)/handdata train --preset pixel-64 --run learn --resume --gpus 0 --workspace learning-run/workspace
-	@$(BIN)/handdata evaluate --run learn --split test --steps 1 --out learning-run/results --workspace learning-run/workspace
+learn: $(INSTALLED)  ## Repeat the measured learning run of docs/results (about 75 minutes on two cores; resumable)
+	@test -e learning-run/synthetic || $(BIN)/handdata synth --out learning-run/synthetic --identities 768 --sequences 768 --frames 8 --fps 5 --cameras 1 --size 192 --seed 1
+	@$(BIN)/handdata ingest --source synthetic --root learning-run/synthetic --workspace learning-run/workspace
+	@$(BIN)/handdata annotate --masks grabcut --image-size 128 --crop stable --workspace learning-run/workspace
+	@$(BIN)/handdata train --preset carried-128 --run learn --resume --gpus 0 $(if $(STEPS),--steps $(STEPS)) --workspace learning-run/workspace
+	@$(BIN)/handdata evaluate --run learn --split test --pairs 400 --out learning-run/results --workspace learning-run/workspace
 
 clean:  ## Remove .venv, caches and the demo's outputs
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis workspace demo-output learning-run
