@@ -6,7 +6,6 @@ A package adds a source with an entry point in the group ``handdata.adapters``::
     mysource = "my_package.adapter:MySourceAdapter"
 """
 
-import difflib
 import warnings
 from importlib.metadata import entry_points
 
@@ -26,7 +25,7 @@ from handdata.adapters.rhd import RhdAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.adapters.visor import VisorAdapter
 from handdata.adapters.wlasl import WlaslAdapter
-from handdata.schemas import UnknownSourceError
+from handdata.schemas import UnknownSourceError, known_names
 
 BUILT_IN: dict[str, type[Adapter]] = {
     "arctic": ArcticAdapter,
@@ -70,7 +69,5 @@ def find_adapter(source: str) -> type[Adapter]:
     """
     adapters = registered_adapters()
     if source not in adapters:
-        close = difflib.get_close_matches(source, adapters, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise UnknownSourceError(f"unknown source {source!r}", f"{meant}`handdata sources` lists {', '.join(adapters)}")
+        raise UnknownSourceError(f"unknown source {source!r}", known_names(source, adapters))
     return adapters[source]

@@ -1,6 +1,7 @@
 """Output of commands: errors in one line, progress on a terminal or as plain lines, short tables, JSON."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,18 @@ def errors_in_one_line() -> Iterator[None]:
 
 def _escape(text: str) -> str:
     return text.replace("[", "\\[")
+
+
+def say_next(*commands: str, **options: object) -> None:
+    """Print the commands that come next, with the options that name what this command worked on.
+
+    Args:
+        commands: Commands without ``handdata``, each of which takes the options.
+        options: Values of options by name, None for those that were not given.
+
+    """
+    given = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
+    out.print("Next: " + _escape(", ".join(f"handdata {command}{given}" for command in commands)))
 
 
 class ProgressLine:

@@ -17,6 +17,7 @@ from handdata.schemas.errors import (
     UnreadableImageError,
     UsageError,
     WeightsError,
+    known_names,
 )
 from handdata.schemas.joints import (
     FINGERS,
@@ -114,6 +115,7 @@ __all__ = [
     "hand_rows",
     "hand_states",
     "inside",
+    "known_names",
     "record_from_row",
     "record_name",
     "records_from_table",

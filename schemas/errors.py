@@ -20,6 +20,8 @@ Errors cross process borders (Ray pickles them), so every class hands all its ar
 formats them in ``__str__``.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from enum import StrEnum
 
 
@@ -179,3 +181,11 @@ class RecordError(HandDataError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+def known_names(name: str, names: Iterable[str]) -> str:
+    """Return a hint for a name that is not there: the nearest one that is, if any is near, and all that are."""
+    known = list(names)
+    close = get_close_matches(name, known, n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    return f"{meant}there are {', '.join(known)}"

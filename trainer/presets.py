@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from handdata.schemas import UsageError
+from handdata.schemas import UsageError, known_names
 
 AutoencoderKind = Literal["pixel", "sd-vae", "taef2"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -412,7 +412,7 @@ _WITHIN_MINUTES: Final = OptimisationConfig(
 """How small networks learn within minutes on two CPU cores."""
 
 
-def _carried(size: int, optimisation: OptimisationConfig, monitoring: MonitoringConfig = MonitoringConfig()) -> Preset:
+def _carried(size: int, optimisation: OptimisationConfig, monitoring: MonitoringConfig | None = None) -> Preset:
     """Return a preset that draws the reference carried to the target's pose anew, in one step, ``size`` pixels wide."""
     return Preset(
         image_size=size,
@@ -432,7 +432,7 @@ def _carried(size: int, optimisation: OptimisationConfig, monitoring: Monitoring
         pairs=PairConfig(video=1.0, view=0.0, still=0.0, max_gap_s=1.2),
         augmentation=AugmentationConfig(max_gamma=1.2, hand_swap=0.0, smallest_crop=1.0),
         optimisation=optimisation,
-        monitoring=monitoring,
+        monitoring=monitoring or MonitoringConfig(),
         sampling=SamplingConfig(scheduler="ddim", steps=1, guidance_scale=1.0, clip_x0=1.0),
     )
 
@@ -522,7 +522,7 @@ def load_preset(name: str, changes: Path | None = None) -> Preset:
 
     """
     if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}", f"there are {', '.join(PRESETS)}")
+        raise UsageError(f"unknown preset {name!r}", known_names(name, PRESETS))
     if changes is None:
         return PRESETS[name]
     document = read_changes(changes)

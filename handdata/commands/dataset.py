@@ -24,7 +24,7 @@ from handdata.commands.options import (
     load_settings,
     setting_option,
 )
-from handdata.console import ProgressLine, counted, out, print_json, print_table, say_connecting
+from handdata.console import ProgressLine, counted, print_json, print_table, say_connecting, say_next
 from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy, MasksPolicy, QualitySettings
 from handdata.schemas import UsageError
 from handdata.schemas.sample import CropMode
@@ -168,7 +168,8 @@ def annotate(
             on_plan=lambda to_do, done: progress.set(0, f"({done:,} done before)" if done else "", to_do),
             on_unit=lambda marker: progress.advance(marker.records),
         )
-    _show_annotated(summary, storage.describe(request.dataset.data_folder), as_json=as_json)
+    where = storage.describe(request.dataset.data_folder)
+    _show_annotated(summary, where, dataset, workspace, as_json=as_json)
     if strict and summary.rejected:
         raise typer.Exit(1)
 
@@ -193,7 +194,9 @@ def _given(flags: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _show_annotated(summary: "AnnotateSummary", where: str, *, as_json: bool) -> None:
+def _show_annotated(
+    summary: "AnnotateSummary", where: str, dataset: str, workspace: str | None, *, as_json: bool
+) -> None:
     held = [counts for splits in summary.manifest.sources.values() for counts in splits.values()]
     samples, size = sum(counts.samples for counts in held), sum(counts.bytes for counts in held)
     if as_json:
@@ -223,7 +226,9 @@ def _show_annotated(summary: "AnnotateSummary", where: str, *, as_json: bool) ->
             "where": where,
         },
     )
-    out.print("Next: handdata report, handdata train")
+    if samples:
+        chosen = None if dataset == "dataset" else dataset
+        say_next("report", "train", dataset=chosen, workspace=workspace)
 
 
 @dataset_app.command(epilog="Example: handdata flag --min-hand-px 64 --max-mask-spill 0.1")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handdata.commands.options import AsJson, Strict, Workspace, load_settings, shown_default
-from handdata.console import ProgressLine, counted, out, print_json, print_table
+from handdata.console import ProgressLine, counted, out, print_json, print_table, say_next
 from handdata.pipeline.settings import Settings
-from handdata.schemas import Split
+from handdata.schemas import Split, known_names
 
 if TYPE_CHECKING:
     from handdata.pipeline.records.stored import IngestSummary
@@ -56,7 +56,7 @@ def sources(
     cards = SOURCE_CARDS | {source: adapter.card for source, adapter in adapters.items()}
     if name is not None:
         if name not in cards:
-            raise UnknownSourceError(f"unknown source {name!r}", f"there are {', '.join(cards)}")
+            raise UnknownSourceError(f"unknown source {name!r}", known_names(name, cards))
         _print_card(cards[name], as_json)
         return
     if as_json:
@@ -111,7 +111,7 @@ def synth(
     with ProgressLine("Rendering", total, "frames") as progress:
         write_dataset(target, identities, sequences, frames, cameras, size, seed, frames_per_second, progress.advance)
     print_table("Rendered", {"frames": f"{total:,}", "identities": identities, "where": target})
-    out.print(f"Next: handdata ingest --source synthetic --root {target}")
+    say_next("ingest --source synthetic", root=target)
 
 
 @sources_app.command(epilog="Example: handdata ingest --source hagrid --root /data/hagrid")
@@ -157,12 +157,14 @@ def ingest(
             force=force,
             on_progress=lambda done, total, records: progress.set(done, f"{records:,} records", total),
         )
-    _show_ingested(summary, source, storage, as_json=as_json)
+    _show_ingested(summary, source, storage, workspace, as_json=as_json)
     if strict and summary.rejected:
         raise typer.Exit(1)
 
 
-def _show_ingested(summary: "IngestSummary", source: str, storage: "Storage", *, as_json: bool) -> None:
+def _show_ingested(
+    summary: "IngestSummary", source: str, storage: "Storage", workspace: str | None, *, as_json: bool
+) -> None:
     from handdata.pipeline.storage.layout import records_folder, rejected_folder
 
     where = storage.describe(records_folder(source))
@@ -178,7 +180,7 @@ def _show_ingested(summary: "IngestSummary", source: str, storage: "Storage", *,
     if summary.warnings:
         table["warnings"] = "\n".join(summary.warnings)
     print_table(f"Ingested {source}", table)
-    out.print("Next: handdata annotate")
+    say_next("annotate", workspace=workspace)
 
 
 @sources_app.command(epilog="Example: handdata inspect --source hagrid --root /data/hagrid --n 12 --out sheet.png")

@@ -23,7 +23,7 @@ from handdata.commands.options import (
     require_place,
     run_option,
 )
-from handdata.console import ProgressLine, out, print_json, print_table, say, say_connecting
+from handdata.console import ProgressLine, out, print_json, print_table, say, say_connecting, say_next
 from handdata.schemas import Split, UsageError
 from handdata.trainer.presets import PRESETS, AutoencoderKind, SamplingOptions
 
@@ -158,7 +158,7 @@ def train(
 
             device = _training_device(gpus)
             summary = run_train(chosen, storage, run, resume=resume, device=device, on_step=show, on_note=say)
-    _show_trained(summary)
+    _show_trained(summary, run, workspace)
 
 
 def _licences(text: str) -> list[str]:
@@ -174,7 +174,7 @@ def _licences(text: str) -> list[str]:
     return names
 
 
-def _show_trained(summary: "TrainSummary") -> None:
+def _show_trained(summary: "TrainSummary", run: str, workspace: str | None) -> None:
     table = {"steps": f"{summary.steps:,}", "checkpoint": summary.checkpoint_url}
     if summary.loss is not None:
         table["loss"] = f"{summary.loss:.4f}"
@@ -187,7 +187,7 @@ def _show_trained(summary: "TrainSummary") -> None:
     if summary.skipped:
         table["steps without a finite gradient"] = f"{summary.skipped:,}"
     print_table("Trained", table)
-    out.print("Next: handdata sample gesture-transfer")
+    say_next("sample gesture-transfer", run=None if run == "default" else run, workspace=workspace)
 
 
 @training_app.command(epilog="Example: handdata encode --preset foundhand-xl --variants 4")
@@ -261,7 +261,8 @@ def encode(
         table["images that could not be decoded"] = f"{len(summary.unreadable):,}; training passes over them"
         say(summary.unreadable[0])
     print_table("Encoded", table)
-    out.print("Next: handdata train --config FILE, with `latents = true` below `\\[data]` in the file")
+    out.print("Put `latents = true` below `\\[data]` in the file of settings that training takes")
+    say_next(f"train --preset {preset} --config FILE", dataset=dataset, workspace=workspace)
 
 
 @training_app.command(epilog="Example: handdata export --run default --out foundhand-mine.pt")
