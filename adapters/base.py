@@ -35,6 +35,8 @@ class Layout:
     name: str
     patterns: tuple[str, ...]
     part: str = ""
+    is_typical: bool = True
+    """Whether a folder that has it is proposed to a user who named another source."""
 
     def missing_from(self, folder: Path) -> list[str]:
         """Return the patterns that match nothing below ``folder``.

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from handdata.adapters.arctic import ArcticAdapter
 from handdata.adapters.assemblyhands import AssemblyHandsAdapter
 from handdata.adapters.base import Adapter
+from handdata.adapters.coco import CocoAdapter
 from handdata.adapters.dart import DartAdapter
 from handdata.adapters.dexycb import DexYCBAdapter
 from handdata.adapters.ego4d import Ego4dAdapter
@@ -30,6 +31,7 @@ from handdata.schemas import UnknownSourceError, known_names
 BUILT_IN: dict[str, type[Adapter]] = {
     "arctic": ArcticAdapter,
     "assemblyhands": AssemblyHandsAdapter,
+    "coco": CocoAdapter,
     "dart": DartAdapter,
     "dexycb": DexYCBAdapter,
     "ego4d": Ego4dAdapter,

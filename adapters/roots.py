@@ -109,7 +109,8 @@ def _hint(adapter: type[Adapter], path: Path) -> str:
     """Return a hint that names the source that a folder does look like, if there is one."""
     for name, other in registered_adapters().items():
         try:
-            if other is not adapter and _matching_folders(other, path):
+            typical = all(layout.is_typical for layout in other.layouts)
+            if other is not adapter and typical and _matching_folders(other, path):
                 return f"it looks like {name}: `handdata ingest --source {name} --root {path}`"
         except DatasetReadError:
             continue

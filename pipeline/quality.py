@@ -13,7 +13,7 @@ from handdata.schemas.arrays import BoolArray
 from handdata.schemas.rejection import rejection
 from handdata.schemas.tables import models_to_table
 
-OBSERVED_FLAGS: Final = frozenset({"side_conflict", "extra_hands", "unlabelled_hand"})
+OBSERVED_FLAGS: Final = frozenset({"side_conflict", "side_unknown", "extra_hands", "unlabelled_hand"})
 """Flags that annotation observes and no stored number shows; recomputing flags keeps them."""
 
 JUDGED_COLUMNS: Final = (

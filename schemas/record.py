@@ -78,7 +78,11 @@ class HandRecord(BaseModel):
     """The adapter's ``open_mask`` can open a mask of this frame on a worker."""
     mask_extent: Annotated[MaskExtent | None, pa.string()] = None
     extra: Annotated[dict[str, Any] | None, pa.string()] = None
-    """What the adapter needs on a worker to open the image or mask; stored as JSON."""
+    """What the adapter needs on a worker to open the image or mask; stored as JSON.
+
+    ``side``: ``unknown`` where nobody says whether the labelled hands are right or left; such a record has no 3D.
+    ``other_hands_xyxy_px``: boxes of labelled hands of other people.
+    """
 
     @field_validator("frame_index", "timestamp_s", "video_frame", "width", "height", mode="before")
     @classmethod
@@ -117,6 +121,11 @@ class HandRecord(BaseModel):
     def valid_joints(self, side: Side) -> int:
         """Return how many joints of one hand the dataset annotates."""
         return int(self.keypoints_valid[hand_rows(side)].sum())
+
+    @property
+    def is_side_unknown(self) -> bool:
+        """Whether its labels are of hands of which nobody says the side."""
+        return self.extra is not None and self.extra.get("side") == "unknown" and bool(self.keypoints_valid.any())
 
     @property
     def record_id(self) -> str:

@@ -23,6 +23,7 @@ Flag = Literal[
     "near_duplicate",
     "no_content",
     "side_conflict",
+    "side_unknown",
     "small_hand",
     "truncated",
     "unlabelled_hand",

@@ -81,7 +81,7 @@ def test_sources_lists_every_dataset_with_its_licence(run_command) -> None:
     listed = {card["name"]: card for card in json.loads(result.out)["sources"]}
     expected = (
         "dexycb arctic interhand26m reinterhand assemblyhands ego4d visor hoi4d rhd renderih dart hagrid wlasl "
-        "foundhand10m synthetic"
+        "foundhand10m synthetic coco"
     )
     assert set(listed) >= set(expected.split())
     assert all(set(card) >= set(SourceCard.model_fields) and card["license"] for card in listed.values())

@@ -113,6 +113,33 @@ def stream_list(path: Path, *prefix: str) -> Iterator[Any]:
             scanner.end()
 
 
+def stream_lists(path: Path, *names: str) -> Iterator[tuple[str, Any]]:
+    """Yield (name, element) of several lists of a JSON object, in one pass, in whatever order the file has them.
+
+    ``stream_lists(path, "images", "annotations")`` walks COCO's format. A member that is no list is yielded whole.
+
+    Raises:
+        RecordError: As ``stream_items``; one of the names is there twice.
+
+    """
+    with _open(path) as stream:
+        scanner = _Scanner(path, stream)
+        found: set[str] = set()
+        for key in scanner.members():
+            if key not in names:
+                scanner.skip()
+                continue
+            if key in found:
+                raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: the key {key!r} is there twice")
+            found.add(key)
+            if not scanner.at_list():
+                yield key, scanner.value()
+            elif scanner.opens_list():
+                for element in scanner.values_of_list():
+                    yield key, element
+        scanner.end()
+
+
 def stream_list_part(path: Path, start: int, stop: int) -> Iterator[Any]:
     """Yield the elements of a JSON list that begin at bytes ``start`` (an element's first byte) to ``stop``.
 
@@ -200,7 +227,7 @@ class _Scanner:
             for key in self.members():
                 if key == wanted:
                     break
-                self._skip()
+                self.skip()
             else:
                 raise RecordError(RejectReason.LABEL_CORRUPT, f"{self._path} has no key {wanted!r}")
 
@@ -218,6 +245,10 @@ class _Scanner:
             yield key
             if self._take(b",", b"}") == b"}":
                 return
+
+    def at_list(self) -> bool:
+        """Return whether the value here is a list."""
+        return self._peek() == b"["
 
     def opens_list(self) -> bool:
         """Move to the first element of the list here, or past it where there is none; True where there is one."""
@@ -276,7 +307,8 @@ class _Scanner:
         self._position = end
         return value
 
-    def _skip(self) -> None:
+    def skip(self) -> None:
+        """Move past the value here."""
         opening = self._peek()
         if opening == b"{":
             for _ in self.members():

@@ -68,8 +68,6 @@ def fill_polygon(rings: Sequence[ArrayLike], size: Size, path: Path) -> BoolArra
 def decode_rle(counts: Sequence[int] | str | bytes, size: Size, path: Path) -> BoolArray:
     """Return the mask of COCO run lengths, compressed (a string) or not (a list).
 
-    No built-in source ships them; adapters of other packages need this function.
-
     Runs go down the columns, background first. In the string each number is a series of characters of six bits (minus
     48): five of data, lowest first, and one that says that more follow; the last data bit is the sign; from the fourth
     on a number is the difference from the one two before (COCO API, ``maskApi.c``, ``rleFrString``).

@@ -23,6 +23,8 @@ from handdata.schemas.sample import KeypointsOrigin, Pair
 
 SAME_HAND_DISTANCE = 0.5
 """Two sets of keypoints show the same hand if their joints are, on average, closer than this many hand sizes."""
+_WIDEST_CROP = 2.0
+"""Side of the square around a frame's hands in which another one is in view, over the longer side of their box."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class FrameKeypoints:
         origin: What located each hand.
         score: MediaPipe's confidence, 1 for dataset labels, 0 where absent.
         agreement: Mean distance of dataset and MediaPipe keypoints in full-image pixels, where both exist.
-        flags: Observations that no later number shows: ``side_conflict``, ``extra_hands``, ``unlabelled_hand``.
+        flags: Observations that no later number shows: ``side_conflict``, ``side_unknown``, ``extra_hands``,
+            ``unlabelled_hand``.
 
     """
 
@@ -63,8 +66,9 @@ def hand_size(keypoints: FloatArray, valid: BoolArray) -> float:
 
 
 def needs_detector(record: HandRecord, policy: KeypointsPolicy) -> bool:
-    """Return whether MediaPipe must search this frame: always, never, or where a hand's state is unknown."""
-    return policy == "mediapipe" or (policy == "prefer-dataset" and "unknown" in record.hand_state)
+    """Return whether MediaPipe must search this frame: always, never, or where a hand's state or side is unknown."""
+    unknown = "unknown" in record.hand_state or record.is_side_unknown
+    return policy == "mediapipe" or (policy == "prefer-dataset" and unknown)
 
 
 def open_sides(record: HandRecord, policy: KeypointsPolicy) -> tuple[Side, ...]:
@@ -85,7 +89,8 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
     Labels come first unless the policy is ``mediapipe``. A detection of a hand that has a label measures the agreement.
     Any other detection takes its own side, or, where that side is taken, the other side if it is free. That change of
     side is a ``side_conflict``, and so is a side against the evidence (``Detection.contested``). A detection for which
-    no side is free is an ``extra_hands``.
+    no side is free is an ``extra_hands``, and so are hands of other people that the dataset labels. A label is
+    ``side_unknown`` where neither dataset nor detector names its side.
 
     Args:
         record: Record of the frame, with its labels.
@@ -110,12 +115,15 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
             if record.keypoints_valid[rows].any():
                 keypoints[rows], valid[rows] = record.keypoints_2d[rows], record.keypoints_valid[rows]
                 origin[side], score[side] = "dataset", 1.0
+        if record.is_side_unknown:
+            flags.add("side_unknown")
+    of_others = [np.asarray(box) for box in (record.extra or {}).get("other_hands_xyxy_px", ())]
 
     for detection in sorted(detections, key=lambda detection: -detection.score):
         labelled = labelled_sides(record, detection)
         for side in labelled:
-            agreement[side] = _distance(detection, record, side)
-        if labelled and policy != "mediapipe":
+            agreement[side] = label_distance(record, side, detection)
+        if (labelled and policy != "mediapipe") or (not labelled and _is_in_any(detection, of_others)):
             continue
         side = detection.side
         if side not in free and OTHER_SIDE[side] in free:
@@ -124,7 +132,7 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
         elif side in free and detection.contested:
             flags.add("side_conflict")
         if side not in free:
-            flags.add("extra_hands")
+            flags |= {"extra_hands", "unlabelled_hand"}
             continue
         free.remove(side)
         rows = hand_rows(side)
@@ -134,8 +142,10 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
     if not valid.any():
         searched = "the detector found none" if needs_detector(record, policy) else "the detector was not asked"
         raise RecordError(RejectReason.NO_HAND_FOUND, f"{record.image_uri}: no label gives a hand and {searched}")
-    if "extra_hands" in flags:
-        flags.add("unlabelled_hand")
+    if of_others:
+        flags.add("extra_hands")
+        if any(_is_near(box, keypoints[valid]) for box in of_others):
+            flags.add("unlabelled_hand")
     states = {
         side: _state(origin[side] is not None, state) for side, state in zip(SIDES, record.hand_state, strict=True)
     }
@@ -150,6 +160,19 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
     )
 
 
+def _is_near(box: FloatArray, joints: FloatArray) -> bool:
+    """Return whether a box meets the square that may become the crop around the joints."""
+    corners = np.array([joints.min(axis=0), joints.max(axis=0)])
+    reach = _WIDEST_CROP / 2 * float(np.ptp(corners, axis=0).max())
+    middle = corners.mean(axis=0)
+    return bool(((box[:2] <= middle + reach) & (box[2:] >= middle - reach)).all())
+
+
+def _is_in_any(detection: Detection, boxes: Sequence[FloatArray]) -> bool:
+    """Return whether the middle of a hand lies in one of the boxes (x and y of two corners)."""
+    return any(((box[:2] <= detection.centre) & (detection.centre <= box[2:])).all() for box in boxes)
+
+
 def _state(located: bool, before: HandState) -> HandState:
     """Return a hand's state after detection; a label that the policy ignores leaves it unknown."""
     if located:
@@ -157,7 +180,8 @@ def _state(located: bool, before: HandState) -> HandState:
     return "unknown" if before == "labelled" else before
 
 
-def _distance(detection: Detection, record: HandRecord, side: Side) -> float:
+def label_distance(record: HandRecord, side: Side, detection: Detection) -> float:
+    """Return the mean distance, in pixels, of a labelled hand's joints from those of a detection."""
     rows = hand_rows(side)
     valid = record.keypoints_valid[rows]
     return float(np.linalg.norm(detection.keypoints[valid] - record.keypoints_2d[rows][valid], axis=1).mean())
@@ -167,4 +191,4 @@ def _same_hand(detection: Detection, record: HandRecord, side: Side) -> bool:
     rows = hand_rows(side)
     valid = record.keypoints_valid[rows]
     size = hand_size(record.keypoints_2d[rows], valid)
-    return size > 0 and _distance(detection, record, side) < SAME_HAND_DISTANCE * size
+    return size > 0 and label_distance(record, side, detection) < SAME_HAND_DISTANCE * size

@@ -6,6 +6,7 @@ from handdata.pipeline.annotation.detector import Detection, HandDetector
 from handdata.pipeline.annotation.keypoints import FrameKeypoints, join_keypoints, needs_detector
 from handdata.pipeline.annotation.sides import Located, agree_on_sides
 from handdata.pipeline.annotation.tracking import HandTracker, runs_of
+from handdata.pipeline.annotation.unsided import on_named_sides
 from handdata.pipeline.settings import KeypointsPolicy
 from handdata.schemas import HandRecord, Side
 from handdata.schemas.arrays import ByteArray
@@ -39,7 +40,7 @@ class UnitHands:
         """Return the keypoints of the next frame; sides may still change.
 
         Raises:
-            RecordError: No hand is found.
+            RecordError: No hand is found, or labels of two hands whose sides nobody knows.
 
         """
         detections: list[Detection] = []
@@ -49,6 +50,8 @@ class UnitHands:
                 self._run = run
                 self._tracker.start_run(frames)
             detections = self._tracker.locate(record, image)
+        if self._policy != "mediapipe":
+            record = on_named_sides(record, detections)
         frame = join_keypoints(record, detections, self._policy)
         self._located.append(Located(record, detections))
         self._frames[record.record_id] = frame

@@ -34,6 +34,8 @@ KNOWN: Final = (
     (r"hoi4d .*handpose", "arrays of another shape label no hand (issue 19 of HOI4D-Instructions)"),
     (r"foundhand10m .*(joint3d|joint_valid)\]: (delete|rename key)", "files of the release lack them"),
     (r"foundhand10m .*hand_mask", "its size is that of the image before it was resized, on each axis"),
+    (r"coco .*iscrowd", "a crowd labels no hand, whatever stands in its keypoints"),
+    (r"coco .*hand_valid", "a hand that is not valid is not labelled, whatever stands in its keypoints"),
     (r"hagrid.* .*landmarks.*: a null for one", "a hand that MediaPipe missed has no landmarks"),
 )
 """What looks like a loss in silence, and is what a source's files are documented to mean."""

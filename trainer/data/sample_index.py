@@ -22,6 +22,7 @@ from handdata.trainer.presets import DataConfig
 
 UNLABELLED_FLAG: Final = "unlabelled_hand"
 NO_CONTENT_FLAG: Final = "no_content"
+SIDE_UNKNOWN_FLAG: Final = "side_unknown"
 """Flags of rows that are not used unless the settings take them."""
 
 INDEX_COLUMNS: Final = (
@@ -181,7 +182,7 @@ def _looks_across_rows(part: Any) -> bool:
 
 
 def _chosen(table: pl.DataFrame, condition: pl.Expr, data: DataConfig) -> pl.Series:
-    chosen = condition
+    chosen = condition & ~pl.col("flags").list.contains(SIDE_UNKNOWN_FLAG)
     if data.licences:
         chosen = chosen & pl.col("license").is_in(list(data.licences))
     if not data.unlabelled_hands:

@@ -570,6 +570,11 @@ def test_frames_that_show_nothing_are_left_out_unless_the_settings_take_them(tmp
         assert len(PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train", data=data)) == rows
 
 
+def test_hands_of_unknown_sides_are_left_out(tmp_path: Path) -> None:
+    write_dataset(Storage(tmp_path), [sample("known", 0), sample("unknown", 0, flags=["side_unknown"])])
+    assert len(PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train", data=DataConfig())) == 1
+
+
 def test_shards_of_the_first_version_have_rows_without_contrast(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     write_dataset(storage, [sample("wave", frame) for frame in range(4)])
