@@ -18,6 +18,7 @@ from handdata.adapters.reading.json_stream import (
     stream_items,
     stream_list,
     stream_list_part,
+    stream_lists,
     stream_nested_items,
 )
 from handdata.schemas.errors import RecordError, RejectReason
@@ -89,6 +90,26 @@ def test_a_cut_file_gives_its_whole_records_and_then_an_error(
         read.extend(stream_items(path))  # extend keeps what came before the error
     assert caught.value.reason is RejectReason.LABEL_CORRUPT
     assert read == list(content.items())[: len(read)]
+
+
+@settings(deadline=None, max_examples=20)
+@given(lists=st.permutations([("a", [1, {"x": []}]), ("b", []), ("c", {"no": "list"}), ("d", [2]), ("e", "text")]))
+def test_several_lists_are_read_in_one_pass_in_the_order_of_the_file(
+    folder: Path, lists: list[tuple[str, Any]]
+) -> None:
+    path = write(folder, dict(lists))
+    with tiny_blocks():
+        found = list(stream_lists(path, "a", "b", "c"))
+    elements = {"a": [1, {"x": []}], "b": [], "c": [{"no": "list"}]}
+    assert found == [(name, element) for name, _ in lists for element in elements.get(name, [])]
+
+
+def test_a_list_that_is_there_twice_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text('{"a": [1], "b": [2], "a": [3]}')
+    with pytest.raises(RecordError, match="'a' is there twice"):
+        list(stream_lists(path, "a"))
+    assert list(stream_lists(path, "b")) == [("b", 2)]
 
 
 def test_records_before_the_cut_are_all_yielded(tmp_path: Path) -> None:
