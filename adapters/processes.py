@@ -1,4 +1,8 @@
-"""Pools of processes that leave signals to the process that started them, and end when it does."""
+"""Pools of processes that leave signals to the process that started them, and end when it does.
+
+They do not run its main file, as spawned processes otherwise do: a script without ``if __name__ == "__main__":`` would
+begin anew in each of them, and a notebook has no such file. So what they call must not be defined there.
+"""
 
 import multiprocessing
 import os
@@ -7,11 +11,18 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import spawn
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
 
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that a terminal or a service manager sends to a whole group of processes."""
+
+_MAIN_FILE = ("init_main_from_name", "init_main_from_path")
+"""What names the parent's main file in the data that a spawned process is prepared with."""
+
+_starting = threading.Lock()
 
 
 @contextmanager
@@ -42,7 +53,8 @@ class _Process(SpawnProcess):
         """Start the process; it inherits the mask of signals."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
         try:
-            super().start()
+            with _main_file_left_out(self.name):
+                super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -50,6 +62,23 @@ class _Process(SpawnProcess):
         """Do the pool's work as long as the parent lives."""
         threading.Thread(target=_end_with_parent, daemon=True).start()
         super().run()
+
+
+@contextmanager
+def _main_file_left_out(process: str) -> Iterator[None]:
+    """Let the process of this name, started within the block, not run the main file. Python has no option for it."""
+
+    def without_main_file(name: str) -> dict[str, Any]:
+        data = prepare(name)
+        return {key: value for key, value in data.items() if name != process or key not in _MAIN_FILE}
+
+    with _starting:
+        prepare = spawn.get_preparation_data
+        spawn.get_preparation_data = without_main_file
+        try:
+            yield
+        finally:
+            spawn.get_preparation_data = prepare
 
 
 class _Context(SpawnContext):

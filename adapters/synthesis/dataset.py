@@ -286,10 +286,7 @@ def _write_sequences(
             for future in as_completed(futures):
                 report(future.result())
         except BrokenProcessPool as error:
-            hint = (
-                "memory may be short: try fewer processes; a script that calls this needs `if __name__ == '__main__':`"
-            )
-            raise RunError("a rendering process died", hint) from error
+            raise RunError("a rendering process died", "memory may be short: try fewer processes") from error
 
 
 def _available_cpus() -> int:

@@ -232,9 +232,13 @@ def _require_all(storage: Storage, staging: str, records: int) -> None:
 
 
 def _run(jobs: Sequence[_Job]) -> Iterator[PartitionCounts]:
-    """Run the jobs in order, in parallel unless a limit makes each depend on those before it."""
+    """Run the jobs in order, in parallel unless a limit makes each depend on those before it.
+
+    An adapter that a script or notebook defines is one that other processes cannot import.
+    """
     limit = jobs[0].limit
-    workers = min(os.cpu_count() or 1, len(jobs))
+    is_importable = type(jobs[0].adapter).__module__ != "__main__"
+    workers = min(os.cpu_count() or 1, len(jobs)) if is_importable else 1
     if limit is not None or workers == 1:
         remaining = limit
         for job in jobs:
