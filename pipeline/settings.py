@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from handdata.schemas import UsageError
 from handdata.schemas.sample import CropMode, Flag
 
 KeypointsPolicy = Literal["prefer-dataset", "dataset", "mediapipe"]
@@ -145,3 +146,48 @@ def _variables(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 SETTINGS_VARIABLES: Final = frozenset(name.lower() for name in _variables(Settings, _PREFIX))
 """Names of all environment variables that are settings, in lower case: their case is nothing to ``Settings``."""
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Return the settings: flag > variable > handdata.toml > default.
+
+    Args:
+        flags: Settings by name; None for a flag that was not given.
+
+    Raises:
+        UsageError: A setting has a wrong value, or handdata.toml does not parse.
+
+    """
+    try:
+        return Settings(**_given(flags))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"setting {where}: {first['msg']}", f"check flags, HANDDATA_ variables and {SETTINGS_FILE}"
+        ) from None
+    except ValueError as error:  # a TOML file that does not parse
+        raise UsageError(f"{SETTINGS_FILE} cannot be read: {error}") from None
+
+
+def annotation_settings(
+    settings: AnnotateSettings, given: Mapping[str, object], quality: Mapping[str, object]
+) -> AnnotateSettings:
+    """Return annotation settings with those replaced that were given; None stands for one that was not.
+
+    Args:
+        settings: Settings from variables and handdata.toml.
+        given: Annotation settings by name.
+        quality: Quality settings by name.
+
+    Raises:
+        UsageError: There is no such setting, or it has a wrong value.
+
+    """
+    of_quality = settings.quality.model_dump(exclude_unset=True) | _given(quality)
+    changed = settings.model_dump(exclude_unset=True) | _given(given) | {"quality": of_quality}
+    return load_settings(annotate=changed).annotate
+
+
+def _given(settings: Mapping[str, object]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from handdata.commands.options import AsJson, DatasetName, Workspace, load_settings
+from handdata.commands.options import AsJson, DatasetName, Workspace
 from handdata.console import counted, duration, err, out, print_json, print_table, say_connecting
+from handdata.pipeline.settings import load_settings
 from handdata.schemas import UsageError
 
 if TYPE_CHECKING:

@@ -21,11 +21,17 @@ from handdata.commands.options import (
     Strict,
     Workspace,
     given_thresholds,
-    load_settings,
     setting_option,
 )
 from handdata.console import ProgressLine, counted, print_json, print_table, say_connecting, say_next
-from handdata.pipeline.settings import AnnotateSettings, KeypointsPolicy, MasksPolicy, QualitySettings
+from handdata.pipeline.settings import (
+    AnnotateSettings,
+    KeypointsPolicy,
+    MasksPolicy,
+    QualitySettings,
+    annotation_settings,
+    load_settings,
+)
 from handdata.schemas import UsageError
 from handdata.schemas.sample import CropMode
 
@@ -135,7 +141,7 @@ def annotate(
         max_disagreement=max_disagreement,
         min_phash_distance=min_phash_distance,
     )
-    annotation = _replaced(
+    annotation = annotation_settings(
         settings.annotate,
         {"masks": masks, "keypoints": keypoints, "image_size": image_size, "crop": crop},
         {"reject": reject, **thresholds},
@@ -172,26 +178,6 @@ def annotate(
     _show_annotated(summary, where, dataset, workspace, as_json=as_json)
     if strict and summary.rejected:
         raise typer.Exit(1)
-
-
-def _replaced(
-    settings: AnnotateSettings, flags: dict[str, object], quality_flags: dict[str, object]
-) -> AnnotateSettings:
-    """Return annotation settings with those replaced that were given as flags; None stands for a flag not given.
-
-    Args:
-        settings: Settings from variables and handdata.toml.
-        flags: Annotation settings by name.
-        quality_flags: Quality settings by name.
-
-    """
-    quality = settings.quality.model_dump(exclude_unset=True) | _given(quality_flags)
-    changed = settings.model_dump(exclude_unset=True) | _given(flags) | {"quality": quality}
-    return load_settings(annotate=changed).annotate
-
-
-def _given(flags: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _show_annotated(

@@ -12,9 +12,9 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from handdata.pipeline.settings import SETTINGS_FILE, QualitySettings, Settings
+from handdata.pipeline.settings import QualitySettings, Settings
 from handdata.schemas import StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -126,14 +126,10 @@ def _dataset_name(name: str | None) -> str | None:
         UsageError: The name cannot be a folder of the workspace, or the workspace uses it for something else.
 
     """
-    if name is None:
-        return None
-    from handdata.pipeline.storage.layout import RESERVED  # not at the top: help answers without Arrow
+    if name is not None:
+        from handdata.pipeline.storage.layout import require_dataset_name  # not at the top: help answers without Arrow
 
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in RESERVED:
-        raise UsageError(
-            f"--dataset {name}: not a name for a folder of the workspace", "use letters, digits, dots, - and _"
-        )
+        require_dataset_name(name)
     return name
 
 
@@ -259,26 +255,3 @@ def given_thresholds(
         if threshold is not None and not math.isfinite(threshold):
             raise UsageError(f"--{name.replace('_', '-')} {threshold:g} is no finite number")
     return {name: value for name, value in thresholds.items() if value is not None}
-
-
-def load_settings(**flags: Any) -> Settings:
-    """Return the settings: flag > variable > handdata.toml > default.
-
-    Args:
-        flags: Settings by name; None for a flag that was not given.
-
-    Raises:
-        UsageError: A setting has a wrong value, or handdata.toml does not parse.
-
-    """
-    given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(
-            f"setting {where}: {first['msg']}", f"check flags, HANDDATA_ variables and {SETTINGS_FILE}"
-        ) from None
-    except ValueError as error:  # a TOML file that does not parse
-        raise UsageError(f"{SETTINGS_FILE} cannot be read: {error}") from None

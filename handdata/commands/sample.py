@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from handdata.api import REPAIR_GUIDANCE
 from handdata.commands.options import (
     Checkpoint,
     DenoisingSteps,
@@ -16,10 +17,10 @@ from handdata.commands.options import (
     TrainedDataset,
     Workspace,
     finite,
-    load_settings,
     require_place,
 )
 from handdata.console import ProgressLine, out, say
+from handdata.pipeline.settings import load_settings
 from handdata.schemas import UsageError
 from handdata.trainer.presets import SamplingOptions
 
@@ -49,9 +50,6 @@ Target = Annotated[
 ]
 Count = Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of generated images.")]
 Figure = Annotated[Path, typer.Option("--out", metavar="PNG", help="File of the figure.")]
-
-REPAIR_GUIDANCE = 3.0
-"""As published: more than for other tasks, since the network is given nothing of the hands but keypoints."""
 
 
 @sample_app.command(

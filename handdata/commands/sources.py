@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handdata.commands.options import AsJson, Strict, Workspace, load_settings, shown_default
+from handdata.commands.options import AsJson, Strict, Workspace, shown_default
 from handdata.console import ProgressLine, counted, out, print_json, print_table, say_next
-from handdata.pipeline.settings import Settings
+from handdata.pipeline.settings import Settings, load_settings
 from handdata.schemas import Split, known_names
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from handdata.commands.options import (
     TrainingDataset,
     Workspace,
     finite,
-    load_settings,
     require_place,
     run_option,
 )
 from handdata.console import ProgressLine, out, print_json, print_table, say, say_connecting, say_next
+from handdata.pipeline.settings import load_settings
 from handdata.schemas import Split, UsageError
 from handdata.trainer.presets import PRESETS, AutoencoderKind, SamplingOptions
 

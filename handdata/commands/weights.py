@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from handdata.commands.options import load_settings
 from handdata.console import ProgressLine, out, print_table
+from handdata.pipeline.settings import load_settings
 from handdata.schemas import UsageError
 
 weights_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify model files.")

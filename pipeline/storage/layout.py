@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from handdata.pipeline.storage.store import Storage
+from handdata.schemas import UsageError
 
 DATASET = "dataset"
 """Name of a workspace's dataset folder."""
@@ -44,6 +45,19 @@ RAY_TRAIN = "ray_train"
 
 RESERVED = (RECORDS, "rejected", TOMBSTONES, "runs")
 """Names in a workspace that no dataset can have."""
+
+
+def require_dataset_name(name: str) -> None:
+    """Check that a dataset can have this name.
+
+    Raises:
+        UsageError: It cannot be a folder of the workspace, or the workspace uses it for something else.
+
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in RESERVED:
+        raise UsageError(
+            f"--dataset {name}: not a name for a folder of the workspace", "use letters, digits, dots, - and _"
+        )
 
 
 def list_sources(storage: Storage, folder: str) -> list[str]:
