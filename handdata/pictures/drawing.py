@@ -97,6 +97,34 @@ def draw_flags(image: ByteArray, flags: Sequence[str]) -> ByteArray:
     return np.array(picture)
 
 
+def draw_crop(
+    image: ByteArray,
+    mask: ByteArray | None,
+    keypoints: FloatArray,
+    valid: BoolArray,
+    flags: Sequence[str],
+    size_px: int,
+) -> ByteArray:
+    """Return the (size_px, size_px, 3) picture of an annotated crop: mask, keypoints and flags drawn.
+
+    The crop is scaled before it is drawn on, so that lines are as sharp in a small picture as in a large one.
+
+    Args:
+        image: (S, S, 3) RGB.
+        mask: Levels (S, S), 255 on the hands; None where there is no mask.
+        keypoints: (42, 2) pixels of the image.
+        valid: (42,) which joints to draw.
+        flags: Names at the lower edge.
+        size_px: Side of the picture, pixels.
+
+    """
+    picture = fit(image, size_px, size_px)
+    if mask is not None:
+        picture = draw_mask(picture, np.array(Image.fromarray(mask).resize((size_px, size_px))) >= 128)
+    scaled = (keypoints + 0.5) * (size_px / image.shape[0]) - 0.5
+    return draw_flags(draw_keypoints(picture, scaled, valid), flags)
+
+
 def fit(image: ByteArray, width: int, height: int) -> ByteArray:
     """Return the whole image, scaled without stretching and centred on white, as (height, width, 3)."""
     scale = min(width / image.shape[1], height / image.shape[0])

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from handdata.pictures.drawing import draw_flags, draw_keypoints, draw_mask, fit, tile
+from handdata.pictures.drawing import draw_crop, draw_keypoints, draw_mask, tile
 from handdata.pipeline.annotation.crop import CropSquare
 from handdata.pipeline.shards import Shard, list_shards, read_index, read_row_group
 from handdata.pipeline.storage import Dataset
@@ -78,15 +78,12 @@ def draw_sample(sample: Mapping[str, Any], size_px: int) -> ByteArray:
 
     The crop is scaled before it is drawn on, so that lines are as sharp in a small tile as in a large one.
     """
-    crop = np.array(Image.open(io.BytesIO(sample["image"]["bytes"])).convert("RGB"))
-    picture = fit(crop, size_px, size_px)
+    image = np.array(Image.open(io.BytesIO(sample["image"]["bytes"])).convert("RGB"))
+    mask = None
     if sample["hand_mask"] is not None:
-        mask = Image.open(io.BytesIO(sample["hand_mask"]["bytes"])).convert("L")
-        picture = draw_mask(picture, np.array(mask.resize((size_px, size_px))) >= 128)
+        mask = np.array(Image.open(io.BytesIO(sample["hand_mask"]["bytes"])).convert("L"))
     keypoints = np.array(sample["keypoints_2d"], dtype=np.float32).reshape(42, 2)
-    scaled = (keypoints + 0.5) * (size_px / crop.shape[0]) - 0.5
-    picture = draw_keypoints(picture, scaled, np.array(sample["keypoints_valid"], dtype=bool))
-    return draw_flags(picture, sample["flags"])
+    return draw_crop(image, mask, keypoints, np.array(sample["keypoints_valid"], dtype=bool), sample["flags"], size_px)
 
 
 def sample_contact_sheet(samples: Iterable[Mapping[str, Any]], columns: int = 6, tile_px: int = 192) -> ByteArray:

@@ -14,7 +14,14 @@ What makes a commit exactly-once, however many writers a unit has had:
   that, a writer may be about to commit it.
 """
 
-from handdata.pipeline.shards.index import Shard, list_shards, read_index, read_row_group, read_shard_index
+from handdata.pipeline.shards.index import (
+    Shard,
+    list_shards,
+    read_index,
+    read_row_group,
+    read_samples,
+    read_shard_index,
+)
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import read_markers
 from handdata.pipeline.storage.layout import DATASET, list_datasets
@@ -28,5 +35,6 @@ __all__ = [
     "read_manifest",
     "read_markers",
     "read_row_group",
+    "read_samples",
     "read_shard_index",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import read_markers
@@ -90,13 +91,7 @@ def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blo
     """
     with storage.open_parquet(shard.name) as file:
         groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        stored = file.read(list(columns))
-        stored.validate(full=True)
-        for field in (SAMPLE_SCHEMA.field(name) for name in columns if name not in stored.column_names):
-            if not field.nullable:
-                raise damaged(storage.describe(shard.name), shard.name, f"it has no column {field.name}")
-            stored = stored.append_column(field, pa.nulls(len(stored), field.type))
-        table = pl.DataFrame(stored).with_columns(
+        table = pl.DataFrame(_columns_of(file, columns, storage.describe(shard.name), shard.name)).with_columns(
             pl.col(pl.Categorical).cast(pl.String),
             row=pl.Series(np.concatenate([np.arange(rows) for rows in groups]), dtype=pl.Int32),
             row_group=pl.Series(np.repeat(np.arange(len(groups)), groups), dtype=pl.Int32),
@@ -112,6 +107,27 @@ def read_shard_index(storage: Storage, shard: Shard, columns: Sequence[str], blo
                 for part, values in (("start", start), ("bytes", length), ("crc32", checksum))
             )
     return table
+
+
+def read_samples(storage: Storage, shard: Shard, columns: Sequence[str]) -> pa.Table:
+    """Return columns of all rows of a shard, as ``SAMPLE_SCHEMA`` has them; null where an older version lacks one.
+
+    Raises:
+        StorageError: The shard is missing or damaged.
+
+    """
+    with storage.open_parquet(shard.name) as file:
+        return _columns_of(file, columns, storage.describe(shard.name), shard.name)
+
+
+def _columns_of(file: pq.ParquetFile, columns: Sequence[str], place: str, name: str) -> pa.Table:
+    stored = file.read(list(columns))
+    stored.validate(full=True)
+    for field in (SAMPLE_SCHEMA.field(column) for column in columns if column not in stored.column_names):
+        if not field.nullable:
+            raise damaged(place, name, f"it has no column {field.name}")
+        stored = stored.append_column(field, pa.nulls(len(stored), field.type))
+    return stored
 
 
 def read_row_group(storage: Storage, shard: Shard, row_group: int, columns: Sequence[str]) -> pa.Table:

@@ -5,12 +5,13 @@ follows from (seed, position), so threads and processes share the work by sharin
 any position without replaying what came before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import polars as pl
 import torch
+import torch.utils.data
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from handdata.trainer.data.batch import FramePair, PairStack
 from handdata.trainer.data.candidates import VIEW, PairCandidates
 from handdata.trainer.data.latents import LatentReader, LatentStore
 from handdata.trainer.data.order import TargetOrder
-from handdata.trainer.data.reading import Blob, EncodedFrame, FrameReader, WantedFrame, largest_reduction
+from handdata.trainer.data.reading import EncodedFrame, StoredRows, largest_reduction
 from handdata.trainer.data.sample_index import read_rows, source_ranges
 from handdata.trainer.presets import AugmentationConfig, DataConfig, PairConfig, Preset
 
@@ -78,7 +79,7 @@ def open_pairs(
     )
 
 
-class PairDataset:
+class PairDataset(torch.utils.data.Dataset[FramePair]):
     """The pairs of a split, by position. Images are read on demand; threads may ask at once."""
 
     def __init__(
@@ -127,17 +128,15 @@ class PairDataset:
         if not self.shards:
             raise NoPairsError(f"{storage.describe()} has no samples in split {split}", "annotate more samples")
         rows = read_rows(dataset, self.shards, split, data)
-        counts = np.bincount(rows["shard"].to_numpy(), minlength=len(self.shards))
-        self._shard_starts = np.concatenate([[0], np.cumsum(counts)])
-        sources = list(source_ranges(self.shards, counts))
+        self.rows = StoredRows(storage, self.shards, rows)
+        """The usable rows."""
+        sources = list(source_ranges(self.shards, np.diff(self.rows.starts)))
         self._candidates = PairCandidates(rows, sources, pairs)
-        blobs = rows.select(pl.col("^(image|hand_mask)_(start|bytes|crc32)$").fill_null(0)).to_numpy(order="c")
-        self._rows = {"row": rows["row"].to_numpy(), "blobs": blobs, "sample": rows["sample"].to_numpy()}
         self._hands_known = rows["hands_known"].to_numpy()
         self._sequences = rows["sequence_id"]
         self.licences: list[str] = sorted(rows["license"].unique().cast(pl.String).drop_nulls())
         """Licences of the usable rows."""
-        targets = self._candidates.source_targets(self._shard_starts)
+        targets = self._candidates.source_targets(self.rows.starts)
         if not targets:
             raise NoPairsError(
                 f"{storage.describe()} has no usable pairs in split {split}",
@@ -146,8 +145,7 @@ class PairDataset:
         self.targets: dict[str, int] = {source.name: len(source) for source in targets}
         """Targets of each source: where they change, so does the order."""
         self._order = TargetOrder(targets, seed)
-        self._reader = FrameReader(storage, self.shards, self._rows_of_shard)
-        self._latents = None if latents is None else latents.reader(self.shards, self._rows_of_shard)
+        self._latents = None if latents is None else latents.reader(self.shards, self.rows.of_shard)
         smallest_crop = 1.0 if augmentation is None else augmentation.smallest_crop
         self._stored_side = manifest.image_size
         self._reduction = largest_reduction(manifest.image_size, image_size, smallest_crop)
@@ -156,6 +154,10 @@ class PairDataset:
     def __len__(self) -> int:
         """Return the pairs of one epoch."""
         return len(self._order)
+
+    def __iter__(self) -> Iterator[FramePair]:
+        """Yield the pairs of the first epoch."""
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, position: int) -> FramePair:
         """Return the pair at a position of the endless order."""
@@ -202,9 +204,9 @@ class PairDataset:
         if self._latents is not None:
             return self._stored_batch(self._latents, positions, drawn, tasks)
         encoded = iter(
-            self._reader.read(
+            self.rows.read(
                 [
-                    self._wanted(row, with_mask)
+                    (row, with_mask)
                     for target, reference, _ in drawn
                     # Nobody looks at a target's mask: the network has to draw it.
                     for row, with_mask in ((target, False), (reference, True))
@@ -240,10 +242,7 @@ class PairDataset:
             UsageError: The sample is not among the usable rows of this split.
 
         """
-        found = np.flatnonzero(self._rows["sample"] == pl.Series([sample_id]).hash()[0])
-        if not len(found):
-            raise UsageError(f"no sample {sample_id} in {self.storage.describe()}")
-        return int(found[0])
+        return self.rows.find(sample_id)
 
     def video_rows(self, row: int) -> list[int]:
         """Return the rows of the video that a row belongs to, in order of time."""
@@ -260,7 +259,7 @@ class PairDataset:
             UnreadableImageError: The image cannot be decoded.
 
         """
-        (encoded,) = self._reader.read([self._wanted(row, with_mask=True)])
+        (encoded,) = self.rows.read([(row, True)])
         return resize(self._decode(encoded, 1), self.image_size)
 
     def _decode(self, encoded: EncodedFrame, reduction: int, into: ByteArray | None = None) -> Frame:
@@ -300,13 +299,13 @@ class PairDataset:
         present = np.array([reference is not None for _, reference, _ in drawn])
         rows = [(target, variant) for (target, _, _), variant in zip(drawn, variants, strict=True)]
         rows += [(row, variant) for (_, row, _), variant in zip(drawn, variants, strict=True) if row is not None]
-        frames = latents.read([(*self._in_shard(row), variant) for row, variant in rows])
+        frames = latents.read([(*self.rows.in_shard(row), variant) for row, variant in rows])
         count = len(positions)
         usable = frames.intact & np.isfinite(frames.moments).reshape(len(rows), -1).all(axis=1)
         if not usable.all():
             first = int(np.argmin(usable))
             number = first if first < count else int(np.flatnonzero(present)[first - count])
-            place = latents.place(*self._in_shard(rows[first][0]))
+            place = latents.place(*self.rows.in_shard(rows[first][0]))
             why = "its latent is not finite: the image was unreadable, or the autoencoder's numbers overflowed"
             if not frames.intact[first]:
                 why = "its latent is damaged: the checksum differs"
@@ -335,22 +334,6 @@ class PairDataset:
             reference_dropped=torch.from_numpy(~present),
             task=torch.tensor(tasks),
         )
-
-    def _rows_of_shard(self, shard: int) -> tuple[NDArray[np.integer], NDArray[np.uint64]]:
-        """Return the used rows of a shard, and the hashes of their sample ids."""
-        first, stop = self._shard_starts[shard : shard + 2]
-        return self._rows["row"][first:stop], self._rows["sample"][first:stop]
-
-    def _in_shard(self, row: int) -> tuple[int, int]:
-        """Return a row's shard, and its row in the shard's file."""
-        shard = int(np.searchsorted(self._shard_starts, row, side="right")) - 1
-        return shard, int(self._rows["row"][row])
-
-    def _wanted(self, row: int, with_mask: bool) -> WantedFrame:
-        stored = self._rows["blobs"][row].tolist()
-        image, mask = Blob(*stored[:3]), Blob(*stored[3:])
-        blobs = image, mask if with_mask else Blob(0, 0, 0)
-        return WantedFrame(*self._in_shard(row), blobs if image.length else None, with_mask)
 
 
 class _UnreadablePairError(Exception):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from handdata.pipeline.shards import Shard, read_row_group
 from handdata.pipeline.storage import Storage
-from handdata.schemas import KEYPOINT_COUNT, RunError, UnreadableImageError
+from handdata.schemas import KEYPOINT_COUNT, RunError, UnreadableImageError, UsageError
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.schemas.sample import JPEG_SIGNATURE, PIXEL_COLUMNS
 from handdata.trainer.data.augment import Frame
@@ -211,6 +211,63 @@ class FrameReader:
 
     def _read_row_group(self, shard: int, group: int) -> pa.Table:
         return read_row_group(self._storage, self._shards[shard], group, PIXEL_COLUMNS)
+
+
+class StoredRows:
+    """Rows of shards, by their position in a table of ``chosen_rows``, read on demand. Threads may read at once.
+
+    Args:
+        storage: Workspace of the shards.
+        shards: Shards that the table names by position.
+        rows: The table, in the order of the shards.
+
+    """
+
+    def __init__(self, storage: Storage, shards: Sequence[Shard], rows: pl.DataFrame) -> None:
+        self._storage = storage
+        counts = np.bincount(rows["shard"].to_numpy(), minlength=len(shards))
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        """First row of each shard, and the number of all rows."""
+        self._row = rows["row"].to_numpy()
+        self._sample = rows["sample"].to_numpy()
+        blobs = rows.select(pl.col("^(image|hand_mask)_(start|bytes|crc32)$").fill_null(0)).to_numpy(order="c")
+        self._blobs = blobs
+        self._reader = FrameReader(storage, shards, self.of_shard)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def read(self, wanted: Sequence[tuple[int, bool]]) -> list[EncodedFrame]:
+        """Return rows as stored, each given with whether its mask is wanted; the bytes of all are read at once."""
+        return self._reader.read([self._frame(row, with_mask) for row, with_mask in wanted])
+
+    def find(self, sample_id: str) -> int:
+        """Return the position of a sample.
+
+        Raises:
+            UsageError: The sample is not among the rows.
+
+        """
+        found = np.flatnonzero(self._sample == pl.Series([sample_id]).hash()[0])
+        if not len(found):
+            raise UsageError(f"no sample {sample_id} in {self._storage.describe()}")
+        return int(found[0])
+
+    def in_shard(self, row: int) -> tuple[int, int]:
+        """Return a row's shard, and its row in the shard's file."""
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return shard, int(self._row[row])
+
+    def of_shard(self, shard: int) -> tuple[NDArray[np.integer], NDArray[np.uint64]]:
+        """Return the rows of a shard that are used, and the hashes of their sample ids."""
+        first, stop = self.starts[shard : shard + 2]
+        return self._row[first:stop], self._sample[first:stop]
+
+    def _frame(self, row: int, with_mask: bool) -> WantedFrame:
+        stored = self._blobs[row].tolist()
+        image, mask = Blob(*stored[:3]), Blob(*stored[3:])
+        blobs = image, mask if with_mask else Blob(0, 0, 0)
+        return WantedFrame(*self.in_shard(row), blobs if image.length else None, with_mask)
 
 
 def remembered_by_source(read: Callable[[int], Result], shards: Sequence[Shard]) -> Callable[[int], Result]:

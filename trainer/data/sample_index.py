@@ -26,7 +26,6 @@ SIDE_UNKNOWN_FLAG: Final = "side_unknown"
 """Flags of rows that are not used unless the settings take them."""
 
 INDEX_COLUMNS: Final = (
-    "sample_id",
     "record_id",
     "source",
     "split",
@@ -37,9 +36,10 @@ INDEX_COLUMNS: Final = (
     "origin_id",
     "hand_state",
     "keypoints_origin",
-    "license",
-    "flags",
 )
+
+_CHOICE_COLUMNS: Final = ("sample_id", "license", "flags")
+"""Columns that ``DataConfig`` chooses by, and the name of a row."""
 
 READERS: Final = 16
 """Files whose index is read at once: on object stores waiting costs the time."""
@@ -77,35 +77,69 @@ def read_rows(dataset: Dataset, shards: Sequence[Shard], split: Split, data: Dat
     took it stays, else the first), and those whose physical frame belongs to a split that is held out from this one.
 
     Returns:
-        ``shard`` and ``row`` in its file; where its image and mask lie (``image_start``, ``image_bytes``,
-        ``hand_mask_start``, ``hand_mask_bytes``) and their CRC-32 (``image_crc32``, ``hand_mask_crc32``), null where
-        unknown; 64-bit hashes of its names and groups
-        (``sample``, ``video``, ``moment``); ``hands_known``, whether something is known of both hands; ``sequence_id``
-        and ``license`` (categorical), ``timestamp_s``, ``frame_index``.
+        The columns of ``chosen_rows``; 64-bit hashes of their groups (``video``, ``moment``); ``hands_known``, whether
+        something is known of both hands; ``sequence_id`` and ``license`` (categorical), ``timestamp_s``,
+        ``frame_index``.
 
     Raises:
         UsageError: ``data.where`` is no condition on a sample's columns.
 
     """
-    storage = dataset.storage
-    condition, columns = parse_condition(data.where)
-    wanted = list(dict.fromkeys((*INDEX_COLUMNS, *columns)))
+    rows = chosen_rows(dataset, shards, data, INDEX_COLUMNS, _columns_of_pairs())
     held_out = list_shards(dataset, splits=HELD_OUT[split])
 
-    def rows_of(position: int) -> pl.DataFrame:
-        table = read_shard_index(storage, shards[position], wanted, PIXEL_COLUMNS)
-        chosen = table.drop("row").with_row_index("row").filter(_chosen(table, condition, data))
-        return _kept_columns(chosen, position)
-
     def origins_of(shard: Shard) -> pl.Series:
-        return read_shard_index(storage, shard, ["record_id", "origin_id"]).select(_physical_frame()).to_series()
+        table = read_shard_index(dataset.storage, shard, ["record_id", "origin_id"])
+        return table.select(_physical_frame()).to_series()
 
     with ThreadPoolExecutor(READERS) as readers:
-        rows = pl.concat(readers.map(rows_of, range(len(shards))), rechunk=True)
         shown = list(readers.map(origins_of, held_out))
     if shown:
         rows = rows.filter(~pl.col("origin").is_in(pl.concat(shown).unique().implode()))
     return without_repeats(rows, shards)
+
+
+def chosen_rows(
+    dataset: Dataset,
+    shards: Sequence[Shard],
+    data: DataConfig,
+    columns: Sequence[str] = (),
+    made: Sequence[pl.Expr] = (),
+) -> pl.DataFrame:
+    """Return the rows of some shards that ``data`` chooses, in the order of ``shards``.
+
+    Args:
+        dataset: Dataset of the shards.
+        shards: At least one shard.
+        data: Choice of rows.
+        columns: Further columns that are read.
+        made: What is kept of these columns.
+
+    Returns:
+        ``shard`` and ``row`` in its file; where its image and mask lie (``image_start``, ``image_bytes``,
+        ``hand_mask_start``, ``hand_mask_bytes``) and their CRC-32 (``image_crc32``, ``hand_mask_crc32``), null where
+        unknown; a 64-bit hash of its name (``sample``).
+
+    Raises:
+        UsageError: ``data.where`` is no condition on a sample's columns.
+
+    """
+    condition, asked = parse_condition(data.where)
+    wanted = list(dict.fromkeys((*_CHOICE_COLUMNS, *columns, *asked)))
+
+    def rows_of(position: int) -> pl.DataFrame:
+        table = read_shard_index(dataset.storage, shards[position], wanted, PIXEL_COLUMNS)
+        chosen = table.drop("row").with_row_index("row").filter(_chosen(table, condition, data))
+        return chosen.select(
+            pl.lit(position, pl.Int32).alias("shard"),
+            pl.col("row").cast(pl.Int32),
+            *(f"{name}_{part}" for name in PIXEL_COLUMNS for part in ("start", "bytes", "crc32")),
+            pl.col("sample_id").hash().alias("sample"),
+            *made,
+        )
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return pl.concat(readers.map(rows_of, range(len(shards))), rechunk=True)
 
 
 def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
@@ -200,8 +234,8 @@ def _physical_frame() -> pl.Expr:
     return pl.coalesce("origin_id", "record_id").hash().alias("origin")
 
 
-def _kept_columns(table: pl.DataFrame, shard: int) -> pl.DataFrame:
-    """Return what is kept of a file's rows."""
+def _columns_of_pairs() -> list[pl.Expr]:
+    """Return what is kept of a row that pairs are made of."""
     # Both frames of a pair know of the same hands. Where a hand is labelled (or said to be absent) in one frame and
     # nothing is known of it in the other, the latter may show it without keypoints: such frames are never paired.
     known = [
@@ -213,20 +247,16 @@ def _kept_columns(table: pl.DataFrame, shard: int) -> pl.DataFrame:
     def group(*columns: str) -> pl.Expr:
         return pl.concat_str([*columns, *hands], separator="\x1f").hash()
 
-    return table.select(
-        pl.lit(shard, pl.Int32).alias("shard"),
-        pl.col("row").cast(pl.Int32),
-        *(f"{name}_{part}" for name in PIXEL_COLUMNS for part in ("start", "bytes", "crc32")),
-        pl.col("sample_id").hash().alias("sample"),
+    return [
         _physical_frame(),
         pl.col("origin_id").is_not_null().alias("repacked"),
         group("source", "split", "sequence_id", "camera_id").alias("video"),
         group("source", "split", "sequence_id", "frame_index").alias("moment"),
         pl.all_horizontal(known).alias("hands_known"),
         pl.col("sequence_id", "license").cast(pl.Categorical),
-        "timestamp_s",
-        "frame_index",
-    )
+        pl.col("timestamp_s"),
+        pl.col("frame_index"),
+    ]
 
 
 def without_repeats(rows: pl.DataFrame, shards: Sequence[Shard]) -> pl.DataFrame:

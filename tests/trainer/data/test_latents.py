@@ -168,7 +168,7 @@ def test_variants_are_flipped_and_darkened_alike_in_a_sequence(tmp_path: Path) -
     encode(Dataset(storage), autoencoder, config, SIZE, variants=6, augmentation=changes)
     store = open_latents(Dataset(storage), autoencoder, config, SIZE)
     dataset = PairDataset(Dataset(storage), image_size=SIZE, split="train", latents=store)
-    reader = store.reader(dataset.shards, dataset._rows_of_shard)
+    reader = store.reader(dataset.shards, dataset.rows.of_shard)
     plain = reader.read([(0, row, 0) for row in range(8)])
     flips = []
     for variant in range(1, 6):
