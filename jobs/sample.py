@@ -20,7 +20,7 @@ from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import UnreadableImageError, UsageError, samples_to_table
-from handdata.schemas.arrays import BoolArray, ByteArray
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame, resize
 from handdata.trainer.data.pairs import PairDataset, open_pairs
@@ -31,10 +31,10 @@ from handdata.trainer.evaluation import carried_references
 from handdata.trainer.figures import filmstrip, grid, truth_of
 from handdata.trainer.poses import pose_frame, read_keypoints
 from handdata.trainer.presets import DataConfig, PairConfig, SamplingOptions, SourceConfig
-from handdata.trainer.tasks import gesture_transfer, load_sampler, repair, unconditional, video
+from handdata.trainer.tasks import Sampler, gesture_transfer, load_sampler, repair, unconditional, video
 
 _IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-_KEYPOINT_FILES = {".npy", ".json"}
+KEYPOINT_FILES = {".npy", ".json"}
 
 _MOMENTS = PairConfig(video=1, view=0, still=0)
 _VIEWS = PairConfig(video=0, view=1, still=0)
@@ -159,35 +159,9 @@ class Sampling:
         return frames, filmstrip(list(frames), targets)
 
     def fix(self, photo: Path, progress: OnStep | None = None) -> ByteArray:
-        """Return a photograph (H, W, 3) RGB with its hands drawn anew where MediaPipe finds their keypoints.
-
-        Each hand is drawn in a square of its own: two hands far apart would be small in one around both, and what lies
-        between them is not drawn.
-
-        Raises:
-            UsageError: The file is no readable image, or shows no hand that MediaPipe finds.
-
-        """
-        hands = annotate_hands(photo, self._settings, self._weights)
-        image = read_photo(photo)
-        for number, hand in enumerate(hands):
-
-            def of_all(step: int, total: int, before: int = number) -> None:
-                if progress:
-                    progress(before * total + step, len(hands) * total)
-
-            # What was drawn of the other hand is part of the image that this hand has to fit.
-            frame = Frame(
-                image=hand.square.cut(image),
-                mask=hand.mask.astype(np.uint8) * np.uint8(255),
-                known=hand.known.astype(np.uint8) * np.uint8(255),
-                keypoints=hand.keypoints,
-                valid=hand.valid,
-            )
-            region = _around_hand(hand)
-            drawn = repair(self._sampler, frame, region, self._request.options, progress=of_all)
-            image = hand.square.paste(image, drawn, region)
-        return image
+        """Return a photograph (H, W, 3) RGB with its hands drawn anew, as ``fix_photo`` does."""
+        options = self._request.options
+        return fix_photo(self._sampler, photo, self._settings, self._weights, options, progress)
 
     def _transferred(self, pairs: list[tuple[Frame, Frame]], task: Task, progress: OnStep | None) -> ByteArray:
         size = self._preset.image_size
@@ -298,7 +272,7 @@ class Sampling:
         )
 
     def _reference(self, name: str) -> Frame:
-        if Path(name).suffix.lower() in _KEYPOINT_FILES:
+        if Path(name).suffix.lower() in KEYPOINT_FILES:
             raise UsageError(
                 f"--reference {name} holds keypoints, which show no hand",
                 "give a photograph or a sample_id; --target takes keypoints",
@@ -307,29 +281,89 @@ class Sampling:
 
     def _frame(self, name: str) -> Frame:
         path = Path(name)
-        if path.suffix.lower() in _KEYPOINT_FILES and path.is_file():
-            return self._pose(path)
+        if path.suffix.lower() in KEYPOINT_FILES and path.is_file():
+            return target_pose(*read_keypoints(path), self._preset.image_size, f"--target {path}", self._note)
         if path.suffix.lower() in _IMAGE_FILES and path.is_file():
-            sample = annotate_photo(path, self._settings, self._weights)
-            return decode_frame(samples_to_table([sample]), 0)
+            return photo_frame(path, self._settings, self._weights)
         dataset, row = self._sample(name)
         return dataset.frame(row)
 
-    def _pose(self, path: Path) -> Frame:
-        keypoints, there = read_keypoints(path)
-        size = self._preset.image_size
-        frame = pose_frame(keypoints, there, size)
-        outside = int(there.sum() - frame.valid.sum())
-        if outside and not frame.valid.any():
-            raise UsageError(
-                f"--target {path} has no keypoint inside the generated image of {size} x {size} pixels",
-                "keypoints are pixels of the generated image: scale those of another image",
-            )
-        if outside:
-            self._note(
-                f"{outside} of {there.sum()} keypoints of {path} lie outside the image of {size} x {size} pixels"
-            )
-        return frame
+
+def photo_frame(photo: Path, settings: AnnotateSettings, weights: Path | None = None) -> Frame:
+    """Return a photograph as the frame around its hands; ``annotate_photo`` says what it takes and raises."""
+    return decode_frame(samples_to_table([annotate_photo(photo, settings, weights)]), 0)
+
+
+def target_pose(keypoints: FloatArray, there: BoolArray, size: int, name: str, note: OnNote) -> Frame:
+    """Return the frame of keypoints that are the pose of a generated image.
+
+    Args:
+        keypoints: Keypoints (42, 2), pixels of the generated image.
+        there: Which of them are there (42,).
+        size: Side of the generated image, pixels.
+        name: What the keypoints are called in messages.
+        note: Called with a line where some lie outside the image.
+
+    Raises:
+        UsageError: All lie outside the image.
+
+    """
+    frame = pose_frame(keypoints, there, size)
+    outside = int(there.sum() - frame.valid.sum())
+    if outside and not frame.valid.any():
+        raise UsageError(
+            f"{name} has no keypoint inside the generated image of {size} x {size} pixels",
+            "keypoints are pixels of the generated image: scale those of another image",
+        )
+    if outside:
+        note(f"{outside} of {there.sum()} keypoints of {name} lie outside the image of {size} x {size} pixels")
+    return frame
+
+
+def fix_photo(
+    sampler: Sampler,
+    photo: Path,
+    settings: AnnotateSettings,
+    weights: Path | None = None,
+    options: SamplingOptions = SamplingOptions(),
+    progress: OnStep | None = None,
+) -> ByteArray:
+    """Return a photograph (H, W, 3) RGB with its hands drawn anew where MediaPipe finds their keypoints.
+
+    Each hand is drawn in a square of its own: two hands far apart would be small in one around both, and what lies
+    between them is not drawn.
+
+    Args:
+        sampler: Network, autoencoder and preset.
+        photo: Image file.
+        settings: Annotation of photographs.
+        weights: Folder of MediaPipe's model; None looks in the usual places.
+        options: Steps, guidance and seed.
+        progress: Called after each denoising step.
+
+    Raises:
+        UsageError: The file is no readable image, or shows no hand that MediaPipe finds.
+
+    """
+    hands = annotate_hands(photo, settings, weights)
+    image = read_photo(photo)
+    for number, hand in enumerate(hands):
+
+        def of_all(step: int, total: int, before: int = number) -> None:
+            if progress:
+                progress(before * total + step, len(hands) * total)
+
+        # What was drawn of the other hand is part of the image that this hand has to fit.
+        frame = Frame(
+            image=hand.square.cut(image),
+            mask=hand.mask.astype(np.uint8) * np.uint8(255),
+            known=hand.known.astype(np.uint8) * np.uint8(255),
+            keypoints=hand.keypoints,
+            valid=hand.valid,
+        )
+        region = _around_hand(hand)
+        image = hand.square.paste(image, repair(sampler, frame, region, options, progress=of_all), region)
+    return image
 
 
 def _around_hand(hand: PhotoHand) -> BoolArray:

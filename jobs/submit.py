@@ -14,10 +14,10 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import handdata
 from handdata.pipeline.run.address import PROBE_S, Answer, find_head, within
 from handdata.pipeline.run.cluster import TOKEN_HINT, offer_token
 from handdata.pipeline.settings import SETTINGS_FILE, SETTINGS_VARIABLES
@@ -230,7 +230,7 @@ def stage_code(folder: Path) -> None:
     Ray follows links when it packs a folder: those made here, and those inside the package that stand for the folders
     beside it.
     """
-    (folder / "handdata").symlink_to(Path(handdata.__file__).resolve().parent)
+    (folder / "handdata").symlink_to(Path(str(files("handdata"))).resolve())
     settings = Path(SETTINGS_FILE)
     if settings.is_file():
         (folder / SETTINGS_FILE).symlink_to(settings.absolute())

@@ -5,6 +5,7 @@
     |   +-- UnknownSourceError
     |   +-- LayoutError            a folder is not the dataset that the user named
     |   +-- NoPairsError           a dataset has no pairs of frames as the settings ask for them
+    |   +-- NoHandError            a photograph shows no hand that is found
     +-- RunError                   the run as a whole failed: exit code 1
     |   +-- StorageError           a workspace that cannot be read or written
     |   +-- DatasetReadError       a folder or file of a dataset is there and cannot be read
@@ -117,6 +118,10 @@ class LayoutError(UsageError):
 
 class NoPairsError(UsageError):
     """A dataset has no pairs of frames as the settings ask for them."""
+
+
+class NoHandError(UsageError):
+    """A photograph of the user's own shows no hand that is found."""
 
 
 class RunError(HandDataError):

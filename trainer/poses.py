@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from handdata.schemas import KEYPOINT_COUNT, UsageError, inside
 from handdata.schemas.arrays import BoolArray, FloatArray
@@ -32,13 +34,32 @@ def read_keypoints(path: Path) -> tuple[FloatArray, BoolArray]:
         keypoints = np.array(content, dtype=np.float32)
     except (OSError, ValueError, TypeError, EOFError, MemoryError, RecursionError) as error:
         raise UsageError(f"cannot read keypoints from {path}: {error}", expected) from error
-    if keypoints.shape != (KEYPOINT_COUNT, 2):
-        raise UsageError(f"{path} has shape {keypoints.shape}", expected)
-    valid = np.isfinite(keypoints).all(axis=1) & (keypoints != 0).any(axis=1)
+    return require_keypoints(keypoints, str(path))
+
+
+def require_keypoints(keypoints: NDArray[Any], name: str) -> tuple[FloatArray, BoolArray]:
+    """Check that an array holds 42 keypoints, or those of two hands (2, 21, 2); absent ones are NaN or (0, 0).
+
+    Args:
+        keypoints: The array.
+        name: What it is called in messages.
+
+    Returns:
+        Keypoints (42, 2), zeros where absent, and which are there (42,).
+
+    Raises:
+        UsageError: It has another shape, or no keypoint.
+
+    """
+    expected = "expected 42 rows of x and y, the right hand's 21 joints first"
+    if keypoints.shape not in ((KEYPOINT_COUNT, 2), (2, KEYPOINT_COUNT // 2, 2)):
+        raise UsageError(f"{name} has shape {keypoints.shape}", expected)
+    found = np.array(keypoints, dtype=np.float32).reshape(KEYPOINT_COUNT, 2)
+    valid = np.isfinite(found).all(axis=1) & (found != 0).any(axis=1)
     if not valid.any():
-        raise UsageError(f"{path} has no keypoints", expected)
-    keypoints[~valid] = 0
-    return keypoints, valid
+        raise UsageError(f"{name} has no keypoints", expected)
+    found[~valid] = 0
+    return found, valid
 
 
 def pose_frame(keypoints: FloatArray, valid: BoolArray, size: int) -> Frame:

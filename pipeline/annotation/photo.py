@@ -21,7 +21,10 @@ from handdata.schemas import (
     SIDES,
     AnnotatedSample,
     HandRecord,
+    NoHandError,
     RecordError,
+    RejectReason,
+    Side,
     UsageError,
     hand_rows,
     inside,
@@ -44,6 +47,8 @@ class PhotoHand:
         valid: Joints (42,) inside the square.
         own: Those (42,) of this hand.
         known: Pixels (S, S) of the square that lie in the photograph.
+        side: Side of the hand.
+        score: MediaPipe's confidence, 0 to 1.
 
     """
 
@@ -53,6 +58,8 @@ class PhotoHand:
     valid: BoolArray
     own: BoolArray
     known: BoolArray
+    side: Side
+    score: float
 
 
 def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None = None) -> AnnotatedSample:
@@ -67,7 +74,8 @@ def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None 
         weights: Folder of model files that is searched first.
 
     Raises:
-        UsageError: The file is no readable image, or MediaPipe finds no hand in it.
+        UsageError: The file is no readable image.
+        NoHandError: MediaPipe finds no hand in it.
         WeightsError: MediaPipe's model is missing.
 
     """
@@ -86,7 +94,8 @@ def annotate_hands(path: Path, settings: AnnotateSettings, weights: Path | None 
         whole = CropSquare.from_xyxy(sample.crop_xyxy, settings.image_size)
         joints, valid = whole.to_full(sample.keypoints_2d), sample.keypoints_valid
         crops = []
-        for rows in (hand_rows(side) for side in SIDES if valid[hand_rows(side)].any()):
+        sides = [side for side in SIDES if valid[hand_rows(side)].any()]
+        for rows in map(hand_rows, sides):
             own = np.zeros(KEYPOINT_COUNT, np.bool_)
             own[rows] = valid[rows]
             square = square_around(joints[own], width, height, settings.crop_scale, settings.image_size)
@@ -119,8 +128,10 @@ def annotate_hands(path: Path, settings: AnnotateSettings, weights: Path | None 
             valid=valid & inside(crop.keypoints, crop.square.size, crop.square.size),
             own=crop.valid,
             known=~crop.outside_image(),
+            side=side,
+            score=sample.keypoints_score[SIDES.index(side)],
         )
-        for crop, mask in zip(crops, masks, strict=True)
+        for side, crop, mask in zip(sides, crops, masks, strict=True)
     ]
 
 
@@ -185,7 +196,8 @@ def _annotated(path: Path, image: ByteArray, annotator: Annotator) -> AnnotatedS
     height, width, _ = image.shape
     samples, rejections = annotator.process("photo", [_record(path, width, height)])
     if not samples:
-        raise UsageError(f"{path} cannot be used: {rejections[0].detail}", "use a photograph that shows the whole hand")
+        error = NoHandError if rejections[0].reason == RejectReason.NO_HAND_FOUND else UsageError
+        raise error(f"{path} cannot be used: {rejections[0].detail}", "use a photograph that shows the whole hand")
     return samples[0]
 
 

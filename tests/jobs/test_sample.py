@@ -18,7 +18,7 @@ from handdata.pipeline.annotation.crop import CropSquare
 from handdata.pipeline.annotation.photo import PhotoHand
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
-from handdata.schemas import EncodedImage, UsageError
+from handdata.schemas import EncodedImage, UsageError, hand_rows
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.presets import PairConfig, Preset, SourceConfig
 from handdata.trainer.tasks import Sampler
@@ -207,13 +207,14 @@ def test_fix_draws_each_hand_in_its_own_square_and_nothing_between_them(
     image = np.asarray(rng.integers(0, 200, (120, 400, 3)), np.uint8)
     cv2.imwrite(str(tmp_path / "two.png"), image[..., ::-1])
     hands = []
-    for left, rows in ((10, slice(0, 21)), (330, slice(21, 42))):
+    for left, side in ((10, "right"), (330, "left")):
+        rows = hand_rows(side)
         square = CropSquare(left=left, top=30, side=60, size=30)
         keypoints, own = np.zeros((42, 2), np.float32), np.zeros(42, bool)
         keypoints[rows] = rng.uniform(10, 20, (21, 2))
         own[rows] = True
         whole = np.ones((30, 30), bool)
-        hands.append(PhotoHand(square, ~whole, keypoints, own, own, whole))
+        hands.append(PhotoHand(square, ~whole, keypoints, own, own, whole, side, 1))
     monkeypatch.setattr(jobs_sample, "annotate_hands", lambda *_: hands)
     steps: list[tuple[int, int]] = []
     seen: list[np.ndarray] = []
