@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
@@ -68,7 +69,7 @@ def say_next(*commands: str, **options: object) -> None:
 
 
 class ProgressLine:
-    """Show progress: a bar on a terminal, a line every ten seconds elsewhere.
+    """Show progress: a bar on a terminal and in a notebook that has ``ipywidgets``, a line every ten seconds elsewhere.
 
     Args:
         label: What is done.
@@ -83,7 +84,7 @@ class ProgressLine:
         self._started = self._printed = time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        if err.is_terminal:
+        if err.is_terminal or (err.is_jupyter and find_spec("ipywidgets")):
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

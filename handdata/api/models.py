@@ -1,0 +1,355 @@
+"""Trained networks: ``handdata.load_model``."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, overload
+
+import numpy as np
+from PIL import Image
+
+from handdata.api import REPAIR_GUIDANCE
+from handdata.api.datasets import HandSample, require_torch
+from handdata.api.photos import Photo, image_file
+from handdata.console import ProgressLine, say
+from handdata.pipeline.settings import Settings, load_settings
+from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import run_folder
+from handdata.schemas import UsageError
+from handdata.schemas.arrays import ByteArray
+from handdata.trainer.data.augment import Frame
+from handdata.trainer.poses import read_keypoints, require_keypoints
+from handdata.trainer.presets import Preset, SamplingOptions
+
+if TYPE_CHECKING:
+    from handdata.trainer.conditioning import Task
+    from handdata.trainer.tasks import Sampler
+
+Reference: TypeAlias = Photo | HandSample
+"""What shows a hand."""
+Target: TypeAlias = Photo | HandSample
+"""What has a pose: an image with a hand, or 42 keypoints, (42, 2) or (2, 21, 2), pixels of the generated image."""
+
+
+def load_model(
+    model: str | Path = "builtin", device: str | None = None, *, workspace: str | Path | None = None
+) -> "HandModel":
+    """Load a trained network for sampling.
+
+        >>> model = handdata.load_model("default", workspace="workspace")
+        >>> model.image_size
+        32
+
+    Args:
+        model: Name of a training run of the workspace, path or URL of a checkpoint's file or folder, or ``builtin`` for
+            the small network that comes with handdata.
+        device: Device to sample on; by default CUDA's where there is one.
+        workspace: Folder or URL of the workspace; by default that of the settings.
+
+    Raises:
+        UsageError: This machine has no such device.
+        WeightsError: There is no such checkpoint, or it is not readable.
+
+    """
+    require_torch("load_model")
+    from handdata.trainer.tasks import load_sampler
+
+    settings = load_settings(workspace=None if workspace is None else str(workspace))
+    name, storage = str(model), Storage(settings.workspace)
+    is_run = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and storage.exists(run_folder(name))
+    checkpoint = storage.url(run_folder(name)) if is_run else name
+    return HandModel(load_sampler(checkpoint, device=device), settings, name)
+
+
+class HandModel:
+    """A trained network. Each task returns PIL images; the same seed gives the same ones.
+
+        >>> model = handdata.load_model("default", workspace="workspace")
+        >>> samples = handdata.open_dataset("workspace", split="val")
+        >>> image = model.gesture_transfer(samples[0], samples[1], steps=2)
+        >>> image.size
+        (32, 32)
+
+    Args:
+        sampler: Network, autoencoder and preset.
+        settings: Annotation of photographs.
+        name: What was loaded.
+
+    """
+
+    def __init__(self, sampler: "Sampler", settings: Settings, name: str) -> None:
+        self._sampler, self._settings, self._name = sampler, settings, name
+
+    def __repr__(self) -> str:
+        return f"<HandModel {self._name}: {self.image_size} x {self.image_size} px>"
+
+    @property
+    def preset(self) -> Preset:
+        """Settings that the network was trained with."""
+        return self._sampler.preset
+
+    @property
+    def image_size(self) -> int:
+        """Side of the generated images, pixels."""
+        return self.preset.image_size
+
+    @overload
+    def gesture_transfer(
+        self,
+        reference: Reference,
+        target: Target,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Image.Image: ...
+    @overload
+    def gesture_transfer(
+        self,
+        reference: list[Reference],
+        target: list[Target],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> list[Image.Image]: ...
+    def gesture_transfer(
+        self,
+        reference: Reference | list[Reference],
+        target: Target | list[Target],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Image.Image | list[Image.Image]:
+        """Draw a reference's hand and surroundings in the pose of a target.
+
+            >>> model = handdata.load_model("default", workspace="workspace")
+            >>> model.gesture_transfer("photo.jpg", "pose.npy", steps=2).save("transferred.png")
+
+        Args:
+            reference: Image that shows the hand, or a list of them: path, PIL image, array or sample.
+            target: Image whose pose is drawn, or keypoints: an array or a file. For a list of references a list.
+            steps: Number of denoising steps; the preset's by default.
+            guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
+            seed: Seed of all that is random.
+
+        Returns:
+            An image, or a list of them for lists.
+
+        Raises:
+            UsageError: What is given is no image, or shows no hand.
+
+        """
+        from handdata.trainer.conditioning import Task
+
+        return self._transferred(reference, target, Task.POSE_CHANGE, SamplingOptions(steps, guidance, seed))
+
+    domain_transfer = gesture_transfer
+    """Draw the hand of one domain in the pose of another, such as a rendered pose as a photograph: the same task."""
+
+    @overload
+    def novel_view(
+        self,
+        reference: Reference,
+        target: Target,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Image.Image: ...
+    @overload
+    def novel_view(
+        self,
+        reference: list[Reference],
+        target: list[Target],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> list[Image.Image]: ...
+    def novel_view(
+        self,
+        reference: Reference | list[Reference],
+        target: Target | list[Target],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Image.Image | list[Image.Image]:
+        """Draw the moment of a reference as another camera sees it, from the keypoints in that camera.
+
+            >>> model = handdata.load_model("default", workspace="workspace")
+            >>> views = handdata.open_dataset("workspace", split="val", where="frame_index = 0")
+            >>> model.novel_view(views[0], views[1].keypoints / 2, steps=2).size
+            (32, 32)
+
+        Args:
+            reference: Image of the moment, or a list of them: path, PIL image, array or sample.
+            target: Keypoints in the other camera's image, or what shows them; for a list of references a list.
+            steps: Number of denoising steps; the preset's by default.
+            guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
+            seed: Seed of all that is random.
+
+        Returns:
+            An image, or a list of them for lists.
+
+        Raises:
+            UsageError: What is given is no image, or shows no hand.
+
+        """
+        from handdata.trainer.conditioning import Task
+
+        return self._transferred(reference, target, Task.VIEW_CHANGE, SamplingOptions(steps, guidance, seed))
+
+    def video(
+        self,
+        reference: Reference | list[Reference],
+        targets: Sequence[Target],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> list[Image.Image]:
+        """Draw a video: a reference's hand in the pose of one target after another, every frame from the same noise.
+
+            >>> model = handdata.load_model("default", workspace="workspace")
+            >>> samples = handdata.open_dataset("workspace", split="val")
+            >>> first, *others = model.video(samples[0], samples[:3], steps=2)
+            >>> first.save("video.webp", save_all=True, append_images=others, duration=100)
+
+        Args:
+            reference: Image that shows the hand, or a list of images of it.
+            targets: Images whose poses are drawn, or keypoints, in the video's order.
+            steps: Number of denoising steps; the preset's by default.
+            guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
+            seed: Seed of all that is random.
+
+        Returns:
+            An image for each target.
+
+        Raises:
+            UsageError: What is given is no image, or shows no hand.
+
+        """
+        from handdata.trainer.tasks import video
+
+        references = [self._frame(each) for each in (reference if isinstance(reference, list) else [reference])]
+        poses = [self._pose(target) for target in targets]
+        with ProgressLine("Sampling", None, "frames") as progress:
+            frames = video(
+                self._sampler,
+                references,
+                poses,
+                SamplingOptions(steps, guidance, seed),
+                progress=lambda frame, total: progress.set(frame, total=total),
+            )
+        return _as_pil(frames)
+
+    def fix(
+        self, photo: Reference, *, steps: int | None = None, guidance: float = REPAIR_GUIDANCE, seed: int = 0
+    ) -> Image.Image:
+        """Draw the hands of a photograph anew where MediaPipe finds their keypoints; the rest stays as it is.
+
+            >>> model = handdata.load_model("default", workspace="workspace")
+            >>> model.fix("photo.jpg", steps=2).save("fixed.png")
+
+        Args:
+            photo: Image with malformed hands: path, PIL image, array or sample.
+            steps: Number of denoising steps; the preset's by default.
+            guidance: Scale of classifier-free guidance, 1 is none; more than for other tasks, as published.
+            seed: Seed of all that is random.
+
+        Raises:
+            UsageError: It is no readable image.
+            NoHandError: MediaPipe finds no hand in it.
+
+        """
+        from handdata.jobs.sample import fix_photo
+
+        options, settings = SamplingOptions(steps, guidance, seed), self._settings
+        image = photo.image if isinstance(photo, HandSample) else photo
+        with image_file(image) as path, ProgressLine("Repairing", None, "steps") as progress:
+            fixed = fix_photo(
+                self._sampler,
+                path,
+                settings.annotate,
+                settings.weights,
+                options,
+                lambda step, total: progress.set(step, total=total),
+            )
+        return Image.fromarray(fixed)
+
+    def unconditional(self, count: int = 1, *, steps: int | None = None, seed: int = 0) -> list[Image.Image]:
+        """Draw images without reference and pose.
+
+            >>> model = handdata.load_model("default", workspace="workspace")
+            >>> len(model.unconditional(4, steps=2))
+            4
+
+        Args:
+            count: Number of images.
+            steps: Number of denoising steps; the preset's by default.
+            seed: Seed of all that is random.
+
+        """
+        from handdata.trainer.tasks import unconditional
+
+        with ProgressLine("Sampling", None, "steps") as progress:
+            images = unconditional(
+                self._sampler,
+                count,
+                SamplingOptions(steps, seed=seed),
+                progress=lambda step, total: progress.set(step, total=total),
+            )
+        return _as_pil(images)
+
+    def _transferred(
+        self,
+        reference: Reference | list[Reference],
+        target: Target | list[Target],
+        task: "Task",
+        options: SamplingOptions,
+    ) -> Image.Image | list[Image.Image]:
+        from handdata.trainer.tasks import gesture_transfer
+
+        references = [self._frame(each) for each in (reference if isinstance(reference, list) else [reference])]
+        targets = [self._pose(each) for each in (target if isinstance(target, list) else [target])]
+        if len(references) != len(targets):
+            raise UsageError(
+                f"{len(references)} references and {len(targets)} targets", "give a target for each reference"
+            )
+        with ProgressLine("Sampling", None, "steps") as progress:
+            images = gesture_transfer(
+                self._sampler,
+                references,
+                targets,
+                options,
+                task=task,
+                progress=lambda step, total: progress.set(step, total=total),
+            )
+        drawn = _as_pil(images)
+        return drawn if isinstance(reference, list) or isinstance(target, list) else drawn[0]
+
+    def _frame(self, reference: Reference) -> Frame:
+        """Return the frame of what shows a hand."""
+        from handdata.jobs.sample import photo_frame
+
+        if isinstance(reference, HandSample):
+            return reference.frame
+        with image_file(reference) as path:
+            return photo_frame(path, self._settings.annotate, self._settings.weights)
+
+    def _pose(self, target: Target) -> Frame:
+        """Return the frame of what has a pose."""
+        from handdata.jobs.sample import KEYPOINT_FILES, target_pose
+
+        if isinstance(target, np.ndarray) and target.shape[-1:] == (2,):
+            return target_pose(*require_keypoints(target, "the target"), self.image_size, "the target", say)
+        if isinstance(target, str | Path) and Path(target).suffix.lower() in KEYPOINT_FILES:
+            return target_pose(*read_keypoints(Path(target)), self.image_size, str(target), say)
+        return self._frame(target)
+
+
+def _as_pil(images: ByteArray) -> list[Image.Image]:
+    return [Image.fromarray(image) for image in images]
