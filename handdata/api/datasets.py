@@ -133,8 +133,8 @@ class HandDataset(Sequence[HandSample]):
         >>> dataset = handdata.open_dataset("workspace", where="frame_index = 0")
         >>> dataset
         <HandDataset dataset: 12 samples where frame_index = 0>
-        >>> sum(sample.valid.any() for sample in dataset)
-        12
+        >>> all(sample.valid.any() for sample in dataset)
+        True
         >>> dataset[-1].sample_id == dataset[len(dataset) - 1].sample_id
         True
 

@@ -48,8 +48,8 @@ def annotate_image(image: Photo) -> list[Hand]:
     Needs no workspace and no Ray. The photograph is taken upright, as its EXIF orientation says.
 
         >>> hands = handdata.annotate_image("photo.jpg")
-        >>> [(hand.side, hand.keypoints.shape, hand.mask.any()) for hand in hands]
-        [('right', (21, 2), True)]
+        >>> [(hand.side, hand.keypoints.shape, hand.mask.shape) for hand in hands]
+        [('right', (21, 2), (256, 256))]
 
     Args:
         image: Path, PIL image, or array (H, W, 3) of RGB levels 0 to 255.

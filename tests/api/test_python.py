@@ -111,7 +111,7 @@ def test_a_photograph_is_the_same_as_path_image_and_array(there: Path) -> None:
 
 
 def test_a_sample_is_what_its_row_says_and_is_its_own(there: Path) -> None:
-    dataset = handdata.open_dataset("workspace", where="split = 'val'")
+    dataset = handdata.open_dataset("workspace", split="val")
     rows = dataset.to_polars()
     assert rows["sample_id"].to_list() == [sample.sample_id for sample in dataset]
     for sample, keypoints, valid in zip(dataset, rows["keypoints_2d"], rows["keypoints_valid"], strict=True):
