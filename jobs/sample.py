@@ -33,7 +33,6 @@ from handdata.trainer.poses import pose_frame, read_keypoints
 from handdata.trainer.presets import DataConfig, PairConfig, SamplingOptions, SourceConfig
 from handdata.trainer.tasks import Sampler, gesture_transfer, load_sampler, repair, unconditional, video
 
-_IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 KEYPOINT_FILES = {".npy", ".json"}
 
 _MOMENTS = PairConfig(video=1, view=0, still=0)
@@ -283,7 +282,7 @@ class Sampling:
         path = Path(name)
         if path.suffix.lower() in KEYPOINT_FILES and path.is_file():
             return target_pose(*read_keypoints(path), self._preset.image_size, f"--target {path}", self._note)
-        if path.suffix.lower() in _IMAGE_FILES and path.is_file():
+        if path.is_file():
             return photo_frame(path, self._settings, self._weights)
         dataset, row = self._sample(name)
         return dataset.frame(row)

@@ -78,8 +78,10 @@ class HandRecord(BaseModel):
     """The adapter's ``open_mask`` can open a mask of this frame on a worker."""
     mask_extent: Annotated[MaskExtent | None, pa.string()] = None
     extra: Annotated[dict[str, Any] | None, pa.string()] = None
-    """What the adapter needs on a worker to open the image or mask; stored as JSON.
+    """What the adapter needs on a worker to open the image or mask, and hints; stored as JSON.
 
+    ``upright``: the image is turned as its EXIF orientation says, and the record's pixels are those of the turned one.
+    ``mirrored``: the image is a mirror image, in which a right hand looks like a left one.
     ``side``: ``unknown`` where nobody says whether the labelled hands are right or left; such a record has no 3D.
     ``other_hands_xyxy_px``: boxes of labelled hands of other people.
     """
@@ -121,6 +123,16 @@ class HandRecord(BaseModel):
     def valid_joints(self, side: Side) -> int:
         """Return how many joints of one hand the dataset annotates."""
         return int(self.keypoints_valid[hand_rows(side)].sum())
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether the image file is turned as its EXIF orientation says."""
+        return self.extra is not None and self.extra.get("upright") is True
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the image shows right hands as left ones."""
+        return self.extra is not None and self.extra.get("mirrored") is True
 
     @property
     def is_side_unknown(self) -> bool:

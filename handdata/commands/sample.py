@@ -238,12 +238,14 @@ def fix(
     ),
 ) -> None:
     """Generate the hands of an image anew where MediaPipe finds their keypoints; the rest stays as it is."""
+    from handdata.pipeline.annotation.photo import encode_like
+
     sampling = _sampling(
         out_file, workspace, run, checkpoint, options=SamplingOptions(steps, guidance_scale, seed), device=device
     )
     with ProgressLine("Repairing", None, "steps") as progress:
         image = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
-    _write(out_file, image)
+    _write_file(out_file, encode_like(photo, image))
 
 
 @sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")
@@ -294,7 +296,12 @@ def _write_video(file: Path, frames: "ByteArray", fps: float) -> None:
 
 def _write(file: Path, image: "ByteArray") -> None:
     from handdata.pictures.png import encode_png
+
+    _write_file(file, encode_png(image))
+
+
+def _write_file(file: Path, content: bytes) -> None:
     from handdata.pipeline.storage import Storage
 
-    Storage(file.absolute().parent).write_bytes(file.name, encode_png(image))
+    Storage(file.absolute().parent).write_bytes(file.name, content)
     out.print(f"Look at {file.absolute()}")

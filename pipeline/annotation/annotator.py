@@ -106,8 +106,6 @@ class Annotator:
         detector: MediaPipe; None where the policy needs no detections.
         mask_model: Maker of masks for frames without a usable mask of the dataset; None leaves them without a mask.
         meter: Receiver of the rows, rejections and seconds of each stage.
-        upright: Whether images are turned as their EXIF orientation says. Labels are of the stored pixels, so that only
-            photographs without labels are.
 
     """
 
@@ -118,7 +116,6 @@ class Annotator:
     detector: HandDetector | None
     mask_model: MaskModel | None
     meter: StageMeter = field(default_factory=StageTally)
-    upright: bool = False
 
     def process(self, unit_id: str, records: Sequence[HandRecord]) -> tuple[list[AnnotatedSample], list[Rejection]]:
         """Return the samples and the rejections of a unit's records, both in the order of the records.
@@ -196,7 +193,7 @@ class Annotator:
         rejections: list[Rejection],
     ) -> Iterator[Result]:
         """Yield what ``stage`` returns for every record and its pixels; a record that fails becomes a rejection."""
-        for record, image in metered_each(self.meter, "decode", open_frames(records, upright=self.upright)):
+        for record, image in metered_each(self.meter, "decode", open_frames(records)):
             try:
                 if isinstance(image, RecordError):
                     raise image

@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import Image, ImageFile
 
 from handdata.adapters.reading.damage import find_damage
-from handdata.adapters.reading.images import IMAGE_FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from handdata.adapters.reading.images import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, open_image, orientation_of
 from handdata.adapters.reading.listing import NotRegularFileError, open_file
 from handdata.adapters.reading.video import VideoReader
 from handdata.pipeline.annotation.watchdog import beat, resting
@@ -36,19 +36,18 @@ _SIGNED: Final = 2
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-def open_frames(
-    records: Sequence[HandRecord], *, upright: bool = False
-) -> Iterator[tuple[HandRecord, ByteArray | RecordError]]:
+def open_frames(records: Sequence[HandRecord]) -> Iterator[tuple[HandRecord, ByteArray | RecordError]]:
     """Yield each record with its (height, width, 3) RGB pixels, or with the error that prevents them.
 
-    Each video is opened once and decoded forward.
+    Each video is opened once and decoded forward; its frames are as they are shown. An image is as it is stored, since
+    labels refer to that, or turned as its EXIF orientation says where the record's ``extra`` says ``upright``.
 
     Args:
         records: Records to open. Those of one video must be in the order of their frames; several videos may alternate.
-        upright: Whether images are turned as their EXIF orientation says; videos always are as they are shown.
 
     Raises:
         StorageError: The server or disk of an image is away, or does not let us in.
+        UsageError: An image is HEIC, and the package that decodes it is not installed.
 
     """
     videos: dict[str, Iterator[ByteArray | RecordError]] = {}
@@ -57,7 +56,7 @@ def open_frames(
         try:
             if record.video_frame is None:
                 data = read_image_file(record.image_uri)
-                image = decode_image(data, record.image_uri, upright=upright)
+                image = decode_image(data, record.image_uri, upright=record.is_upright)
             else:
                 if record.image_uri not in videos:
                     videos[record.image_uri] = _video_frames(records[position:], record.image_uri)
@@ -141,8 +140,8 @@ def _decode_by_pillow(data: bytes, uri: str) -> ByteArray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images, odd EXIF blocks, palettes with alpha
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-            takes_twice = image.format == "WEBP" or image.mode == "CMYK"  # 17 and 12 bytes a pixel
+            image = open_image(io.BytesIO(data))
+            takes_twice = image.format in ("AVIF", "HEIF", "WEBP") or image.mode == "CMYK"  # 12 bytes a pixel and more
             if image.width * image.height > MAX_IMAGE_PIXELS // (2 if takes_twice else 1):
                 raise RecordError(
                     RejectReason.IMAGE_TOO_LARGE, f"{uri} announces {image.width} x {image.height} pixels"
@@ -154,7 +153,7 @@ def _decode_by_pillow(data: bytes, uri: str) -> ByteArray:
             return _rgb(image)
     except Image.DecompressionBombError as error:
         raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{uri}: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error) as error:
         reason = str(error).partition(" <")[0]  # Pillow names the object that it reads from
         raise RecordError(RejectReason.FRAME_MISSING, f"{uri} cannot be decoded: {reason}") from None
 
@@ -216,12 +215,15 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
 
 def _turned(pixels: ByteArray, data: bytes) -> ByteArray:
     """Return pixels turned as the EXIF orientation of their file says."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            orientation = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).getexif().get(ExifTags.Base.Orientation)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error):
-        return pixels  # a damaged EXIF block says nothing
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stream = io.BytesIO(data)
+        orientation = orientation_of(open_image(stream), stream)
+    return turned(pixels, orientation)
+
+
+def turned(pixels: ByteArray, orientation: int) -> ByteArray:
+    """Return pixels (height, width, ...) turned as an EXIF orientation, 1 to 8, says."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -1,6 +1,8 @@
 """The annotation of one photograph of the user's own, which sampling takes as reference or target, or repairs."""
 
 import importlib.util
+import io
+import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -8,11 +10,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from PIL import Image
 
+from handdata.adapters.reading.images import open_image, orientation_of
 from handdata.pipeline.annotation.annotator import Annotator, PreparedCrop
 from handdata.pipeline.annotation.crop import CropSquare, square_around
 from handdata.pipeline.annotation.factory import AnnotatorFactory, LocalSam, ModelFiles
-from handdata.pipeline.annotation.frames import decode_image, read_image_file
+from handdata.pipeline.annotation.frames import decode_image, read_image_file, turned
 from handdata.pipeline.annotation.keypoints import FrameKeypoints
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.weights import find_weights, require_weights
@@ -34,6 +38,8 @@ from handdata.schemas.sample import MaskOrigin
 
 _SAM_MODELS: Final[tuple[MaskOrigin, ...]] = ("sam_vit_h", "sam_vit_l", "sam_vit_b")
 """The best first."""
+_COLOUR_SPACE: Final = slice(16, 20)
+"""Bytes of an ICC profile that name the colour space of its pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,30 @@ def read_photo(path: Path) -> ByteArray:
         raise UsageError(error.detail) from None
 
 
+def encode_like(path: Path, pixels: ByteArray) -> bytes:
+    """Return new pixels of a photograph as a PNG file, with the alpha and the colour profile of the photograph.
+
+    Args:
+        path: File of the photograph.
+        pixels: Upright pixels (height, width, 3) RGB, as many as ``read_photo`` gives.
+
+    """
+    stream = io.BytesIO(read_image_file(str(path)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about large images, odd EXIF blocks, palettes with alpha
+        photo = open_image(stream)
+        orientation = orientation_of(photo, stream)
+        profile = photo.info.get("icc_profile")
+        image = Image.fromarray(pixels)
+        if photo.has_transparency_data:
+            image.putalpha(Image.fromarray(turned(np.asarray(photo.convert("RGBA").getchannel("A")), orientation)))
+    if profile is not None and profile[_COLOUR_SPACE] != b"RGB ":
+        profile = None  # of inks or of grey, which the pixels no longer are
+    out = io.BytesIO()
+    image.save(out, "PNG", icc_profile=profile)
+    return out.getvalue()
+
+
 def _photo_factory(settings: AnnotateSettings, weights: Path | None) -> AbstractContextManager[AnnotatorFactory]:
     found = {name: find_weights(name, weights) for name in _SAM_MODELS}
     origin = next((name for name in _SAM_MODELS if found[name]), None)
@@ -173,7 +203,7 @@ def _device() -> str:
 
 
 def _annotator(factory: AnnotatorFactory) -> Annotator:
-    return factory.make(_no_mask, "the user's own", upright=True)
+    return factory.make(_no_mask, "the user's own")
 
 
 def _record(path: Path, width: int, height: int) -> HandRecord:
@@ -189,6 +219,7 @@ def _record(path: Path, width: int, height: int) -> HandRecord:
         keypoints_2d=np.zeros((KEYPOINT_COUNT, 2)),
         keypoints_valid=np.zeros(KEYPOINT_COUNT, dtype=bool),
         hand_state=("unknown", "unknown"),
+        extra={"upright": True},
     )
 
 

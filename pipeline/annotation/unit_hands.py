@@ -1,6 +1,7 @@
 """The hands of one unit: found frame after frame, and given their sides when all frames are known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from handdata.pipeline.annotation.detector import Detection, HandDetector
 from handdata.pipeline.annotation.keypoints import FrameKeypoints, join_keypoints, needs_detector
@@ -8,7 +9,7 @@ from handdata.pipeline.annotation.sides import Located, agree_on_sides
 from handdata.pipeline.annotation.tracking import HandTracker, runs_of
 from handdata.pipeline.annotation.unsided import on_named_sides
 from handdata.pipeline.settings import KeypointsPolicy
-from handdata.schemas import HandRecord, Side
+from handdata.schemas import OTHER_SIDE, HandRecord, Side
 from handdata.schemas.arrays import ByteArray
 
 
@@ -50,6 +51,8 @@ class UnitHands:
                 self._run = run
                 self._tracker.start_run(frames)
             detections = self._tracker.locate(record, image)
+            if record.is_mirrored:
+                detections = [replace(detection, side=OTHER_SIDE[detection.side]) for detection in detections]
         if self._policy != "mediapipe":
             record = on_named_sides(record, detections)
         frame = join_keypoints(record, detections, self._policy)

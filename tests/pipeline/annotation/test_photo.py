@@ -1,17 +1,21 @@
 """A photograph of the user's own is taken as viewers show it."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from handdata.pipeline.annotation import photo as photographs
-from handdata.pipeline.annotation.photo import annotate_hands, annotate_photo
+from handdata.pipeline.annotation.detector import HandDetector
+from handdata.pipeline.annotation.photo import annotate_hands, annotate_photo, encode_like, read_photo
+from handdata.pipeline.annotation.unit_hands import UnitHands
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.pipeline.weights import WEIGHTS, find_weights
+from handdata.pipeline.weights import WEIGHTS, find_weights, require_weights
 from handdata.schemas import UsageError
+from tests.fixtures.photographs import encoded, photograph
 
 
 def test_a_photograph_that_a_phone_stores_on_its_side_gives_the_same_sample_as_upright(
@@ -67,6 +71,50 @@ def test_each_hand_of_a_photograph_has_a_square_and_a_mask_of_its_own(shared_dir
         assert (high - low).max() == pytest.approx(128 / settings.crop_scale, rel=0.05)
         x, y = np.round(hand.keypoints[hand.own]).astype(int).T
         assert hand.mask[y, x].mean() > 0.7
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_a_repaired_photograph_is_upright_and_keeps_its_transparency(
+    tmp_path: Path, format: str, orientation: int
+) -> None:
+    upright = photograph()
+    alpha = Image.new("L", upright.size, 255)
+    alpha.paste(0, (0, 0, 9, 5))
+    upright.putalpha(alpha)
+    (tmp_path / "a").write_bytes(encoded(upright, format, orientation))
+    pixels = read_photo(tmp_path / "a")
+    written = Image.open(io.BytesIO(encode_like(tmp_path / "a", pixels)))
+    assert (written.format, written.size, written.getexif().get(0x0112, 1)) == ("PNG", upright.size, 1)
+    np.testing.assert_array_equal(np.asarray(written)[..., :3], pixels)
+    np.testing.assert_array_equal(np.asarray(written.getchannel("A")), np.asarray(alpha))
+
+
+@pytest.mark.parametrize(("space", "is_kept"), [("sRGB", True), ("LAB", False)])
+def test_a_repaired_photograph_keeps_a_colour_profile_of_rgb(tmp_path: Path, space: str, is_kept: bool) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()  # type: ignore[arg-type]
+    photograph().save(tmp_path / "a.jpg", icc_profile=profile)
+    pixels = read_photo(tmp_path / "a.jpg")
+    written = Image.open(io.BytesIO(encode_like(tmp_path / "a.jpg", pixels)))
+    assert written.info.get("icc_profile") == (profile if is_kept else None)
+    np.testing.assert_array_equal(np.asarray(written), pixels)
+
+
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_the_sides_of_a_mirror_image_are_exchanged_and_its_pixels_stay(shared_dir: Path, is_mirrored: bool) -> None:
+    path = next((shared_dir / "data" / "phone_video").rglob("*.jpg"))
+    plain = annotate_photo(path, AnnotateSettings(image_size=64))
+    extra = {"upright": True} | ({"mirrored": True} if is_mirrored else {})
+    record = photographs._record(path, plain.width, plain.height).model_copy(update={"extra": extra})
+    with HandDetector(require_weights("hand_landmarker"), AnnotateSettings().detection_confidence) as detector:
+        unit = UnitHands([record], detector, "mediapipe")
+        unit.locate(record, read_photo(path))
+        (frame,) = unit.agreed().values()
+    rows = np.roll(frame.keypoints, 21 if is_mirrored else 0, axis=0)
+    valid = np.roll(frame.valid, 21 if is_mirrored else 0)
+    np.testing.assert_array_equal(valid, plain.keypoints_valid)
+    square = photographs.CropSquare.from_xyxy(plain.crop_xyxy, 64)
+    np.testing.assert_allclose(square.to_crop(rows)[valid], plain.keypoints_2d[valid], atol=0.01)
 
 
 class KnownMask:
