@@ -3,7 +3,7 @@
 The workers of a run, the probe of an estimate and the annotation of a photograph differ only in where SAM runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,7 @@ class AnnotatorFactory:
         settings: Settings that decide what a sample holds.
         models: Model files.
         open_sam: Function that returns the ``MaskModel`` for SAM, called where the run uses SAM.
+        licenses: Licences by source, as the ingests say; for other sources that of the adapter's card holds.
 
     """
 
@@ -55,8 +56,10 @@ class AnnotatorFactory:
         settings: AnnotateSettings,
         models: ModelFiles,
         open_sam: Callable[[Path, MaskOrigin], MaskModel] | None = None,
+        licenses: Mapping[str, str] | None = None,
     ) -> None:
         self.settings = settings
+        self._licenses = licenses or {}
         self.annotator_hash = settings.digest(models.hashes)
         self._detector: HandDetector | None = None
         if models.hand_landmarker is not None:
@@ -81,15 +84,13 @@ class AnnotatorFactory:
     def for_source(self, source: str, meter: StageMeter) -> Annotator:
         """Return an annotator of a source's records, which opens masks as the source's adapter does."""
         adapter = find_adapter(source)(AdapterOptions())
-        return self.make(adapter.open_mask, adapter.card.license, meter)
+        return self.make(adapter.open_mask, self._licenses.get(source, adapter.card.license), meter)
 
     def make(
         self,
         open_mask: Callable[[HandRecord], BoolArray],
         license: str,
         meter: StageMeter | None = None,
-        *,
-        upright: bool = False,
     ) -> Annotator:
         """Return an annotator.
 
@@ -97,7 +98,6 @@ class AnnotatorFactory:
             open_mask: Function that opens the dataset's own mask of a record.
             license: Licence of the data.
             meter: Receiver of the rows, rejections and seconds of each stage; by default they are counted for nobody.
-            upright: Whether images are turned as their EXIF orientation says.
 
         """
         return Annotator(
@@ -108,7 +108,6 @@ class AnnotatorFactory:
             detector=self._detector,
             mask_model=self._mask_model,
             meter=StageTally() if meter is None else meter,
-            upright=upright,
         )
 
 

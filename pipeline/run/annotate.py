@@ -6,13 +6,14 @@ with the records, and a unit is the only thing that a failure repeats.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import ray
 
+from handdata.adapters.registry import takes_option
 from handdata.pipeline.annotation.factory import ModelFiles
 from handdata.pipeline.records.stored import IngestSummary, ingested_sources, read_ingest_summary
 from handdata.pipeline.run.annotator_choice import choose_annotator
@@ -89,7 +90,14 @@ def annotate(
     ingests = ingests_of(request)
     dataset.storage.check_creates_once()
     files = find_models(settings, models)
-    choose = partial(choose_annotator, settings=settings, model_hashes=files.hashes, sources=list(ingests))
+    licenses = {name: ingest.license for name, ingest in ingests.items()}
+    choose = partial(
+        choose_annotator,
+        settings=settings,
+        model_hashes=files.hashes,
+        sources=list(ingests),
+        licences={name: licence for name, licence in licenses.items() if takes_option(name, "licence")},
+    )
     lease, state = _settled(dataset)
     annotator = choose(state, overwrite=request.overwrite)
     lost = lost_units(state, request, set(ingests) - set(annotator.overwritten))
@@ -111,7 +119,7 @@ def annotate(
             return state.sum_up(
                 image_size=annotator.settings.image_size,
                 annotators={annotator.hash: {"settings": annotator.settings.identity(), "models": files.hashes}},
-                licenses={name: ingest.license for name, ingest in ingests.items()},
+                licenses=licenses,
                 warnings={name: ingest.warnings for name, ingest in ingests.items()},
                 quality=annotator.settings.quality.thresholds(),
             )
@@ -129,7 +137,7 @@ def annotate(
             if not is_settled(state):  # an older version has begun it, without a threshold of now
                 state, _ = settle(lease, state)
             stack.enter_context(connected(cluster.address, cluster.cpus, on_connect))
-            for marker in _commit_units(lease, to_do, annotator.settings, files, cluster):
+            for marker in _commit_units(lease, to_do, annotator.settings, files, cluster, licenses):
                 made.append(marker)
                 if on_unit:
                     on_unit(marker)
@@ -226,12 +234,18 @@ def _take_back(lease: Lease, state: DatasetState, sources: Sequence[str]) -> Dat
 
 
 def _commit_units(
-    lease: Lease, units: Sequence[PlannedUnit], settings: AnnotateSettings, files: ModelFiles, cluster: Cluster
+    lease: Lease,
+    units: Sequence[PlannedUnit],
+    settings: AnnotateSettings,
+    files: ModelFiles,
+    cluster: Cluster,
+    licenses: Mapping[str, str],
 ) -> Iterator[UnitMarker]:
     """Yield the marker of each unit as the cluster's workers commit it."""
     workers = count_workers(cluster)
     sam_actors = start_sam(files, cluster.gpus, cluster.stuck_after_s)
-    supervisor = Supervisor(lambda: start_worker(lease, settings, files, sam_actors, cluster.stuck_after_s), workers)
+    start = partial(start_worker, lease, settings, files, sam_actors, cluster.stuck_after_s, licenses)
+    supervisor = Supervisor(start, workers)
     # The longest first, so that at the end no worker waits long for another.
     yield from supervisor.run(sorted(units, key=lambda unit: -unit.rows))
 

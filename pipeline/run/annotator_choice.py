@@ -34,6 +34,7 @@ def choose_annotator(
     settings: AnnotateSettings,
     model_hashes: Mapping[str, str],
     sources: Sequence[str],
+    licences: Mapping[str, str],
     *,
     overwrite: bool,
 ) -> ChosenAnnotator:
@@ -47,10 +48,12 @@ def choose_annotator(
         settings: Settings as given; thresholds that were not set are the dataset's.
         model_hashes: SHA-256 of the model files by name.
         sources: Sources to annotate.
-        overwrite: Whether sources are annotated again that have a unit made with other settings, models or records.
+        licences: Licences of those among them whose licence the user says.
+        overwrite: Whether sources are annotated again that have a unit made with other settings, models or records, or
+            rows under another licence.
 
     Raises:
-        UsageError: Settings differ; the message names which.
+        UsageError: Settings or licences differ; the message names which.
 
     """
     dataset, markers, manifest = state.dataset, state.markers, state.manifest
@@ -61,7 +64,10 @@ def choose_annotator(
     settings = settings.model_copy(update={"quality": quality})
     annotator_hash = settings.digest(dict(model_hashes))
 
-    overwritten = _made_otherwise(dataset, markers, sources, annotator_hash) if overwrite else ()
+    earlier = manifest.licenses if manifest and markers else {}
+    relicensed = [source for source, licence in licences.items() if earlier.get(source, licence) != licence]
+    made_otherwise = _made_otherwise(dataset, markers, sources, annotator_hash)
+    overwritten = tuple(dict.fromkeys([*made_otherwise, *relicensed])) if overwrite else ()
     staying = [marker for marker in markers if marker.source not in overwritten]
     where = dataset.describe()
     for marker in staying:
@@ -72,6 +78,12 @@ def choose_annotator(
             raise UsageError(
                 f"{where} holds {marker.source} annotated with other settings: {differences}",
                 f"repeat the earlier ones; --overwrite annotates {marker.source} again; --dataset NAME keeps both",
+            )
+    for source in relicensed:
+        if any(marker.source == source for marker in staying):
+            raise UsageError(
+                f"{where} holds {source} under the licence {earlier[source]}, its records say {licences[source]}",
+                f"ingest it again with the earlier --licence, or --overwrite annotates {source} again",
             )
     if manifest and staying and manifest.image_size != settings.image_size:
         raise UsageError(

@@ -145,7 +145,7 @@ def estimate_run(
     names = list(ingests_of(request))
     files = find_models(settings, models)
     state = read_state(dataset)
-    settings = choose_annotator(state, settings, files.hashes, names, overwrite=False).settings
+    settings = choose_annotator(state, settings, files.hashes, names, {}, overwrite=False).settings
     state = state.with_markers((), [unit.marker.unit_id for unit in lost_units(state, request, names)])
     finished = state.finished
     most = _SLOW_PROBE_RECORDS if files.sam and not cluster.gpus else PROBE_RECORDS

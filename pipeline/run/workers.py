@@ -136,6 +136,7 @@ class AnnotateWorker:
         models: Model files, at the same paths on every node.
         sam_actors: Ray handles of the SAM workers, none without SAM.
         stuck_after_s: Seconds after which a record ends the process.
+        licenses: Licences by source.
 
     """
 
@@ -146,11 +147,12 @@ class AnnotateWorker:
         models: ModelFiles,
         sam_actors: Sequence[Any],
         stuck_after_s: float,
+        licenses: Mapping[str, str],
     ) -> None:
         watchdog.set_limit(stuck_after_s)
         self._lease = lease
         self._open_factory = partial(
-            AnnotatorFactory, settings, models, lambda checkpoint, origin: RemoteSam(origin, sam_actors)
+            AnnotatorFactory, settings, models, lambda checkpoint, origin: RemoteSam(origin, sam_actors), licenses
         )
         self._meter = RayMeter()
 
@@ -212,10 +214,15 @@ _ANNOTATE_ACTOR: Any = ray.remote(num_cpus=1, max_restarts=0)(AnnotateWorker)
 
 
 def start_worker(
-    lease: Lease, settings: AnnotateSettings, models: ModelFiles, sam_actors: Sequence[Any], stuck_after_s: float
+    lease: Lease,
+    settings: AnnotateSettings,
+    models: ModelFiles,
+    sam_actors: Sequence[Any],
+    stuck_after_s: float,
+    licenses: Mapping[str, str],
 ) -> Any:
     """Start an ``AnnotateWorker`` on a CPU of its own; it loads its models with its first call."""
-    return _ANNOTATE_ACTOR.remote(lease, settings, models, sam_actors, stuck_after_s)
+    return _ANNOTATE_ACTOR.remote(lease, settings, models, sam_actors, stuck_after_s, licenses)
 
 
 def start_sam(models: ModelFiles, gpus: int, stuck_after_s: float) -> list[Any]:
