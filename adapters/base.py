@@ -8,16 +8,19 @@ of Ray, storage or progress: the callers do that. Adapters hold no state but the
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from handdata.adapters.reading.listing import holds_match
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.errors import UsageError
 from handdata.schemas.record import HandRecord, Split
 from handdata.schemas.record_batch import RecordBatch
 from handdata.schemas.rejection import Rejection
 from handdata.schemas.sources import SourceCard
+
+MOST_FRAMES_PER_S: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +72,56 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnOptions:
+    """Options of a user that only some sources take; for the others they are errors.
+
+    Args:
+        licence: Licence of the data, an SPDX id or a text; None for the one of the source's card.
+        val_share: Share of the people who are held out; None for the source's own rule.
+        fps: Frames that are kept of a second of video, at most; None for all.
+        frames_as_video: Frames a second of the videos that folders of numbered images are; None where they are stills.
+        mirrored: Whether the images are mirror images.
+
+    """
+
+    licence: str | None = None
+    val_share: float | None = None
+    fps: float | None = None
+    frames_as_video: float | None = None
+    mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        if self.val_share is not None and not 0 <= self.val_share < 1:
+            raise UsageError(f"--val-share {self.val_share:g} is no share from 0 to below 1")
+        for name, rate in (("fps", self.fps), ("frames-as-video", self.frames_as_video)):
+            if rate is not None and not 0 < rate <= MOST_FRAMES_PER_S:
+                raise UsageError(f"--{name} {rate:g} is no frame rate, above 0 and up to {MOST_FRAMES_PER_S:,}")
+        if self.licence is not None and not self.licence.strip():
+            raise UsageError("--licence is empty", "give an SPDX id, such as CC-BY-4.0, or a text")
+
+    def given(self) -> dict[str, str | float | bool]:
+        """Return the options that a user has given, by name."""
+        return {
+            option.name: getattr(self, option.name)
+            for option in fields(self)
+            if getattr(self, option.name) != option.default
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterOptions:
     """Options of a user that every adapter receives.
 
     Args:
         mano_dir: Folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that are MANO parameters.
         follow_links: Whether links below the top of the root are followed, wherever they lead.
+        own: Options that only some sources take (``TakesOptions``).
 
     """
 
     mano_dir: Path | None = None
     follow_links: bool = False
+    own: OwnOptions = OwnOptions()
 
 
 class Adapter(Protocol):
@@ -133,6 +175,30 @@ class WarningAdapter(Adapter, Protocol):
         It is called after ``partitions`` has ended without an error.
         """
         ...
+
+
+@runtime_checkable
+class TakesOptions(Adapter, Protocol):
+    """A source with options of its own."""
+
+    own_options: ClassVar[frozenset[str]]
+    """Names of the fields of ``OwnOptions`` that it takes."""
+
+
+def refuse_foreign_options(adapter: type[Adapter], options: AdapterOptions) -> None:
+    """Raise where a user gave options that the source does not take.
+
+    Raises:
+        UsageError: It names the first of them.
+
+    """
+    taken: frozenset[str] = getattr(adapter, "own_options", frozenset())
+    for name in options.own.given():
+        if name not in taken:
+            takes = ", ".join(f"--{each.replace('_', '-')}" for each in sorted(taken)) or "no option of this kind"
+            raise UsageError(
+                f"--{name.replace('_', '-')} is no option of the source {adapter.card.name}", f"it takes {takes}"
+            )
 
 
 def warnings_of(adapter: Adapter, root: Path) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from handdata.adapters.coco import CocoAdapter
 from handdata.adapters.dart import DartAdapter
 from handdata.adapters.dexycb import DexYCBAdapter
 from handdata.adapters.ego4d import Ego4dAdapter
+from handdata.adapters.folder import FolderAdapter
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.adapters.hagrid import HagridAdapter
 from handdata.adapters.hoi4d import Hoi4dAdapter
@@ -35,6 +36,7 @@ BUILT_IN: dict[str, type[Adapter]] = {
     "dart": DartAdapter,
     "dexycb": DexYCBAdapter,
     "ego4d": Ego4dAdapter,
+    "folder": FolderAdapter,
     "foundhand10m": FoundHand10MAdapter,
     "hagrid": HagridAdapter,
     "hoi4d": Hoi4dAdapter,
@@ -60,6 +62,11 @@ def registered_adapters() -> dict[str, type[Adapter]]:
         except Exception as error:  # any fault of a foreign package must not stop the other sources
             warnings.warn(f"the adapter {entry_point.value} cannot be loaded: {error}", stacklevel=2)
     return dict(sorted(adapters.items()))
+
+
+def takes_option(source: str, name: str) -> bool:
+    """Return whether a source has an option of its own (``OwnOptions``)."""
+    return name in getattr(registered_adapters().get(source), "own_options", ())
 
 
 def find_adapter(source: str) -> type[Adapter]:

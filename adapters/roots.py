@@ -25,7 +25,9 @@ def find_root(adapter: type[Adapter], path: Path) -> Path:
         problem = "is a file, not a folder" if exists(path) else "does not exist"
         raise UsageError(
             f"the root {path} of source {adapter.card.name} {problem}",
-            f"download it from {adapter.card.homepage} and pass --root, or set HANDDATA_SOURCES_ROOT",
+            "pass its folder as --root"
+            if not adapter.card.homepage
+            else f"download it from {adapter.card.homepage} and pass --root, or set HANDDATA_SOURCES_ROOT",
         )
     roots = _matching_folders(adapter, path)
     if len(roots) > 1:

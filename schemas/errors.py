@@ -39,6 +39,8 @@ class RejectReason(StrEnum):
     """The file's content is another format than its name says."""
     IMAGE_SIZE_MISMATCH = "image_size_mismatch"
     """The decoded image is not as large as the record says, so its labels do not fit."""
+    IMAGE_DUPLICATE = "image_duplicate"
+    """The file has the same content as another one of the dataset."""
     IMAGE_TOO_LARGE = "image_too_large"
     """The header announces more pixels than a photograph has (a decompression bomb)."""
     LABEL_MISSING = "label_missing"

@@ -9,7 +9,7 @@ import typer
 from handdata.commands.options import AsJson, Strict, Workspace, shown_default
 from handdata.console import ProgressLine, counted, out, print_json, print_table, say_next
 from handdata.pipeline.settings import Settings, load_settings
-from handdata.schemas import Split, known_names
+from handdata.schemas import Split, UsageError, known_names
 
 if TYPE_CHECKING:
     from handdata.pipeline.records.stored import IngestSummary
@@ -40,6 +40,26 @@ ManoFolder = Annotated[
         "--mano",
         metavar="DIR",
         help="Folder of your MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that need them.",
+    ),
+]
+
+
+_SOME_SOURCES = "Options of some sources"
+Mirrored = Annotated[
+    bool,
+    typer.Option(
+        "--mirrored",
+        rich_help_panel=_SOME_SOURCES,
+        help="folder: pictures that front cameras save mirrored; right and left are exchanged.",
+    ),
+]
+FramesAsVideo = Annotated[
+    float | None,
+    typer.Option(
+        "--frames-as-video",
+        metavar="FPS",
+        rich_help_panel=_SOME_SOURCES,
+        help="folder: folders of numbered images are videos of so many frames a second.",
     ),
 ]
 
@@ -126,6 +146,38 @@ def ingest(
     ] = 1,
     mano: ManoFolder = None,
     follow_links: FollowLinks = False,
+    val_share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            rich_help_panel=_SOME_SOURCES,
+            help="folder: share of the people that is held out as val.",
+            show_default="0.1 from 10 people on",
+        ),
+    ] = None,
+    frames_per_second: Annotated[
+        float | None,
+        typer.Option(
+            "--fps",
+            metavar="N",
+            rich_help_panel=_SOME_SOURCES,
+            help="folder: most frames that are kept of a second of video.",
+            show_default="all",
+        ),
+    ] = None,
+    frames_as_video: FramesAsVideo = None,
+    mirrored: Mirrored = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence",
+            "--license",
+            metavar="SPDX_OR_TEXT",
+            rich_help_panel=_SOME_SOURCES,
+            help="folder: licence of the data.",
+            show_default="LicenseRef-own",
+        ),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -137,11 +189,14 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Turn a downloaded dataset into normalized records; a second run replaces the source's records."""
-    from handdata.adapters import AdapterOptions
+    from handdata.adapters import AdapterOptions, OwnOptions
     from handdata.adapters.registry import find_adapter
     from handdata.pipeline.records.ingest import ingest as run_ingest
     from handdata.pipeline.storage import Storage
 
+    if stride > 1 and frames_per_second is not None:
+        raise UsageError("--stride and --fps both say which frames are kept", "give one of them")
+    own = OwnOptions(licence, val_share, frames_per_second, frames_as_video, mirrored)
     settings = load_settings(workspace=workspace, mano_dir=mano)
     adapter = find_adapter(source)
     storage = Storage(settings.workspace)
@@ -153,7 +208,7 @@ def ingest(
             split=split,
             limit=limit,
             stride=stride,
-            options=AdapterOptions(mano_dir=settings.mano_dir, follow_links=follow_links),
+            options=AdapterOptions(settings.mano_dir, follow_links, own),
             force=force,
             on_progress=lambda done, total, records: progress.set(done, f"{records:,} records", total),
         )

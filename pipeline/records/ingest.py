@@ -22,7 +22,7 @@ import polars as pl
 import pyarrow as pa
 
 from handdata.adapters import Adapter, AdapterOptions, BatchAdapter, Partition
-from handdata.adapters.base import unused_parts
+from handdata.adapters.base import refuse_foreign_options, unused_parts
 from handdata.adapters.processes import process_pool
 from handdata.adapters.reading.listing import Visits, noted_visits
 from handdata.adapters.reading.paths import Fence, fenced
@@ -115,7 +115,7 @@ def ingest(
         on_progress: Function called with (finished partitions, all partitions, records so far).
 
     Raises:
-        UsageError: ``root`` is not a folder, or not this dataset.
+        UsageError: ``root`` is not a folder, or not this dataset, or an option is not one of the source.
         DuplicateRecordError: Two label files gave one id; both are named.
         RunError: The dataset gave no record, or too few without ``force``; the source's earlier records stay. Or
             tombstones name every record that it gave; then there is none any more.
@@ -124,6 +124,8 @@ def ingest(
 
     """
     source = adapter_type.card.name
+    options = options or AdapterOptions()
+    refuse_foreign_options(adapter_type, options)
     root = find_root(adapter_type, root)
     storage.check_writable()
     tombstones = read_tombstones(storage, source)
@@ -134,7 +136,6 @@ def ingest(
         )
     if find_ingest_summary(storage, source):
         drop_records(storage, tombstones)  # what an interrupted drop has left
-    options = options or AdapterOptions()
     adapter = adapter_type(options)
     with noted_visits() as visits:
         partitions = [part for part in list_partitions(adapter, root) if split is None or part.split == split]
@@ -161,13 +162,14 @@ def ingest(
             records=total.records,
             splits=dict(sorted(total.splits.items())),
             rejected=dict(sorted(total.rejected.items())),
-            license=adapter.card.license,
+            license=options.own.licence or adapter.card.license,
             files=tuple(storage.list_files(staged_folder(staging, "records"), ".parquet")),
             rejected_files=tuple(storage.list_files(staged_folder(staging, "rejected"), ".parquet")),
             warnings=(*warnings, *warning_of_failures(total.rejected[RejectReason.ADAPTER_FAILED.value])),
             split=split,
             limit=limit,
             stride=stride,
+            options=options.own.given(),
         )
         require_records(storage, staged)
         tombstones = read_tombstones(storage, source)

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 
@@ -47,6 +47,7 @@ class IngestSummary:
         split: The only split that was asked for; None for all.
         limit: Number of records after which the ingest stopped; None for all.
         stride: Number by which the numbers of kept frames are divisible.
+        options: The source's own options that were given (``OwnOptions``).
 
     """
 
@@ -65,11 +66,13 @@ class IngestSummary:
     split: Split | None = None
     limit: int | None = None
     stride: int = 1
+    options: dict[str, str | float | bool] = field(default_factory=dict)
 
     @property
-    def selection(self) -> tuple[Split | None, int | None, int]:
+    def selection(self) -> tuple[object, ...]:
         """Which records of the dataset were asked for. Summaries of earlier versions say nothing: all, it seems."""
-        return self.split, self.limit, self.stride
+        chosen = (self.options.get(name) for name in ("fps", "frames_as_video", "val_share"))
+        return self.split, self.limit, self.stride, *chosen
 
 
 def ingested_sources(storage: Storage) -> list[str]:

@@ -14,7 +14,7 @@ from handdata.pipeline.storage import Storage
 from handdata.schemas import RejectReason
 from tests.fixtures.sources import ADAPTER_FIXTURES, AdapterFixture
 
-READERS = ("read_image_size", "video_info")
+READERS = ("read_image_size", "read_upright_size", "video_info")
 
 
 @pytest.mark.parametrize("fixture", ADAPTER_FIXTURES, ids=lambda fixture: fixture.name)

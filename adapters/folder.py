@@ -1,0 +1,503 @@
+"""The user's own photographs and videos, as they come from a phone, a browser or a camera. No labels of any kind.
+
+Layout, with folders of splits or without::
+
+    <root>/[train|val|test/][<person>/]**/<photograph or video>
+
+The first folder level, below the splits or without them, is the ``subject_id``; a file beside those folders has none.
+Photographs stand upright: width, height and pixels are those of the image turned as its EXIF orientation says, on the
+worker too (``extra["upright"]``). What a file's bytes say decides what it is, whatever its name; a file whose name says
+neither photograph nor video is passed over.
+
+**Held out** are, without folders of splits, whole people: a tenth of them, chosen by a hash of their names, from ten
+people on; with fewer only on request (``val_share``). With less than two people, single files are chosen; a photograph
+and the video of the same name beside it (a Live Photo of an iPhone) go together.
+
+**Videos** give every frame, or as many a second as ``fps`` says, by their times. With ``frames_as_video`` a folder of
+numbered photographs is one, whose frame numbers are those of the names.
+"""
+
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handdata.adapters.base import AdapterOptions, Layout, Partition
+from handdata.adapters.reading.frames import frame_rejection
+from handdata.adapters.reading.images import is_iso_image, read_upright_size
+from handdata.adapters.reading.listing import (
+    ARCHIVE_SUFFIXES,
+    NotRegularFileError,
+    files_in,
+    folders_in,
+    names_in,
+    only_one,
+    open_file,
+    read_head,
+    size_of,
+)
+from handdata.adapters.reading.video import video_info
+from handdata.schemas import (
+    KEYPOINT_COUNT,
+    SOURCE_CARDS,
+    SPLITS,
+    HandRecord,
+    LayoutError,
+    RecordError,
+    Rejection,
+    RejectReason,
+    SourceCard,
+    Split,
+    UsageError,
+    record_name,
+)
+from handdata.schemas.arrays import BoolArray
+
+Kind: TypeAlias = Literal["photograph", "video", "raw"]
+
+PEOPLE_TO_HOLD_OUT_FROM: Final = 10
+"""With fewer people nothing is held out unasked: one of three is a third of the data."""
+HELD_OUT_SHARE: Final = 0.1
+
+_PHOTOGRAPHS: Final = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".hif", ".avif"),
+    ".gif",
+)
+_RAW: Final = (".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
+"""Raw files of cameras. Most are TIFFs whose first image is a small preview."""
+_VIDEOS: Final = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".mkv", ".webm"),
+    *(".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv"),
+)
+_NEARLY_SPLITS: Final = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
+_HEAD_BYTES: Final = 64
+_PHOTOGRAPH_MARKS: Final = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|II[*+]\0|MM\0[*+]", re.DOTALL)
+_VIDEO_MARKS: Final = re.compile(rb"\x1aE\xdf\xa3|RIFF....AVI |....(?:ftyp(?!M4[AB] )|moov|mdat|wide)", re.DOTALL)
+_NUMBERED: Final = re.compile(r"(?P<name>.*?)(?P<number>[0-9]{1,9})")
+_SHARED: Final = "shared"
+"""Selection of a partition whose place has files of both splits."""
+_SHOWN: Final = 8
+_CLOCK_S: Final = 1e-6
+"""Seconds by which the times of frames may be off."""
+
+
+class PictureFolder(Layout):
+    """A layout of which nothing but photographs and videos is known, at whatever depth they lie."""
+
+    def missing_from(self, folder: Path) -> list[str]:
+        """Return the patterns where ``folder`` holds neither photograph nor video, or only holds the dataset's folder.
+
+        Raises:
+            DatasetReadError: A folder on the way cannot be read.
+
+        """
+        is_root = not _holds_root(folder) and any(
+            _kind_of(path) for below in _walk(folder) for path in _candidates(below)
+        )
+        return [] if is_root else [*self.patterns]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The folder of a person with all below it, or the files that lie beside such folders.
+
+    Args:
+        folder: The person's folder, or the one that holds the files.
+        is_loose: Whether these are the files beside the people's folders.
+
+    """
+
+    folder: Path
+    is_loose: bool
+
+    @property
+    def person(self) -> str | None:
+        """Name of the person; None where no folder says it."""
+        return None if self.is_loose else self.folder.name
+
+    def listings(self) -> Iterator[list[Path]]:
+        """Yield the files of each folder that may be photographs or videos."""
+        for folder in [self.folder] if self.is_loose else _walk(self.folder):
+            yield _candidates(folder)
+
+    def name_of(self, path: Path) -> str:
+        """Return the path below the split, as a ``sequence_id``."""
+        base = self.folder if self.is_loose else self.folder.parent
+        return path.relative_to(base).as_posix() if path != base else path.name
+
+    def partition(self, root: Path, split: Split, selection: str = "") -> Partition:
+        """Return the files of a split in this place as a partition."""
+        name = f"{split}/{self.person}" if self.person else split
+        return Partition(name, split, (self.folder.relative_to(root).as_posix(),), selection)
+
+
+class FolderAdapter:
+    """Reads photographs and videos of the user's own."""
+
+    card: ClassVar[SourceCard] = SOURCE_CARDS["folder"]
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        PictureFolder("at any depth", ("photographs or videos",), is_typical=False),
+    )
+    own_options: ClassVar[frozenset[str]] = frozenset({"licence", "val_share", "fps", "frames_as_video", "mirrored"})
+
+    def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
+        self.options = options
+
+    def partitions(self, root: Path) -> Iterator[Partition]:
+        """Yield one partition for each person of a split, and one for the files beside the people's folders.
+
+        Raises:
+            LayoutError: A folder is nearly named as a split, or two folders are one.
+            UsageError: ``val_share`` is given, and there are folders of splits.
+
+        """
+        _refuse_doubled_folders(root)
+        splits = _split_folders(root)
+        if splits and self.options.own.val_share is not None:
+            raise UsageError(
+                f"--val-share: {root} has folders of splits ({_listed(splits.values(), root)})",
+                "they say what is held out; leave the option out",
+            )
+        if splits:
+            found = [place.partition(root, split) for split, base in splits.items() for place in _places(base)]
+        else:
+            found = list(self._held_out(root))
+        yield from sorted(found, key=lambda partition: partition.name)
+
+    def _held_out(self, root: Path) -> Iterator[Partition]:
+        """Yield the partitions of a folder without splits."""
+        places, share = list(_places(root)), self._share(root)
+        held = _held_people(places, share)
+        for place in places:
+            shared = self._held_units(place, share) if held is None else set()
+            is_val = held is not None and place.person in held
+            yield place.partition(root, "val" if is_val else "train", _SHARED if shared else "")
+            if shared:
+                yield place.partition(root, "val", _SHARED)
+
+    def _share(self, root: Path) -> float:
+        """Return the share of people, or of files, that is held out from a folder without splits."""
+        if self.options.own.val_share is not None:
+            return self.options.own.val_share
+        return HELD_OUT_SHARE if len(_people(_places(root))) >= PEOPLE_TO_HOLD_OUT_FROM else 0
+
+    def _held_units(self, place: _Place, share: float) -> set[str]:
+        return _chosen({unit for files in place.listings() for unit in self._units(place, files).values()}, share)
+
+    def _units(self, place: _Place, files: Sequence[Path]) -> dict[Path, str]:
+        """Return what each file of a folder is held out with: a photograph and a video of its name are one unit.
+
+        So are the frames of a video.
+        """
+        numbers = self._frame_numbers(files)
+        return {
+            path: place.name_of(path.parent if path in numbers else path.with_suffix("")).casefold() for path in files
+        }
+
+    def _frame_numbers(self, files: Sequence[Path]) -> dict[Path, int]:
+        """Return the frame numbers of a folder's photographs; none where they are no frames of a video."""
+        photographs = [path for path in files if _suffix(path) in _PHOTOGRAPHS]
+        if self.options.own.frames_as_video is None or len(photographs) < 2:
+            return {}
+        matches = [match for path in photographs if (match := _NUMBERED.fullmatch(path.stem))]
+        numbers = {int(match["number"]) for match in matches}
+        if len(numbers) < len(photographs) or len({match["name"] for match in matches}) > 1:
+            return {}
+        return {path: int(match["number"]) for path, match in zip(photographs, matches, strict=True)}
+
+    def warnings(self, root: Path) -> Iterator[str]:
+        """Yield what is held out, and what is taken otherwise than its name may say."""
+        splits = _split_folders(root)
+        bases = list(splits.values()) or [root]
+        if splits:
+            beside = [*_candidates(root), *(folder for folder in folders_in(root) if folder not in bases)]
+            if beside:
+                yield f"beside the folders of splits, and so not taken: {_listed(beside, root)}"
+        else:
+            yield self._rule(list(_places(root)), self._share(root))
+        nested = [child for base in bases for person in folders_in(base) for child in (person, *folders_in(person))]
+        deep = [child for child in nested if _split_of(child) and child not in bases]
+        if deep:
+            yield f"named as splits, and taken as people's folders, since they lie too deep: {_listed(deep, root)}"
+        twice = [child for child in nested if child.name == child.parent.name]
+        if twice:
+            yield f"named as the folder around them (unpacked twice?): {_listed(twice, root)}"
+        packed = [root / name for name in names_in(root) if name.lower().endswith(ARCHIVE_SUFFIXES)]
+        if packed:
+            yield f"packed, and so not looked into: {_listed(packed, root)}"
+        if self.options.own.frames_as_video is not None and not any(
+            self._frame_numbers(_candidates(folder)) for folder in _walk(root)
+        ):
+            yield "--frames-as-video: in no folder are all photographs numbered, so that none is a video"
+
+    def _rule(self, places: Sequence[_Place], share: float) -> str:
+        """Return what is held out, in words."""
+        people = _people(places)
+        count = f"{len(people):,} {'person' if len(people) == 1 else 'people'} (folders below the root)"
+        held = _held_people(places, share)
+        if held:
+            return f"held out, of {count}: {', '.join(sorted(held))}"
+        if held is None and share:
+            files = sum(len(self._held_units(place, share)) for place in places)
+            return f"held out: {files:,} files, which may show people who are trained on, too; there are {count}"
+        return (
+            f"nothing is held out: there are {count}, and from {PEOPLE_TO_HOLD_OUT_FROM} on a tenth of them is; "
+            f"--val-share {HELD_OUT_SHARE} holds out that share of these"
+        )
+
+    def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
+        """Yield each photograph and each frame of the videos, folder by folder, in the order of their names."""
+        folder = root / partition.paths[0]
+        place = _Place(folder, is_loose="/" not in partition.name)
+        held = self._held_units(place, self._share(root)) if partition.selection == _SHARED else None
+        seen = _Contents()
+        for files in place.listings():
+            numbers = self._frame_numbers(files)
+            units = self._units(place, files)
+            taken = [path for path in files if held is None or (units[path] in held) == (partition.split == "val")]
+            yield from self._frames(partition.split, place, {path: numbers[path] for path in taken if path in numbers})
+            for path in taken:
+                if path not in numbers:
+                    yield from self._file(partition.split, place, path, seen)
+
+    def _frames(self, split: Split, place: _Place, numbers: Mapping[Path, int]) -> Iterator[HandRecord | Rejection]:
+        """Yield the photographs of a folder as the frames of a video."""
+        rate = self.options.own.frames_as_video
+        if rate is None or not numbers:
+            return
+        frames = sorted((number, path) for path, number in numbers.items())
+        times = np.array([(number - frames[0][0]) / rate for number, _ in frames])
+        for at in self._kept(times):
+            number, path = frames[at]
+            sequence_id = place.name_of(path.parent)
+            try:
+                yield self._record(split, place, path, sequence_id, read_upright_size(path), number, float(times[at]))
+            except Exception as error:  # whatever it is, it costs this frame alone
+                yield frame_rejection(record_name(self.card.name, split, sequence_id, number), str(path), error)
+
+    def _file(self, split: Split, place: _Place, path: Path, seen: "_Contents") -> Iterator[HandRecord | Rejection]:
+        """Yield what one file gives; nothing where neither its bytes nor its name say photograph or video."""
+        sequence_id = place.name_of(path)
+        try:
+            kind = _kind_of(path) or _kind_by_name(path)
+            if kind is None:
+                return
+            if kind == "raw":
+                raise RecordError(
+                    RejectReason.IMAGE_CORRUPT,
+                    f"{path} is a camera's raw file, of which only a preview could be read: export it as JPEG or TIFF",
+                )
+            if same := seen.same_as(path):
+                raise RecordError(RejectReason.IMAGE_DUPLICATE, f"{path} is a copy of {same}, byte for byte")
+            if kind == "photograph":
+                yield self._record(split, place, path, sequence_id, read_upright_size(path))
+                return
+            info = video_info(path)
+        except Exception as error:
+            yield frame_rejection(record_name(self.card.name, split, sequence_id), str(path), error)
+            return
+        for index in self._kept(info.times_s):
+            time_s = float(info.times_s[index])
+            yield self._record(split, place, path, sequence_id, (info.width, info.height), index, time_s, index)
+
+    def _kept(self, times_s: NDArray[np.float64]) -> list[int]:
+        """Return the frames that ``fps`` leaves: the first of each of its steps."""
+        fps = self.options.own.fps
+        if fps is None:
+            return list(range(len(times_s)))
+        steps = np.floor((times_s + _CLOCK_S) * fps)
+        return [int(at) for at in np.flatnonzero(np.diff(steps, prepend=-1) > 0)]
+
+    def _record(
+        self,
+        split: Split,
+        place: _Place,
+        path: Path,
+        sequence_id: str,
+        size: tuple[int, int],
+        frame_index: int = 0,
+        timestamp_s: float | None = None,
+        video_frame: int | None = None,
+    ) -> HandRecord:
+        extra = {"upright": video_frame is None, "mirrored": self.options.own.mirrored}
+        return HandRecord(
+            source=self.card.name,
+            split=split,
+            sequence_id=sequence_id,
+            frame_index=frame_index,
+            timestamp_s=timestamp_s,
+            subject_id=place.person,
+            image_uri=str(path),
+            video_frame=video_frame,
+            width=size[0],
+            height=size[1],
+            viewpoint="exo",
+            keypoints_valid=np.zeros(KEYPOINT_COUNT, dtype=np.bool_),
+            keypoints_2d=np.zeros((KEYPOINT_COUNT, 2)),
+            hand_state=("unknown", "unknown"),
+            extra={name: True for name, is_so in extra.items() if is_so} or None,
+        )
+
+    def open_mask(self, record: HandRecord) -> BoolArray:
+        """Raise an error: there are no masks.
+
+        Raises:
+            RecordError: Always, with ``mask_unreadable``.
+
+        """
+        raise RecordError(RejectReason.MASK_UNREADABLE, f"folder has no masks, asked for that of {record.image_uri}")
+
+
+class _Contents:
+    """The files of a partition that were read, to find the same content again; files of one size are compared."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, list[Path]] = defaultdict(list)
+
+    def same_as(self, path: Path) -> Path | None:
+        """Return the earlier file with the same content, and remember this one where there is none."""
+        rivals = self._by_size[size_of(path)]
+        digest = _digest(path) if rivals else b""
+        same = next((rival for rival in rivals if digest and _digest(rival) == digest), None)
+        if same is None:
+            rivals.append(path)
+        return same
+
+
+def _digest(path: Path) -> bytes:
+    """Return a hash of a file; nothing where there is none, or an empty one."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open_file(path) as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except (FileNotFoundError, NotRegularFileError):
+        pass
+    return digest.digest() if size else b""
+
+
+def _chosen(names: Collection[str], share: float) -> set[str]:
+    """Return a share of some names, at least one of them and not all, by a hash."""
+    count = min(max(1, round(share * len(names))), len(names) - 1) if share else 0
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
+    return set(ranked[: max(count, 0)])
+
+
+def _people(places: Iterable[_Place]) -> list[str]:
+    return [place.person for place in places if place.person is not None]
+
+
+def _held_people(places: Sequence[_Place], share: float) -> set[str] | None:
+    """Return the people who are held out; None where there are too few of them to hold out whole ones."""
+    people = _people(places)
+    return _chosen(people, share) if len(people) > 1 else None
+
+
+def _places(base: Path) -> Iterator[_Place]:
+    """Yield the places of a split, or of a root without splits."""
+    if _candidates(base):
+        yield _Place(base, is_loose=True)
+    for folder in folders_in(base):
+        if any(_candidates(below) for below in _walk(folder)):
+            yield _Place(folder, is_loose=False)
+
+
+def _split_of(folder: Path) -> Split | None:
+    return next((split for split in SPLITS if folder.name.strip().casefold() == split), None)
+
+
+def _split_folders(root: Path) -> dict[Split, Path]:
+    """Return the folders of splits of a root.
+
+    Raises:
+        LayoutError: Two folders are named as one split, or a folder is nearly named as one.
+
+    """
+    found: dict[Split, list[Path]] = defaultdict(list)
+    for folder in folders_in(root):
+        nearly = _NEARLY_SPLITS.get(folder.name.strip().casefold())
+        if nearly is not None:
+            raise LayoutError(
+                f"{folder} would be taken as the folder of a person", f"rename it to {nearly!r} if it is that split"
+            )
+        if split := _split_of(folder):
+            found[split].append(folder)
+    places = {split: only_one(folders, f"folders of the split {split}") for split, folders in found.items()}
+    return {split: place for split, place in places.items() if place is not None}
+
+
+def _holds_root(folder: Path) -> bool:
+    """Return whether the folders in a folder are divided into splits, not the folder itself."""
+    if _split_folders(folder) or _candidates(folder):
+        return False
+    children = folders_in(folder)
+    return any(_split_folders(child) for child in children) or (len(children) == 1 and _holds_root(children[0]))
+
+
+def _refuse_doubled_folders(root: Path) -> None:
+    """Raise where two folders are one by a link: its photographs would be there twice.
+
+    Raises:
+        LayoutError: It names both.
+
+    """
+    seen: dict[str, Path] = {}
+    for folder in _walk(root):
+        first = seen.setdefault(os.path.realpath(folder), folder)
+        if first is not folder:
+            raise LayoutError(f"{folder} and {first} are one folder, by a link", "remove the link")
+
+
+def _walk(folder: Path, above: frozenset[str] | None = None) -> Iterator[Path]:
+    """Yield a folder and all below it, but for links that lead back to a folder on the way."""
+    real = os.path.realpath(folder)
+    above = frozenset(map(os.path.realpath, folder.parents)) if above is None else above
+    if real in above:
+        return
+    yield folder
+    for child in folders_in(folder):
+        yield from _walk(child, above | {real})
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Return the files of a folder that are named as photographs or videos, or whose names have no suffix."""
+    named = files_in(folder, *_PHOTOGRAPHS, *_RAW, *_VIDEOS)
+    bare = [folder / name for name in names_in(folder) if "." not in name and not name.endswith("/")]
+    return sorted([*named, *(path for path in bare if _kind_of(path))])
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.strip().lower()
+
+
+def _kind_of(path: Path) -> Kind | None:
+    """Return what the first bytes of a file say that it is."""
+    if _suffix(path) in _RAW:
+        return "raw"
+    try:
+        head = read_head(path, _HEAD_BYTES)
+    except (FileNotFoundError, NotRegularFileError):
+        return None
+    if _PHOTOGRAPH_MARKS.match(head) or is_iso_image(head):
+        return "photograph"
+    return "video" if _VIDEO_MARKS.match(head) else None
+
+
+def _kind_by_name(path: Path) -> Kind | None:
+    """Return what a file's name says that it is."""
+    if _suffix(path) in _VIDEOS:
+        return "video"
+    return "photograph" if _suffix(path) in _PHOTOGRAPHS else None
+
+
+def _listed(paths: Iterable[Path], root: Path) -> str:
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
