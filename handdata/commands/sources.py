@@ -152,7 +152,7 @@ def ingest(
             metavar="SHARE",
             rich_help_panel=_SOME_SOURCES,
             help="folder: share of the people that is held out as val.",
-            show_default="0.1 from 10 people on",
+            show_default="a tenth of ten people and more",
         ),
     ] = None,
     frames_per_second: Annotated[
