@@ -48,6 +48,7 @@ from handdata.schemas import (
     KEYPOINT_COUNT,
     SOURCE_CARDS,
     SPLITS,
+    DatasetReadError,
     HandRecord,
     LayoutError,
     RecordError,
@@ -92,15 +93,13 @@ class PictureFolder(Layout):
     """A layout of which nothing but photographs and videos is known, at whatever depth they lie."""
 
     def missing_from(self, folder: Path) -> list[str]:
-        """Return the patterns where ``folder`` holds neither photograph nor video, or only holds the dataset's folder.
-
-        Raises:
-            DatasetReadError: A folder on the way cannot be read.
-
-        """
-        is_root = not _holds_root(folder) and any(
-            _kind_of(path) for below in _walk(folder) for path in _candidates(below)
-        )
+        """Return the patterns where ``folder`` holds neither photograph nor video, or only the dataset's folder."""
+        try:
+            is_root = not _holds_root(folder) and any(
+                _kind_of(path) for below in _walk(folder) for path in _candidates(below)
+            )
+        except DatasetReadError:
+            is_root = True  # who reads it says what cannot be read; a folder in it must not be taken instead
         return [] if is_root else [*self.patterns]
 
 
@@ -159,7 +158,7 @@ class FolderAdapter:
 
         """
         _refuse_doubled_folders(root)
-        splits = _split_folders(root)
+        splits = _splits(root)
         if splits and self.options.own.val_share is not None:
             raise UsageError(
                 f"--val-share: {root} has folders of splits ({_listed(splits.values(), root)})",
@@ -214,7 +213,7 @@ class FolderAdapter:
 
     def warnings(self, root: Path) -> Iterator[str]:
         """Yield what is held out, and what is taken otherwise than its name may say."""
-        splits = _split_folders(root)
+        splits = _splits(root)
         bases = list(splits.values()) or [root]
         if splits:
             beside = [*_candidates(root), *(folder for folder in folders_in(root) if folder not in bases)]
@@ -300,12 +299,11 @@ class FolderAdapter:
                 yield self._record(split, place, path, sequence_id, read_upright_size(path))
                 return
             info = video_info(path)
+            for index in self._kept(info.times_s):
+                time_s = float(info.times_s[index])
+                yield self._record(split, place, path, sequence_id, (info.width, info.height), index, time_s, index)
         except Exception as error:
             yield frame_rejection(record_name(self.card.name, split, sequence_id), str(path), error)
-            return
-        for index in self._kept(info.times_s):
-            time_s = float(info.times_s[index])
-            yield self._record(split, place, path, sequence_id, (info.width, info.height), index, time_s, index)
 
     def _kept(self, times_s: NDArray[np.float64]) -> list[int]:
         """Return the frames that ``fps`` leaves: the first of each of its steps."""
@@ -414,7 +412,7 @@ def _split_of(folder: Path) -> Split | None:
     return next((split for split in SPLITS if folder.name.strip().casefold() == split), None)
 
 
-def _split_folders(root: Path) -> dict[Split, Path]:
+def _splits(root: Path) -> dict[Split, Path]:
     """Return the folders of splits of a root.
 
     Raises:
@@ -436,10 +434,11 @@ def _split_folders(root: Path) -> dict[Split, Path]:
 
 def _holds_root(folder: Path) -> bool:
     """Return whether the folders in a folder are divided into splits, not the folder itself."""
-    if _split_folders(folder) or _candidates(folder):
-        return False
     children = folders_in(folder)
-    return any(_split_folders(child) for child in children) or (len(children) == 1 and _holds_root(children[0]))
+    if any(map(_split_of, children)) or _candidates(folder):
+        return False
+    divided = any(_split_of(below) for child in children for below in folders_in(child))
+    return divided or (len(children) == 1 and _holds_root(children[0]))
 
 
 def _refuse_doubled_folders(root: Path) -> None:

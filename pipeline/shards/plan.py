@@ -41,6 +41,7 @@ from handdata.schemas import (
     RejectReason,
     Split,
     StorageError,
+    UsageError,
 )
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.record import record_from_row
@@ -171,6 +172,9 @@ def plan_source(
         limit: Number of records to plan, the first in the order of sequences and frames.
         sample: Number of records to plan, spread evenly over the sequences.
 
+    Raises:
+        UsageError: Records are of another split than when they were planned.
+
     """
     while True:
         tombstones = read_tombstones(dataset.storage, source).digest  # before the keys: they honour these at least
@@ -199,6 +203,7 @@ def preview_source(
     planned = _planned_ids(dataset.storage, units)
     if planned is not None:
         keys = keys.join(planned, on="record_id", how="anti", maintain_order="left")
+        _refuse_moved(dataset.storage, source, units, keys)
     return units, list(_cut_into_units(keys, most_rows)) if len(keys) else []
 
 
@@ -426,6 +431,36 @@ def _planned_ids(storage: Storage, units: Sequence[PlannedUnit]) -> pl.DataFrame
     if not files:
         return None
     return pl.concat(pl.DataFrame(storage.read_parquet(name, ["record_id"])) for name in files)
+
+
+def _refuse_moved(storage: Storage, source: str, units: Sequence[PlannedUnit], keys: pl.DataFrame) -> None:
+    """Raise where images that are planned in one split are to be planned in another, too: a model would see its test.
+
+    Raises:
+        UsageError: There are such images; the message names one.
+
+    """
+    files = sorted({unit.plan_file for unit in units})
+    if keys.is_empty() or not files:
+        return
+    image, named = ["image_uri", "video_frame"], ["sequence_id", "frame_index", "camera_id"]
+    planned = pl.concat(pl.DataFrame(storage.read_parquet(name, [*named, *image, "split"])) for name in files)
+    suspects = keys.select("record_id", "split", *named).join(planned.select(named), on=named, how="semi")
+    if suspects.is_empty():  # the images' names of millions of records are read in doubt only
+        return
+    images = pl.DataFrame(read_record_keys(storage, source, ["record_id", *image]))
+    suspects = suspects.join(images.unique("record_id"), on="record_id").with_columns(
+        pl.col("video_frame").fill_null(-1)
+    )
+    planned = planned.with_columns(pl.col("video_frame").fill_null(-1), before=pl.col("split").cast(pl.String))
+    moved = suspects.join(planned.select(*image, "before"), on=image).filter(pl.col("split") != pl.col("before"))
+    if not moved.is_empty():
+        first = moved.sort("record_id").row(0, named=True)
+        raise UsageError(
+            f"{len(moved):,} records of {source} were of another split in an earlier ingest, such as "
+            f"{first['record_id']}, which was of {first['before']}",
+            f"--overwrite annotates {source} again; or ingest it so that the splits stay as they were",
+        )
 
 
 def _cut_into_units(keys: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:

@@ -1,5 +1,6 @@
 """Photographs and videos of the user's own: upright, by person, split without leaks, and nothing lost in silence."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,8 +20,17 @@ from handdata.adapters.rhd import RhdAdapter
 from handdata.adapters.roots import find_root
 from handdata.pipeline.annotation.frames import open_frames
 from handdata.pipeline.records.ingest import ingest
-from handdata.pipeline.storage import Storage
-from handdata.schemas import HandRecord, LayoutError, RecordError, Rejection, RejectReason, UsageError
+from handdata.pipeline.shards.plan import plan_source
+from handdata.pipeline.storage import Dataset, Storage
+from handdata.schemas import (
+    DatasetReadError,
+    HandRecord,
+    LayoutError,
+    RecordError,
+    Rejection,
+    RejectReason,
+    UsageError,
+)
 from handdata.schemas.arrays import ByteArray
 from tests.fixtures.photographs import (
     CORNERS,
@@ -233,7 +243,7 @@ def test_a_folder_that_is_nearly_named_as_a_split_is_an_error(tmp_path: Path, na
     write_photograph(tmp_path / name / "a.jpg")
     write_photograph(tmp_path / "bob/b.jpg", 1)
     with pytest.raises(LayoutError, match="would be taken as the folder of a person"):
-        find_root(FolderAdapter, tmp_path)
+        records(tmp_path)
 
 
 def test_splits_in_any_case_are_splits_and_say_what_is_held_out(tmp_path: Path) -> None:
@@ -242,6 +252,47 @@ def test_splits_in_any_case_are_splits_and_say_what_is_held_out(tmp_path: Path) 
     assert {record.split for record in records(tmp_path)} == {"train", "val"}
     with pytest.raises(UsageError, match="has folders of splits"):
         records(tmp_path, val_share=0.5)
+
+
+def test_a_person_who_moves_to_another_split_is_not_annotated_in_both(tmp_path: Path) -> None:
+    people(tmp_path / "d", 9)
+    storage = Storage(tmp_path / "w")
+    ingest(FolderAdapter, tmp_path / "d", storage, limit=100)
+    dataset = Dataset(storage, "dataset")
+    assert sum(unit.rows for unit in plan_source(dataset, "folder", 64)) == 9
+    write_photograph(tmp_path / "d/person-00/more.jpg", 40)
+    ingest(FolderAdapter, tmp_path / "d", storage, limit=100)
+    assert sum(unit.rows for unit in plan_source(dataset, "folder", 64)) == 10
+    people(tmp_path / "d", 10)  # a tenth is held out from now on
+    ingest(FolderAdapter, tmp_path / "d", storage, limit=100, force=True)
+    with pytest.raises(
+        UsageError, match=r"were of another split in an earlier ingest, such as folder/val/person-"
+    ) as caught:
+        plan_source(dataset, "folder", 64)
+    assert "--overwrite" in caught.value.hint
+
+
+def test_a_photograph_that_may_not_be_read_ends_the_ingest_and_no_folder_is_taken_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photograph(tmp_path / "a.jpg")
+    people(tmp_path, 1)
+
+    def refused(path: str | Path, size: int) -> bytes:
+        raise DatasetReadError(f"{path} cannot be read: Permission denied")
+
+    monkeypatch.setattr("handdata.adapters.folder.read_head", refused)
+    assert find_root(FolderAdapter, tmp_path) == tmp_path
+    with pytest.raises(DatasetReadError, match=r"a\.jpg cannot be read"):
+        read(tmp_path)
+
+
+def test_a_name_that_cannot_be_stored_costs_its_file_alone(tmp_path: Path) -> None:
+    people(tmp_path, 1)
+    write_clip(tmp_path / "person-00/b.mp4").rename(os.fsdecode(bytes(tmp_path / "person-00") + b"/b\xff.mp4"))
+    write_photograph(tmp_path / "person-00/c.jpg", 1)
+    rows = read(tmp_path)
+    assert [type(row) for row in rows] == [HandRecord, Rejection, HandRecord]
 
 
 def test_what_is_not_taken_or_taken_otherwise_is_said(tmp_path: Path) -> None:
