@@ -21,6 +21,7 @@ from handdata.schemas.rejection import Rejection
 from handdata.schemas.sources import SourceCard
 
 MOST_FRAMES_PER_S: Final = 10_000
+_OF_ALL_SOURCES: Final = frozenset({"mano_dir", "follow_links"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,12 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnOptions:
-    """Options of a user that only some sources take; for the others they are errors.
+class AdapterOptions:
+    """Options of a user; those behind ``follow_links`` are errors for sources that do not take them (``TakesOptions``).
 
     Args:
+        mano_dir: Folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that are MANO parameters.
+        follow_links: Whether links below the top of the root are followed, wherever they lead.
         licence: Licence of the data, an SPDX id or a text; None for the one of the source's card.
         val_share: Share of the people who are held out; None for the source's own rule.
         fps: Frames that are kept of a second of video, at most; None for all.
@@ -84,6 +87,8 @@ class OwnOptions:
 
     """
 
+    mano_dir: Path | None = None
+    follow_links: bool = False
     licence: str | None = None
     val_share: float | None = None
     fps: float | None = None
@@ -99,29 +104,13 @@ class OwnOptions:
         if self.licence is not None and not self.licence.strip():
             raise UsageError("--licence is empty", "give an SPDX id, such as CC-BY-4.0, or a text")
 
-    def given(self) -> dict[str, str | float | bool]:
-        """Return the options that a user has given, by name."""
+    def own(self) -> dict[str, str | float | bool]:
+        """Return the options that a user has given and only some sources take, by name."""
         return {
             option.name: getattr(self, option.name)
             for option in fields(self)
-            if getattr(self, option.name) != option.default
+            if option.name not in _OF_ALL_SOURCES and getattr(self, option.name) != option.default
         }
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterOptions:
-    """Options of a user that every adapter receives.
-
-    Args:
-        mano_dir: Folder of the user's own MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that are MANO parameters.
-        follow_links: Whether links below the top of the root are followed, wherever they lead.
-        own: Options that only some sources take (``TakesOptions``).
-
-    """
-
-    mano_dir: Path | None = None
-    follow_links: bool = False
-    own: OwnOptions = OwnOptions()
 
 
 class Adapter(Protocol):
@@ -182,7 +171,7 @@ class TakesOptions(Adapter, Protocol):
     """A source with options of its own."""
 
     own_options: ClassVar[frozenset[str]]
-    """Names of the fields of ``OwnOptions`` that it takes."""
+    """Names of the fields of ``AdapterOptions`` that it takes beside those of all sources."""
 
 
 def refuse_foreign_options(adapter: type[Adapter], options: AdapterOptions) -> None:
@@ -193,7 +182,7 @@ def refuse_foreign_options(adapter: type[Adapter], options: AdapterOptions) -> N
 
     """
     taken: frozenset[str] = getattr(adapter, "own_options", frozenset())
-    for name in options.own.given():
+    for name in options.own():
         if name not in taken:
             takes = ", ".join(f"--{each.replace('_', '-')}" for each in sorted(taken)) or "no option of this kind"
             raise UsageError(

@@ -159,7 +159,7 @@ class FolderAdapter:
         """
         _refuse_doubled_folders(root)
         splits = _splits(root)
-        if splits and self.options.own.val_share is not None:
+        if splits and self.options.val_share is not None:
             raise UsageError(
                 f"--val-share: {root} has folders of splits ({_listed(splits.values(), root)})",
                 "they say what is held out; leave the option out",
@@ -183,8 +183,8 @@ class FolderAdapter:
 
     def _share(self, root: Path) -> float:
         """Return the share of people, or of files, that is held out from a folder without splits."""
-        if self.options.own.val_share is not None:
-            return self.options.own.val_share
+        if self.options.val_share is not None:
+            return self.options.val_share
         return HELD_OUT_SHARE if len(_people(_places(root))) >= PEOPLE_TO_HOLD_OUT_FROM else 0
 
     def _held_units(self, place: _Place, share: float) -> set[str]:
@@ -203,7 +203,7 @@ class FolderAdapter:
     def _frame_numbers(self, files: Sequence[Path]) -> dict[Path, int]:
         """Return the frame numbers of a folder's photographs; none where they are no frames of a video."""
         photographs = [path for path in files if _suffix(path) in _PHOTOGRAPHS]
-        if self.options.own.frames_as_video is None or len(photographs) < 2:
+        if self.options.frames_as_video is None or len(photographs) < 2:
             return {}
         matches = [match for path in photographs if (match := _NUMBERED.fullmatch(path.stem))]
         numbers = {int(match["number"]) for match in matches}
@@ -231,7 +231,7 @@ class FolderAdapter:
         packed = [root / name for name in names_in(root) if name.lower().endswith(ARCHIVE_SUFFIXES)]
         if packed:
             yield f"packed, and so not looked into: {_listed(packed, root)}"
-        if self.options.own.frames_as_video is not None and not any(
+        if self.options.frames_as_video is not None and not any(
             self._frame_numbers(_candidates(folder)) for folder in _walk(root)
         ):
             yield "--frames-as-video: in no folder are all photographs numbered, so that none is a video"
@@ -268,7 +268,7 @@ class FolderAdapter:
 
     def _frames(self, split: Split, place: _Place, numbers: Mapping[Path, int]) -> Iterator[HandRecord | Rejection]:
         """Yield the photographs of a folder as the frames of a video."""
-        rate = self.options.own.frames_as_video
+        rate = self.options.frames_as_video
         if rate is None or not numbers:
             return
         frames = sorted((number, path) for path, number in numbers.items())
@@ -307,7 +307,7 @@ class FolderAdapter:
 
     def _kept(self, times_s: NDArray[np.float64]) -> list[int]:
         """Return the frames that ``fps`` leaves: the first of each of its steps."""
-        fps = self.options.own.fps
+        fps = self.options.fps
         if fps is None:
             return list(range(len(times_s)))
         steps = np.floor((times_s + _CLOCK_S) * fps)
@@ -324,7 +324,7 @@ class FolderAdapter:
         timestamp_s: float | None = None,
         video_frame: int | None = None,
     ) -> HandRecord:
-        extra = {"upright": video_frame is None, "mirrored": self.options.own.mirrored}
+        extra = {"upright": video_frame is None, "mirrored": self.options.mirrored}
         return HandRecord(
             source=self.card.name,
             split=split,

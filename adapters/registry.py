@@ -65,7 +65,7 @@ def registered_adapters() -> dict[str, type[Adapter]]:
 
 
 def takes_option(source: str, name: str) -> bool:
-    """Return whether a source has an option of its own (``OwnOptions``)."""
+    """Return whether a source has an option of its own."""
     return name in getattr(registered_adapters().get(source), "own_options", ())
 
 

@@ -266,6 +266,7 @@ class HandModel:
 
         """
         from handdata.jobs.sample import fix_photo
+        from handdata.pipeline.annotation.photo import like_photo
 
         options, settings = SamplingOptions(steps, guidance, seed), self._settings
         image = photo.image if isinstance(photo, HandSample) else photo
@@ -278,7 +279,7 @@ class HandModel:
                 options,
                 lambda step, total: progress.set(step, total=total),
             )
-        return Image.fromarray(fixed)
+            return like_photo(path, fixed)
 
     def unconditional(self, count: int = 1, *, steps: int | None = None, seed: int = 0) -> list[Image.Image]:
         """Draw images without reference and pose.

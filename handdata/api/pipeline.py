@@ -44,7 +44,7 @@ def ingest(
         limit: Largest number of records.
         stride: Divisor of the frame numbers that are kept; 1 keeps all frames.
         force: Whether to replace the earlier records even where a split or more than a tenth of them is missing now.
-        options: Options of ``handdata.adapters.AdapterOptions``, such as ``mano_dir`` and ``follow_links``.
+        options: Options of ``handdata.adapters.AdapterOptions``, such as ``follow_links``, or ``fps`` for ``folder``.
 
     Raises:
         UsageError: There is no such source, or ``root`` is not this dataset.

@@ -238,14 +238,18 @@ def fix(
     ),
 ) -> None:
     """Generate the hands of an image anew where MediaPipe finds their keypoints; the rest stays as it is."""
-    from handdata.pipeline.annotation.photo import encode_like
+    from io import BytesIO
+
+    from handdata.pipeline.annotation.photo import like_photo
 
     sampling = _sampling(
         out_file, workspace, run, checkpoint, options=SamplingOptions(steps, guidance_scale, seed), device=device
     )
     with ProgressLine("Repairing", None, "steps") as progress:
         image = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
-    _write_file(out_file, encode_like(photo, image))
+    encoded = BytesIO()
+    like_photo(photo, image).save(encoded, "PNG")
+    _write_file(out_file, encoded.getvalue())
 
 
 @sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")

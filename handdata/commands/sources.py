@@ -189,14 +189,13 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Turn a downloaded dataset into normalized records; a second run replaces the source's records."""
-    from handdata.adapters import AdapterOptions, OwnOptions
+    from handdata.adapters import AdapterOptions
     from handdata.adapters.registry import find_adapter
     from handdata.pipeline.records.ingest import ingest as run_ingest
     from handdata.pipeline.storage import Storage
 
     if stride > 1 and frames_per_second is not None:
         raise UsageError("--stride and --fps both say which frames are kept", "give one of them")
-    own = OwnOptions(licence, val_share, frames_per_second, frames_as_video, mirrored)
     settings = load_settings(workspace=workspace, mano_dir=mano)
     adapter = find_adapter(source)
     storage = Storage(settings.workspace)
@@ -208,7 +207,9 @@ def ingest(
             split=split,
             limit=limit,
             stride=stride,
-            options=AdapterOptions(settings.mano_dir, follow_links, own),
+            options=AdapterOptions(
+                settings.mano_dir, follow_links, licence, val_share, frames_per_second, frames_as_video, mirrored
+            ),
             force=force,
             on_progress=lambda done, total, records: progress.set(done, f"{records:,} records", total),
         )

@@ -154,8 +154,8 @@ def read_photo(path: Path) -> ByteArray:
         raise UsageError(error.detail) from None
 
 
-def encode_like(path: Path, pixels: ByteArray) -> bytes:
-    """Return new pixels of a photograph as a PNG file, with the alpha and the colour profile of the photograph.
+def like_photo(path: Path, pixels: ByteArray) -> Image.Image:
+    """Return new pixels of a photograph as a picture with the transparency and the colour profile of the photograph.
 
     Args:
         path: File of the photograph.
@@ -163,19 +163,17 @@ def encode_like(path: Path, pixels: ByteArray) -> bytes:
 
     """
     stream = io.BytesIO(read_image_file(str(path)))
+    image = Image.fromarray(pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about large images, odd EXIF blocks, palettes with alpha
         photo = open_image(stream)
         orientation = orientation_of(photo, stream)
         profile = photo.info.get("icc_profile")
-        image = Image.fromarray(pixels)
         if photo.has_transparency_data:
             image.putalpha(Image.fromarray(turned(np.asarray(photo.convert("RGBA").getchannel("A")), orientation)))
-    if profile is not None and profile[_COLOUR_SPACE] != b"RGB ":
-        profile = None  # of inks or of grey, which the pixels no longer are
-    out = io.BytesIO()
-    image.save(out, "PNG", icc_profile=profile)
-    return out.getvalue()
+    if profile is not None and profile[_COLOUR_SPACE] == b"RGB ":  # else of inks or of grey, which the pixels are not
+        image.info["icc_profile"] = profile
+    return image
 
 
 def _photo_factory(settings: AnnotateSettings, weights: Path | None) -> AbstractContextManager[AnnotatorFactory]:

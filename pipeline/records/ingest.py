@@ -162,14 +162,14 @@ def ingest(
             records=total.records,
             splits=dict(sorted(total.splits.items())),
             rejected=dict(sorted(total.rejected.items())),
-            license=options.own.licence or adapter.card.license,
+            license=options.licence or adapter.card.license,
             files=tuple(storage.list_files(staged_folder(staging, "records"), ".parquet")),
             rejected_files=tuple(storage.list_files(staged_folder(staging, "rejected"), ".parquet")),
             warnings=(*warnings, *warning_of_failures(total.rejected[RejectReason.ADAPTER_FAILED.value])),
             split=split,
             limit=limit,
             stride=stride,
-            options=options.own.given(),
+            options=options.own(),
         )
         require_records(storage, staged)
         tombstones = read_tombstones(storage, source)

@@ -47,7 +47,7 @@ class IngestSummary:
         split: The only split that was asked for; None for all.
         limit: Number of records after which the ingest stopped; None for all.
         stride: Number by which the numbers of kept frames are divisible.
-        options: The source's own options that were given (``OwnOptions``).
+        options: The source's own options that were given (``AdapterOptions.own``).
 
     """
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handdata.adapters import AdapterOptions, OwnOptions
+from handdata.adapters import AdapterOptions
 from handdata.adapters.folder import FolderAdapter
 from handdata.adapters.registry import registered_adapters
 from handdata.adapters.rhd import RhdAdapter
@@ -46,7 +46,7 @@ from tests.fixtures.wlasl import write_clip
 
 
 def read(root: Path, **own: Any) -> list[HandRecord | Rejection]:
-    adapter = FolderAdapter(AdapterOptions(own=OwnOptions(**own)))
+    adapter = FolderAdapter(AdapterOptions(**own))
     root = find_root(FolderAdapter, root)
     return [row for partition in adapter.partitions(root) for row in adapter.records(root, partition)]
 
@@ -58,7 +58,7 @@ def records(root: Path, **own: Any) -> list[HandRecord]:
 
 
 def warnings(root: Path, **own: Any) -> list[str]:
-    adapter = FolderAdapter(AdapterOptions(own=OwnOptions(**own)))
+    adapter = FolderAdapter(AdapterOptions(**own))
     list(adapter.partitions(root))
     return list(adapter.warnings(root))
 
@@ -429,7 +429,7 @@ def test_the_licence_is_that_of_the_option(tmp_path: Path) -> None:
     people(tmp_path / "d", 1)
     adapter = registered_adapters()["folder"]
     assert ingest(adapter, tmp_path / "d", Storage(tmp_path / "w")).license == "LicenseRef-own"
-    options = AdapterOptions(own=OwnOptions(licence="CC-BY-4.0"))
+    options = AdapterOptions(licence="CC-BY-4.0")
     assert ingest(adapter, tmp_path / "d", Storage(tmp_path / "w"), options=options).license == "CC-BY-4.0"
 
 

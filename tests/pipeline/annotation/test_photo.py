@@ -10,7 +10,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from handdata.pipeline.annotation import photo as photographs
 from handdata.pipeline.annotation.detector import HandDetector
-from handdata.pipeline.annotation.photo import annotate_hands, annotate_photo, encode_like, read_photo
+from handdata.pipeline.annotation.photo import annotate_hands, annotate_photo, like_photo, read_photo
 from handdata.pipeline.annotation.unit_hands import UnitHands
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.weights import WEIGHTS, find_weights, require_weights
@@ -73,6 +73,12 @@ def test_each_hand_of_a_photograph_has_a_square_and_a_mask_of_its_own(shared_dir
         assert hand.mask[y, x].mean() > 0.7
 
 
+def saved(image: Image.Image) -> Image.Image:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return Image.open(out)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
 def test_a_repaired_photograph_is_upright_and_keeps_its_transparency(
@@ -84,7 +90,7 @@ def test_a_repaired_photograph_is_upright_and_keeps_its_transparency(
     upright.putalpha(alpha)
     (tmp_path / "a").write_bytes(encoded(upright, format, orientation))
     pixels = read_photo(tmp_path / "a")
-    written = Image.open(io.BytesIO(encode_like(tmp_path / "a", pixels)))
+    written = saved(like_photo(tmp_path / "a", pixels))
     assert (written.format, written.size, written.getexif().get(0x0112, 1)) == ("PNG", upright.size, 1)
     np.testing.assert_array_equal(np.asarray(written)[..., :3], pixels)
     np.testing.assert_array_equal(np.asarray(written.getchannel("A")), np.asarray(alpha))
@@ -95,7 +101,7 @@ def test_a_repaired_photograph_keeps_a_colour_profile_of_rgb(tmp_path: Path, spa
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()  # type: ignore[arg-type]
     photograph().save(tmp_path / "a.jpg", icc_profile=profile)
     pixels = read_photo(tmp_path / "a.jpg")
-    written = Image.open(io.BytesIO(encode_like(tmp_path / "a.jpg", pixels)))
+    written = saved(like_photo(tmp_path / "a.jpg", pixels))
     assert written.info.get("icc_profile") == (profile if is_kept else None)
     np.testing.assert_array_equal(np.asarray(written), pixels)
 
