@@ -39,8 +39,8 @@ from handdata.adapters.reading.geometry import (
     rigid_transform,
     transform_points,
 )
-from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.json_stream import stream_list, stream_nested_items
+from handdata.adapters.reading.images import read_image_size, require_camera_of
+from handdata.adapters.reading.json_stream import require_once, stream_list, stream_nested_items
 from handdata.adapters.reading.listing import files_in, folders_in, is_file, is_folder, is_named
 from handdata.adapters.reading.paths import resolve_below
 from handdata.adapters.reading.text_lists import read_lines
@@ -218,7 +218,7 @@ def _images_without_folder(root: Path, split: Split) -> Iterator[Rejection]:
         for position, entry in enumerate(stream_list(path, "images")):
             fields = entry if isinstance(entry, dict) else {}
             name = fields.get("seq_name")
-            listed.add(_hashable(fields.get("id")))
+            listed.add(_image_id(fields.get("id")))
             named.add(str(name))
             if isinstance(name, str) and name in folders:
                 continue
@@ -232,7 +232,7 @@ def _images_without_folder(root: Path, split: Split) -> Iterator[Rejection]:
         for position, entry in enumerate(stream_list(path, "annotations")):
             if not isinstance(entry, dict):
                 problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path}: annotation {position} is no object")
-            elif _hashable(entry.get("image_id")) not in listed:
+            elif _image_id(entry.get("image_id")) not in listed:
                 detail = f"{path}: annotation {position} is of image {entry.get('image_id')!r}, which is not listed"
                 problem = RecordError(RejectReason.LABEL_MISSING, detail)
             else:
@@ -294,6 +294,7 @@ def _read_joints(path: Path, split: Split, sequence: _Sequence) -> None:
         sequence.has_joint_file = False
         return
     try:
+        require_once(path, "annotations", sequence.name)
         for name, key, entry in stream_nested_items(path, "annotations"):
             if name != sequence.name:
                 if sequence.joints:
@@ -304,6 +305,8 @@ def _read_joints(path: Path, split: Split, sequence: _Sequence) -> None:
                 sequence.unusable.append(_reject_file(path / key, split, name, problem))
                 continue
             try:
+                if int(key) in sequence.joints:
+                    raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {name} has the frame {int(key)} twice")
                 sequence.joints[int(key)] = _parse_joints(path, f"{name} {key}", entry)
             except RecordError as error:
                 sequence.joints[int(key)] = error
@@ -359,14 +362,17 @@ def _read_ego_labels(root: Path, split: Split, sequence: _Sequence) -> None:
             try:
                 frame, camera_id = _ego_key(path, entry)
                 label = _EgoLabel(camera_id, entry["file_name"], (entry.get("width"), entry.get("height")))
-                of_image[_hashable(entry.get("id"))] = label
+                other = of_image.setdefault(_image_id(entry.get("id")), label)
+                if other is not label:
+                    detail = f"{path}: several images have the id {entry.get('id')!r}, which tells no annotations apart"
+                    label.problem = other.problem = RecordError(RejectReason.LABEL_CORRUPT, detail)
                 sequence.ego_frames.add(frame)
                 sequence.ego_labels.setdefault((frame, camera_id), []).append(label)
             except RecordError as error:
                 place = path / str(entry.get("id"))
                 sequence.unusable.append(_reject_file(place, split, sequence.name, error))
         for entry in stream_list(path, "annotations"):
-            found = of_image.get(_hashable(entry.get("image_id"))) if isinstance(entry, dict) else None
+            found = of_image.get(_image_id(entry.get("image_id"))) if isinstance(entry, dict) else None
             if found is not None:
                 _add_annotation(path, entry, found)
     except RecordError as error:
@@ -389,28 +395,44 @@ def _read_ego_frames(root: Path, split: Split, sequence: _Sequence) -> None:
 def _read_ego_calibration(root: Path, split: Split, sequence: _Sequence) -> None:
     path = _label_path(root, split, "ego_calib")
     try:
-        for name, kind, entry in stream_nested_items(path, "calibration"):
-            if name == sequence.name and isinstance(entry, dict):
-                if kind == "intrinsics":
-                    sequence.ego_intrinsics = entry
-                elif kind == "extrinsics":
-                    sequence.ego_extrinsics = entry
-            elif sequence.ego_extrinsics:
-                break  # a sequence is one object of the file
+        found = _calibration(path, sequence.name)
+        sequence.ego_intrinsics, sequence.ego_extrinsics = found.get("intrinsics", {}), found.get("extrinsics", {})
     except RecordError as error:
         sequence.unusable.append(_reject_file(path, split, sequence.name, error))
 
 
-def _hashable(image_id: object) -> object:
-    return image_id if isinstance(image_id, int | str) else repr(image_id)
+def _calibration(path: Path, sequence: str) -> dict[str, dict[str, Any]]:
+    """Return what a calibration file says of a sequence, by kind: ``intrinsics`` and ``extrinsics``.
+
+    Raises:
+        RecordError: ``label_missing`` or ``label_corrupt``.
+
+    """
+    require_once(path, "calibration", sequence)
+    found: dict[str, dict[str, Any]] = {}
+    for name, kind, entry in stream_nested_items(path, "calibration"):
+        if name == sequence and isinstance(entry, dict):
+            if kind in found:
+                raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {sequence} has {kind} twice")
+            found[kind] = entry
+        elif found.keys() >= {"intrinsics", "extrinsics"} and name != sequence:
+            break  # a sequence is one object of the file
+    return found
+
+
+def _image_id(image_id: object) -> object:
+    """Return an id that equals no other one; what is neither a number nor a text, such as ``true``, names no image."""
+    return image_id if type(image_id) in (int, str) else object()
 
 
 def _add_annotation(path: Path, entry: dict[str, Any], label: _EgoLabel) -> None:
     where = f"the annotation of image {entry.get('image_id')!r}:"
     try:
+        if label.is_annotated:
+            raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {where} the image has another annotation")
         label.is_annotated = True
         flags = label_flags(path, f"{where} joint_valid", entry.get("joint_valid"), KEYPOINT_COUNT)
-        label.valid = label.valid | flags[list(_JOINT_ORDER)]
+        label.valid = flags[list(_JOINT_ORDER)]
         boxes = entry.get("bbox")
         if not isinstance(boxes, dict | None):
             raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {where} bbox should be an object of sides")
@@ -422,7 +444,7 @@ def _add_annotation(path: Path, entry: dict[str, Any], label: _EgoLabel) -> None
                 label.boxes.append([round(value, 2) for value in corners.tolist()])
                 label.box_sides.append(side)
     except RecordError as error:
-        label.problem = error
+        label.problem = label.problem or error
 
 
 def _read_ego_image(
@@ -541,6 +563,7 @@ class _ExoVideos:
             if camera is None:
                 detail = f"{self._folder / 'calib.txt'} lacks the camera {camera_id}"
                 raise RecordError(RejectReason.LABEL_MISSING, detail)
+            require_camera_of(path, (video.width, video.height), camera.k)
             self._check_start(path, video)
             index, rest = divmod(frame - self._first_frame, _FRAME_STEP)
             if rest or index >= video.frames:
@@ -618,6 +641,8 @@ def _read_exo_cameras(path: Path, fallback: Path, sequence: _Sequence) -> dict[s
     for start in range(0, len(lines), 8):
         block = lines[start : start + 8]
         name = " ".join(block[0])
+        if name in cameras:
+            raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} has the camera {name} twice")
         cameras[name] = _parse_camera(path, name, *(_rows(path, name, rows) for rows in (block[1:4], block[5:8])))
     return cameras
 
@@ -630,11 +655,7 @@ def _rows(path: Path, camera: str, rows: list[list[str]]) -> list[list[float]]:
 
 
 def _read_exo_calib(path: Path, sequence: _Sequence) -> dict[str, _Camera]:
-    found = {
-        kind: entry
-        for name, kind, entry in stream_nested_items(path, "calibration")
-        if name == sequence.name and isinstance(entry, dict)
-    }
+    found = _calibration(path, sequence.name)
     intrinsics, extrinsics = found.get("intrinsics", {}), found.get("extrinsics", {})
     return {
         name: _parse_camera(path, f"{sequence.name} {name}", intrinsics[name], extrinsics[name])

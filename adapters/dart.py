@@ -28,7 +28,7 @@ from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import number_array, require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
-from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.images import read_image_size, require_size
 from handdata.adapters.reading.listing import find_all, is_file
 from handdata.adapters.reading.masks import read_alpha
 from handdata.adapters.reading.paths import resolve_below
@@ -144,6 +144,7 @@ def _read_image(label_path: Path, split: Split, index: int, name: object, joints
         image_path = resolve_below(folder, name)
         image_uri = str(image_path)
         width, height = read_image_size(image_path)
+        require_size(image_path, (width, height), (width, width))  # both are scaled alike
         pixels = _numbers(label_path, f"joint2d {index}", joints)
         require_finite(f"{label_path}: {name}", "joint2d", pixels)
         scale = np.array([width, height]) / _LABEL_SIZE

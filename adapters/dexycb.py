@@ -22,6 +22,7 @@ measured (the authors, https://github.com/NVlabs/handover-sim/issues/14).
 
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,7 +36,7 @@ from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import numbers, read_npz_and_shapes, require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import Array, intrinsics, invert_rigid, place_hands, place_validity
-from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.images import read_image_size, require_size
 from handdata.adapters.reading.listing import files_in, folders_in, holds_match
 from handdata.adapters.reading.masks import read_npz_labels
 from handdata.adapters.reading.paths import Fence, read_text, resolve_below
@@ -71,6 +72,8 @@ _SUBJECT_NUMBER: Final = re.compile(r"-subject-([0-9]+)")
 _SEQUENCE_NAME: Final = re.compile(r"[0-9]{8}_[0-9]{6}")
 _IMAGE_NAME: Final = re.compile(r"color_([0-9]{6})\.jpg")
 _RENAME: Final = "give it the name of its archive, such as 20200709-subject-01"
+_SIZE: Final = (640, 480)
+"""Width and height of all images, whose pixels the labels count."""
 _HAND_LABEL: Final = 255
 _MISSING: Final = -1.0
 _VAL_SUBJECTS: Final = frozenset({"01", "02"})
@@ -327,6 +330,19 @@ def _text(value: object) -> str:
     return value
 
 
+class _YamlLoader(yaml.BaseLoader):
+    """PyYAML's loader of texts, lists and mappings, to which a key that is there twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node."""
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in names.most_common(1):
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is there twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Return a YAML mapping with all scalars as text.
 
@@ -339,7 +355,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = read_text(path, MAX_YAML_BYTES)
-        document = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506  it builds text, lists and mappings only
+        document = yaml.load(text, Loader=_YamlLoader)  # noqa: S506  it builds text, lists and mappings only
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise _corrupt(path, str(error)) from None
     if not isinstance(document, dict):
@@ -376,6 +392,7 @@ def _read_frame(
     source = DexYCBAdapter.card.name
     try:
         width, height = read_image_size(image_path)
+        require_size(image_path, (width, height), _SIZE)
         fence.check(str(label_path))
         arrays, shapes = read_npz_and_shapes(label_path, ("joint_2d", "joint_3d"))
         if shapes.get("seg", (height, width)) != (height, width):

@@ -22,7 +22,7 @@ from handdata.adapters.reading.arrays import numbers, read_npz, read_npz_and_sha
 from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.listing import files_in, find_all, folders_in, is_folder, refuse_copies
+from handdata.adapters.reading.listing import copied_from, files_in, find_all, folders_in, is_folder, refuse_copies
 from handdata.adapters.reading.paths import Fence
 from handdata.schemas import (
     SOURCE_CARDS,
@@ -109,7 +109,13 @@ class FoundHand10MAdapter:
                 empty = RecordError(RejectReason.LABEL_MISSING, f"{folder} holds neither images nor labels")
                 yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(folder), empty)
             for frame in sorted(_frame(relative, stem) for stem in stems):
-                yield _read_frame(folder, partition.split, frame, fence)
+                first = copied_from(frame.stem, stems)
+                if first is None:
+                    yield _read_frame(folder, partition.split, frame, fence)
+                else:  # it would be a frame of another camera
+                    copied = RecordError(RejectReason.LABEL_CORRUPT, f"{frame.stem} is named as a copy of {first}")
+                    name = f"{self.card.name}/{partition.split}/{relative}/{frame.stem}"
+                    yield rejection(name, str(folder / f"{frame.stem}.jpg"), copied)
 
     def open_mask(self, record: HandRecord) -> BoolArray:
         """Return the pack's own mask of both hands, at the size of the image.

@@ -42,7 +42,7 @@ from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import number_array, numbers, read_npy_header, require_finite
 from handdata.adapters.reading.frames import frame_error, frame_rejection
 from handdata.adapters.reading.geometry import Array, invert_rigid, place_hands, place_validity, project
-from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.images import read_image_size, require_size
 from handdata.adapters.reading.listing import exists, files_in, find_all, is_folder, is_named, only_one, open_file
 from handdata.adapters.reading.mano import MANOPTH_TIPS, load_mano, rotation_matrices
 from handdata.adapters.reading.masks import read_mask_of_colours
@@ -86,6 +86,8 @@ _HAND_FOLDERS: Final[dict[Side, tuple[str, str]]] = {
 _RIGHT_HAND_COLOUR: Final = (0, 128, 0)
 _LEFT_HAND_COLOURS: Final = {"C8": (0, 128, 128), "C17": (0, 128, 128), "C20": (128, 128, 0)}
 """Colours of the left hand by class of object (label 6 or 3 of the palette); parts of objects in other classes."""
+_SIZE: Final = (1920, 1080)
+"""Width and height of all frames, whose pixels the labels count."""
 _FRAME_NAME: Final = re.compile(r"0*([0-9]{1,9})")
 _MAX_CAMERA_BYTES: Final = 4096
 
@@ -270,7 +272,8 @@ def _numbered_files(folder: Path, suffix: str, others: list[Path]) -> dict[int, 
     numbered: dict[int, Path] = {}
     for path in files_in(folder, f".{suffix}"):
         match = _FRAME_NAME.fullmatch(path.stem)
-        if match is None or path.suffix != f".{suffix}":
+        # One that is there already is named with more zeros, or fewer.
+        if match is None or path.suffix != f".{suffix}" or int(match[1]) in numbered:
             others.append(path)
         else:
             numbered[int(match[1])] = path
@@ -324,7 +327,7 @@ def _lacking(split: Split, clip: _Clip) -> Iterator[Rejection]:
         detail = f"2Dseg of {clip.name} lacks {len(lacking)} frames, such as {min(lacking)}"
         yield rejection(f"{prefix}/2Dseg", str(clip.video), RecordError(RejectReason.LABEL_MISSING, detail))
     for path in clip.others:
-        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path} is not named by the number of a frame")
+        problem = RecordError(RejectReason.LABEL_CORRUPT, f"{path} is not named by the number of a frame alone")
         yield rejection(f"{prefix}/{path.parent.name}/{path.name}", str(path), problem)
 
 
@@ -418,6 +421,7 @@ def _read_frame(
     try:
         if isinstance(size, RecordError):
             raise size
+        require_size(image_path, size, _SIZE)
         hands = {side: _read_hand(path) for side in SIDES if (path := clip.hands[side].get(frame)) is not None}
         right, left = hands.get("right"), hands.get("left")
         valid = place_validity(right is not None, left is not None)

@@ -41,8 +41,8 @@ from handdata.adapters.reading.geometry import (
     project,
     transform_points,
 )
-from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.json_stream import stream_items, stream_list, stream_list_part
+from handdata.adapters.reading.images import read_image_size, require_size
+from handdata.adapters.reading.json_stream import read_object, stream_items, stream_list, stream_list_part
 from handdata.adapters.reading.listing import (
     NotRegularFileError,
     find_all,
@@ -81,6 +81,7 @@ _HAND_ORDER: Final = (20, 3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12, 
 _ORDER: Final = np.array([*_HAND_ORDER, *(row + 21 for row in _HAND_ORDER)])
 """Row in the dataset of each of the 42 keypoints."""
 
+_IMAGES = re.compile(rb'"images"\s*:\s*\[')
 _ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[\s*')
 _SEARCH_BYTES = 1 << 20
 _LONGEST_MATCH = 256
@@ -181,7 +182,7 @@ def _labelled_images(path: Path, part: int, parts: int) -> Iterator[tuple[Any, _
     An annotation that belongs to no entry is yielded by one part: that of the last entry annotated before it.
 
     Raises:
-        RecordError: ``label_missing`` or ``label_corrupt``: the file ends the part here.
+        RecordError: ``label_missing`` or ``label_corrupt``: the file ends the part here, or has a list twice.
 
     """
     try:
@@ -221,7 +222,7 @@ def _labelled_images(path: Path, part: int, parts: int) -> Iterator[tuple[Any, _
 def _joined_by_id(
     path: Path, images: list[Any], before: int | None, start: int, stop: int
 ) -> Iterator[tuple[Any, _Valid]]:
-    """Yield images with their annotations where the lists are not in step, then annotations without an image.
+    """Yield images with their annotations where the lists are not in step, then annotations that are left over.
 
     An image and an annotation at the same place that do not belong together are one row. All this is slow, and holds
     the rest of the part and the ids of all images in memory.
@@ -246,14 +247,24 @@ def _joined_by_id(
     is_first = not ids or ids[0] in ours
     listed = (ours if ids is None else set(ids)) - {None}
     found: dict[int | None, _Valid] = {}
+    annotated: set[int | None] = set()
     unlisted: list[tuple[int | None, int, RecordError]] = []
     last: int | None = None
     for number, annotation in enumerate(stream_list(path, "annotations")):
         image_id = _id(annotation, "image_id")
         if image_id in listed:
             last = image_id
-            if image_id in wanted and image_id not in found:
-                found[image_id] = _joint_valid(path, annotation)
+            if image_id in annotated:
+                detail = f"{path}: annotation {number} is another one of image {image_id}"
+                another = RecordError(RejectReason.LABEL_CORRUPT, detail)
+                if image_id in wanted:
+                    found[image_id] = another
+                else:  # the image has been read already
+                    unlisted.append((last, number, another))
+            elif image_id in ours:
+                annotated.add(image_id)
+                if image_id in wanted:
+                    found[image_id] = _joint_valid(path, annotation)
         elif ids is not None and (is_first if last is None else last in ours):
             unlisted.append((last, number, _no_image(path, number, image_id)))
     lacking: Counter[int | None] = Counter()
@@ -302,7 +313,7 @@ def _part_of_images(path: Path, stream: BinaryIO, part: int, parts: int) -> tupl
     Entries hold no braces but their own, so that one begins at each opening brace. The list ends where the list
     ``annotations`` begins, if that follows.
     """
-    images_at = _find(stream, re.compile(rb'"images"\s*:\s*\['), 0)
+    images_at = _find(stream, _IMAGES, 0)
     if images_at is None:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} has no list 'images'")
     annotations_at = _find(stream, _ANNOTATIONS, images_at)
@@ -310,7 +321,28 @@ def _part_of_images(path: Path, stream: BinaryIO, part: int, parts: int) -> tupl
     cuts = [images_at + (end - images_at) * number // parts for number in (part, part + 1)]
     starts = [_find(stream, re.compile(rb"\{"), cut) if cut < end else end for cut in cuts]
     start, stop = (end if at is None else min(at, end) for at in starts)
+    first = _find(stream, _ANNOTATIONS, 0) if annotations_at is None else annotations_at
+    _require_once(path, stream, part, parts, {_IMAGES: images_at, _ANNOTATIONS: first})
     return start, stop, end, annotations_at or 0
+
+
+def _require_once(
+    path: Path, stream: BinaryIO, part: int, parts: int, lists: dict[re.Pattern[bytes], int | None]
+) -> None:
+    """Raise where this part's share of the file has a list that is elsewhere too: each part searches its share alone.
+
+    Raises:
+        RecordError: ``label_corrupt``.
+
+    """
+    size = stream.seek(0, 2)
+    start, stop = (size * number // parts for number in (part, part + 1))
+    for pattern, known in lists.items():
+        at = _find(stream, pattern, start, stop)
+        if at is not None and at == known:
+            at = _find(stream, pattern, at + 1, stop)
+        if at is not None:
+            raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}, byte {at}: a list is there twice")
 
 
 def _first_annotation(stream: BinaryIO, start: int) -> int | None:
@@ -340,15 +372,16 @@ def _find_annotation(stream: BinaryIO, image: Any, start: int) -> int | None:
     return before + brace if brace >= 0 else None
 
 
-def _find(stream: BinaryIO, pattern: re.Pattern[bytes], start: int) -> int | None:
-    """Return the byte at which a pattern first matches, from ``start`` on; about a gigabyte a second."""
+def _find(stream: BinaryIO, pattern: re.Pattern[bytes], start: int, stop: int | None = None) -> int | None:
+    """Return the byte, before ``stop``, at which a pattern first matches from ``start`` on; two gigabytes a second."""
     stream.seek(start)
     window, position = b"", start
-    while block := stream.read(_SEARCH_BYTES):
+    while (stop is None or position < stop + _LONGEST_MATCH) and (block := stream.read(_SEARCH_BYTES)):
         kept = window[-_LONGEST_MATCH:]
         window = kept + block
         if match := pattern.search(window):
-            return position - len(kept) + match.start()
+            at = position - len(kept) + match.start()
+            return at if stop is None or at < stop else None
         position += len(block)
     return None
 
@@ -376,7 +409,7 @@ class _Captures:
     def __init__(self, camera_path: Path, joints_path: Path) -> None:
         self._camera_path = camera_path
         self._joints_path = joints_path
-        self._camera_labels: dict[str, Any] = dict(stream_items(camera_path))
+        self._camera_labels: dict[str, Any] = read_object(camera_path)
         self._cameras: dict[tuple[str, str], _Camera] = {}
         self._poses: dict[str, dict[str, _Pose | RecordError]] = {}
         self._problems: dict[str, RecordError] = {}
@@ -438,7 +471,10 @@ class _Captures:
         self._poses[capture] = poses
         try:
             for frame, label in stream_items(self._joints_path, capture):
-                poses[frame] = self._read_pose(f"{self._joints_path}: capture {capture}, frame {frame}", label)
+                where = f"{self._joints_path}: capture {capture}, frame {frame}"
+                is_new = frame not in poses
+                twice = RecordError(RejectReason.LABEL_CORRUPT, f"{where} is there twice")
+                poses[frame] = self._read_pose(where, label) if is_new else twice
         except RecordError as error:  # the poses before the fault are good
             self._problems[capture] = error
         self._hz[capture] = recorded_hz(int(frame) for frame in poses if re.fullmatch("[0-9]{1,9}", frame))
@@ -521,7 +557,7 @@ def _read_images(
             image_uri = path_below(images, image.file_name)
             if isinstance(valid, RecordError):
                 raise valid
-            _check_size(image, image_uri)
+            require_size(image_uri, read_image_size(image_uri), image.size)
             pose, camera = captures.pose(image.capture, image.frame), captures.camera(image.capture, image.camera)
         except Exception as error:
             rejections.append((len(read), frame_rejection(name, image_uri, error, where)))
@@ -534,13 +570,6 @@ def _read_images(
         places,
         rejections,
     )
-
-
-def _check_size(image: _Image, path: str) -> None:
-    width, height = read_image_size(path)
-    if (width, height) != image.size:
-        detail = f"{path} is {width} x {height}, its labels are for {image.size[0]} x {image.size[1]}"
-        raise RecordError(RejectReason.IMAGE_SIZE_MISMATCH, detail)
 
 
 def _columns(

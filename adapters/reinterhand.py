@@ -41,8 +41,8 @@ from handdata.adapters.reading.geometry import (
     rigid_transform,
     transform_points,
 )
-from handdata.adapters.reading.images import read_image_size
-from handdata.adapters.reading.json_stream import stream_items, stream_list
+from handdata.adapters.reading.images import read_image_size, require_camera_of
+from handdata.adapters.reading.json_stream import read_object, stream_list
 from handdata.adapters.reading.listing import files_in, find_all, folders_in, is_folder, is_named, only_one
 from handdata.adapters.reading.masks import read_nonzero_mask
 from handdata.adapters.reading.recording_rate import recorded_hz
@@ -120,7 +120,7 @@ class ReInterHandAdapter:
         (relative,) = partition.paths
         camera_folder = _CameraFolder.of(relative)
         try:
-            images = {int(name[:-4]): name for name in _png_names(root / relative) if _FRAME_NAME.fullmatch(name)}
+            images = _numbered_images(root / relative)
             frames = sorted(images.keys() | _listed_frames(root, camera_folder) | _head_frames(root, camera_folder))
         except RecordError as error:
             yield rejection(f"{self.card.name}/{partition.split}/{relative}", str(root / relative), error)
@@ -185,10 +185,22 @@ class _CameraFolder:
         return folder if self.is_head else f"{folder}/{self.camera}"
 
 
-def _png_names(folder: Path) -> list[str]:
+def _numbered_images(folder: Path) -> dict[int, str]:
+    """Return the names of a camera's images by frame number.
+
+    Raises:
+        RecordError: ``image_missing``; or ``label_corrupt``: two names are one number.
+
+    """
     if not is_folder(folder):
         raise RecordError(RejectReason.IMAGE_MISSING, f"{folder} does not exist any more")
-    return [path.name for path in files_in(folder, ".png")]
+    images: dict[int, str] = {}
+    for path in files_in(folder, ".png"):
+        if _FRAME_NAME.fullmatch(path.name):
+            other = images.setdefault(int(path.stem), path.name)
+            if other != path.name:
+                raise RecordError(RejectReason.LABEL_CORRUPT, f"{folder} has one frame as {other} and as {path.name}")
+    return images
 
 
 def _listed_frames(root: Path, camera_folder: _CameraFolder) -> set[int]:
@@ -241,7 +253,7 @@ class _Camera:
 def _read_studio_camera(root: Path, camera_folder: _CameraFolder) -> _Camera | RecordError:
     path = root / camera_folder.capture / _STUDIO / "cam_params.json"
     try:
-        parameters = dict(stream_items(path))
+        parameters = read_object(path)
         if camera_folder.camera not in parameters:
             return RecordError(RejectReason.LABEL_MISSING, f"{path} has no camera {camera_folder.camera}")
         return _parse_camera(f"{path}: camera {camera_folder.camera}", parameters[camera_folder.camera])
@@ -252,7 +264,7 @@ def _read_studio_camera(root: Path, camera_folder: _CameraFolder) -> _Camera | R
 def _read_head_camera(root: Path, camera_folder: _CameraFolder, frame: int) -> _Camera | RecordError:
     path = root / camera_folder.capture / _HEAD / camera_folder.light / f"cam_params/{frame:06d}.json"
     try:
-        fields = dict(stream_items(path))
+        fields = read_object(path)
         if "D" not in fields:
             return RecordError(RejectReason.LABEL_CORRUPT, f"{path} has no D: the lens of the head camera is a fisheye")
         return _parse_camera(str(path), fields)
@@ -315,6 +327,7 @@ def _read_frame(
         width, height = read_image_size(image_path)
         if isinstance(camera, RecordError):
             raise camera
+        require_camera_of(image_path, (width, height), camera.k)
         hands = {side: _read_hand(root, camera_folder, frame, side) for side in SIDES}
         if all(world is None for world in hands.values()):
             detail = f"{root / camera_folder.capture / 'orig_fits'} has no joints of frame {frame}"

@@ -29,7 +29,7 @@ from handdata.adapters.base import AdapterOptions, Layout, Partition
 from handdata.adapters.reading.arrays import require_finite
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, project, rigid_transform, transform_points
-from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.images import read_image_size, require_size
 from handdata.adapters.reading.listing import files_in, is_folder
 from handdata.adapters.reading.mano import ManoModel, Tips, correct_left_shape, load_mano
 from handdata.adapters.reading.pickles import load_object_npy, load_pickle
@@ -50,6 +50,8 @@ from handdata.schemas.arrays import BoolArray
 
 IDS_PER_PARTITION: Final = 10_000
 
+_SIZE: Final = (256, 256)
+"""Width and height of all images, to which the intrinsics belong."""
 _TIPS: Final[Tips] = (745, 317, 444, 556, 673)
 
 Hands = dict[Side, ManoModel]
@@ -130,6 +132,7 @@ def _read_image(folder: Path, number: int, hands: Hands | None) -> HandRecord | 
     label_path = folder / f"color_annot/{number}.pkl"
     try:
         width, height = read_image_size(image_path)
+        require_size(image_path, (width, height), _SIZE)
         label = _fields(label_path, load_pickle(label_path), "camera", "mano_params")
         camera = _fields(label_path, label["camera"], "R", "t", "camera")
         camera_k = _numbers(label_path, "camera", camera["camera"], (3, 3))

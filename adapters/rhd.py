@@ -27,7 +27,7 @@ from handdata.adapters.reading.arrays import numbers, require_finite
 from handdata.adapters.reading.fields import label_flags
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
-from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.images import read_image_size, require_size
 from handdata.adapters.reading.listing import files_in, is_file, is_folder, is_named
 from handdata.adapters.reading.masks import read_label_image
 from handdata.adapters.reading.paths import Fence
@@ -51,6 +51,8 @@ _FOLDERS: Final[tuple[tuple[str, Split], ...]] = (("evaluation", "test"), ("trai
 _LEFT, _RIGHT = slice(0, 21), slice(21, 42)
 _FROM_PALM_TO_TIP: Final = (0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 18, 17)
 """Rows of one hand in our order: the wrist, then each finger's four joints turned round."""
+_SIZE: Final = (320, 320)
+"""Width and height of all images, whose pixels the labels count."""
 _PERSON: Final = 1
 """Mask labels: 0 background, 1 the person with forearms, 2 to 17 parts of the left hand, 18 to 33 of the right."""
 
@@ -127,6 +129,7 @@ def _read_sample(
     image_path = label_path.parent / "color" / f"{stem}.png"
     try:
         width, height = read_image_size(image_path)
+        require_size(image_path, (width, height), _SIZE)
         uv_vis = _numbers(label_path, stem, sample, "uv_vis", (42, 3))
         xyz_m = _numbers(label_path, stem, sample, "xyz", (42, 3))
         camera_k = _numbers(label_path, stem, sample, "K", (3, 3))

@@ -66,6 +66,18 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def in_one_line(text: str) -> str:
+    """Return ``text`` with line ends, control characters and what UTF-8 cannot encode written as escapes.
+
+    Names of files hold any of these, and a terminal obeys some.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 def shortened(text: str, characters: int = _MAX_DETAIL_CHARACTERS) -> str:
     """Return a text without its middle where it is longer than ``characters``."""
     if len(text) <= characters:

@@ -91,6 +91,8 @@ def _read_npz_members(
     with open_file(path) as file, zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
+            if name in shapes:
+                raise ValueError(f"the array {name!r} is there twice")
             with archive.open(member) as stream:
                 magic = stream.read(8)
                 length_format = "<H" if magic[6:7] == b"\x01" else "<I"

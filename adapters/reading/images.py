@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from handdata.adapters.reading.listing import NotRegularFileError, open_file, open_unbuffered, read_head
@@ -36,6 +38,8 @@ _NO_EXIF: Final = (OSError, ValueError, SyntaxError, EOFError, struct.error, Key
 """What Pillow raises over a damaged EXIF block."""
 _PNG_TEXTS: Final = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
 
+_LEAST_MIDDLE: Final = 0.3
+"""Share of width and height that lies on each side of a principal point: those of real cameras are at 0.45 to 0.55."""
 _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKERS_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})
 _JPEG_SEGMENT = struct.Struct(">BBHBHH")
@@ -206,6 +210,42 @@ def _file_errors(path: Path | str) -> Iterator[None]:
         raise RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist") from None
     except NotRegularFileError as error:
         raise RecordError(RejectReason.IMAGE_CORRUPT, f"{path} {error}") from None
+
+
+def require_size(place: Path | str, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Raise where an image has another (width, height) than its labels are for, as one that was made smaller has.
+
+    Raises:
+        RecordError: ``image_size_mismatch``.
+
+    """
+    if size != expected:
+        raise RecordError(
+            RejectReason.IMAGE_SIZE_MISMATCH,
+            f"{place} is {size[0]} x {size[1]}, its labels are for {expected[0]} x {expected[1]}",
+        )
+
+
+def require_camera_of(place: Path | str, size: tuple[int, int], k: NDArray[np.float64]) -> None:
+    """Raise where an image can hardly be of a camera: where no label says how large its images are.
+
+    The principal point of a whole image lies near its middle; it does not where the image was made smaller or larger.
+
+    Args:
+        place: The image.
+        size: Its width and height.
+        k: (3, 3) intrinsics.
+
+    Raises:
+        RecordError: ``image_size_mismatch``.
+
+    """
+    x, y = (float(k[axis, 2]) / (length - 1 if length > 1 else 1) for axis, length in enumerate(size))
+    if not (_LEAST_MIDDLE <= x <= 1 - _LEAST_MIDDLE and _LEAST_MIDDLE <= y <= 1 - _LEAST_MIDDLE):
+        raise RecordError(
+            RejectReason.IMAGE_SIZE_MISMATCH,
+            f"{place} is {size[0]} x {size[1]}, the middle of its camera's images is ({k[0, 2]:.0f}, {k[1, 2]:.0f})",
+        )
 
 
 def read_image_size_from(stream: IO[bytes], name: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -258,14 +258,23 @@ def refuse_copies(folders: Iterable[Path]) -> None:
         LayoutError: It names both.
 
     """
-    known = set(folders)
-    for folder in sorted(known):
-        match = _COPY.fullmatch(folder.name)
-        if match is not None and match[1] != folder.name and folder.with_name(match[1]) in known:
-            raise LayoutError(
-                f"{folder} is named as a copy of {match[1]!r} beside it",
-                "keep one of these folders and move the other away",
-            )
+    beside: dict[Path, set[str]] = {}
+    for folder in folders:
+        beside.setdefault(folder.parent, set()).add(folder.name)
+    for parent, names in sorted(beside.items()):
+        for name in sorted(names):
+            first = copied_from(name, names)
+            if first is not None:
+                raise LayoutError(
+                    f"{parent / name} is named as a copy of {first!r} beside it",
+                    "keep one of these folders and move the other away",
+                )
+
+
+def copied_from(name: str, names: Collection[str]) -> str | None:
+    """Return that one of some names of which another one is named as a copy; None where it is not."""
+    match = _COPY.fullmatch(name)
+    return match[1] if match is not None and match[1] != name and match[1] in names else None
 
 
 def _entries(folder: AnyPath) -> list["os.DirEntry[str]"]:

@@ -60,7 +60,8 @@ class Fence:
         if self._follow_links:
             return
         for path in paths:
-            path = path.rpartition("::")[2]
+            if path.startswith("zip://"):
+                path = path.partition("::")[2]
             if "://" in path:
                 continue
             folder = path.rpartition("/")[0]

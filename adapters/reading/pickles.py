@@ -57,6 +57,9 @@ _CORRUPT: Final = (
 _READ_WHOLE_BYTES: Final = 1 << 26
 _MOST_OFTEN_SHARED: Final = 16
 _ALWAYS_ALLOWED_PARTS: Final = 1_000_000
+_ALWAYS_ALLOWED_BYTES: Final = 1 << 26
+_CONTAINER_BYTES: Final = 64
+"""What an empty list, or an entry of a set, takes in memory; a pickle says it in a byte."""
 
 
 class PickledObject:
@@ -98,8 +101,9 @@ def _load(path: Path, *, start_of_npy: bool, inert: Collection[tuple[str, str]])
         with open_file(path) as stream:
             start = _end_of_npy_header(stream) if start_of_npy else 0
             content = _content(stream)
-        resolver = _Resolver()
-        found = resolver.resolve(_Unpickler(_ViewedFile(content, start), path, inert).load())
+        allowance = _Allowance(_MOST_OFTEN_SHARED * len(content) + _ALWAYS_ALLOWED_BYTES)
+        resolver = _Resolver(allowance)
+        found = resolver.resolve(_Unpickler(_ViewedFile(content, start), path, inert, allowance).load())
         if resolver.shares:
             _require_size(found, _MOST_OFTEN_SHARED * len(content) + _ALWAYS_ALLOWED_PARTS)
     except FileNotFoundError:
@@ -109,6 +113,34 @@ def _load(path: Path, *, start_of_npy: bool, inert: Collection[tuple[str, str]])
     except _CORRUPT as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path}: {type(error).__name__}: {error}") from None
     return found.item() if start_of_npy and isinstance(found, np.ndarray) and found.shape == () else found
+
+
+class _Allowance:
+    """The memory that a pickle may claim for what it has not: copies of its texts and lists, and empty containers.
+
+    Five bytes of a pickle make another copy of a text of a megabyte that stands in it once.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def spend(self, size: int) -> None:
+        """Count bytes.
+
+        Raises:
+            pickle.UnpicklingError: They are more than is left.
+
+        """
+        self._left -= size
+        if self._left < 0:
+            raise pickle.UnpicklingError("it claims far more memory than it has bytes")
+
+    def spend_on(self, made: Any) -> None:
+        """Count an object that was made of others."""
+        if isinstance(made, bytes | np.generic | np.ndarray):
+            self.spend(len(made) if isinstance(made, bytes) else made.nbytes)
+        elif isinstance(made, set | frozenset | dict):
+            self.spend(_CONTAINER_BYTES * len(made))
 
 
 def _content(stream: BinaryIO) -> bytes | mmap.mmap:
@@ -275,11 +307,15 @@ class _Unpickler(pickle._Unpickler):
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
     stack: list[Any]
+    metastack: list[list[Any]]
     _unframer: Any
 
-    def __init__(self, stream: _ViewedFile, path: Path, inert: Collection[tuple[str, str]]) -> None:
+    def __init__(
+        self, stream: _ViewedFile, path: Path, inert: Collection[tuple[str, str]], allowance: _Allowance
+    ) -> None:
         super().__init__(stream, encoding="latin1")
         self._stream = stream
+        self._allowance = allowance
         self._path = path
         self._inert = {key: type("PickledObject", (PickledObject,), {"name": ".".join(key)}) for key in inert}
 
@@ -315,6 +351,39 @@ class _Unpickler(pickle._Unpickler):
         self.stack[-1].__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self.stack[-1](*arguments)
+        self._allowance.spend_on(self.stack[-1])
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def load_empty_list(self) -> None:
+        self._allowance.spend(_CONTAINER_BYTES)
+        self.append([])
+
+    dispatch[pickle.EMPTY_LIST[0]] = load_empty_list
+
+    def load_empty_dictionary(self) -> None:
+        self._allowance.spend(_CONTAINER_BYTES)
+        self.append({})
+
+    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
+
+    def load_empty_set(self) -> None:
+        self._allowance.spend(4 * _CONTAINER_BYTES)
+        self.append(set())
+
+    dispatch[pickle.EMPTY_SET[0]] = load_empty_set
+
+    def load_mark(self) -> None:
+        self._allowance.spend(_CONTAINER_BYTES)
+        self.metastack.append(self.stack)
+        self.stack = []
+        self.append = self.stack.append
+
+    dispatch[pickle.MARK[0]] = load_mark
 
     def load_dict(self) -> None:
         items = self.pop_mark()
@@ -394,7 +463,8 @@ def _require_size(found: Any, most: int) -> None:
 class _Resolver:
     """Replaces the stand-ins in what was unpickled by arrays and dtypes; each object once, so that sharing stays."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowance: _Allowance) -> None:
+        self._allowance = allowance
         self._done: dict[int, Any] = {}
         self._alive: list[Any] = []  # an id is only unique while its object lives
         self.shares = False
@@ -432,8 +502,11 @@ class _Resolver:
     def _array(self, found: _Array) -> NDArray[Any]:
         shape, dtype, is_fortran, raw = found.state[-4:]
         if not dtype.value.hasobject:
-            return _array(raw, dtype, shape, "F" if is_fortran else "C")
+            array = _array(raw, dtype, shape, "F" if is_fortran else "C")
+            self._allowance.spend_on(array if isinstance(raw, str) else None)
+            return array
         shape = _shape(shape)
+        self._allowance.spend(8 * len(raw))
         if not isinstance(raw, list) or math.prod(shape) != len(raw):
             raise pickle.UnpicklingError(f"an array of {shape} objects has another number of them")
         array = np.empty(len(raw), dtype=object)

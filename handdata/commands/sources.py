@@ -225,7 +225,9 @@ def _show_ingested(
 
     where = storage.describe(records_folder(source))
     if as_json:
-        document = {name: value for name, value in asdict(summary).items() if name not in ("files", "rejected_files")}
+        document = {
+            name: value for name, value in asdict(summary).items() if name not in ("files", "rejected_files", "earlier")
+        }
         print_json({**document, "where": where})
         return
     table = {"records": counted(summary.splits), "rejected": counted(summary.rejected), "where": where}

@@ -12,7 +12,7 @@ from handdata.adapters.base import warnings_of
 from handdata.adapters.reading.frames import describe_error, is_of_disk
 from handdata.adapters.reading.listing import cannot_be_read
 from handdata.schemas import HandDataError, RecordError, Rejection, RejectReason, RunError
-from handdata.schemas.rejection import rejection
+from handdata.schemas.rejection import in_one_line, rejection
 
 Item = TypeVar("Item")
 
@@ -29,14 +29,14 @@ def list_partitions(adapter: Adapter, root: Path) -> list[Partition]:
 
 
 def list_warnings(adapter: Adapter, root: Path) -> tuple[str, ...]:
-    """Return what an adapter warns of.
+    """Return what an adapter warns of, a line each.
 
     Raises:
         DatasetReadError: A folder cannot be read.
         RunError: The adapter fails in another way.
 
     """
-    return tuple(_listed(adapter, root, lambda root: warnings_of(adapter, root)))
+    return tuple(map(in_one_line, _listed(adapter, root, lambda root: warnings_of(adapter, root))))
 
 
 def _listed(adapter: Adapter, root: Path, listing: Callable[[Path], Iterable[Item]]) -> list[Item]:

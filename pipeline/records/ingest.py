@@ -29,7 +29,13 @@ from handdata.adapters.reading.paths import Fence, fenced
 from handdata.adapters.reading.unread import unread_parts
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records.guarded import guarded_rows, list_partitions, list_warnings, warning_of_failures
-from handdata.pipeline.records.replacing import put_in_force, refuse_losses, remove_earlier, require_records
+from handdata.pipeline.records.replacing import (
+    put_in_force,
+    refuse_losses,
+    remove_earlier,
+    require_records,
+    with_earlier_counts,
+)
 from handdata.pipeline.records.stored import (
     RECORD_FILE_ROWS,
     RECORD_ROW_GROUP_ROWS,
@@ -56,7 +62,7 @@ from handdata.schemas import (
     records_to_table,
     rejections_to_table,
 )
-from handdata.schemas.rejection import rejection
+from handdata.schemas.rejection import in_one_line, printable, rejection
 
 _ROWS_AT_ONCE: Final = 4096
 """Records that are checked one by one become a table when there are so many."""
@@ -115,7 +121,8 @@ def ingest(
         on_progress: Function called with (finished partitions, all partitions, records so far).
 
     Raises:
-        UsageError: ``root`` is not a folder, or not this dataset, or an option is not one of the source.
+        UsageError: ``root`` is not a folder, or not this dataset, or an option is not one of the source; or a limit or
+            stride is below 1.
         DuplicateRecordError: Two label files gave one id; both are named.
         RunError: The dataset gave no record, or too few without ``force``; the source's earlier records stay. Or
             tombstones name every record that it gave; then there is none any more.
@@ -123,6 +130,9 @@ def ingest(
         StorageError: The workspace cannot be written.
 
     """
+    for name, number in (("limit", limit), ("stride", stride)):
+        if number is not None and number < 1:
+            raise UsageError(f"{name} is {number}, the smallest one is 1")
     source = adapter_type.card.name
     options = options or AdapterOptions()
     refuse_foreign_options(adapter_type, options)
@@ -154,10 +164,10 @@ def ingest(
         total = _stage(jobs, on_progress)
         if split is None and (limit is None or total.records < limit):
             visits.add(total.visits)
-            warnings += tuple(unread_parts(root, visits, unused_parts(adapter)))
+            warnings += tuple(map(in_one_line, unread_parts(root, visits, unused_parts(adapter))))
         staged = IngestSummary(
             source=source,
-            root=str(root),
+            root=printable(str(root)),
             partitions=len(partitions),
             records=total.records,
             splits=dict(sorted(total.splits.items())),
@@ -178,7 +188,7 @@ def ingest(
             staged = recounted(storage, staged, tombstones)
         if not force:
             refuse_losses(storage, staged)
-        summary = put_in_force(storage, staged)
+        summary = put_in_force(storage, with_earlier_counts(storage, staged))
     except BaseException:
         with suppress(StorageError):
             storage.remove(stagings)

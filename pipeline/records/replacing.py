@@ -34,10 +34,18 @@ def require_records(storage: Storage, staged: IngestSummary) -> None:
         )
 
 
-def refuse_losses(storage: Storage, staged: IngestSummary) -> None:
-    """Raise where an ingest lacks a split, or more than a tenth of the records, that the one in force has.
+def with_earlier_counts(storage: Storage, staged: IngestSummary) -> IngestSummary:
+    """Return a summary with what earlier ingests of other selections gave, with which later ones are compared."""
+    before = find_ingest_summary(storage, staged.source)
+    counts = before.counts() if before else ()
+    return replace(staged, earlier=tuple(found for found in counts if found.selection != staged.selection))
 
-    Ingests that were asked for other records are not compared.
+
+def refuse_losses(storage: Storage, staged: IngestSummary) -> None:
+    """Raise where an ingest lacks a split, or more than a tenth of the records, that the last one of its kind had.
+
+    Only ingests of one selection are compared: those that were asked for the same split, limit and stride. Others may
+    have been in force since; of their records, what was dropped meanwhile is not missed.
 
     Args:
         storage: The workspace.
@@ -47,14 +55,18 @@ def refuse_losses(storage: Storage, staged: IngestSummary) -> None:
         RunError: Too much would be lost; the message says of which splits, and the first reason.
 
     """
-    earlier = find_ingest_summary(storage, staged.source)
-    if earlier is None or earlier.selection != staged.selection:
+    before = find_ingest_summary(storage, staged.source)
+    counts = before.counts() if before else ()
+    earlier = next((found for found in counts if found.selection == staged.selection), None)
+    if earlier is None:
         return
     had, has = earlier.splits, staged.splits
     if not had:  # of an earlier version
         had, has = {"records": earlier.records}, {"records": staged.records}
     lost = {name: had[name] - has.get(name, 0) for name in had if had[name] > has.get(name, 0)}
-    if all(has.get(name) for name in lost) and sum(lost.values()) <= MOST_LOST * earlier.records:
+    dropped = max(0, staged.dropped - earlier.dropped)
+    splits_are_there = all(has.get(name) or had[name] <= dropped for name in lost)
+    if splits_are_there and sum(lost.values()) - dropped <= MOST_LOST * earlier.records:
         return
     changes = (f"{name} {had[name]:,} -> {has.get(name, 0):,}" for name in (*SPLITS, "records") if name in lost)
     raise RunError(
@@ -116,5 +128,7 @@ def _remove_unnamed(storage: Storage, source: str, files: Sequence[str]) -> None
 
 def remove_earlier(storage: Storage, source: str) -> None:
     """Remove the files of earlier ingests, which the summary in force does not name."""
+    if find_ingest_summary(storage, source) is None:
+        return  # nobody knows which files are in force
     for folder in (records_folder(source), rejected_folder("ingest", source)):
         _remove_unnamed(storage, source, storage.list_files(folder, ".parquet"))

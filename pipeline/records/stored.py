@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Final
 
 import pyarrow as pa
 
@@ -27,6 +28,41 @@ RECORD_ROW_GROUP_ROWS = 4096
 """Rows of a row group of a records file: what planning holds in memory at a time."""
 
 
+_CHOOSING_OPTIONS: Final = ("fps", "frames_as_video", "val_share")
+"""Options of a source that decide which records it gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngestCounts:
+    """What the last ingest of a selection gave, after its records were replaced by those of another selection.
+
+    Args:
+        split: The only split that was asked for; None for all.
+        limit: Number of records after which the ingest stopped; None for all.
+        stride: Number by which the numbers of kept frames are divisible.
+        records: Number of usable records.
+        splits: Records per split.
+        rejected: Rejected records per reason.
+        dropped: Number of records that were skipped because a tombstone names them.
+        options: The source's own options that were given.
+
+    """
+
+    split: Split | None
+    limit: int | None
+    stride: int
+    records: int
+    splits: dict[str, int]
+    rejected: dict[str, int]
+    dropped: int
+    options: dict[str, str | float | bool] = field(default_factory=dict)
+
+    @property
+    def selection(self) -> tuple[object, ...]:
+        """Which records of the dataset were asked for."""
+        return self.split, self.limit, self.stride, *(self.options.get(name) for name in _CHOOSING_OPTIONS)
+
+
 @dataclass(frozen=True, slots=True)
 class IngestSummary:
     """What an ingest did, as stored beside the records.
@@ -48,6 +84,7 @@ class IngestSummary:
         limit: Number of records after which the ingest stopped; None for all.
         stride: Number by which the numbers of kept frames are divisible.
         options: The source's own options that were given (``AdapterOptions.own``).
+        earlier: What the last ingest of each other selection gave; ingests of earlier versions have none.
 
     """
 
@@ -67,12 +104,26 @@ class IngestSummary:
     limit: int | None = None
     stride: int = 1
     options: dict[str, str | float | bool] = field(default_factory=dict)
+    earlier: tuple[IngestCounts, ...] = ()
 
     @property
     def selection(self) -> tuple[object, ...]:
         """Which records of the dataset were asked for. Summaries of earlier versions say nothing: all, it seems."""
-        chosen = (self.options.get(name) for name in ("fps", "frames_as_video", "val_share"))
-        return self.split, self.limit, self.stride, *chosen
+        return self.split, self.limit, self.stride, *(self.options.get(name) for name in _CHOOSING_OPTIONS)
+
+    def counts(self) -> tuple[IngestCounts, ...]:
+        """Return what the last ingest of each selection gave, this one's last."""
+        own = IngestCounts(
+            self.split,
+            self.limit,
+            self.stride,
+            self.records,
+            self.splits,
+            self.rejected,
+            self.dropped,
+            self.options,
+        )
+        return (*(counts for counts in self.earlier if counts.selection != self.selection), own)
 
 
 def ingested_sources(storage: Storage) -> list[str]:

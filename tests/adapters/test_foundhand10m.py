@@ -1,6 +1,7 @@
 """FoundHand-10M: its packed layout becomes records, and each kind of damage one rejection with its own reason."""
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -253,3 +254,16 @@ def test_the_published_samples_reproject_within_a_hundredth_of_a_pixel(shared_di
             assert np.abs(projected[:, :2] / projected[:, 2:] - label["kpts"][valid]).max() < 0.01
             assert (FoundHand10MAdapter().open_mask(record) == label["hand_mask"]).all()
         assert record.hand_state == ("labelled", "absent")
+
+
+@pytest.mark.parametrize("copied", ["{} (1)", "{} - Copy", "Copy of {}", "{} copy 2"])
+def test_a_copy_of_a_frame_is_no_frame_of_another_camera(tmp_path: Path, copied: str) -> None:
+    write_foundhand10m(tmp_path)
+    before = ingest(tmp_path)
+    for suffix in (".jpg", ".npz"):
+        path = tmp_path / f"InterHand/processed/test/0032_pinkytip/7-400002{suffix}"
+        shutil.copy(path, path.with_name(copied.format(path.stem) + suffix))
+    after = ingest(tmp_path)
+    new = [row for row in after if row.record_id not in {row.record_id for row in before}]
+    assert [row.reason for row in new if isinstance(row, Rejection)] == [RejectReason.LABEL_CORRUPT]
+    assert len(after) == len(before) + 1

@@ -167,10 +167,9 @@ def test_an_unusable_label_file_is_one_rejection_that_names_it(
     assert not (tmp_path / "pwned").exists()
 
 
-def test_an_image_of_another_size_is_read_at_its_size(tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_unreadable(tmp_path: Path) -> None:
     write_split(tmp_path, "training", {0: make_person().annotation()})
-    Image.new("RGB", (64, 48)).save(tmp_path / "training/color/00000.png")
+    Image.new("L", (64, 48)).save(tmp_path / "training/mask/00000.png")
     record = only(tmp_path)
-    assert (record.width, record.height) == (64, 48) != (SIZE, SIZE)
-    with pytest.raises(RecordError, match="expected 64 x 48"):
+    with pytest.raises(RecordError, match=f"expected {SIZE} x {SIZE}"):
         RhdAdapter().open_mask(record)

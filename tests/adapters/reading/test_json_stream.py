@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from handdata.adapters.reading import json_stream
 from handdata.adapters.reading.json_stream import (
     read_json,
+    read_object,
+    require_once,
     stream_items,
     stream_list,
     stream_list_part,
@@ -273,3 +275,45 @@ def test_a_key_that_is_there_twice_with_two_values_is_rejected(tmp_path: Path, i
                     read(path)
             else:
                 assert read(path)
+
+
+@pytest.mark.parametrize("blocks", [1 << 20, 7])
+@pytest.mark.parametrize(
+    ("content", "is_twice"),
+    [
+        ('{"a": [1], "b": [2], "a": [3]}', True),
+        ('{"b": {"a": []}, "a" : [1], "a"\n: [1]}', True),
+        (r'{"\u0061": [0], "a": [1]}', True),
+        ('{"b": "} ]", "a": [1], "c": "{ [", "a": [2]}', True),
+        ('{"b": {"a": 0}, "a": [1], "c": [{"a": 2}], "d": "\\"a\\": ", "e": "a"}', False),
+        ('{"b": "a", "a": [1]}', False),
+    ],
+)
+def test_a_key_above_what_is_streamed_may_be_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, is_twice: bool, blocks: int
+) -> None:
+    """Parsers take the last one, who streams the first: the other one would be lost without a word."""
+    monkeypatch.setattr(json_stream, "BLOCK_BYTES", blocks)
+    path = tmp_path / "labels.json"
+    path.write_text(content)
+    nested = tmp_path / "nested.json"
+    nested.write_text(f'{{"b": {{"a": 1}}, "outer": {content}, "a": 0}}')
+    if not is_twice:
+        assert list(stream_list(path, "a")) == [1]
+        require_once(nested, "outer", "a")
+        return
+    with pytest.raises(RecordError, match=r"labels\.json: the key 'a' is there twice") as caught:
+        next(stream_list(path, "a"))
+    assert caught.value.reason is RejectReason.LABEL_CORRUPT
+    with pytest.raises(RecordError, match="the key 'a' is there twice"):
+        require_once(nested, "outer", "a")
+
+
+def test_an_object_that_is_read_whole_has_each_key_once(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text('{"a": 1, "b": {}, "a": 1}')
+    assert read_object(path) == {"a": 1, "b": {}}
+    for content, problem in (('{"a": 1, "b": {}, "a": 2}', "the key 'a' is there twice"), ("[1]", "an object")):
+        path.write_text(content)
+        with pytest.raises(RecordError, match=problem):
+            read_object(path)

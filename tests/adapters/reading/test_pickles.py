@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 
+from handdata.adapters.reading import pickles
 from handdata.adapters.reading.pickles import PickledObject, load_object_npy, load_pickle
 from handdata.schemas.errors import RecordError, RejectReason
 
@@ -401,3 +403,41 @@ def test_a_file_that_is_cut_while_its_arrays_are_read_ends_no_process(tmp_path: 
     array = load_pickle(path)["xyz"]
     os.truncate(path, 0)  # of a mapped file, the next line would end this process by SIGBUS
     assert array.sum() == np.arange(200_000.0).sum()
+
+
+TEXT = b"X" + struct.pack("<I", 1 << 16) + b"x" * (1 << 16) + b"q\x01"
+RAW_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\nq\x04)q\x05](" + b"h\x04h\x05Rh\x03b" * 2000 + b"e."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT + b"c_codecs\nencode\nq\x02](" + b"h\x02h\x01\x85R" * 2000 + b"e.",
+        TEXT
+        + b"cnumpy\ndtype\nX\x06\x00\x00\x00S65536\x85Rq\x02cnumpy.core.multiarray\nscalar\nq\x03]("
+        + b"h\x03h\x02h\x01\x86R" * 2000
+        + b"e.",
+        TEXT
+        + b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85Rq\x02(K\x01J\x00\x00\x01\x00\x85h\x02\x89h\x01tq\x03"
+        + RAW_ARRAY,
+        b"]("
+        + b"K\x01" * 10_000
+        + b"eq\x01cnumpy\ndtype\nX\x02\x00\x00\x00O8\x85Rq\x02(K\x01M\x10\x27\x85h\x02\x89h\x01tq\x03"
+        + RAW_ARRAY,
+        b"](" + b"".join(b"M" + struct.pack("<H", n) for n in range(10_000)) + b"eq\x01c__builtin__\nset\nq\x02]("
+        b"" + b"h\x02h\x01\x85R" * 2000 + b"e.",
+        b"](" + b"]" * 100_000 + b"e.",
+        b"](" + b"\x8f" * 20_000 + b"e.",
+    ],
+    ids=["texts", "scalars", "arrays", "arrays of objects", "sets", "lists", "empty sets"],
+)
+def test_a_pickle_does_not_claim_far_more_memory_than_it_has_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """Five bytes of a pickle make another copy of a text of a megabyte that it has once, or of a list."""
+    monkeypatch.setattr(pickles, "_ALWAYS_ALLOWED_BYTES", 1 << 20)
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x04" + content)
+    with pytest.raises(RecordError, match="far more memory than it has bytes") as caught:
+        load_pickle(path)
+    assert caught.value.reason is RejectReason.LABEL_CORRUPT

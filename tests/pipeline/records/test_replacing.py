@@ -14,6 +14,7 @@ from PIL import UnidentifiedImageError
 
 from handdata.adapters import AdapterOptions, Layout, Partition
 from handdata.pipeline.records.ingest import ingest
+from handdata.pipeline.records.replacing import remove_earlier
 from handdata.pipeline.records.stored import IngestSummary, drop_records, read_ingest_summary, read_record_keys
 from handdata.pipeline.records.tombstones import DropKind, proposed_tombstones, write_tombstones
 from handdata.pipeline.shards.plan import plan_source
@@ -29,6 +30,7 @@ from handdata.schemas import (
     SourceCard,
     Split,
     StorageError,
+    UsageError,
 )
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.rejection import rejection
@@ -160,6 +162,45 @@ def test_an_ingest_of_the_same_part_is_compared(root: Path, workspace: Storage, 
         ingest(counted({"train": 9}), root, workspace, **asked)
 
 
+def test_an_ingest_is_compared_with_the_last_one_of_the_same_part_whatever_came_between(
+    root: Path, workspace: Storage
+) -> None:
+    ingest(counted(FIRST), root, workspace, limit=LIMIT)
+    ingest(counted(FIRST), root, workspace, limit=LIMIT, stride=2)
+    ingest(counted({"train": 50, "val": 3}), root, workspace, limit=LIMIT, split="train")
+    for asked, said in (({}, "val 10 -> 0"), ({"stride": 2}, "train 80 -> 9"), ({"split": "train"}, "train 50 -> 9")):
+        with pytest.raises(RunError, match=said):
+            ingest(counted({"train": 9}), root, workspace, limit=LIMIT, **asked)  # type: ignore[arg-type]
+    assert ingest(counted({"train": 9}), root, workspace, limit=LIMIT, force=True).splits == {"train": 9}
+    assert ingest(counted({"train": 9}), root, workspace, limit=LIMIT).splits == {"train": 9}, "it was meant"
+    with pytest.raises(RunError, match="train 80 -> 9"):
+        ingest(counted({"train": 9}), root, workspace, limit=LIMIT, stride=2)
+    counts = json.loads(workspace.read_bytes(SUMMARY))["earlier"]
+    assert [(found["split"], found["limit"], found["stride"], found["records"]) for found in counts] == [
+        (None, LIMIT, 2, 100),
+        ("train", LIMIT, 1, 50),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"limit": 0}, "limit is 0"),
+        ({"limit": -1}, "limit is -1"),
+        ({"stride": 0}, "stride is 0"),
+        ({"stride": -2}, "stride is -2"),
+    ],
+)
+def test_a_limit_or_stride_below_one_is_wrong_usage(
+    root: Path, workspace: Storage, asked: dict[str, Any], said: str
+) -> None:
+    ingest(counted(FIRST), root, workspace, limit=LIMIT)
+    before = bytes_of(workspace)
+    with pytest.raises(UsageError, match=said) as caught:
+        ingest(counted(FIRST), root, workspace, **asked)
+    assert (caught.value.exit_code, bytes_of(workspace)) == (2, before)
+
+
 @pytest.mark.parametrize(
     ("removed", "said"), [(("split", "limit", "stride"), "train 80 -> 9"), (("splits",), "records 100 -> 9")]
 )
@@ -177,6 +218,24 @@ def test_summaries_of_earlier_versions_are_compared_as_far_as_they_tell(
         patch.setattr("os.cpu_count", lambda: 1)
         with pytest.raises(RunError, match=said):
             ingest(counted({"train": 9}), root, workspace)
+
+
+def test_a_folder_whose_name_is_no_text_is_named_with_escapes(root: Path, workspace: Storage) -> None:
+    folder = root / os.fsdecode(b"caf\xe9\n\x1b[31m")
+    folder.mkdir()
+    (folder / "labels.bin").touch()
+    summary = ingest(counted(FIRST), root, workspace, limit=LIMIT)
+    assert summary.warnings[-1].endswith(r"may belong to the dataset: caf\udce9\n\x1b[31m")
+    assert read_ingest_summary(workspace, "counted") == summary
+    assert len(read_record_keys(workspace, "counted", ["record_id"])) == 100
+
+
+def test_a_summary_that_cannot_be_read_costs_no_records(root: Path, workspace: Storage) -> None:
+    ingest(counted(FIRST), root, workspace, limit=LIMIT)
+    workspace.write_bytes(SUMMARY, b"{")
+    before = bytes_of(workspace)
+    remove_earlier(workspace, "counted")
+    assert bytes_of(workspace) == before
 
 
 def test_a_damaged_summary_does_not_prevent_the_ingest_that_mends_it(root: Path, workspace: Storage) -> None:
@@ -220,6 +279,15 @@ def test_dropped_records_are_not_missed(root: Path, workspace: Storage, honoured
     assert (summary.splits, summary.dropped) == ({"train": 80}, 20)
     with pytest.raises(RunError, match="train 80 -> 30"):
         ingest(counted({**FIRST, "train": 30}), root, workspace, limit=LIMIT)
+
+
+def test_what_was_dropped_since_is_not_missed_by_an_ingest_of_another_part(root: Path, workspace: Storage) -> None:
+    ingest(counted(FIRST), root, workspace, limit=LIMIT)
+    ingest(counted(FIRST), root, workspace, limit=LIMIT, stride=2)
+    bury(workspace, "subject", "test", "val")
+    with pytest.raises(RunError, match="train 80 -> 60"):
+        ingest(counted({**FIRST, "train": 60}), root, workspace, limit=LIMIT)
+    assert ingest(counted(FIRST), root, workspace, limit=LIMIT).splits == {"train": 80}
 
 
 @pytest.mark.parametrize("honoured", [True, False])
