@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from handdata.api.models import HandModel, load_model
     from handdata.api.photos import Hand, annotate_image
     from handdata.api.pipeline import annotate, ingest
+    from handdata.schemas import HandDataError
 
 __all__ = [
     "Hand",
+    "HandDataError",
     "HandDataset",
     "HandModel",
     "HandSample",
@@ -29,18 +31,19 @@ __all__ = [
 ]
 
 _MODULES = {
-    "datasets": ("HandDataset", "HandSample", "open_dataset"),
-    "models": ("HandModel", "load_model"),
-    "photos": ("Hand", "annotate_image"),
-    "pipeline": ("annotate", "ingest"),
+    "handdata.api.datasets": ("HandDataset", "HandSample", "open_dataset"),
+    "handdata.api.models": ("HandModel", "load_model"),
+    "handdata.api.photos": ("Hand", "annotate_image"),
+    "handdata.api.pipeline": ("annotate", "ingest"),
+    "handdata.schemas": ("HandDataError",),
 }
-"""Modules of ``handdata.api`` with the names that each gives."""
+"""Modules with the names that each gives."""
 
 
 def __getattr__(name: str) -> object:
     for module, names in _MODULES.items():
         if name in names:
-            return globals().setdefault(name, getattr(import_module(f"handdata.api.{module}"), name))
+            return globals().setdefault(name, getattr(import_module(module), name))
     raise AttributeError(f"module 'handdata' has no attribute {name!r}")
 
 

@@ -45,11 +45,11 @@ def there(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return prepared
 
 
-@pytest.mark.parametrize("module", ["pipeline", "datasets", "photos", "models"])
+@pytest.mark.parametrize("module", [name for name in handdata._MODULES if name.startswith("handdata.api.")])
 def test_the_examples_of_docstrings_run(there: Path, module: str) -> None:
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     said: list[str] = []
-    found = doctest.DocTestFinder().find(importlib.import_module(f"handdata.api.{module}"))
+    found = doctest.DocTestFinder().find(importlib.import_module(module))
     for test in found:
         if test.examples:
             test.globs["handdata"] = handdata
