@@ -251,6 +251,8 @@ class HandModel:
     ) -> Image.Image:
         """Draw the hands of a photograph anew where MediaPipe finds their keypoints; the rest stays as it is.
 
+        The image is upright, and has the photograph's alpha and colour profile.
+
             >>> model = handdata.load_model("default", workspace="workspace")
             >>> model.fix("photo.jpg", steps=2).save("fixed.png")
 

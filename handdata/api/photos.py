@@ -19,7 +19,7 @@ from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 Photo: TypeAlias = str | Path | Image.Image | NDArray[Any]
 """A photograph: path of a file, PIL image, or array (H, W, 3) of RGB levels 0 to 255."""
 
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+_PNG_MODES = ("1", "I", "I;16", "L", "LA", "P", "RGB", "RGBA")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,6 +27,7 @@ def ingest(
     split: Split | None = None,
     limit: int | None = None,
     stride: int = 1,
+    mano_dir: str | Path | None = None,
     force: bool = False,
     **options: Any,
 ) -> IngestSummary:
@@ -43,6 +44,7 @@ def ingest(
         split: The only split to take.
         limit: Largest number of records.
         stride: Divisor of the frame numbers that are kept; 1 keeps all frames.
+        mano_dir: Folder of your MANO_RIGHT.pkl and MANO_LEFT.pkl, for labels that need them.
         force: Whether to replace the earlier records even where a split or more than a tenth of them is missing now.
         options: Options of ``handdata.adapters.AdapterOptions``, such as ``follow_links``, or ``fps`` for ``folder``.
 
@@ -52,10 +54,10 @@ def ingest(
 
     """
     _require_at_least(1, limit=limit, stride=stride)
-    settings = load_settings(workspace=_text(workspace))
+    settings = load_settings(workspace=_text(workspace), mano_dir=mano_dir)
     adapter = find_adapter(source)
     try:
-        adapter_options = AdapterOptions(**{"mano_dir": settings.mano_dir, **options})
+        adapter_options = AdapterOptions(settings.mano_dir, **options)
     except TypeError as error:
         raise UsageError(
             f"ingest takes no such option: {error}", "handdata.adapters.AdapterOptions lists them"

@@ -9,7 +9,7 @@ import typer
 from handdata.commands.options import AsJson, Strict, Workspace, shown_default
 from handdata.console import ProgressLine, counted, out, print_json, print_table, say_next
 from handdata.pipeline.settings import Settings, load_settings
-from handdata.schemas import Split, UsageError, known_names
+from handdata.schemas import Split, known_names
 
 if TYPE_CHECKING:
     from handdata.pipeline.records.stored import IngestSummary
@@ -194,8 +194,6 @@ def ingest(
     from handdata.pipeline.records.ingest import ingest as run_ingest
     from handdata.pipeline.storage import Storage
 
-    if stride > 1 and frames_per_second is not None:
-        raise UsageError("--stride and --fps both say which frames are kept", "give one of them")
     settings = load_settings(workspace=workspace, mano_dir=mano)
     adapter = find_adapter(source)
     storage = Storage(settings.workspace)

@@ -136,6 +136,8 @@ def ingest(
     source = adapter_type.card.name
     options = options or AdapterOptions()
     refuse_foreign_options(adapter_type, options)
+    if stride > 1 and options.fps is not None:
+        raise UsageError("--stride and --fps both say which frames are kept", "give one of them")
     root = find_root(adapter_type, root)
     storage.check_writable()
     tombstones = read_tombstones(storage, source)

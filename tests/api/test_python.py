@@ -130,7 +130,11 @@ def test_a_sample_is_what_its_row_says_and_is_its_own(there: Path) -> None:
     [
         (lambda: handdata.ingest("nosuch"), "unknown source"),
         (lambda: handdata.ingest("synthetic", "sources/synthetic", "elsewhere", stride=0), "stride is 0"),
-        (lambda: handdata.ingest("synthetic", "sources/synthetic", "elsewhere", flip=True), "flip"),
+        (lambda: handdata.ingest("folder", "sources", "elsewhere", stride=2, fps=3), "which frames are kept"),
+        (
+            lambda: handdata.ingest("synthetic", "sources/synthetic", "elsewhere", mirrored=True),
+            "no option of the source",
+        ),
         (lambda: handdata.annotate("workspace", dataset="records"), "not a name"),
         (lambda: handdata.annotate("workspace", min_hand_pixels=3), "min_hand_pixels"),
         (lambda: handdata.annotate("workspace", masks="sum"), "masks"),  # type: ignore[arg-type]
