@@ -26,9 +26,10 @@ Visibility is 0 (not labelled), 1 (labelled, hidden), 2 (labelled, seen), or, in
 model that proposed the joint: every joint above 0 is labelled, as MMPose and the COCO API have it. Annotations with
 ``iscrowd`` label no hand.
 
-**Sides** are those of fields (``lefthand_kpts``, ``hand_type``, ``side``, ...), of the names of keypoints, or of the
-category (``left_hand``). Where none says it the hand stands in the right rows (a second one in the left), with
-``extra["side"] = "unknown"``: annotation moves it to the side that the detector names.
+**Sides** are those of fields (``lefthand_kpts``, ``hand_type``, ``side``, ...), of the names of keypoints, of the
+category (``left_hand``), or, in Panoptic's sets of single hands, of the image's name (``005880453_01_l.jpg``). Where
+none says it the hand stands in the right rows (a second one in the left), with ``extra["side"] = "unknown"``:
+annotation moves it to the side that the detector names.
 
 **One record an image**: of several people's hands it has those of the person whose hands are the largest, and
 ``extra["other_hands_xyxy_px"]`` the places of the others. A hand that is not labelled is ``unknown``.
@@ -453,6 +454,7 @@ class _LabelFile:
         described = f"{stem} {labels.info.get('description')}".lower()
         self._is_rhd = re.search(r"\brhd", described.replace("_", " ")) is not None
         self._is_freihand = "freihand" in described
+        self._is_panoptic = "panoptic" in described
         self._stem = stem
         self._categories: dict[int | str, _Category] = {}
         for position, entry in enumerate(labels.categories):
@@ -498,7 +500,12 @@ class _LabelFile:
     ) -> HandRecord:
         size = read_image_size(uri)
         _require_size(where, image, size)
-        hands = [hand for index, entry in enumerate(annotations) for hand in self._hands(where, index, entry, size)]
+        named = self._side_of_file(image["file_name"])
+        hands = [
+            hand
+            for index, entry in enumerate(annotations)
+            for hand in self._hands(f"{where}, annotation {index}", index, entry, size, named)
+        ]
         chosen = _choose(_each_once(hands), where)
         right, left = (chosen.placed.get(side) for side in SIDES)
         valid = place_validity(
@@ -537,6 +544,11 @@ class _LabelFile:
             return f"freihand/{int(number) % _FREIHAND_FRAMES:08d}"
         return None
 
+    def _side_of_file(self, file_name: str) -> Side | None:
+        """Return the side that Panoptic's names end in: an image is there once for each of its hands."""
+        match = re.search(r"_([lr])\.[a-zA-Z]+", file_name) if self._is_panoptic else None
+        return None if match is None else side_in(match[1])
+
     @staticmethod
     def _hints(chosen: _Chosen, annotations: Sequence[Any], where: str) -> dict[str, Any]:
         """Return places of hands for the search: those whose side is asked for, those of which only a box is known."""
@@ -563,14 +575,15 @@ class _LabelFile:
             hints["other_hands_xyxy_px"] = [hand.box for hand in chosen.others]
         return hints
 
-    def _hands(self, where: str, index: int, entry: Any, size: tuple[int, int]) -> Iterator[_Hand]:
+    def _hands(
+        self, where: str, index: int, entry: Any, size: tuple[int, int], side_of_file: Side | None
+    ) -> Iterator[_Hand]:
         """Yield the hands that an annotation labels.
 
         Raises:
             RecordError: ``label_corrupt``, ``label_missing`` or ``label_not_finite``.
 
         """
-        where = f"{where}, annotation {index}"
         if not isinstance(entry, dict) or type(entry.get("category_id")) not in (int, str):
             raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} is no object with a category_id")
         category = self._categories.get(entry["category_id"])
@@ -582,12 +595,18 @@ class _LabelFile:
         if any(f"{side}hand_kpts" in entry for side in SIDES):
             yield from _hands_of_person(where, index, entry)
         elif "keypoints" in entry:
-            yield from self._hands_in_list(where, index, entry, category, size)
+            yield from self._hands_in_list(where, index, entry, category, size, side_of_file)
         elif category.is_of_hands:
             raise RecordError(RejectReason.LABEL_MISSING, f"{where} has no keypoints")
 
     def _hands_in_list(
-        self, where: str, index: int, entry: dict[str, Any], category: _Category, size: tuple[int, int]
+        self,
+        where: str,
+        index: int,
+        entry: dict[str, Any],
+        category: _Category,
+        size: tuple[int, int],
+        side_of_file: Side | None,
     ) -> Iterator[_Hand]:
         points, valid = _joints(where, "keypoints", entry["keypoints"])
         orders = category.orders(len(points))
@@ -596,7 +615,7 @@ class _LabelFile:
             raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: hand_type names no side, as RHD's does")
         segmentation = _segmentation(where, entry.get("segmentation"), size) if len(orders) == 1 else None
         for side_of_names, order in orders:
-            sides = {side_of_names, named, side_in(category.name) if len(orders) == 1 else None} - {None}
+            sides = {side_of_names, named, side_of_file, side_in(category.name) if len(orders) == 1 else None}
             side = _only_side(where, {side for side in sides if side is not None})
             ordered, labelled = reorder_joints(points, order), reorder_joints(valid, order)
             if labelled.any():

@@ -18,8 +18,8 @@ def on_named_sides(record: HandRecord, detections: Sequence[Detection]) -> HandR
     """Return a record with its labels in the rows of the sides that the detector names.
 
     A single hand has the side of the nearest detection, if that shows the same hand; otherwise the record is returned
-    as it is. Of two hands each has the detection of the same hand whose wrist is the nearest; they need different
-    sides.
+    as it is, and so it is where another hand has the better claim to that side. Of two hands each has the detection of
+    the same hand whose wrist is the nearest; they need different sides.
 
     Args:
         record: Record of the frame.
@@ -36,7 +36,11 @@ def on_named_sides(record: HandRecord, detections: Sequence[Detection]) -> HandR
         near = [detection for detection in detections if stands in labelled_sides(record, detection)]
         if not near:
             return record
-        side = min(near, key=lambda detection: label_distance(record, stands, detection)).side
+        nearest = min(near, key=lambda detection: label_distance(record, stands, detection))
+        others = [other for other in detections if stands not in labelled_sides(record, other)]
+        if any(other.side == nearest.side and other.score >= nearest.score for other in others):
+            return record
+        side = nearest.side
     else:
         named = [
             (_distance_of_wrists(record, "right", first) + _distance_of_wrists(record, "left", second), first.side)

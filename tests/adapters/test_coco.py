@@ -83,7 +83,7 @@ def test_the_joints_of_every_set_stand_in_our_order_on_the_side_that_the_set_nam
         "onehand10k_train__Train__source__9": (RIGHT, None),
         "onehand10k_train__Train__source__33": (LEFT, None),
         "freihand_val__training__rgb__00032567": (RIGHT, None),
-        "panoptic_test__hand_labels__manual_test__000648952_02_l": (LEFT, None),
+        "panoptic_test__hand_labels__manual_test__000648952_02_l": (None, LEFT),
         "rhd_test__evaluation__color__00007": (None, LEFT),
         "halpe_train_v1__HICO_train2015_00000001": (RIGHT, LEFT),
         "mine_val__a": (RIGHT, LEFT),
@@ -104,7 +104,7 @@ def test_the_joints_of_every_set_stand_in_our_order_on_the_side_that_the_set_nam
                 assert_hand_is(record, side, joints, missing.get(name, ()) if side == "right" else ())
         assert record.hand_state == tuple("unknown" if joints is None else "labelled" for joints in hands)
     unsided = {name for name, row in rows.items() if isinstance(row, HandRecord) and row.is_side_unknown}
-    assert unsided == {name for name in known if name.startswith(("onehand10k", "freihand", "panoptic"))}
+    assert unsided == {name for name in known if name.startswith(("onehand10k", "freihand"))}
     assert reason(rows["coco_wholebody_train_v1.0__000000000030"]) is RejectReason.LABEL_MISSING
     assert reason(rows["mine_val__c"]) is RejectReason.IMAGE_MISSING
 

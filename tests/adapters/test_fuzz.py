@@ -35,6 +35,7 @@ KNOWN: Final = (
     (r"foundhand10m .*(joint3d|joint_valid)\]: (delete|rename key)", "files of the release lack them"),
     (r"foundhand10m .*hand_mask", "its size is that of the image before it was resized, on each axis"),
     (r"coco .*iscrowd", "a crowd labels no hand, whatever stands in its keypoints"),
+    (r"coco .*annotations/\*.*: delete", "the hands of another person are then the largest ones"),
     (r"coco .*hand_valid", "a hand that is not valid is not labelled, whatever stands in its keypoints"),
     (r"hagrid.* .*landmarks.*: a null for one", "a hand that MediaPipe missed has no landmarks"),
 )

@@ -78,6 +78,12 @@ def test_a_hand_that_no_detection_shows_stays_and_is_flagged(detections: list[De
     assert "side_unknown" in found.flags
 
 
+def test_a_hand_stays_and_is_flagged_where_another_one_has_the_better_claim_to_its_side() -> None:
+    nearest = detection("left", 102, 100, 0.7)
+    assert "side_unknown" in joined(record(hand(100, 100)), [nearest, detection("left", 300, 100, 0.9)]).flags
+    assert "side_unknown" not in joined(record(hand(100, 100)), [nearest, detection("left", 300, 100, 0.6)]).flags
+
+
 def test_a_hand_is_flagged_where_the_detector_is_not_asked() -> None:
     assert joined(record(hand(100, 100)), [], "dataset").flags == {"side_unknown"}
     assert "side_unknown" not in joined(record(hand(100, 100)), [detection("left", 300, 100)], "mediapipe").flags
@@ -114,7 +120,7 @@ def test_the_detector_is_asked_for_sides_of_two_labelled_hands() -> None:
 
 
 def test_the_side_that_was_named_holds_when_the_unit_agrees_on_sides() -> None:
-    seen = [detection("left", 102, 100, 0.6, track=0), detection("left", 300, 100, 0.99, track=1)]
+    seen = [detection("left", 102, 100, 0.99, track=0), detection("left", 300, 100, 0.6, track=1)]
     (located,) = agree_on_sides([Located(on_named_sides(record(hand(100, 100)), seen), seen)], "prefer-dataset")
     assert [(found.track, found.side) for found in sorted(located.detections, key=lambda found: found.track)] == [
         (0, "left"),
