@@ -125,6 +125,7 @@ class CocoAdapter:
         Layout("as Roboflow exports", ("*/_annotations.coco.json",)),
         Layout("labels beside their images", ("*.json",), is_typical=False),
     )
+    own_options: ClassVar[frozenset[str]] = frozenset({"licence"})
     unused: ClassVar[tuple[str, ...]] = (
         *("*person_detection_results", "*/depth", "*/mask", "*hico_20160224_det/tools", "*hico_20160224_det/anno*"),
     )

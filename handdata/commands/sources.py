@@ -174,7 +174,7 @@ def ingest(
             "--license",
             metavar="SPDX_OR_TEXT",
             rich_help_panel=_SOME_SOURCES,
-            help="folder: licence of the data.",
+            help="folder, coco: licence of the data.",
             show_default="LicenseRef-own",
         ),
     ] = None,

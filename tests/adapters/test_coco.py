@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handdata.adapters.base import warnings_of
+from handdata.adapters.base import AdapterOptions, warnings_of
 from handdata.adapters.coco import CocoAdapter
 from handdata.adapters.reading import coco_json
 from handdata.adapters.roots import find_root
+from handdata.pipeline.records.ingest import ingest as ingest_source
+from handdata.pipeline.storage import Storage
 from handdata.schemas import HandRecord, RecordError, Rejection, RejectReason, Side, StorageError, hand_rows
 from tests.fixtures.coco import (
     FINGERS,
@@ -145,6 +147,13 @@ def test_labels_lie_where_exporters_put_them(tmp_path: Path) -> None:
     assert list(warnings_of(adapter, tmp_path / "roboflow")) == []
     (warning,) = warnings_of(adapter, tmp_path / "fo")
     assert "says train, val or test: labels.json" in warning
+
+
+def test_the_licence_of_labels_of_one_s_own_is_that_of_the_option(tmp_path: Path) -> None:
+    write_freihand(tmp_path / "d")
+    options = AdapterOptions(licence="CC-BY-4.0")
+    summary = ingest_source(CocoAdapter, tmp_path / "d", Storage(tmp_path / "w"), options=options, limit=9)
+    assert (summary.license, summary.records) == ("CC-BY-4.0", 1)
 
 
 # ---------------------------------------------------------------------------------------------------- joints
