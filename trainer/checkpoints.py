@@ -53,8 +53,10 @@ from handdata.trainer.weights import (
 )
 
 __all__ = [
+    "BUILTIN",
     "Resumed",
     "averaged_weights",
+    "builtin_file",
     "complete_checkpoints",
     "discard_checkpoint",
     "export_foundhand",
@@ -74,6 +76,8 @@ __all__ = [
     "write_foundhand",
 ]
 
+BUILTIN: Final = "builtin"
+"""Name that stands for the network of the package: trained by ``make learn`` on rendered hands alone."""
 MODEL_FILE: Final = "model.safetensors"
 EMA_FILE: Final = "ema.safetensors"
 STATE_FILE: Final = "state.pt"
@@ -342,10 +346,11 @@ def _moments(optimizer: Mapping[str, Any]) -> list[Tensor]:
 
 
 def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[DiT, dict[str, Any]]:
-    """Return the network with averaged weights, in evaluation mode, and the run's settings.
+    """Return the network with averaged weights, as float32 in evaluation mode, and the run's settings.
 
     Args:
-        path: Path or URL of a checkpoint's .safetensors file, of its folder, or of a run's folder (its latest one).
+        path: Path or URL of a checkpoint's .safetensors file, of its folder, or of a run's folder (its latest one);
+            ``builtin`` is the package's own network, even where a folder has this name (write ``./builtin`` for that).
         device: Device of the network.
 
     Raises:
@@ -353,6 +358,8 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
             ``import_foundhand`` instead).
 
     """
+    if path == BUILTIN:
+        path = str(builtin_file())
     file = path if path.endswith(".safetensors") else f"{_checkpoint_of(path)}/{EMA_FILE}"
     storage = Storage(file)
     if not storage.exists(""):
@@ -362,7 +369,8 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
             _require_unchanged(local, file)
             with safe_open(local, framework="pt") as opened:
                 metadata = opened.metadata() or {}
-                weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+                names = opened.keys()
+                weights = {name: opened.get_tensor(name).float() for name in names}  # the package's are float16
     except OSError as error:
         raise as_storage_error("read", file, error) from error
     except SafetensorError as error:
@@ -381,6 +389,11 @@ def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[Di
         model = DiT(**sizes.model_dump())
     _load_into(model, weights, file, assign=True)
     return model.to(device).eval().requires_grad_(False), config
+
+
+def builtin_file() -> Path:
+    """Return the file of the package's own network."""
+    return Path(__file__).with_name("builtin.safetensors")
 
 
 def _require_unchanged(local: Path, file: str) -> None:
@@ -414,7 +427,10 @@ def first_weights(path: str) -> dict[str, Tensor]:
 
 
 def averaged_weights(path: str) -> str:
-    """Return the file of averaged weights in a checkpoint's or a run's folder; ``path`` itself where it is neither."""
+    """Return the file of averaged weights in a checkpoint's or a run's folder, or the package's own for ``builtin``;
+    ``path`` itself where it is none of them."""
+    if path == BUILTIN:
+        return str(builtin_file())
     if path.endswith((".safetensors", ".pt", ".pth", ".ckpt", ".bin")):
         return path
     found = path.rstrip("/") if _read_marker(path) else latest_checkpoint(path)

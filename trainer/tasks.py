@@ -132,7 +132,9 @@ def video(
     """Draw a video (T, S, S, 3) RGB: the hand of some references in the pose of one target after another.
 
     All frames start from the same noise. At each denoising step the reference is drawn at random from those given and
-    the frame made last, which has no mask (stochastic conditioning; FoundHand's published video sampler).
+    the frame made last, which has no mask (stochastic conditioning; FoundHand's published video sampler). A single step
+    takes the one reference, of those given, whose joints lie nearest to the target's: faults of a frame made before
+    would be drawn into all that follow.
 
     Args:
         sampler: Network, autoencoder and preset.
@@ -157,7 +159,8 @@ def video(
         for number, target in enumerate(targets, start=1):
             batch = _batch(sampler, [(target, None)], Task.POSE_CHANGE)
             target_cond, _, task = pair_conditions(batch, autoencoder, draws)
-            predict = _changing_reference(sampler.network, target_cond, [*given, *made], task, settings, choice)
+            shown = [given[_nearest(references, target)]] if settings.steps == 1 else [*given, *made]
+            predict = _changing_reference(sampler.network, target_cond, shown, task, settings, choice)
             latent = denoise(
                 predict,
                 noise,
@@ -227,6 +230,17 @@ def repair(
     share = cv2.GaussianBlur(wanted.astype(np.float32), (0, 0), side / 128)[..., None]
     blended = share * drawn + (1 - share) * frame_at_size.image
     return np.asarray(np.where(wanted[..., None], np.round(blended), frame_at_size.image), dtype=np.uint8)
+
+
+def _nearest(references: Sequence[Frame], target: Frame) -> int:
+    """Return which reference's joints lie nearest to the target's, of those that both show."""
+
+    def distance(reference: Frame) -> float:
+        both = reference.valid & target.valid
+        places = [frame.keypoints[both] / frame.image.shape[0] for frame in (reference, target)]
+        return float(np.hypot(*(places[0] - places[1]).T).mean()) if both.any() else np.inf
+
+    return int(np.argmin([distance(reference) for reference in references]))
 
 
 def _changing_reference(

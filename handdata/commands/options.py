@@ -148,29 +148,36 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")]
 
 
-def _run_name(name: str) -> str:
+def _run_name(name: str | None) -> str | None:
     """Return a run's name as it was given.
 
     Raises:
         UsageError: The name cannot be a folder below the workspace's ``runs``.
 
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UsageError(f"--run {name}: not a name for a folder of runs", "use letters, digits, dots, - and _")
     return name
 
 
-def run_option(text: str) -> "OptionInfo":
+def run_option(text: str, **shown: Any) -> "OptionInfo":
     """Return the option that names a training run."""
-    option: OptionInfo = typer.Option("--run", metavar="NAME", callback=_run_name, help=text)
+    option: OptionInfo = typer.Option("--run", metavar="NAME", callback=_run_name, help=text, **shown)
     return option
 
 
 RunName = Annotated[str, run_option("Training run of the workspace.")]
+RunOrBuiltin = Annotated[
+    str | None,
+    run_option("Training run of the workspace.", show_default="default; builtin network where there is no run"),
+]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        "--checkpoint", metavar="PATH_OR_URL", help="Checkpoint file or folder.", show_default="the run's latest"
+        "--checkpoint",
+        metavar="PATH_OR_URL",
+        help="Checkpoint file or folder, or builtin for the network of the package.",
+        show_default="the run's latest",
     ),
 ]
 

@@ -12,7 +12,7 @@ from handdata.commands.options import (
     DenoisingSteps,
     Device,
     GuidanceScale,
-    RunName,
+    RunOrBuiltin,
     SamplingSeed,
     TrainedDataset,
     Workspace,
@@ -21,11 +21,12 @@ from handdata.commands.options import (
 )
 from handdata.console import ProgressLine, out, say
 from handdata.pipeline.settings import load_settings
-from handdata.schemas import UsageError
+from handdata.schemas import UsageError, known_names
 from handdata.trainer.presets import SamplingOptions
 
 if TYPE_CHECKING:
     from handdata.jobs.sample import Sampling
+    from handdata.pipeline.storage import Storage
     from handdata.schemas.arrays import ByteArray
 
 sample_app = typer.Typer(no_args_is_help=True, help="Generate images with a trained checkpoint.")
@@ -58,7 +59,7 @@ Figure = Annotated[Path, typer.Option("--out", metavar="PNG", help="File of the 
 )
 def gesture_transfer(
     workspace: Workspace = None,
-    run: RunName = "default",
+    run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
     dataset: TrainedDataset = None,
     reference: Reference = None,
@@ -94,7 +95,7 @@ def gesture_transfer(
 )
 def domain_transfer(
     workspace: Workspace = None,
-    run: RunName = "default",
+    run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
     dataset: TrainedDataset = None,
     reference: Reference = None,
@@ -133,7 +134,7 @@ def domain_transfer(
 )
 def novel_view(
     workspace: Workspace = None,
-    run: RunName = "default",
+    run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
     dataset: TrainedDataset = None,
     reference: Reference = None,
@@ -166,7 +167,7 @@ def novel_view(
 @sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --n 24 --out me-waving.webp")
 def video(
     workspace: Workspace = None,
-    run: RunName = "default",
+    run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
     dataset: TrainedDataset = None,
     reference: Annotated[
@@ -224,7 +225,7 @@ def video(
 def fix(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Image with malformed hands.")],
     workspace: Workspace = None,
-    run: RunName = "default",
+    run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
     steps: DenoisingSteps = None,
     guidance_scale: Annotated[
@@ -255,7 +256,7 @@ def fix(
 @sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")
 def unconditional(
     workspace: Workspace = None,
-    run: RunName = "default",
+    run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
     count: Count = 16,
     steps: DenoisingSteps = None,
@@ -272,14 +273,15 @@ def unconditional(
     _write(out_file, figure)
 
 
-def _sampling(out_file: Path, workspace: str | None, run: str, checkpoint: str | None, **request: object) -> "Sampling":
+def _sampling(
+    out_file: Path, workspace: str | None, run: str | None, checkpoint: str | None, **request: object
+) -> "Sampling":
     from handdata.jobs.sample import SampleRequest, Sampling
     from handdata.pipeline.storage import Storage
-    from handdata.pipeline.storage.layout import run_folder
 
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
-    chosen = checkpoint or storage.url(run_folder(run))
+    chosen = checkpoint or _trained(storage, run)
     sampling = Sampling(
         SampleRequest(checkpoint=chosen, **request),  # type: ignore[arg-type]
         storage,
@@ -289,6 +291,28 @@ def _sampling(out_file: Path, workspace: str | None, run: str, checkpoint: str |
     )
     require_place(out_file)
     return sampling
+
+
+def _trained(storage: "Storage", name: str | None) -> str:
+    """Return where a run lies; without a name the default one, or the built-in network where there is no run at all.
+
+    Raises:
+        UsageError: The workspace has other runs.
+
+    """
+    from handdata.pipeline.storage.layout import list_runs, run_folder
+
+    runs = list_runs(storage)
+    if name is None and not runs:
+        say(f"{storage.describe()} has no run: the built-in network draws, which has seen rendered hands alone")
+        return "builtin"
+    wanted = name or "default"
+    if runs and wanted not in runs:
+        raise UsageError(
+            f"{storage.describe()} has no run {wanted}",
+            f"{known_names(wanted, runs)}; --checkpoint builtin is the network of the package",
+        )
+    return storage.url(run_folder(wanted))
 
 
 def _write_video(file: Path, frames: "ByteArray", fps: float) -> None:

@@ -100,6 +100,11 @@ def run_folder(run: str) -> str:
     return f"runs/{run}"
 
 
+def list_runs(storage: Storage) -> list[str]:
+    """Return the names of a workspace's training runs, sorted."""
+    return storage.list_folders("runs")
+
+
 def metrics_file(run: str) -> str:
     """Return the name of a training run's curves."""
     return f"{run_folder(run)}/metrics.jsonl"

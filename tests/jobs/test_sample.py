@@ -200,6 +200,24 @@ def test_fix_changes_the_hands_of_a_photograph_and_nothing_else(workspace: Path,
         run(workspace, "fix", str(empty), "--out", str(tmp_path / "no.png"))
 
 
+@pytest.mark.slow
+def test_without_a_run_the_built_in_network_draws_photographs(
+    tmp_path: Path, run_command: Callable[..., CommandResult]
+) -> None:
+    write_synthetic(tmp_path / "hands", identities=1, sequences=1, frames=2, cameras=1, size=256, seed=3, processes=1)
+    first, second = sorted((tmp_path / "hands").rglob("*.jpg"))
+    words = ["sample", "gesture-transfer", "--reference", first, "--target", second, "--out", tmp_path / "a.png"]
+    result = run_command(*words, "-w", tmp_path / "w")
+    assert (result.code, result.err.count("\n")) == (0, 1), result.err
+    assert "has no run: the built-in network draws" in result.err
+    assert rows_and_columns(tmp_path / "a.png") == (1, 5)
+    named = run_command(*words, "-w", tmp_path / "w", "--run", "mine")
+    assert named.code == 1 and "no complete checkpoint in" in named.err  # a run that was asked for is never another
+    (tmp_path / "w" / "runs" / "theirs").mkdir(parents=True)
+    other = run_command(*words, "-w", tmp_path / "w")
+    assert other.code == 2 and "has no run default" in other.err and "theirs" in other.err
+
+
 def test_fix_draws_each_hand_in_its_own_square_and_nothing_between_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import UsageError
 from handdata.trainer.autoencoders import PixelAutoencoder
 from handdata.trainer.conditioning import Task
+from handdata.trainer.data.augment import Frame, resize
 from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.figures import draw_skeleton, figure, filmstrip, grid
 from handdata.trainer.model import DiT
@@ -110,6 +112,22 @@ def test_frames_of_a_video_start_from_one_noise_and_are_shown_the_frame_before(
         assert not made[0][:, -1].any()  # no mask
         assert made[0][:, 3:-1].any()  # the pose that it was asked for
     assert filmstrip(list(frames), targets, tile_px=32).shape == (2 * 36, 3 * 36, 3)
+
+
+def test_one_step_shows_each_frame_of_a_video_the_reference_of_the_nearest_pose(
+    dataset: PairDataset, network: DiT
+) -> None:
+    def moved(by: float, size: int = 32) -> Frame:
+        frame = resize(dataset.frame(0), size)
+        keypoints = frame.keypoints + frame.valid[:, None] * np.float32(by * size / 32)
+        return replace(frame, keypoints=keypoints, image=np.full_like(frame.image, 10 * by))
+
+    shown: list[int] = []
+    network.register_forward_pre_hook(lambda _, inputs: shown.append(round(float(inputs[3][0, 0].mean() + 1) * 12.75)))
+    unknown = replace(moved(3), valid=np.zeros(42, bool))
+    references = [unknown, moved(2), moved(9, size=64), moved(5)]
+    video(sampler(network), references, [moved(4), moved(1), moved(10)], SamplingOptions(steps=1, guidance_scale=1.0))
+    assert shown == [5, 2, 9]
 
 
 def test_repair_draws_the_region_and_keeps_the_rest(dataset: PairDataset, network: DiT) -> None:
