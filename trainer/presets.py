@@ -460,7 +460,7 @@ PRESETS: Final[dict[str, Preset]] = {
         optimisation=_WITHIN_MINUTES,
         sampling=SamplingConfig(scheduler="ddim", steps=25, guidance_scale=1.5, clip_x0=1.0),
     ),
-    # 64 px in about an hour on one CPU core: the measured run of docs/results.
+    # 64 px in about an hour on one CPU core, without geometry: kept to compare with.
     "pixel-64": Preset(
         image_size=64,
         autoencoder=AutoencoderConfig(kind="pixel"),

@@ -208,8 +208,8 @@ def test_without_a_run_the_built_in_network_draws_photographs(
     first, second = sorted((tmp_path / "hands").rglob("*.jpg"))
     words = ["sample", "gesture-transfer", "--reference", first, "--target", second, "--out", tmp_path / "a.png"]
     result = run_command(*words, "-w", tmp_path / "w")
-    assert (result.code, result.err.count("\n")) == (0, 1), result.err
-    assert "has no run: the built-in network draws" in result.err
+    assert result.code == 0, result.err
+    assert "has no run: the built-in network draws" in result.err.splitlines()[0]
     assert rows_and_columns(tmp_path / "a.png") == (1, 5)
     named = run_command(*words, "-w", tmp_path / "w", "--run", "mine")
     assert named.code == 1 and "no complete checkpoint in" in named.err  # a run that was asked for is never another
