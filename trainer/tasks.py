@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from handdata.schemas import KEYPOINT_COUNT, RunError, WeightsError
+from handdata.schemas import KEYPOINT_COUNT, RunError, UsageError, WeightsError
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
 from handdata.trainer.checkpoints import load_for_sampling
@@ -114,7 +114,13 @@ def gesture_transfer(
 def unconditional(
     sampler: Sampler, count: int, options: SamplingOptions = SamplingOptions(), *, progress: Progress | None = None
 ) -> ByteArray:
-    """Draw ``count`` images (N, S, S, 3) without reference, keypoints, task and guidance."""
+    """Draw ``count`` images (N, S, S, 3) without reference, keypoints, task and guidance.
+
+    Raises:
+        UsageError: The network needs a reference.
+
+    """
+    _require_none_needed(sampler)
     absent = np.zeros((KEYPOINT_COUNT, 2), np.float32), np.zeros(KEYPOINT_COUNT, np.bool_)
     nothing = pose_frame(*absent, sampler.preset.image_size)
     unguided = replace(options, guidance_scale=1.0)
@@ -200,7 +206,11 @@ def repair(
         resamples: How often RePaint takes each of its jumps.
         progress: Called after each denoising step.
 
+    Raises:
+        UsageError: The network needs a reference.
+
     """
+    _require_none_needed(sampler)
     autoencoder, side = sampler.autoencoder, sampler.preset.image_size
     settings = options.applied_to(sampler.preset)
     draws = torch.Generator().manual_seed(options.seed)
@@ -230,6 +240,21 @@ def repair(
     share = cv2.GaussianBlur(wanted.astype(np.float32), (0, 0), side / 128)[..., None]
     blended = share * drawn + (1 - share) * frame_at_size.image
     return np.asarray(np.where(wanted[..., None], np.round(blended), frame_at_size.image), dtype=np.uint8)
+
+
+def _require_none_needed(sampler: Sampler) -> None:
+    """Check that a network can draw without a reference: a difference from none shows patches and colours at random.
+
+    Raises:
+        UsageError: It predicts a difference from its reference.
+
+    """
+    if sampler.preset.model.geometry.residual != "none":
+        raise UsageError(
+            "this network needs a reference, and this task gives it none",
+            "it is for gesture-transfer, domain-transfer and video; name another --run or --checkpoint, such as one of "
+            "foundhand-xl",
+        )
 
 
 def _nearest(references: Sequence[Frame], target: Frame) -> int:

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.figures import draw_skeleton, figure, filmstrip, grid
 from handdata.trainer.model import DiT
 from handdata.trainer.poses import pose_frame, read_keypoints
-from handdata.trainer.presets import PRESETS, ModelConfig, SamplingOptions
+from handdata.trainer.presets import PRESETS, GeometryConfig, ModelConfig, SamplingOptions
 from handdata.trainer.tasks import Sampler, gesture_transfer, repair, unconditional, video
 from tests.fixtures.samples import sample, write_dataset
 
@@ -128,6 +129,18 @@ def test_one_step_shows_each_frame_of_a_video_the_reference_of_the_nearest_pose(
     references = [unknown, moved(2), moved(9, size=64), moved(5)]
     video(sampler(network), references, [moved(4), moved(1), moved(10)], SamplingOptions(steps=1, guidance_scale=1.0))
     assert shown == [5, 2, 9]
+
+
+@pytest.mark.parametrize("residual", ["reference", "carried"])
+def test_a_network_that_changes_its_reference_is_not_asked_to_draw_without(
+    dataset: PairDataset, network: DiT, residual: Literal["reference", "carried"]
+) -> None:
+    model = PRESET.model.model_copy(update={"geometry": GeometryConfig(residual=residual)})
+    draws = Sampler(network, PixelAutoencoder(), PRESET.model_copy(update={"model": model}))
+    with pytest.raises(UsageError, match="needs a reference"):
+        unconditional(draws, 1)
+    with pytest.raises(UsageError, match="needs a reference"):
+        repair(draws, dataset.frame(0), np.ones((32, 32), bool))
 
 
 def test_repair_draws_the_region_and_keeps_the_rest(dataset: PairDataset, network: DiT) -> None:
