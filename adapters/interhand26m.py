@@ -83,6 +83,7 @@ _ORDER: Final = np.array([*_HAND_ORDER, *(row + 21 for row in _HAND_ORDER)])
 
 _IMAGES = re.compile(rb'"images"\s*:\s*\[')
 _ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[\s*')
+_FILE_NAME = re.compile(r"(Capture[0-9]+/[^/]+)/cam([^/]+)/image([0-9]{1,9})\.jpg")
 _SEARCH_BYTES = 1 << 20
 _LONGEST_MATCH = 256
 _LONGEST_ANNOTATION = 1 << 16
@@ -509,6 +510,23 @@ class _Image:
     frame: int
     subject: str | None
 
+    def require_own_file(self, where: str) -> None:
+        """Raise where the file is named as that of another camera or moment: its labels would be on its pixels.
+
+        Raises:
+            RecordError: ``label_corrupt``.
+
+        """
+        if self.file_name == f"{self.sequence}/cam{self.camera}/image{self.frame}.jpg":
+            return
+        named = _FILE_NAME.fullmatch(self.file_name)
+        if named is not None and (named[1], named[2], int(named[3])) != (self.sequence, self.camera, self.frame):
+            raise RecordError(
+                RejectReason.LABEL_CORRUPT,
+                f"{where}: {self.file_name} is named as another image than {self.sequence}, camera {self.camera}, "
+                f"frame {self.frame}",
+            )
+
     def record_name(self, split: Split) -> str:
         """Return the ``record_id`` that the image gets."""
         return record_name(InterHand26MAdapter.card.name, split, self.sequence, self.frame, self.camera)
@@ -559,6 +577,7 @@ def _read_images(
                 raise valid
             require_size(image_uri, read_image_size(image_uri), image.size)
             pose, camera = captures.pose(image.capture, image.frame), captures.camera(image.capture, image.camera)
+            image.require_own_file(where)
         except Exception as error:
             rejections.append((len(read), frame_rejection(name, image_uri, error, where)))
         else:

@@ -115,7 +115,8 @@ def _mask_path(image_path: Path) -> Path:
 
 def _read_samples(path: Path) -> dict[int, object]:
     samples = load_pickle(path)
-    if not isinstance(samples, dict) or not all(isinstance(key, int | np.integer) for key in samples):
+    # To Python, True is a number.
+    if not isinstance(samples, dict) or not all(type(key) is int or isinstance(key, np.integer) for key in samples):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} should hold a dict of sample ids, holds something else")
     if not all(0 <= key < 2**31 for key in samples):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{path} has ids that are no numbers of files")

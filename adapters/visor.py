@@ -321,6 +321,7 @@ def _sides(where: str, entity: dict[str, Any]) -> set[Side]:
     name = entity.get("name")
     if not isinstance(name, str):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: the name of an entity is {reprlib.repr(name)}")
+    name = " ".join(name.lower().split())
     if name in ("left hand", "right hand"):
         return {_HANDS[name]}
     worn_on = entity.get("on_which_hand") if name in _GLOVES else None
@@ -328,7 +329,8 @@ def _sides(where: str, entity: dict[str, Any]) -> set[Side]:
     if not all(isinstance(hand, str) for hand in named):
         detail = f"{where}, {name}: on_which_hand should name hands, is {reprlib.repr(worn_on)}"
         raise RecordError(RejectReason.LABEL_CORRUPT, detail)
-    return {_HANDS[hand] for hand in named if hand in _HANDS}
+    spelled = {" ".join(hand.lower().split()) for hand in named}
+    return {_HANDS[hand] for hand in spelled if hand in _HANDS}
 
 
 def _parse_rings(where: str, segments: object) -> list[Ring]:

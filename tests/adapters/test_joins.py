@@ -348,3 +348,35 @@ def test_a_name_of_interhand_that_is_no_text_is_label_corrupt(tmp_path: Path, ch
     change_json(path, lambda data: data["images"][0].update(change))
     new = {name: reason for name, reason in reasons(ingest("interhand26m", tmp_path)).items() if name not in before}
     assert list(new.values()) == [RejectReason.LABEL_CORRUPT]
+
+
+@pytest.mark.parametrize("change", [{"camera": "410028"}, {"seq_name": "0000_other"}])
+def test_labels_of_interhand_on_an_image_that_is_named_otherwise_are_label_corrupt(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    write_interhand26m(tmp_path)
+    path = tmp_path / "annotations/train/InterHand2.6M_train_data.json"
+    change_json(path, lambda data: data["images"][0].update(change))
+    named = f"{json.loads(path.read_text())['images'][0]['file_name']} is named as another image"
+    found = [row for row in ingest("interhand26m", tmp_path) if isinstance(row, Rejection) and named in row.detail]
+    assert [row.reason for row in found] == [RejectReason.LABEL_CORRUPT]
+
+
+def test_a_sample_of_rhd_that_a_boolean_names_is_label_corrupt(tmp_path: Path) -> None:
+    write_rhd(tmp_path)
+    path = tmp_path / "training/anno_training.pickle"
+    samples = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({bool(key) if key < 2 else key: sample for key, sample in samples.items()}))
+    new = reasons(ingest("rhd", tmp_path))
+    assert new["rhd/train/training/anno_training.pickle"] is RejectReason.LABEL_CORRUPT
+
+
+def test_hands_of_visor_are_known_however_their_names_are_spelled(tmp_path: Path) -> None:
+    write_visor(tmp_path)
+    before = [row.has_mask for row in ingest("visor", tmp_path) if isinstance(row, HandRecord)]
+    for path in tmp_path.glob("GroundTruth-SparseAnnotations/annotations/*/*.json"):
+        path.write_text(
+            path.read_text().replace('"left hand"', '"Left  Hand"').replace('"right hand"', '" RIGHT hand"')
+        )
+    assert [row.has_mask for row in ingest("visor", tmp_path) if isinstance(row, HandRecord)] == before
+    assert any(before)
