@@ -69,7 +69,7 @@ def test_the_mask_model_is_busy_while_the_cpu_can_feed_it(tmp_path: Path) -> Non
     settings = AnnotateSettings(keypoints="dataset", masks="sam", image_size=64)
     models = ModelFiles(hand_landmarker=None, sam=Path("none"), sam_origin="sam_vit_b", grabcut=False, hashes={})
     worker = ray.remote(num_cpus=1)(AnnotateWorker)
-    workers = [worker.remote(lease, settings, models, [sam], 600) for _ in range(2)]
+    workers = [worker.remote(lease, settings, models, [sam], 600, {}) for _ in range(2)]
     ray.get([each.open.remote() for each in workers])
 
     turns = zip(cycle(workers), units, strict=False)
