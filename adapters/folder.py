@@ -252,7 +252,7 @@ class FolderAdapter:
         )
 
     def records(self, root: Path, partition: Partition) -> Iterator[HandRecord | Rejection]:
-        """Yield each photograph and each frame of the videos, folder by folder, in the order of their names."""
+        """Yield each photograph and each frame of the videos, folder by folder, shorter names first."""
         folder = root / partition.paths[0]
         place = _Place(folder, is_loose="/" not in partition.name)
         held = self._held_units(place, self._share(root)) if partition.selection == _SHARED else None
@@ -262,7 +262,7 @@ class FolderAdapter:
             units = self._units(place, files)
             taken = [path for path in files if held is None or (units[path] in held) == (partition.split == "val")]
             yield from self._frames(partition.split, place, {path: numbers[path] for path in taken if path in numbers})
-            for path in taken:
+            for path in sorted(taken, key=_of_copies_last):
                 if path not in numbers:
                     yield from self._file(partition.split, place, path, seen)
 
@@ -367,6 +367,11 @@ class _Contents:
         if same is None:
             rivals.append(path)
         return same
+
+
+def _of_copies_last(path: Path) -> tuple[int, str]:
+    """Order files so that of equal ones that stays which is not named as a copy: their names are longer."""
+    return len(path.name), path.name
 
 
 def _digest(path: Path) -> bytes:

@@ -78,6 +78,7 @@ MAX_PARTITIONS: Final = 32
 """Most partitions of a split: each searches the file once, which must stay a small share of the work."""
 
 _HAND_ORDER: Final = (20, 3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12, 19, 18, 17, 16)
+_NAME_TYPES: Final = frozenset({str, int})
 _ORDER: Final = np.array([*_HAND_ORDER, *(row + 21 for row in _HAND_ORDER)])
 """Row in the dataset of each of the 42 keypoints."""
 
@@ -546,8 +547,10 @@ def _parse_image(where: str, entry: Any) -> _Image:
         )
     except KeyError as error:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no {error}: {entry!r}") from None
-    names = {type(fields["capture"]), type(fields["seq_name"]), type(fields["camera"])}
-    if not names <= {str, int} or type(fields.get("subject")) not in (str, int, type(None)):
+    names = (fields["capture"], fields["seq_name"], fields["camera"])
+    if not _NAME_TYPES.issuperset(map(type, names)) or not (
+        image.subject is None or type(fields["subject"]) in _NAME_TYPES
+    ):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: capture, seq_name, camera and subject should be names")
     if not isinstance(image.file_name, str) or type(image.frame) is not int or not 0 <= image.frame < 2**31:
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no file_name or no frame_idx: {entry!r}")
@@ -561,11 +564,13 @@ def _read_images(
     read: list[tuple[_Image, str, BoolArray, _Pose, _Camera]] = []
     places: list[str] = []
     rejections: list[tuple[int, Rejection]] = []
+    of_split = f"{InterHand26MAdapter.card.name}/{partition.split}"
+    place, of_part = f"{partition.paths[0]}, part {partition.selection}", f"{of_split}/{partition.selection}"
     for number, (entry, valid) in entries:
-        where = f"{partition.paths[0]}, entry {number} of part {partition.selection}"
-        name, image_uri = f"{InterHand26MAdapter.card.name}/{partition.split}/{partition.selection}/{number}", images
+        where = f"{place}, entry {number}"
+        name, image_uri = f"{of_part}/{number}", images
         if isinstance(entry, _Unlisted) and isinstance(valid, RecordError):
-            name = f"{InterHand26MAdapter.card.name}/{partition.split}/{entry}"
+            name = f"{of_split}/{entry}"
             rejections.append((len(read), rejection(name, images, valid)))
             continue
         try:

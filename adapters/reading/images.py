@@ -5,8 +5,7 @@ import importlib
 import io
 import struct
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
@@ -178,12 +177,14 @@ def read_image_size(path: Path | str) -> tuple[int, int]:
         RecordError: The file is missing, empty, unreadable, or too large.
 
     """
-    with _file_errors(path):
+    try:
         size = _jpeg_size(io.BytesIO(read_head(path, _HEAD_BYTES)))
         if size is not None and size[0] * size[1] <= MAX_IMAGE_PIXELS:
             return size
         with open_unbuffered(path) as stream:
             return read_image_size_from(stream, str(path))
+    except (FileNotFoundError, NotRegularFileError) as error:
+        raise _file_error(path, error) from None
 
 
 def read_upright_size(path: Path | str) -> tuple[int, int]:
@@ -194,22 +195,21 @@ def read_upright_size(path: Path | str) -> tuple[int, int]:
         UsageError: It is HEIC, and the package that decodes it is not installed.
 
     """
-    with _file_errors(path), open_file(path) as stream:
-        return _checked_size(stream, str(path), _upright_size)
-
-
-@contextmanager
-def _file_errors(path: Path | str) -> Iterator[None]:
-    """Turn what is wrong with a file into the error of a record."""
     try:
-        yield
-    except FileNotFoundError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            name = str(path).rpartition("/")[2]
-            raise RecordError(RejectReason.IMAGE_MISSING, f"{name[:80]}...: {error.strerror}") from None
-        raise RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist") from None
-    except NotRegularFileError as error:
-        raise RecordError(RejectReason.IMAGE_CORRUPT, f"{path} {error}") from None
+        with open_file(path) as stream:
+            return _checked_size(stream, str(path), _upright_size)
+    except (FileNotFoundError, NotRegularFileError) as error:
+        raise _file_error(path, error) from None
+
+
+def _file_error(path: Path | str, error: FileNotFoundError | NotRegularFileError) -> RecordError:
+    """Return the error of a record for what is wrong with its file."""
+    if isinstance(error, NotRegularFileError):
+        return RecordError(RejectReason.IMAGE_CORRUPT, f"{path} {error}")
+    if error.errno == errno.ENAMETOOLONG:
+        name = str(path).rpartition("/")[2]
+        return RecordError(RejectReason.IMAGE_MISSING, f"{name[:80]}...: {error.strerror}")
+    return RecordError(RejectReason.IMAGE_MISSING, f"{path} does not exist")
 
 
 def require_size(place: Path | str, size: tuple[int, int], expected: tuple[int, int]) -> None:

@@ -292,7 +292,7 @@ def test_a_name_that_cannot_be_stored_costs_its_file_alone(tmp_path: Path) -> No
     write_clip(tmp_path / "person-00/b.mp4").rename(os.fsdecode(bytes(tmp_path / "person-00") + b"/b\xff.mp4"))
     write_photograph(tmp_path / "person-00/c.jpg", 1)
     rows = read(tmp_path)
-    assert [type(row) for row in rows] == [HandRecord, Rejection, HandRecord]
+    assert sorted(type(row).__name__ for row in rows) == ["HandRecord", "HandRecord", "Rejection"]
 
 
 def test_what_is_not_taken_or_taken_otherwise_is_said(tmp_path: Path) -> None:
