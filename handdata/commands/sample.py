@@ -301,11 +301,12 @@ def _trained(storage: "Storage", name: str | None) -> str:
 
     """
     from handdata.pipeline.storage.layout import list_runs, run_folder
+    from handdata.trainer.checkpoints import BUILTIN
 
     runs = list_runs(storage)
     if name is None and not runs:
         say(f"{storage.describe()} has no run: the built-in network draws, which has seen rendered hands alone")
-        return "builtin"
+        return BUILTIN
     wanted = name or "default"
     if runs and wanted not in runs:
         raise UsageError(

@@ -43,7 +43,10 @@ CHECKPOINTS = "checkpoints"
 RAY_TRAIN = "ray_train"
 """Name by which Ray Train knows a run, and of the folder of its notes."""
 
-RESERVED = (RECORDS, "rejected", TOMBSTONES, "runs")
+RUNS = "runs"
+"""Folder of all training runs."""
+
+RESERVED = (RECORDS, "rejected", TOMBSTONES, RUNS)
 """Names in a workspace that no dataset can have."""
 
 
@@ -97,12 +100,12 @@ def rejected_folder(stage: str, source: str) -> str:
 
 def run_folder(run: str) -> str:
     """Return the folder of a training run."""
-    return f"runs/{run}"
+    return f"{RUNS}/{run}"
 
 
 def list_runs(storage: Storage) -> list[str]:
     """Return the names of a workspace's training runs, sorted."""
-    return storage.list_folders("runs")
+    return storage.list_folders(RUNS)
 
 
 def metrics_file(run: str) -> str:
