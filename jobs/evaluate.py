@@ -45,7 +45,7 @@ class EvaluationRequest:
     """What ``handdata evaluate`` was asked for.
 
     Args:
-        checkpoint: Path or URL of a checkpoint's file or folder, or of a run's folder.
+        checkpoint: Path or URL of a file of weights, or of a checkpoint's or a run's folder.
         dataset: Dataset of the pairs; None takes the one that the checkpoint was trained on.
         split: Split of the pairs.
         count: Largest number of pairs.
@@ -53,6 +53,7 @@ class EvaluationRequest:
         options: Steps, guidance and seed; the same seed also gives the same pairs.
         shown: Number of pairs in the figure.
         device: Device to generate on; None takes CUDA's where there is one.
+        checkpoint_preset: Preset of weights that carry no settings.
 
     """
 
@@ -64,6 +65,7 @@ class EvaluationRequest:
     options: SamplingOptions = SamplingOptions()
     shown: int = 8
     device: str | None = None
+    checkpoint_preset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def evaluate(
         WeightsError: The checkpoint is missing or not one of ours, or MediaPipe's model is nowhere.
 
     """
-    sampler = load_sampler(request.checkpoint, request.dataset, request.device)
+    sampler = load_sampler(request.checkpoint, request.dataset, request.device, request.checkpoint_preset, on_note)
     preset, options = sampler.preset, request.options
     moving = preset.pairs.model_copy(update={"video": 1.0, "view": 0.0, "still": 0.0, "sources": {}})
     dataset = open_pairs(storage, preset, request.split, pairs=moving, seed=options.seed)

@@ -53,7 +53,7 @@ class SampleRequest:
     """What ``handdata sample`` was asked for.
 
     Args:
-        checkpoint: Path or URL of a checkpoint's file or folder, or of a run's folder.
+        checkpoint: Path or URL of a file of weights, or of a checkpoint's or a run's folder.
         dataset: Dataset of the samples; None takes the one that the checkpoint was trained on.
         reference: Sample id or photograph; None draws pairs from the dataset.
         target: Sample id, photograph or keypoint file; None draws it with the reference.
@@ -62,6 +62,7 @@ class SampleRequest:
         count: Number of drawn pairs, of images, or of frames of a video.
         options: Steps, guidance and seed; the same seed also gives the same pairs.
         device: Device to generate on; None takes CUDA's where there is one.
+        checkpoint_preset: Preset of weights that carry no settings.
 
     """
 
@@ -74,6 +75,7 @@ class SampleRequest:
     count: int = 6
     options: SamplingOptions = SamplingOptions()
     device: str | None = None
+    checkpoint_preset: str | None = None
 
 
 class Sampling:
@@ -102,7 +104,9 @@ class Sampling:
         """
         self._request, self._storage, self._settings, self._weights = request, storage, settings, weights
         self._note = on_note or (lambda line: None)
-        self._sampler = load_sampler(request.checkpoint, request.dataset, request.device)
+        self._sampler = load_sampler(
+            request.checkpoint, request.dataset, request.device, request.checkpoint_preset, self._note
+        )
         self._preset = self._sampler.preset
 
     def gesture_transfer(self, progress: OnStep | None = None) -> ByteArray:

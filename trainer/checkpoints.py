@@ -30,25 +30,34 @@ from typing import Any, Final
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import checkpoint_in_run, list_checkpoints
-from handdata.pipeline.storage.store import as_storage_error
-from handdata.schemas.errors import DamagedWeightsError, WeightsError
+from handdata.schemas.errors import DamagedWeightsError, UsageError, WeightsError
 from handdata.trainer.model import DiT
-from handdata.trainer.presets import ModelConfig
+from handdata.trainer.presets import ModelConfig, Preset, load_preset
 from handdata.trainer.weights import (
+    SUFFIXES,
+    StoredWeights,
     export_foundhand,
+    fitting_presets,
     import_foundhand,
     import_imagenet_dit,
+    is_imagenet_dit,
+    is_published,
     misfit,
+    read_stored,
     read_weights,
+    require_answer,
     require_finite,
+    require_sizes,
     state_tensors,
+    suffix_of,
     told,
     torch_bytes,
+    without_others,
     write_foundhand,
 )
 
@@ -57,6 +66,7 @@ __all__ = [
     "Resumed",
     "averaged_weights",
     "builtin_file",
+    "by_our_names",
     "complete_checkpoints",
     "discard_checkpoint",
     "export_foundhand",
@@ -345,50 +355,101 @@ def _moments(optimizer: Mapping[str, Any]) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def load_for_sampling(path: str, device: str | torch.device = "cpu") -> tuple[DiT, dict[str, Any]]:
+def load_for_sampling(
+    path: str,
+    device: str | torch.device = "cpu",
+    preset: str | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> tuple[DiT, dict[str, Any]]:
     """Return the network with averaged weights, as float32 in evaluation mode, and the run's settings.
 
     Args:
-        path: Path or URL of a checkpoint's .safetensors file, of its folder, or of a run's folder (its latest one);
-            ``builtin`` is the package's own network, even where a folder has this name (write ``./builtin`` for that).
+        path: Path or URL of a file of weights, ours or the published FoundHand's, of a checkpoint's folder, or of a
+            run's (its latest one); ``builtin`` is the package's own network, even where a folder has this name (write
+            ``./builtin`` for that).
         device: Device of the network.
+        preset: Name of the preset whose settings a file without its own was trained with.
+        on_note: Called with a line on what of a published file is passed over.
 
     Raises:
-        WeightsError: There is no checkpoint, or the file carries no settings (convert published weights with
-            ``import_foundhand`` instead).
+        UsageError: The preset is unknown, or the file carries other settings.
+        WeightsError: There is no checkpoint, the file carries no settings and none were named, or it does not fit them.
 
     """
-    if path == BUILTIN:
-        path = str(builtin_file())
-    file = path if path.endswith(".safetensors") else f"{_checkpoint_of(path)}/{EMA_FILE}"
-    storage = Storage(file)
-    if not storage.exists(""):
-        raise WeightsError(f"no checkpoint at {path}")
-    try:
-        with storage.local_copy() as local:
-            _require_unchanged(local, file)
-            with safe_open(local, framework="pt") as opened:
-                metadata = opened.metadata() or {}
-                names = opened.keys()
-                weights = {name: opened.get_tensor(name).float() for name in names}  # the package's are float16
-    except OSError as error:
-        raise as_storage_error("read", file, error) from error
-    except SafetensorError as error:
-        raise DamagedWeightsError(f"{file} is not a readable file of weights: {told(error)}") from error
-    require_finite(weights.values(), file)
-    if "config" not in metadata:
-        raise WeightsError(f"{file} carries no settings", "expected a file that handdata train has written")
-    try:
-        config: dict[str, Any] = json.loads(metadata["config"])
-        sizes = ModelConfig.model_validate(config["model"])
-    except (ValueError, KeyError, TypeError) as error:
+    named = None if preset is None else load_preset(preset)  # a wrong name ends here, before gigabytes are read
+    file = averaged_weights(path)
+    if file == path and suffix_of(path) not in SUFFIXES and not Path(path).is_file():
         raise WeightsError(
-            f"{file} carries settings that are not ours", "expected a file that handdata train has written"
-        ) from error
+            f"no complete checkpoint in {path}",
+            "run `handdata train` first, or give a run's folder or one of its .safetensors files",
+        )
+    require_answer(file, "checkpoint")
+    stored = read_stored(file, lambda local: _require_unchanged(local, file))
+    if is_imagenet_dit(stored.tensors):
+        raise WeightsError(f"{file} is an ImageNet DiT, which knows no hands", "--init starts a training run from it")
+    weights = by_our_names(stored.tensors, file, on_note)
+    config = _settings_of(stored, weights, file, named)
+    try:
+        sizes = ModelConfig.model_validate(config["model"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _foreign_settings(file) from error
+    require_sizes(sizes, weights, file)
     with torch.device("meta"):
         model = DiT(**sizes.model_dump())
-    _load_into(model, weights, file, assign=True)
+    if how := misfit(model, weights):
+        raise WeightsError(f"{file} does not fit its settings: {how}", "its weights are those of another network")
+    # Copies: what a file is mapped to changes, or ends the process, with the file. The package's weights are float16.
+    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
+    require_finite(weights.values(), file)
+    model.load_state_dict(weights, assign=True)
     return model.to(device).eval().requires_grad_(False), config
+
+
+def by_our_names(
+    weights: dict[str, Tensor], file: str, on_note: Callable[[str], None] | None = None
+) -> dict[str, Tensor]:
+    """Return weights by our names; a published file may hold others beside the network's, which are passed over."""
+    if not is_published(weights):
+        return weights
+    kept, others = without_others(import_foundhand(weights))
+    if others and on_note:
+        on_note(f"{len(others)} tensors of {file} are not of the network and are not used, such as {others[0]}")
+    return kept
+
+
+def _settings_of(
+    stored: StoredWeights, weights: Mapping[str, Tensor], file: str, preset: Preset | None
+) -> dict[str, Any]:
+    """Return the settings that weights were trained with: their own, or those of a preset."""
+    if stored.settings is None:
+        if preset is not None:
+            return preset.model_dump(mode="json")
+        fits = fitting_presets(weights)
+        raise WeightsError(
+            f"{file} carries no settings",
+            f"say with which it was trained: --preset {' or --preset '.join(fits)} has its sizes"
+            if fits
+            else "say with which it was trained by --preset NAME; no preset has its sizes",
+        )
+    try:
+        config: dict[str, Any] = json.loads(stored.settings)
+        if not isinstance(config, dict):
+            raise TypeError("not an object")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _foreign_settings(file) from error
+    if preset is not None:
+        ours = preset.model_dump(mode="json")
+        for part in ("model", "diffusion", "autoencoder", "image_size"):
+            if config.get(part) != ours[part]:
+                raise UsageError(
+                    f"{file} carries the settings that it was trained with, and {part} is another than the preset's",
+                    "leave --preset out",
+                )
+    return config
+
+
+def _foreign_settings(file: str) -> WeightsError:
+    return WeightsError(f"{file} carries settings that are not ours", "expected a file that handdata has written")
 
 
 def builtin_file() -> Path:
@@ -410,7 +471,7 @@ def _marker_of(file: str) -> dict[str, Any] | None:
     return _read_marker(folder or ".") if name in (MODEL_FILE, EMA_FILE) else None
 
 
-def first_weights(path: str) -> dict[str, Tensor]:
+def first_weights(path: str) -> StoredWeights:
     """Return the weights that a run starts from: those of a file, or the average of a checkpoint's or a run's folder.
 
     Raises:
@@ -420,10 +481,9 @@ def first_weights(path: str) -> dict[str, Tensor]:
 
     """
     file = averaged_weights(path)
-    folder, _, name = file.rpartition("/")
-    weights = read_weights(file) if _marker_of(file) is None else read_network(Storage(folder or "."), name)[0]
-    require_finite(weights.values(), path)
-    return weights
+    stored = read_stored(file, lambda local: _require_unchanged(local, file))
+    require_finite(stored.tensors.values(), path)
+    return stored
 
 
 def averaged_weights(path: str) -> str:
@@ -431,27 +491,18 @@ def averaged_weights(path: str) -> str:
     ``path`` itself where it is none of them."""
     if path == BUILTIN:
         return str(builtin_file())
-    if path.endswith((".safetensors", ".pt", ".pth", ".ckpt", ".bin")):
+    if suffix_of(path) in SUFFIXES or Path(path).is_file():
         return path
+    if "://" in path:
+        require_answer(path)
     found = path.rstrip("/") if _read_marker(path) else latest_checkpoint(path)
     return path if found is None else f"{found}/{EMA_FILE}"
 
 
-def _checkpoint_of(path: str) -> str:
-    """Return the checkpoint folder that ``path``, a checkpoint's or a run's folder, stands for."""
-    found = path.rstrip("/") if _read_marker(path) else latest_checkpoint(path)
-    if found is None:
-        raise WeightsError(
-            f"no complete checkpoint in {path}",
-            "run `handdata train` first, or give a run's folder or one of its .safetensors files",
-        )
-    return found
-
-
-def _load_into(module: nn.Module, weights: dict[str, Tensor], origin: str, assign: bool = False) -> None:
+def _load_into(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
     if how := misfit(module, weights):
         raise WeightsError(f"{origin} does not fit this network: {how}", "the sizes of preset and file differ")
-    module.load_state_dict(weights, assign=assign)
+    module.load_state_dict(weights)
 
 
 def _read_marker(checkpoint_url: str) -> dict[str, Any] | None:

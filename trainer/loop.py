@@ -150,7 +150,7 @@ def train(
     trainer = Trainer(preset, str(choose_device(device)), process)
     checkpoint_url, watched = _resumed(trainer, checkpoints, process, note)
     if checkpoint_url is None and preset.init is not None:
-        trainer.start_from(preset.init)
+        trainer.start_from(preset.init, note)
     if nowhere := [name for name in preset.data.licences if name not in dataset.licences]:
         note(f"no usable row is under {', '.join(nowhere)}")
     seen = {"licences": dataset.licences, "targets": dataset.targets}

@@ -4,7 +4,7 @@ Frames are square crops around the hands, as annotated samples are. The caller d
 photograph whose keypoints a detector found, a file of keypoints).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -45,24 +45,33 @@ class Sampler:
     preset: Preset
 
 
-def load_sampler(checkpoint: str, dataset: str | None = None, device: str | None = None) -> Sampler:
+def load_sampler(
+    checkpoint: str,
+    dataset: str | None = None,
+    device: str | None = None,
+    preset: str | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Sampler:
     """Load a checkpoint's network with averaged weights, and its autoencoder.
 
     Args:
-        checkpoint: Path or URL of a checkpoint's file or folder, or of a run's folder.
+        checkpoint: Path or URL of a file of weights, ours or the published FoundHand's, or of a checkpoint's or a run's
+            folder.
         dataset: Dataset that the preset names instead of the one that the network was trained on.
         device: Device to sample on; None takes CUDA's where there is one. The network computes there in the precision
             of its training.
+        preset: Name of the preset whose settings a file without its own was trained with.
+        on_note: Called with a line on what of a file is passed over.
 
     Raises:
-        UsageError: This machine has no such device.
+        UsageError: This machine has no such device, or the preset is unknown or another than the file's.
         WeightsError: The checkpoint, or the autoencoder's weights, are missing or not readable.
 
     """
     chosen = choose_device(device)
-    network, config = load_for_sampling(checkpoint, chosen)
+    network, config = load_for_sampling(checkpoint, chosen, preset, on_note)
     try:
-        preset = Preset.model_validate(config).choosing_rows(dataset=dataset)
+        settings = Preset.model_validate(config).choosing_rows(dataset=dataset)
     except ValidationError as error:
         first = error.errors()[0]
         raise WeightsError(
@@ -70,8 +79,8 @@ def load_sampler(checkpoint: str, dataset: str | None = None, device: str | None
             f"{first['msg']}",
             "use the version of handdata that wrote it",
         ) from None
-    network_there = TrainedPrecision(network, preset.optimisation)
-    return Sampler(network_there, load_autoencoder(preset.autoencoder, chosen), preset)
+    network_there = TrainedPrecision(network, settings.optimisation)
+    return Sampler(network_there, load_autoencoder(settings.autoencoder, chosen), settings)
 
 
 def gesture_transfer(

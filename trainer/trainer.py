@@ -16,7 +16,7 @@ from handdata.schemas import RunError, WeightsError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.alignment import AlignedDiT, ImageEncoder, alignment_loss
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder, require_fit
-from handdata.trainer.checkpoints import first_weights, load_checkpoint, save_checkpoint
+from handdata.trainer.checkpoints import by_our_names, first_weights, load_checkpoint, save_checkpoint
 from handdata.trainer.conditioning import drop_conditions
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.batch import FramePair
@@ -37,9 +37,11 @@ from handdata.trainer.schedule import (
 )
 from handdata.trainer.tasks import Sampler, gesture_transfer
 from handdata.trainer.weights import (
-    import_foundhand,
+    fitting_presets,
     import_imagenet_dit,
+    is_imagenet_dit,
     misfit,
+    require_same_meaning,
     with_geometry,
 )
 
@@ -239,23 +241,31 @@ class Trainer:
         sampler = Sampler(network, self.autoencoder, self.preset)
         return figure(references, targets, list(gesture_transfer(sampler, references, targets)))
 
-    def start_from(self, path: str) -> None:
+    def start_from(self, path: str, on_note: Callable[[str], None] | None = None) -> None:
         """Load weights to start from: published FoundHand, an ImageNet DiT, or ours, a folder of a run included.
 
         Weights of a network without geometry go into one with it: its embeddings stay zero, and say nothing at first.
 
+        Args:
+            path: Path or URL of a file, or of a run's or checkpoint's folder.
+            on_note: Called with a line on what of the file is not used, or what it does not say.
+
         Raises:
+            UsageError: The weights fit, and mean something else: their output was another, or other heads saw them.
             WeightsError: The weights are missing, or of a network of other sizes.
 
         """
-        state = first_weights(path)
-        if "x_embedder.proj.weight" in state:
-            state = import_imagenet_dit(state, self.model)
-        elif "feature_aligned_embedder.proj.weight" in state:
-            state = import_foundhand(state)
+        stored = first_weights(path)
+        require_same_meaning(stored, self.preset, path, on_note)
+        if is_imagenet_dit(stored.tensors):
+            state = import_imagenet_dit(stored.tensors, self.model)
+        else:
+            state = by_our_names(stored.tensors, path, on_note)
         state = with_geometry(state, self.model)
         if how := misfit(self.model, state):
-            raise WeightsError(f"{path} does not fit this network: {how}", "choose the preset of its size")
+            fits = fitting_presets(state)
+            hint = f": {' or '.join(fits)}" if fits else ""
+            raise WeightsError(f"{path} does not fit this network: {how}", f"choose the preset of its size{hint}")
         for network in (self.model, self.averaged_model):
             network.load_state_dict(state)
 

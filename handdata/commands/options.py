@@ -176,8 +176,17 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="PATH_OR_URL",
-        help="Checkpoint file or folder, or builtin for the network of the package.",
+        help="Checkpoint file or folder, published FoundHand weights, or builtin for the network of the package.",
         show_default="the run's latest",
+    ),
+]
+CheckpointPreset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="Preset of a checkpoint that carries no settings, such as foundhand-xl for the published weights.",
+        show_default="the checkpoint's own settings",
     ),
 ]
 

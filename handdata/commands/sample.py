@@ -9,6 +9,7 @@ import typer
 from handdata.api import REPAIR_GUIDANCE
 from handdata.commands.options import (
     Checkpoint,
+    CheckpointPreset,
     DenoisingSteps,
     Device,
     GuidanceScale,
@@ -25,6 +26,8 @@ from handdata.schemas import UsageError, known_names
 from handdata.trainer.presets import SamplingOptions
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from handdata.jobs.sample import Sampling
     from handdata.pipeline.storage import Storage
     from handdata.schemas.arrays import ByteArray
@@ -50,7 +53,7 @@ Target = Annotated[
     ),
 ]
 Count = Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of generated images.")]
-Figure = Annotated[Path, typer.Option("--out", metavar="PNG", help="File of the figure.")]
+Figure = Annotated[Path, typer.Option("--out", metavar="FILE", help="File of the figure: .png, .jpg or .webp.")]
 
 
 @sample_app.command(
@@ -61,6 +64,7 @@ def gesture_transfer(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
+    preset: CheckpointPreset = None,
     dataset: TrainedDataset = None,
     reference: Reference = None,
     target: Target = None,
@@ -77,6 +81,7 @@ def gesture_transfer(
         workspace,
         run,
         checkpoint,
+        checkpoint_preset=preset,
         dataset=dataset,
         reference=reference,
         target=target,
@@ -97,6 +102,7 @@ def domain_transfer(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
+    preset: CheckpointPreset = None,
     dataset: TrainedDataset = None,
     reference: Reference = None,
     target: Target = None,
@@ -115,6 +121,7 @@ def domain_transfer(
         workspace,
         run,
         checkpoint,
+        checkpoint_preset=preset,
         dataset=dataset,
         reference=reference,
         target=target,
@@ -136,6 +143,7 @@ def novel_view(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
+    preset: CheckpointPreset = None,
     dataset: TrainedDataset = None,
     reference: Reference = None,
     target: Target = None,
@@ -152,6 +160,7 @@ def novel_view(
         workspace,
         run,
         checkpoint,
+        checkpoint_preset=preset,
         dataset=dataset,
         reference=reference,
         target=target,
@@ -169,6 +178,7 @@ def video(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
+    preset: CheckpointPreset = None,
     dataset: TrainedDataset = None,
     reference: Annotated[
         str | None,
@@ -203,22 +213,26 @@ def video(
     """Generate a hand in the poses of a video of the dataset, every frame from the same noise."""
     if out_file.suffix.lower() not in (".webp", ".gif"):
         raise UsageError(f"--out {out_file}: neither .webp nor .gif", "other programs convert either")
+    strip_file = out_file.with_suffix(".png")
     sampling = _sampling(
         out_file,
         workspace,
         run,
         checkpoint,
+        checkpoint_preset=preset,
         dataset=dataset,
         reference=reference,
         target=target,
         count=count,
         options=SamplingOptions(steps, guidance_scale, seed),
         device=device,
+        is_video=True,
     )
+    require_place(strip_file)
     with ProgressLine("Sampling", None, "frames") as progress:
         frames, strip = sampling.video(lambda frame, total: progress.set(frame, total=total))
     _write_video(out_file, frames, fps)
-    _write(out_file.with_suffix(".png"), strip)
+    _write(strip_file, strip)
 
 
 @sample_app.command("fix", epilog="Example: handdata sample fix malformed.png --out repaired.png")
@@ -227,6 +241,7 @@ def fix(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
+    preset: CheckpointPreset = None,
     steps: DenoisingSteps = None,
     guidance_scale: Annotated[
         float,
@@ -234,23 +249,27 @@ def fix(
     ] = REPAIR_GUIDANCE,
     seed: SamplingSeed = 0,
     device: Device = None,
-    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="File of the repaired image.")] = Path(
-        "fixed.png"
-    ),
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="File of the repaired image: .png, .jpg or .webp.")
+    ] = Path("fixed.png"),
 ) -> None:
     """Generate the hands of an image anew where MediaPipe finds their keypoints; the rest stays as it is."""
-    from io import BytesIO
+    from handdata.pictures.files import require_format
+    from handdata.pipeline.annotation.photo import has_alpha, like_photo
 
-    from handdata.pipeline.annotation.photo import like_photo
-
+    require_format(out_file, alpha=has_alpha(photo))
     sampling = _sampling(
-        out_file, workspace, run, checkpoint, options=SamplingOptions(steps, guidance_scale, seed), device=device
+        out_file,
+        workspace,
+        run,
+        checkpoint,
+        checkpoint_preset=preset,
+        options=SamplingOptions(steps, guidance_scale, seed),
+        device=device,
     )
     with ProgressLine("Repairing", None, "steps") as progress:
         image = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
-    encoded = BytesIO()
-    like_photo(photo, image).save(encoded, "PNG")
-    _write_file(out_file, encoded.getvalue())
+    _write_picture(out_file, like_photo(photo, image))
 
 
 @sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")
@@ -258,6 +277,7 @@ def unconditional(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
+    preset: CheckpointPreset = None,
     count: Count = 16,
     steps: DenoisingSteps = None,
     seed: SamplingSeed = 0,
@@ -266,7 +286,14 @@ def unconditional(
 ) -> None:
     """Sample unconditionally: a grid of hands, without reference or pose."""
     sampling = _sampling(
-        out_file, workspace, run, checkpoint, count=count, options=SamplingOptions(steps, seed=seed), device=device
+        out_file,
+        workspace,
+        run,
+        checkpoint,
+        checkpoint_preset=preset,
+        count=count,
+        options=SamplingOptions(steps, seed=seed),
+        device=device,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.unconditional(lambda step, total: progress.set(step, total=total))
@@ -274,11 +301,20 @@ def unconditional(
 
 
 def _sampling(
-    out_file: Path, workspace: str | None, run: str | None, checkpoint: str | None, **request: object
+    out_file: Path,
+    workspace: str | None,
+    run: str | None,
+    checkpoint: str | None,
+    *,
+    is_video: bool = False,
+    **request: object,
 ) -> "Sampling":
     from handdata.jobs.sample import SampleRequest, Sampling
+    from handdata.pictures.files import require_format
     from handdata.pipeline.storage import Storage
 
+    if not is_video:
+        require_format(out_file)
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
     chosen = checkpoint or _trained(storage, run)
@@ -324,13 +360,17 @@ def _write_video(file: Path, frames: "ByteArray", fps: float) -> None:
 
 
 def _write(file: Path, image: "ByteArray") -> None:
-    from handdata.pictures.png import encode_png
+    from PIL import Image
 
-    _write_file(file, encode_png(image))
+    _write_picture(file, Image.fromarray(image))
 
 
-def _write_file(file: Path, content: bytes) -> None:
+def _write_picture(file: Path, picture: "Image.Image") -> None:
+    from handdata.pictures.files import encode_picture
     from handdata.pipeline.storage import Storage
 
-    Storage(file.absolute().parent).write_bytes(file.name, content)
-    out.print(f"Look at {file.absolute()}")
+    content, written = encode_picture(picture, file)
+    if written != file:
+        say(f"{file.suffix} cannot hold a picture of {picture.width} x {picture.height} pixels: it is written as .png")
+    Storage(written.absolute().parent).write_bytes(written.name, content)
+    out.print(f"Look at {written.absolute()}")

@@ -246,19 +246,22 @@ def inspect(
     count: Annotated[
         int, typer.Option("--n", min=1, metavar="N", help="Number of frames, spread over the dataset.")
     ] = 12,
-    out_file: Annotated[Path, typer.Option("--out", metavar="PNG", help="File of the contact sheet.")] = Path(
-        "sheet.png"
-    ),
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="File of the contact sheet: .png, .jpg or .webp.")
+    ] = Path("sheet.png"),
     mano: ManoFolder = None,
     follow_links: FollowLinks = False,
 ) -> None:
     """Draw the labels of some frames on a contact sheet, which shows whether they fit; nothing is ingested."""
+    from PIL import Image
+
     from handdata.adapters import AdapterOptions
     from handdata.adapters.registry import find_adapter
-    from handdata.pictures.png import encode_png
+    from handdata.pictures.files import encode_picture, require_format
     from handdata.pipeline.report.inspection import inspect_source
     from handdata.pipeline.storage import Storage
 
+    require_format(out_file)
     settings = load_settings(mano_dir=mano)
     inspection = inspect_source(
         find_adapter(source),
@@ -267,7 +270,8 @@ def inspect(
         columns=min(count, 4),
         options=AdapterOptions(mano_dir=settings.mano_dir, follow_links=follow_links),
     )
-    Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_png(inspection.sheet))
+    content, out_file = encode_picture(Image.fromarray(inspection.sheet), out_file)
+    Storage(out_file.absolute().parent).write_bytes(out_file.name, content)
     if inspection.warnings:
         print_table(f"Inspected {source}", {"warnings": "\n".join(inspection.warnings)})
     out.print(f"Look at {out_file.absolute()}")

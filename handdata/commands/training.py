@@ -10,6 +10,7 @@ import typer
 from handdata.commands.options import (
     AsJson,
     Checkpoint,
+    CheckpointPreset,
     DenoisingSteps,
     Device,
     GuidanceScale,
@@ -270,19 +271,20 @@ def export(
     workspace: Workspace = None,
     run: RunName = "default",
     checkpoint: Checkpoint = None,
+    preset: CheckpointPreset = None,
     out_file: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="File of the weights: .pt, .pth or .safetensors.")
     ] = Path("foundhand.pt"),
 ) -> None:
-    """Write a run's averaged weights as a file that the public FoundHand code and `train --init` read."""
+    """Write a run's averaged weights as a file that the public FoundHand code, `sample` and `train --init` read."""
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.storage.layout import run_folder
     from handdata.trainer.checkpoints import load_for_sampling
     from handdata.trainer.weights import write_foundhand
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    model, _ = load_for_sampling(checkpoint or storage.url(run_folder(run)))
-    write_foundhand(model, out_file)
+    model, settings = load_for_sampling(checkpoint or storage.url(run_folder(run)), preset=preset, on_note=say)
+    write_foundhand(model, out_file, json.dumps(settings))
     out.print(f"Written: {out_file.absolute()}")
 
 
@@ -307,6 +309,7 @@ def evaluate(
     workspace: Workspace = None,
     run: RunName = "default",
     checkpoint: Checkpoint = None,
+    preset: CheckpointPreset = None,
     dataset: TrainedDataset = None,
     split: Annotated[Split, typer.Option(help="Split of the scored pairs.")] = "val",
     count: Annotated[int, typer.Option("--pairs", min=2, metavar="N", help="Largest number of pairs.")] = 200,
@@ -357,6 +360,7 @@ def evaluate(
         least_motion=min_motion,
         options=SamplingOptions(steps, guidance_scale, seed),
         device=device,
+        checkpoint_preset=preset,
     )
     with ProgressLine("Evaluating", None, "pairs") as progress:
         found = run_evaluate(

@@ -154,6 +154,16 @@ def read_photo(path: Path) -> ByteArray:
         raise UsageError(error.detail) from None
 
 
+def has_alpha(path: Path) -> bool:
+    """Return whether a photograph has transparency; False where it cannot be read, which reading its pixels says."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(open_image(io.BytesIO(read_image_file(str(path)))).has_transparency_data)
+    except Exception:  # Pillow has many
+        return False
+
+
 def like_photo(path: Path, pixels: ByteArray) -> Image.Image:
     """Return new pixels of a photograph as a picture with the transparency and the colour profile of the photograph.
 

@@ -70,7 +70,8 @@ def retried(action: Callable[Given, Result]) -> Callable[Given, Result]:
 
     @wraps(action)
     def run(*arguments: Given.args, **options: Given.kwargs) -> Result:
-        for wait in RETRY_WAITS_S:
+        waits = getattr(arguments[0], "retry_waits_s", None) if arguments else None
+        for wait in RETRY_WAITS_S if waits is None else waits:
             try:
                 return action(*arguments, **options)
             except StorageError as error:
@@ -121,9 +122,17 @@ def as_storage_error(verb: str, place: str, error: Exception) -> StorageError:
 class Storage:
     """A root folder; all names below are POSIX paths relative to it. Cheap to pickle: it travels to Ray workers."""
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, retry_waits_s: tuple[float, ...] | None = None) -> None:
+        """Name a folder or file; nothing is opened yet.
+
+        Args:
+            url: Path or URL.
+            retry_waits_s: Pauses before further tries where a server is away; None takes ``RETRY_WAITS_S``.
+
+        """
         text = str(url)
         self.root = text if "://" in text else str(Path(text).expanduser().absolute())
+        self.retry_waits_s = retry_waits_s
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
         return Storage, (self.root,)

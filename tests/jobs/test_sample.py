@@ -14,6 +14,7 @@ from handdata.app import app
 from handdata.jobs import sample as jobs_sample
 from handdata.jobs.figures import GAP_PX, TILE_PX
 from handdata.jobs.sample import OnStep, SampleRequest, Sampling
+from handdata.pictures.files import encode_picture
 from handdata.pipeline.annotation.crop import CropSquare
 from handdata.pipeline.annotation.photo import PhotoHand
 from handdata.pipeline.settings import AnnotateSettings
@@ -321,3 +322,36 @@ def test_keypoints_outside_the_generated_image_are_noticed(
     result = run_command("sample", "gesture-transfer", *words, "-w", workspace)
     assert result.code == (2 if x > 100 else 0), result.err
     assert said in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP"), ("a.png", "PNG")]
+)
+def test_a_figure_is_written_as_its_name_says(workspace: Path, tmp_path: Path, name: str, kind: str) -> None:
+    run(workspace, "unconditional", "--n", "1", "--out", str(tmp_path / name))
+    with Image.open(tmp_path / name) as opened:
+        assert opened.format == kind
+
+
+def test_a_name_of_no_picture_ends_before_anything_is_drawn(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: Callable[..., CommandResult]
+) -> None:
+    monkeypatch.setattr(jobs_sample, "load_sampler", lambda *arguments: pytest.fail("was loaded"))
+    Image.new("RGBA", (64, 64)).save(tmp_path / "clear.png")
+    for words, said in [
+        (("gesture-transfer", "--out", tmp_path / "a.tiff"), "neither .png, .jpg, .jpeg nor .webp"),
+        (("unconditional", "--out", tmp_path / "a"), "neither .png, .jpg, .jpeg nor .webp"),
+        (("fix", tmp_path / "clear.png", "--out", tmp_path / "a.jpg"), "JPEG has no transparency"),
+        (("fix", tmp_path / "clear.png", "--out", tmp_path / "a.tif"), "neither .png, .jpg, .jpeg nor .webp"),
+        (("novel-view", "--out", tmp_path / "a.gif"), "neither .png, .jpg, .jpeg nor .webp"),
+        (("video", "--out", tmp_path / "a.png"), "neither .webp nor .gif"),
+    ]:
+        result = run_command("sample", *words, "-w", workspace)
+        assert (result.code, result.err.count("\n")) == (2, 2) and said in result.err, result.err
+
+
+def test_a_picture_that_a_format_cannot_hold_is_not_lost(tmp_path: Path) -> None:
+    tall = Image.new("RGB", (2, 16_384))
+    content, file = encode_picture(tall, tmp_path / "a.webp")
+    assert file == tmp_path / "a.png" and content.startswith(b"\x89PNG")
+    assert encode_picture(tall, tmp_path / "a.jpg")[1] == tmp_path / "a.jpg"

@@ -1,0 +1,250 @@
+"""Weights in the published FoundHand format are sampled, and what only looks like them ends in one line."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from handdata.schemas import HandDataError, UsageError, WeightsError
+from handdata.trainer import presets
+from handdata.trainer.checkpoints import load_for_sampling
+from handdata.trainer.model import DiT
+from handdata.trainer.presets import PRESETS, AutoencoderConfig, Preset, SamplingConfig
+from handdata.trainer.trainer import Trainer
+from handdata.trainer.weights import export_foundhand, fitting_presets
+from tests.fixtures.commands import CommandResult
+from tests.fixtures.training import SMALL, changed
+
+
+@dataclass
+class TrainingOptions:
+    """What the released file has beside its weights: an object of the training script's own."""
+
+    lr: float = 1e-5
+    size: tuple[int, int] = (256, 256)
+
+
+TrainingOptions.__module__ = "__main__"
+TrainingOptions.__qualname__ = "TrainingOptions"
+
+
+class Attack:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny autoencoder in diffusers' layout, of Stable Diffusion's four channels and factor 8."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vae")
+    AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[4, 4, 4, 4],
+        layers_per_block=1,
+        norm_num_groups=2,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def published(vae: Path, monkeypatch: pytest.MonkeyPatch) -> Preset:
+    """The published setting at the size of tests, as the preset ``foundhand-xs``."""
+    xl = PRESETS["foundhand-xl"]
+    sizes = {"input_size": 8, "hidden_size": 48, "depth": 2, "num_heads": 2}
+    preset = xl.model_copy(
+        update={
+            "image_size": 64,
+            "model": xl.model.model_copy(update=sizes),
+            "autoencoder": AutoencoderConfig(kind="sd-vae", weights=str(vae)),
+            "sampling": SamplingConfig(steps=2),
+        }
+    )
+    monkeypatch.setitem(presets.PRESETS, "foundhand-xs", preset)
+    return preset
+
+
+def network_of(preset: Preset, seed: int = 0) -> DiT:
+    torch.manual_seed(seed)
+    network = DiT(**preset.model.model_dump())
+    for parameter in network.parameters():  # those that start at zero too
+        torch.nn.init.normal_(parameter, std=0.05)
+    return network
+
+
+def published_state(preset: Preset) -> dict[str, Tensor]:
+    return export_foundhand({name: tensor.clone() for name, tensor in network_of(preset).state_dict().items()})
+
+
+def as_released(preset: Preset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The content of a file as the authors released it."""
+    monkeypatch.setattr("__main__.TrainingOptions", TrainingOptions, raising=False)
+    state = published_state(preset)
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    ema = state | {"projector.0.weight": torch.zeros(3, 3)}  # of the alignment with DINOv2
+    return {"model_state_dict": other, "ema_state_dict": ema, "opts": TrainingOptions(), "epoch": 6, "step": 320_000}
+
+
+@pytest.mark.parametrize("name", ["foundhand.pt", "released.ckpt", "weights", "stripped.safetensors"])
+def test_the_published_format_gives_its_averaged_network(
+    name: str, published: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / name
+    notes: list[str] = []
+    if name == "stripped.safetensors":
+        safetensors.torch.save_file(published_state(published), file)
+    else:
+        torch.save(as_released(published, monkeypatch), file)
+        monkeypatch.delattr("__main__.TrainingOptions")
+    network, config = load_for_sampling(str(file), preset="foundhand-xs", on_note=notes.append)
+    expected = network_of(published).state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in network.state_dict().items())
+    assert Preset.model_validate(config) == published
+    assert notes == ([] if name == "stripped.safetensors" else [
+        f"1 tensors of {file} are not of the network and are not used, such as projector.0.weight"
+    ])  # fmt: skip
+    file.write_bytes(b"")  # what was read does not hang on the file
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_command_draws_with_the_authors_file_and_with_what_export_writes(
+    published: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: Callable[..., CommandResult]
+) -> None:
+    torch.save(as_released(published, monkeypatch), file := tmp_path / "foundhand.pt")
+    here = ("-w", tmp_path / "w")
+    sampling = ("sample", "unconditional", *here, "--n", "2", "--steps", "2", "--device", "cpu", "--checkpoint")
+    unnamed = run_command(*sampling, file, "--out", tmp_path / "a.png")
+    assert unnamed.code == 1 and f"{file} carries no settings" in unnamed.err
+    assert unnamed.err.splitlines()[-1].endswith("--preset foundhand-xs has its sizes")
+    drawn = run_command(*sampling, file, "--preset", "foundhand-xs", "--out", tmp_path / "a.png")
+    assert drawn.code == 0, drawn.err
+    picture = cv2.imread(str(tmp_path / "a.png"))
+    assert picture is not None and np.std(picture) > 1
+    for name in ("exported.safetensors", "exported.pt"):
+        exported = run_command(
+            "export", *here, "--checkpoint", file, "--preset", "foundhand-xs", "--out", tmp_path / name
+        )
+        assert exported.code == 0, exported.err
+        again = run_command(*sampling, tmp_path / name, "--out", tmp_path / "b.png")  # the settings are inside
+        assert again.code == 0, again.err
+        assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+        assert (
+            run_command(*sampling, tmp_path / name, "--preset", "foundhand-xs", "--out", tmp_path / "b.png").code == 0
+        )
+        wrong = run_command(*sampling, tmp_path / name, "--preset", "foundhand-xl", "--out", tmp_path / "b.png")
+        assert wrong.code == 2 and "model is another than the preset's" in wrong.err, wrong.err
+
+
+def test_hostile_files_end_in_one_line_and_run_nothing(
+    published: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = published_state(published)
+    config = published.model_dump_json()
+    deep = config.replace('"depth":2', '"depth":1000000000')
+    assert deep != config
+    first = next(iter(state))
+
+    def without(name: str) -> dict[str, Tensor]:
+        return {key: tensor for key, tensor in state.items() if key != name}
+
+    contents: dict[str, Any] = {
+        "attack.pt": {"ema_state_dict": state, "opts": Attack(tmp_path / "ran")},
+        "attack-in-tensors.pt": {"ema_state_dict": state | {"pos_embed": Attack(tmp_path / "ran")}},
+        "a-class.pt": {"ema_state_dict": state, "opts": CommandResult(1, "", "")},
+        "missing.pt": without("pos_embed"),
+        "missing-block.pt": without("blocks.1.attn.qkv.weight"),
+        "misshapen.pt": state | {"final_layer.linear.bias": torch.zeros(3)},
+        "deeper.pt": state | {"blocks.2.attn.qkv.weight": torch.zeros(3, 3)},
+        "inside.pt": state | {"blocks.1.attn.q_norm.weight": torch.zeros(3)},
+        "numbers.pt": state | {"pos_embed": (state["pos_embed"] * 100).to(torch.int8)},
+        "complex.pt": state | {"pos_embed": state["pos_embed"].to(torch.complex64)},
+        "sparse.pt": state | {"pos_embed": state["pos_embed"].to_sparse()},
+        "meta.pt": state | {"pos_embed": state["pos_embed"].to("meta")},
+        "nan.pt": state | {"pos_embed": state["pos_embed"] * torch.nan},
+        "flat.pt": state | {"pos_embed": torch.zeros(3)},
+        "empty.pt": {},
+        "nothing.pt": {"ema_state_dict": {}},
+        "keyed.pt": {3: torch.zeros(3)},
+        "list.pt": [state],
+        "none.pt": None,
+        "imagenet.pt": {"x_embedder.proj.weight": torch.zeros(3)},
+    }
+    for name, content in contents.items():
+        torch.save(content, tmp_path / name)
+    for name, header in {
+        "deep": {"config": deep},
+        "nested": {"config": "[" * 100_000},
+        "words": {"config": '"a"'},
+    }.items():
+        safetensors.torch.save_file(state, tmp_path / f"{name}.safetensors", header)
+    torch.save({"ema_state_dict": state, "handdata_settings": deep}, tmp_path / "deep.pt")
+    whole = (tmp_path / "missing.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "page.ckpt").write_bytes(b"<!DOCTYPE html><title>Google Drive - Virus scan warning</title>" * 9)
+    for file in sorted(tmp_path.iterdir()):
+        carries = file.suffix == ".safetensors" or file.name == "deep.pt"
+        with pytest.raises(HandDataError) as caught:
+            load_for_sampling(str(file), preset=None if carries else "foundhand-xs")
+        assert "\n" not in str(caught.value) and len(caught.value.message) < 600, file
+        assert caught.value.hint, file
+    assert not (tmp_path / "ran").exists()
+    assert first
+
+
+def test_a_wrong_preset_is_told_the_right_one(published: Preset, tmp_path: Path) -> None:
+    torch.save({"ema_state_dict": published_state(published)}, file := tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"its hidden_size is 48, not 1152.*of the preset foundhand-xs"):
+        load_for_sampling(str(file), preset="foundhand-xl")
+    with pytest.raises(UsageError, match="did you mean foundhand-xl"):
+        load_for_sampling(str(tmp_path / "none.pt"), preset="foundhnd-xl")
+
+
+@pytest.mark.parametrize("name", ["tiny", "carried-64", "foundhand-s"])
+def test_shapes_name_the_presets_that_they_fit(name: str) -> None:
+    with torch.device("meta"):
+        state = DiT(**PRESETS[name].model.model_dump()).state_dict()
+    assert fitting_presets(state) == [name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"diffusion": {"prediction": "noise"}}, "diffusion.prediction is clean there, not noise"),
+        ({"model": {"num_heads": 4}}, "model.num_heads is 2 there, not 4"),
+    ],
+)
+def test_weights_of_equal_shapes_that_mean_something_else_do_not_start_a_run(
+    changes: dict[str, dict[str, object]], said: str, tmp_path: Path
+) -> None:
+    checkpoint = Trainer(SMALL, "cpu").save(str(tmp_path / "run"))
+    parts = {part: getattr(SMALL, part).model_copy(update=values) for part, values in changes.items()}
+    other = Trainer(SMALL.model_copy(update=parts), "cpu")
+    for place in (checkpoint, str(tmp_path / "run"), f"{checkpoint}/model.safetensors"):
+        with pytest.raises(UsageError, match=f"means something else: {said}"):
+            other.start_from(place)
+    Trainer(changed(SMALL, learning_rate=1.0), "cpu").start_from(checkpoint)  # which says nothing of the weights
+
+
+def test_a_file_that_does_not_say_what_it_predicts_is_started_from_with_a_word(tmp_path: Path) -> None:
+    state = export_foundhand(Trainer(SMALL, "cpu").model.state_dict())
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    notes: list[str] = []
+    Trainer(SMALL, "cpu").start_from(str(tmp_path / "a.safetensors"), notes.append)
+    assert len(notes) == 1 and "in which networks predict noise: this run takes its output" in notes[0]
