@@ -6,21 +6,25 @@ Layout, with folders of splits or without::
 
 The first folder level, below the splits or without them, is the ``subject_id``; a file beside those folders has none.
 Photographs stand upright: width, height and pixels are those of the image turned as its EXIF orientation says, on the
-worker too (``extra["upright"]``). What a file's bytes say decides what it is, whatever its name; a file whose name says
-neither photograph nor video is passed over.
+worker too (``extra["upright"]``). What a file's bytes say decides what it is, whatever its name; a file is passed over
+where neither its bytes nor its name say photograph or video. Of an animation the first image is taken.
 
 **Held out** are, without folders of splits, whole people: a tenth of them, chosen by a hash of their names, from ten
-people on; with fewer only on request (``val_share``). With less than two people, single files are chosen; a photograph
-and the video of the same name beside it (a Live Photo of an iPhone) go together.
+people on; with fewer only on request (``val_share``). With less than two people, single files are chosen; files of one
+shot go together: a photograph and its video (a Live Photo of an iPhone), what was edited of it, a burst.
+
+A file with the content of another one of its person is rejected. Where people share it, the records have one
+``origin_id``, so that training takes one of them, and none that is held out too.
 
 **Videos** give every frame, or as many a second as ``fps`` says, by their times. With ``frames_as_video`` a folder of
 numbered photographs is one, whose frame numbers are those of the names.
 """
 
 import hashlib
+import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,22 +73,60 @@ HELD_OUT_SHARE: Final = 0.1
 
 _PHOTOGRAPHS: Final = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".hif", ".avif"),
-    ".gif",
+    *(".mpo", ".gif", ".jxl", ".jp2"),
 )
-_RAW: Final = (".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
+"""Ends of names of photographs. The last three are of formats that are not read: their files are rejected by name."""
+_RAW: Final = (
+    *(".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".sr2", ".srf", ".raf", ".orf", ".rw2", ".rwl", ".pef"),
+    *(".srw", ".3fr", ".fff", ".iiq", ".mos", ".mef", ".mrw", ".dcr", ".kdc", ".erf", ".gpr", ".x3f"),
+)
 """Raw files of cameras. Most are TIFFs whose first image is a small preview."""
 _VIDEOS: Final = (
-    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".mkv", ".webm"),
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm"),
     *(".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv"),
 )
-_NEARLY_SPLITS: Final = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
+_COMPANIONS: Final = (
+    *(".lrv", ".thm", "_original", ".bak", ".part", ".crdownload", ".aae", ".xmp", ".json", ".txt", ".html", ".pdf"),
+    *(".m4a", ".m4b", ".m4p", ".m4r", ".aax", ".mka", ".weba", ".3ga", ".wav", ".mp3", ".psd", ".ai"),
+)
+"""Ends of names that are passed over unseen: small copies that cameras write, backups of editors, sound, texts."""
+_SPLIT_WORDS: Final[dict[str, Split]] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_WORDS_BESIDE: Final = frozenset(
+    {
+        "data",
+        "dataset",
+        "frames",
+        "hands",
+        "images",
+        "img",
+        "imgs",
+        "photos",
+        "pics",
+        "pictures",
+        "set",
+        "split",
+        "videos",
+    }
+)
+"""Words that folders of splits have beside the split: ``train_images``."""
 _HEAD_BYTES: Final = 64
-_PHOTOGRAPH_MARKS: Final = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|II[*+]\0|MM\0[*+]", re.DOTALL)
+_PHOTOGRAPH_MARKS: Final = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|II[*+]\0|MM\0[*+]|BM....\0{4}", re.DOTALL
+)
 _VIDEO_MARKS: Final = re.compile(rb"\x1aE\xdf\xa3|RIFF....AVI |....(?:ftyp(?!M4[AB] )|moov|mdat|wide)", re.DOTALL)
 _NUMBERED: Final = re.compile(r"(?P<name>.*?)(?P<number>[0-9]{1,9})")
-_SHARED: Final = "shared"
-"""Selection of a partition whose place has files of both splits."""
+_OF_ONE_SECOND: Final = re.compile(r"burst[_-]?[0-9]{8,}|[0-9]{8}[_-]?[0-9]{6}")
+"""Time of day in a name: phones name edits, bursts and videos of a photograph by its second."""
+_OF_AN_IPHONE: Final = re.compile(r"(img_)e?([0-9]{4,}).*")
+_DECORATION: Final = re.compile(r"[ _.~-]*(?:\([0-9]+\)|~[0-9]+|copy|edit|edited|hevc|mp)$")
+"""What is added to the name of a photograph for its video, a copy, or what was edited of it."""
 _SHOWN: Final = 8
+_END_BYTES: Final = 1 << 16
+"""Bytes at the end of files by which most of those that differ do."""
 _CLOCK_S: Final = 1e-6
 """Seconds by which the times of frames may be off."""
 
@@ -126,15 +168,46 @@ class _Place:
         for folder in [self.folder] if self.is_loose else _walk(self.folder):
             yield _candidates(folder)
 
+    @property
+    def base(self) -> Path:
+        """Folder that ``sequence_id`` is relative to: that of the split."""
+        return self.folder if self.is_loose else self.folder.parent
+
     def name_of(self, path: Path) -> str:
         """Return the path below the split, as a ``sequence_id``."""
-        base = self.folder if self.is_loose else self.folder.parent
-        return path.relative_to(base).as_posix() if path != base else path.name
+        return path.relative_to(self.base).as_posix() if path != self.base else path.name
 
-    def partition(self, root: Path, split: Split, selection: str = "") -> Partition:
+    def paths_of(self, names: Iterable[str]) -> list[Path]:
+        """Return the paths of some ``sequence_id``."""
+        return [self.base / name for name in names]
+
+    def partition(self, root: Path, split: Split, selection: "_Selection") -> Partition:
         """Return the files of a split in this place as a partition."""
         name = f"{split}/{self.person}" if self.person else split
-        return Partition(name, split, (self.folder.relative_to(root).as_posix(),), selection)
+        return Partition(name, split, (self.folder.relative_to(root).as_posix(),), selection.encoded())
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """What a partition takes of its place, and what is known of its files.
+
+    Args:
+        is_shared: Whether the place has files of both splits.
+        copies: Hashes of those files, by their ``sequence_id``, whose content is in another place too.
+
+    """
+
+    is_shared: bool
+    copies: Mapping[str, str]
+
+    def encoded(self) -> str:
+        """Return the ``selection`` of a partition."""
+        return json.dumps([self.is_shared, dict(self.copies)])
+
+    @classmethod
+    def of(cls, partition: Partition) -> "_Selection":
+        """Return that of a partition."""
+        return cls(*json.loads(partition.selection))
 
 
 class FolderAdapter:
@@ -164,22 +237,27 @@ class FolderAdapter:
                 f"--val-share: {root} has folders of splits ({_listed(splits.values(), root)})",
                 "they say what is held out; leave the option out",
             )
+        copies = _copies(list(_all_places(root)))
         if splits:
-            found = [place.partition(root, split) for split, base in splits.items() for place in _places(base)]
+            of_splits = [(split, place, False) for split, base in splits.items() for place in _places(base)]
         else:
-            found = list(self._held_out(root))
+            of_splits = list(self._held_out(root))
+        found = [
+            place.partition(root, split, _Selection(is_shared, copies.get(place, {})))
+            for split, place, is_shared in of_splits
+        ]
         yield from sorted(found, key=lambda partition: partition.name)
 
-    def _held_out(self, root: Path) -> Iterator[Partition]:
-        """Yield the partitions of a folder without splits."""
+    def _held_out(self, root: Path) -> Iterator[tuple[Split, _Place, bool]]:
+        """Yield the places of a folder without splits, each with its split, and whether it is in both splits."""
         places, share = list(_places(root)), self._share(root)
         held = _held_people(places, share)
         for place in places:
             shared = self._held_units(place, share) if held is None else set()
             is_val = held is not None and place.person in held
-            yield place.partition(root, "val" if is_val else "train", _SHARED if shared else "")
+            yield "val" if is_val else "train", place, bool(shared)
             if shared:
-                yield place.partition(root, "val", _SHARED)
+                yield "val", place, True
 
     def _share(self, root: Path) -> float:
         """Return the share of people, or of files, that is held out from a folder without splits."""
@@ -191,13 +269,12 @@ class FolderAdapter:
         return _chosen({unit for files in place.listings() for unit in self._units(place, files).values()}, share)
 
     def _units(self, place: _Place, files: Sequence[Path]) -> dict[Path, str]:
-        """Return what each file of a folder is held out with: a photograph and a video of its name are one unit.
-
-        So are the frames of a video.
-        """
+        """Return what each file of a folder is held out with: files of one shot are one unit, and frames of a video."""
         numbers = self._frame_numbers(files)
+        stems = {_stem(path) for path in files}
         return {
-            path: place.name_of(path.parent if path in numbers else path.with_suffix("")).casefold() for path in files
+            path: f"{place.name_of(path.parent)}/" if path in numbers else _shot_of(_stem(path), stems)
+            for path in files
         }
 
     def _frame_numbers(self, files: Sequence[Path]) -> dict[Path, int]:
@@ -219,35 +296,61 @@ class FolderAdapter:
             beside = [*_candidates(root), *(folder for folder in folders_in(root) if folder not in bases)]
             if beside:
                 yield f"beside the folders of splits, and so not taken: {_listed(beside, root)}"
+            people = {split: _people(_places(base)) for split, base in splits.items()}
+            yield f"people by split: {', '.join(f'{split} {len(names):,}' for split, names in people.items())}"
+            counts = Counter(name for names in people.values() for name in names)
+            if several := sorted(name for name, count in counts.items() if count > 1):
+                yield f"in several splits, so that a model is tested on people it has seen: {_some(several)}"
         else:
             yield self._rule(list(_places(root)), self._share(root))
         nested = [child for base in bases for person in folders_in(base) for child in (person, *folders_in(person))]
-        deep = [child for child in nested if _split_of(child) and child not in bases]
+        deep = [child for child in nested if _nearly_split(child) and child not in bases]
         if deep:
             yield f"named as splits, and taken as people's folders, since they lie too deep: {_listed(deep, root)}"
         twice = [child for child in nested if child.name == child.parent.name]
         if twice:
             yield f"named as the folder around them (unpacked twice?): {_listed(twice, root)}"
+        copies = [path for place, found in _copies(list(_all_places(root))).items() for path in place.paths_of(found)]
+        if copies:
+            yield (
+                f"in several people's folders, byte for byte, and counted once in training: {len(copies):,} files, "
+                f"{_listed(copies, root)}"
+            )
         packed = [root / name for name in names_in(root) if name.lower().endswith(ARCHIVE_SUFFIXES)]
         if packed:
             yield f"packed, and so not looked into: {_listed(packed, root)}"
-        if self.options.frames_as_video is not None and not any(
-            self._frame_numbers(_candidates(folder)) for folder in _walk(root)
-        ):
+        if self.options.frames_as_video is not None:
+            yield from self._no_videos(root)
+
+    def _no_videos(self, root: Path) -> Iterator[str]:
+        """Yield a line where the photographs of folders are no frames, though they may be meant so."""
+        several = [
+            (folder, files)
+            for folder in _walk(root)
+            if len(files := [path for path in _candidates(folder) if _suffix(path) in _PHOTOGRAPHS]) > 1
+        ]
+        stills = [folder for folder, files in several if not self._frame_numbers(files)]
+        if len(stills) == len(several):
             yield "--frames-as-video: in no folder are all photographs numbered, so that none is a video"
+        elif stills:
+            listed = _listed(stills, root)
+            yield f"--frames-as-video: not all photographs are numbered, so that these are no videos: {listed}"
 
     def _rule(self, places: Sequence[_Place], share: float) -> str:
         """Return what is held out, in words."""
         people = _people(places)
-        count = f"{len(people):,} {'person' if len(people) == 1 else 'people'} (folders below the root)"
+        folders = f"{len(people):,} {'person' if len(people) == 1 else 'people'} (folders below the root)"
+        count = f"there {'is' if len(people) == 1 else 'are'} {folders}"
         held = _held_people(places, share)
         if held:
-            return f"held out, of {count}: {', '.join(sorted(held))}"
+            loose = next((len(files) for place in places if place.is_loose for files in place.listings()), 0)
+            beside = f"; the {loose:,} files beside these folders, which may show them, are trained on" if loose else ""
+            return f"held out, of {folders}: {', '.join(sorted(held))}{beside}"
         if held is None and share:
             files = sum(len(self._held_units(place, share)) for place in places)
-            return f"held out: {files:,} files, which may show people who are trained on, too; there are {count}"
+            return f"held out: {files:,} files, which may show people who are trained on, too; {count}"
         return (
-            f"nothing is held out: there are {count}, and from {PEOPLE_TO_HOLD_OUT_FROM} on a tenth of them is; "
+            f"nothing is held out: {count}, and from {PEOPLE_TO_HOLD_OUT_FROM} on a tenth of them is; "
             f"--val-share {HELD_OUT_SHARE} holds out that share of these"
         )
 
@@ -255,18 +358,22 @@ class FolderAdapter:
         """Yield each photograph and each frame of the videos, folder by folder, shorter names first."""
         folder = root / partition.paths[0]
         place = _Place(folder, is_loose="/" not in partition.name)
-        held = self._held_units(place, self._share(root)) if partition.selection == _SHARED else None
-        seen = _Contents()
+        selection = _Selection.of(partition)
+        held = self._held_units(place, self._share(root)) if selection.is_shared else None
+        seen, copies = _Contents(), selection.copies
         for files in place.listings():
             numbers = self._frame_numbers(files)
             units = self._units(place, files)
             taken = [path for path in files if held is None or (units[path] in held) == (partition.split == "val")]
-            yield from self._frames(partition.split, place, {path: numbers[path] for path in taken if path in numbers})
+            frames = {path: numbers[path] for path in taken if path in numbers}
+            yield from self._frames(partition.split, place, frames, copies)
             for path in sorted(taken, key=_of_copies_last):
                 if path not in numbers:
-                    yield from self._file(partition.split, place, path, seen)
+                    yield from self._file(partition.split, place, path, seen, copies)
 
-    def _frames(self, split: Split, place: _Place, numbers: Mapping[Path, int]) -> Iterator[HandRecord | Rejection]:
+    def _frames(
+        self, split: Split, place: _Place, numbers: Mapping[Path, int], copies: Mapping[str, str]
+    ) -> Iterator[HandRecord | Rejection]:
         """Yield the photographs of a folder as the frames of a video."""
         rate = self.options.frames_as_video
         if rate is None or not numbers:
@@ -277,13 +384,25 @@ class FolderAdapter:
             number, path = frames[at]
             sequence_id = place.name_of(path.parent)
             try:
-                yield self._record(split, place, path, sequence_id, read_upright_size(path), number, float(times[at]))
+                yield self._record(
+                    split,
+                    place,
+                    path,
+                    sequence_id,
+                    read_upright_size(path),
+                    number,
+                    float(times[at]),
+                    content=copies.get(place.name_of(path)),
+                )
             except Exception as error:  # whatever it is, it costs this frame alone
                 yield frame_rejection(record_name(self.card.name, split, sequence_id, number), str(path), error)
 
-    def _file(self, split: Split, place: _Place, path: Path, seen: "_Contents") -> Iterator[HandRecord | Rejection]:
+    def _file(
+        self, split: Split, place: _Place, path: Path, seen: "_Contents", copies: Mapping[str, str]
+    ) -> Iterator[HandRecord | Rejection]:
         """Yield what one file gives; nothing where neither its bytes nor its name say photograph or video."""
         sequence_id = place.name_of(path)
+        content = copies.get(sequence_id)
         try:
             kind = _kind_of(path) or _kind_by_name(path)
             if kind is None:
@@ -296,12 +415,13 @@ class FolderAdapter:
             if same := seen.same_as(path):
                 raise RecordError(RejectReason.IMAGE_DUPLICATE, f"{path} is a copy of {same}, byte for byte")
             if kind == "photograph":
-                yield self._record(split, place, path, sequence_id, read_upright_size(path))
+                yield self._record(split, place, path, sequence_id, read_upright_size(path), content=content)
                 return
             info = video_info(path)
             for index in self._kept(info.times_s):
                 time_s = float(info.times_s[index])
-                yield self._record(split, place, path, sequence_id, (info.width, info.height), index, time_s, index)
+                size = (info.width, info.height)
+                yield self._record(split, place, path, sequence_id, size, index, time_s, index, content)
         except Exception as error:
             yield frame_rejection(record_name(self.card.name, split, sequence_id), str(path), error)
 
@@ -323,6 +443,7 @@ class FolderAdapter:
         frame_index: int = 0,
         timestamp_s: float | None = None,
         video_frame: int | None = None,
+        content: str | None = None,
     ) -> HandRecord:
         extra = {"upright": video_frame is None, "mirrored": self.options.mirrored}
         return HandRecord(
@@ -332,6 +453,7 @@ class FolderAdapter:
             frame_index=frame_index,
             timestamp_s=timestamp_s,
             subject_id=place.person,
+            origin_id=None if content is None else f"folder/{content}/{video_frame or 0}",
             image_uri=str(path),
             video_frame=video_frame,
             width=size[0],
@@ -354,19 +476,66 @@ class FolderAdapter:
 
 
 class _Contents:
-    """The files of a partition that were read, to find the same content again; files of one size are compared."""
+    """The files of a partition that were read, to find the same content again. Files of one size are read, once."""
 
     def __init__(self) -> None:
-        self._by_size: dict[int, list[Path]] = defaultdict(list)
+        self._first_of_size: dict[int, Path] = {}
+        self._by_content: dict[bytes, Path] = {}
 
     def same_as(self, path: Path) -> Path | None:
         """Return the earlier file with the same content, and remember this one where there is none."""
-        rivals = self._by_size[size_of(path)]
-        digest = _digest(path) if rivals else b""
-        same = next((rival for rival in rivals if digest and _digest(rival) == digest), None)
-        if same is None:
-            rivals.append(path)
-        return same
+        size = size_of(path)
+        first = self._first_of_size.setdefault(size, path)
+        if first is path or not size:
+            return None
+        self._by_content.setdefault(_digest(first), first)
+        same = self._by_content.setdefault(_digest(path), path)
+        return None if same is path else same
+
+
+def _copies(places: Sequence[_Place]) -> dict[_Place, dict[str, str]]:
+    """Return, by place, a hash of each file whose content is in another place too, by its ``sequence_id``.
+
+    Only files of one size are read, and of these only the ends where they differ.
+    """
+    groups: dict[tuple[int, bytes], list[tuple[_Place, Path]]] = defaultdict(list)
+    for place in places:
+        for path in (path for files in place.listings() for path in files):
+            if size := size_of(path):
+                groups[size, b""].append((place, path))
+    for most in (_END_BYTES, None):
+        refined: dict[tuple[int, bytes], list[tuple[_Place, Path]]] = defaultdict(list)
+        for (size, _), found in groups.items():
+            if len({place for place, _ in found}) > 1:
+                for place, path in found:
+                    refined[size, _digest(path, most)].append((place, path))
+        groups = refined
+    copies: dict[_Place, dict[str, str]] = defaultdict(dict)
+    for (_, digest), found in groups.items():
+        if digest and len({place for place, _ in found}) > 1:
+            for place, path in found:
+                copies[place][place.name_of(path)] = digest.hex()[:32]
+    return copies
+
+
+def _stem(path: Path) -> str:
+    return path.name.strip().rpartition(".")[0].casefold() or path.name.casefold()
+
+
+def _shot_of(stem: str, stems: Collection[str]) -> str:
+    """Return the name of the shot that a file is of: a photograph, its video, its edits and copies, or a burst.
+
+    Args:
+        stem: Name of the file, without its end, in small letters.
+        stems: Those of all files of its folder.
+
+    """
+    if second := _OF_ONE_SECOND.search(stem):
+        return re.sub("[^0-9]", "", second[0])
+    if of_iphone := _OF_AN_IPHONE.fullmatch(stem):
+        return of_iphone[1] + of_iphone[2]
+    plain = _DECORATION.sub("", stem)
+    return plain if plain in stems else stem
 
 
 def _of_copies_last(path: Path) -> tuple[int, str]:
@@ -374,11 +543,13 @@ def _of_copies_last(path: Path) -> tuple[int, str]:
     return len(path.name), path.name
 
 
-def _digest(path: Path) -> bytes:
-    """Return a hash of a file; nothing where there is none, or an empty one."""
+def _digest(path: Path, most: int | None = None) -> bytes:
+    """Return a hash of a file, or of its last bytes; nothing where there is none, or an empty one."""
     digest, size = hashlib.sha256(), 0
     try:
         with open_file(path) as stream:
+            if most is not None:
+                stream.seek(max(size_of(path) - most, 0))
             while block := stream.read(1 << 20):
                 digest.update(block)
                 size += len(block)
@@ -413,8 +584,22 @@ def _places(base: Path) -> Iterator[_Place]:
             yield _Place(folder, is_loose=False)
 
 
+def _all_places(root: Path) -> Iterator[_Place]:
+    """Yield the places of a root, of all its splits."""
+    for base in list(_splits(root).values()) or [root]:
+        yield from _places(base)
+
+
 def _split_of(folder: Path) -> Split | None:
     return next((split for split in SPLITS if folder.name.strip().casefold() == split), None)
+
+
+def _nearly_split(folder: Path) -> Split | None:
+    """Return the split that a folder's name may mean: ``validation``, ``train_images``, ``test2017``."""
+    name = re.sub("20[0-9]{2}", "", folder.name.casefold())
+    words = re.findall("[^\\W_]+", name)
+    splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+    return splits.pop() if len(splits) == 1 and _WORDS_BESIDE.union(_SPLIT_WORDS).issuperset(words) else None
 
 
 def _splits(root: Path) -> dict[Split, Path]:
@@ -426,13 +611,12 @@ def _splits(root: Path) -> dict[Split, Path]:
     """
     found: dict[Split, list[Path]] = defaultdict(list)
     for folder in folders_in(root):
-        nearly = _NEARLY_SPLITS.get(folder.name.strip().casefold())
-        if nearly is not None:
+        if split := _split_of(folder):
+            found[split].append(folder)
+        elif nearly := _nearly_split(folder):
             raise LayoutError(
                 f"{folder} would be taken as the folder of a person", f"rename it to {nearly!r} if it is that split"
             )
-        if split := _split_of(folder):
-            found[split].append(folder)
     places = {split: only_one(folders, f"folders of the split {split}") for split, folders in found.items()}
     return {split: place for split, place in places.items() if place is not None}
 
@@ -472,10 +656,11 @@ def _walk(folder: Path, above: frozenset[str] | None = None) -> Iterator[Path]:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """Return the files of a folder that are named as photographs or videos, or whose names have no suffix."""
-    named = files_in(folder, *_PHOTOGRAPHS, *_RAW, *_VIDEOS)
-    bare = [folder / name for name in names_in(folder) if "." not in name and not name.endswith("/")]
-    return sorted([*named, *(path for path in bare if _kind_of(path))])
+    """Return the files of a folder that are photographs or videos by their names, or else by their bytes."""
+    known = (*_PHOTOGRAPHS, *_RAW, *_VIDEOS)
+    passed_over = (*known, *_COMPANIONS, *ARCHIVE_SUFFIXES, "/")
+    others = [folder / name for name in names_in(folder) if not name.strip().lower().endswith(passed_over)]
+    return sorted([*files_in(folder, *known), *(path for path in others if _kind_of(path))])
 
 
 def _suffix(path: Path) -> str:
@@ -503,5 +688,8 @@ def _kind_by_name(path: Path) -> Kind | None:
 
 
 def _listed(paths: Iterable[Path], root: Path) -> str:
-    names = [path.relative_to(root).as_posix() for path in paths]
+    return _some([path.relative_to(root).as_posix() for path in paths])
+
+
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")

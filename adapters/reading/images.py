@@ -271,7 +271,9 @@ def _checked_size(stream: IO[bytes], name: str, read: Callable[[IO[bytes]], tupl
         stream.seek(0)
         if not stream.read(1):
             raise RecordError(RejectReason.IMAGE_EMPTY, f"{name} has no bytes") from None
-        raise RecordError(RejectReason.IMAGE_CORRUPT, f"{name}: {error}") from None
+        # Pillow's own message names the object that it reads from.
+        why = f"no image of {', '.join(IMAGE_FORMATS)} or HEIC" if isinstance(error, UnidentifiedImageError) else error
+        raise RecordError(RejectReason.IMAGE_CORRUPT, f"{name}: {why}") from None
     if width * height > MAX_IMAGE_PIXELS:
         raise RecordError(RejectReason.IMAGE_TOO_LARGE, f"{name} announces {width} x {height} pixels")
     return width, height

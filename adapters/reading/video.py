@@ -2,9 +2,9 @@
 
 A frame is found by its presentation time, as the packets announce it: B-frames, variable frame rates and packets that
 the decoder drops do not shift the index, as they do where decoded frames are counted. (AVI has no such times and is
-an error; no source ships it.) Images are turned as the file's display matrix says (phones record sideways), which is
-what OpenCV and ffmpeg do by default and what the datasets' own labels therefore refer to; ``VideoInfo`` gives the size
-after turning.
+an error; no source ships it.) Images are turned, and mirrored, as the file's display matrix says (phones record
+sideways), which is what ffmpeg does by default and what the datasets' own labels therefore refer to; ``VideoInfo``
+gives the size after turning.
 
 **Damage spreads.** Frames are predicted from others: a decoder that has lost one goes on from what it has, and the
 smear looks like any other frame. So behind a damaged frame, in the order of decoding, none is handed on until a frame
@@ -21,7 +21,7 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self, TypeAlias
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import av
 import numpy as np
@@ -428,8 +428,19 @@ def _rising(indices: Iterable[int]) -> Iterator[int]:
 
 
 def _rgb(frame: av.VideoFrame) -> ByteArray:
+    """Return the pixels of a frame as players show it: turned, or mirrored, as its display matrix says."""
     image = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return np.ascontiguousarray(image)
+    # Rows are the images of the axes x and y, as in MP4 (ISO/IEC 14496-12, 8.3.2); turns by less than 90 degrees
+    # are of no camera.
+    (x_to_x, x_to_y, _), (y_to_x, y_to_y, _), _ = (
+        np.frombuffer(memoryview(matrix)[:36], np.int32).reshape(3, 3).tolist()
+    )
+    if abs(x_to_y) > abs(x_to_x):
+        image, x_to_x, y_to_y = image.swapaxes(0, 1), y_to_x, x_to_y
+    return np.ascontiguousarray(image[:: -1 if y_to_y < 0 else 1, :: -1 if x_to_x < 0 else 1])
 
 
 def _read_packets(path: Path, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> _Packets:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from handdata.pipeline.settings import FLAG_THRESHOLDS, AnnotateSettings, QualitySettings
-from handdata.pipeline.shards.plan import is_of_last_ingest
+from handdata.pipeline.shards.plan import is_of_last_ingest, planned_otherwise
 from handdata.pipeline.shards.state import DatasetState
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import UnitMarker, UsageError
@@ -78,6 +78,12 @@ def choose_annotator(
             raise UsageError(
                 f"{where} holds {marker.source} annotated with other settings: {differences}",
                 f"repeat the earlier ones; --overwrite annotates {marker.source} again; --dataset NAME keeps both",
+            )
+    for source in sources:
+        if source not in overwritten and (changes := planned_otherwise(dataset, source)):
+            raise UsageError(
+                f"{where} holds {source} ingested with other options: {'; '.join(changes)}",
+                f"ingest it with the earlier ones; --overwrite annotates {source} again; --dataset NAME keeps both",
             )
     for source in relicensed:
         if any(marker.source == source for marker in staying):

@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Final
@@ -59,6 +59,9 @@ UNITS_PER_SOURCE: Final = 32
 CAMERA_BLOCK: Final = 16
 """Cameras of a sequence that stay together in a unit and in its row groups."""
 
+_MAKING_OPTIONS: Final = ("mirrored", "frames_as_video")
+"""Options of sources that make other records of the same images."""
+
 _PLAN_SCHEMA: Final = pa.schema([field.with_nullable(True) for field in RECORD_SCHEMA])
 """Columns of planned records: null may be where no record can have it, since one such row must not stop the others."""
 
@@ -99,12 +102,14 @@ class _Generation:
         records: Number of records of all its units.
         units: The units; none where the plan was abandoned.
         ingest: Token of the ingest that the records are of.
+        options: The source's own options of that ingest.
 
     """
 
     records: int
     units: tuple[PlannedUnit, ...]
     ingest: str = ""
+    options: dict[str, str | float | bool] = field(default_factory=dict)
 
     def encoded(self) -> bytes:
         """Return the content of its file."""
@@ -221,7 +226,8 @@ def _store_generation(dataset: Dataset, source: str, parts: Sequence[pl.DataFram
         unit_id = f"{source}-{split}-{generation:03d}-{ordinal:06d}"
         units.append(PlannedUnit(unit_id, source, split, len(part), plan_file, ordinal, tombstones))
     _write_records(dataset.storage, source, parts, plan_file)
-    made = _Generation(sum(map(len, parts)), tuple(units), ingest_token(dataset.storage, source))
+    options = read_ingest_summary(dataset.storage, source).options
+    made = _Generation(sum(map(len, parts)), tuple(units), ingest_token(dataset.storage, source), options)
     stored = dataset.storage.create_bytes(name, made.encoded())
     _remove_unnamed(dataset.storage, name, _parse_generation(dataset.storage, source, name, stored))
 
@@ -236,6 +242,29 @@ def is_of_last_ingest(dataset: Dataset, source: str) -> bool:
     token = ingest_token(dataset.storage, source)
     generations = [_read_generation(dataset, source, name) for name in _generations(dataset, source)]
     return all(generation.ingest == token for generation in generations if generation.units)
+
+
+def planned_otherwise(dataset: Dataset, source: str) -> list[str]:
+    """Return what differs between the options of a source's last ingest and those of its planned records.
+
+    Only options count that make other records of the same images: ``mirrored`` and ``frames_as_video``.
+
+    Returns:
+        ``name old -> new`` for each option that differs.
+
+    """
+    now = read_ingest_summary(dataset.storage, source).options
+    generations = [_read_generation(dataset, source, name) for name in _generations(dataset, source)]
+    return [
+        f"{name.replace('_', '-')} {before} -> {after}"
+        for name in _MAKING_OPTIONS
+        for before, after in {
+            (generation.options.get(name, "unset"), now.get(name, "unset"))
+            for generation in generations
+            if generation.units
+        }
+        if before != after
+    ]
 
 
 def abandon_plan(lease: Lease, source: str) -> None:

@@ -11,16 +11,19 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from handdata.adapters import AdapterOptions
+from handdata.adapters import AdapterOptions, folder
 from handdata.adapters.folder import FolderAdapter
 from handdata.adapters.registry import registered_adapters
 from handdata.adapters.rhd import RhdAdapter
 from handdata.adapters.roots import find_root
 from handdata.pipeline.annotation.frames import open_frames
 from handdata.pipeline.records.ingest import ingest
-from handdata.pipeline.shards.plan import plan_source
+from handdata.pipeline.run.annotate import annotate
+from handdata.pipeline.run.request import AnnotateRequest
+from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.shards.plan import plan_source, planned_otherwise
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
     DatasetReadError,
@@ -35,6 +38,7 @@ from handdata.schemas.arrays import ByteArray
 from tests.fixtures.photographs import (
     CORNERS,
     HEIGHT,
+    TURNS,
     WIDTH,
     encoded,
     photograph,
@@ -112,9 +116,18 @@ def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, orientation: 
 
 def test_heic_is_read_where_its_package_is_installed(tmp_path: Path) -> None:
     heif = pytest.importorskip("pillow_heif", reason="the extra heic is not installed")
-    heif.from_pillow(photograph()).save(tmp_path / "a.jpg")
-    (record,) = records(tmp_path)
-    assert np.abs(pixels([record])[0][8, 8].astype(int) - CORNERS[0]).max() < 40
+    for orientation in range(1, 9):  # as iPhones write it: the item is turned, and EXIF says so once more
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        stored = photograph(orientation)
+        for turn in TURNS[orientation]:
+            stored = stored.transpose(turn)
+        heif.from_pillow(stored).save(tmp_path / f"{orientation}.jpg", exif=exif.tobytes(), quality=95)
+    found = records(tmp_path)
+    assert {(record.width, record.height) for record in found} == {(WIDTH, HEIGHT)}
+    for image in pixels(found):
+        assert np.abs(image[8, 8].astype(int) - CORNERS[0]).max() < 40
+        assert np.abs(image[8, WIDTH - 8].astype(int) - CORNERS[1]).max() < 40
 
 
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(200)
@@ -163,6 +176,54 @@ def test_bytes_decide_not_names(tmp_path: Path) -> None:
     found = records(tmp_path)
     assert [record.sequence_id for record in found] == [*["clip.jpg"] * 3, "download", "photo.jpg", "photo.mp4"]
     assert len(pixels(found)) == 6
+
+
+def test_phones_and_browsers_give_names_that_say_nothing(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=1)
+    clip.rename(tmp_path / "PXL_20230101_120000000.MP")
+    for number, name in enumerate(["photo.jpg_large", "IMG_2020.10.11", "photo (1)", "DSC_1.JPG ", "a.jpeg!large"]):
+        write_photograph(tmp_path / name, number)
+    for name in ("notes.txt", "voice.m4a", "DSC_1.jpg_original", "GX01.LRV"):  # copies and companions
+        (tmp_path / name).write_bytes((tmp_path / "PXL_20230101_120000000.MP").read_bytes())
+    (tmp_path / "IMG_1.jxl").write_bytes(b"\xff\x0a" + bytes(40))
+    photograph().save(tmp_path / "dance.gif")
+    rows = read(tmp_path)
+    assert sum(isinstance(row, HandRecord) for row in rows) == 6
+    rejected = {Path(row.image_uri).name: row for row in rows if isinstance(row, Rejection)}
+    assert {*rejected} == {"IMG_1.jxl", "dance.gif"}
+    assert all("no image of AVIF, BMP, JPEG" in row.detail for row in rejected.values())
+
+
+def test_many_files_of_one_size_are_each_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(photograph(), "BMP")
+    for number in range(60):
+        (tmp_path / f"{number:02d}.bmp").write_bytes(data[:-1] + bytes([number % 50]))
+    opened: list[Path] = []
+    real = folder._digest
+    monkeypatch.setattr(folder, "_digest", lambda path, *rest: (opened.append(path), real(path, *rest))[1])
+    rows = read(tmp_path)
+    assert sum(isinstance(row, Rejection) for row in rows) == 10
+    assert len(opened) <= 2 * 60
+
+
+def test_one_picture_in_the_folders_of_two_people_is_said_and_trained_on_once(tmp_path: Path) -> None:
+    write_photograph(tmp_path / "train/ann/party.jpg", 1)
+    write_photograph(tmp_path / "val/bob/IMG_7.JPG", 1)
+    write_photograph(tmp_path / "train/ann/alone.jpg", 2)
+    clip = write_clip(tmp_path / "train/ann/clip.mp4")
+    (tmp_path / "test").mkdir()
+    shutil.copy(clip, tmp_path / "test/received.mp4")
+    size = (tmp_path / "train/ann/alone.jpg").stat().st_size
+    (tmp_path / "val/bob/other.jpg").write_bytes(encoded(photograph(3), "JPEG").ljust(size, b"\0"))
+    found = records(tmp_path)
+    origins: dict[str | None, list[str]] = {}
+    for record in found:
+        origins.setdefault(record.origin_id, []).append(record.split)
+    assert sorted(origins.pop(None)) == ["train", "val"]
+    assert sorted(origins.values()) == [["test", "train"]] * 3 + [["train", "val"]]
+    said = " | ".join(warnings(tmp_path))
+    assert "in several people's folders, byte for byte, and counted once in training: 4 files, " in said
+    assert "val/bob/IMG_7.JPG" in said and "alone.jpg" not in said
 
 
 def test_a_copy_of_a_photograph_is_rejected_and_a_namesake_is_not(tmp_path: Path) -> None:
@@ -238,12 +299,53 @@ def test_files_of_one_person_are_shared_out_and_a_live_photo_stays_whole(tmp_pat
     assert "held out: 2 files" in warnings(tmp_path, val_share=0.25)[0]
 
 
-@pytest.mark.parametrize("name", ["validation", "Training", "valid"])
+@pytest.mark.parametrize(
+    "name", ["validation", "Training", "valid", "train_images", "val set", "TEST2017", "test-photos"]
+)
 def test_a_folder_that_is_nearly_named_as_a_split_is_an_error(tmp_path: Path, name: str) -> None:
     write_photograph(tmp_path / name / "a.jpg")
     write_photograph(tmp_path / "bob/b.jpg", 1)
     with pytest.raises(LayoutError, match="would be taken as the folder of a person"):
         records(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tester", "valentina", "test 1", "trainer_photos", "ann_test"])
+def test_a_person_whose_name_holds_a_split_s_is_a_person(tmp_path: Path, name: str) -> None:
+    write_photograph(tmp_path / name / "a.jpg")
+    assert [record.subject_id for record in records(tmp_path)] == [name]
+
+
+SHOTS = (
+    ("IMG_0001.HEIC.jpg", "img_0001.MOV", "IMG_E0001.JPG", "IMG_0001(1).jpg", "IMG_0001-edited.png"),
+    ("PXL_20230101_120000123.MP.jpg", "PXL_20230101_120000123.MP", "PXL_20230101_120000123~2.jpg"),
+    ("00000IMG_00000_BURST20200101120000000_COVER.jpg", "00001IMG_00001_BURST20200101120000000.jpg"),
+    ("20210101_120000.jpg", "20210101_120000(0).jpg", "20210101_120000_001.jpg"),
+    ("hand.jpg", "hand (1).jpg", "hand copy.jpg"),
+    *((f"right ({number}).jpg",) for number in range(10)),
+    *((f"IMG-20230101-WA{number:04d}.jpg",) for number in range(10)),
+)
+"""Names of the files of each shot; Windows numbers the files of a folder as it numbers copies."""
+
+
+def test_files_of_one_shot_are_held_out_together(tmp_path: Path) -> None:
+    shade = 0
+    for names in SHOTS:
+        for name in names:
+            write_photograph(tmp_path / name, shade := shade + 1)
+    for share in (0.2, 0.4, 0.6, 0.8):
+        found = {record.sequence_id: record.split for record in records(tmp_path, val_share=share)}
+        assert len(found) == shade
+        shots = [{found[name] for name in names} for names in SHOTS]
+        assert all(len(splits) == 1 for splits in shots)
+        assert shots.count({"val"}) == round(share * len(SHOTS))
+
+
+def test_people_of_several_splits_are_said(tmp_path: Path) -> None:
+    for number, place in enumerate(["train/ann", "train/bob", "val/ann", "val/cleo"]):
+        write_photograph(tmp_path / place / "a.jpg", number)
+    said = warnings(tmp_path)
+    assert "people by split: train 2, val 2" in said
+    assert any("tested on people it has seen: ann" in line for line in said)
 
 
 def test_splits_in_any_case_are_splits_and_say_what_is_held_out(tmp_path: Path) -> None:
@@ -406,6 +508,15 @@ def test_photographs_that_are_not_all_numbered_are_no_video(tmp_path: Path) -> N
     assert any("--frames-as-video" in line for line in warnings(tmp_path, frames_as_video=30))
 
 
+def test_folders_that_are_no_videos_among_others_that_are_say_so(tmp_path: Path) -> None:
+    for number in range(3):
+        write_photograph(tmp_path / f"ann/clip/{number:04d}.jpg", number)
+        write_photograph(tmp_path / f"ann/clip-2/{number:04d}.jpg", 10 + number)
+    write_photograph(tmp_path / "ann/clip-2/cover.jpg", 20)
+    said = " | ".join(warnings(tmp_path, frames_as_video=30))
+    assert "these are no videos: ann/clip-2" in said
+
+
 # ---------------------------------------------------------------------------------------------------- options
 
 
@@ -439,3 +550,28 @@ def test_pictures_that_are_mirrored_say_so_to_the_annotation(tmp_path: Path) -> 
     assert [record.is_mirrored for record in records(tmp_path)] == [False, False]
     found = records(tmp_path, mirrored=True)
     assert [(record.is_mirrored, record.is_upright) for record in found] == [(True, True), (True, False)]
+
+
+@pytest.mark.parametrize("option", [{"mirrored": True}, {"frames_as_video": 30.0}])
+def test_records_that_another_option_made_are_not_mixed_with_planned_ones(
+    tmp_path: Path, option: dict[str, Any]
+) -> None:
+    write_photograph(tmp_path / "d/1.jpg")
+    write_photograph(tmp_path / "d/2.jpg", 1)
+    storage = Storage(tmp_path / "w")
+    dataset = Dataset(storage)
+
+    def again(**own: Any) -> None:
+        ingest(FolderAdapter, tmp_path / "d", storage, limit=100, options=AdapterOptions(**own), force=True)
+
+    again(**option, val_share=0)
+    plan_source(dataset, "folder", 64)
+    again(**option, licence="CC-BY-4.0")
+    assert planned_otherwise(dataset, "folder") == []
+    again()
+    (name,) = option
+    with pytest.raises(
+        UsageError, match=f"ingested with other options: {name.replace('_', '-')} .* -> unset"
+    ) as caught:
+        annotate(AnnotateRequest(dataset), AnnotateSettings(masks="none"))
+    assert "--overwrite annotates folder again" in caught.value.hint

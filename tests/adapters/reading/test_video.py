@@ -1,6 +1,7 @@
 """Videos: every frame is the one its index names, whatever the codec's order, the clock or the display matrix."""
 
 import os
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from handdata.adapters.reading.video import VideoReader, video_info
 from handdata.schemas.errors import RecordError, RejectReason
 from tests.fixtures.jpegs import encoded
+from tests.fixtures.photographs import photograph
 from tests.fixtures.videos import (
     DETAIL,
     OPEN_GROUPS,
@@ -112,6 +114,43 @@ def test_the_container_tells_frames_size_rate_and_times(video: Path) -> None:
     assert (info.frames, info.width, info.height) == (FRAMES, 96, 64)
     assert float(info.rate) == pytest.approx(25)
     np.testing.assert_allclose(info.times_s, np.arange(FRAMES) / 25, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corners"),
+    [
+        ((1, 0, 0, 1), "RGBW"),
+        ((0, 1, -1, 0), "BRWG"),
+        ((-1, 0, 0, -1), "WBGR"),
+        ((0, -1, 1, 0), "GWRB"),
+        ((-1, 0, 0, 1), "GRWB"),
+        ((1, 0, 0, -1), "BWRG"),
+        ((0, 1, 1, 0), "RBGW"),
+        ((0, -1, -1, 0), "WGBR"),
+    ],
+)
+def test_a_video_is_turned_and_mirrored_as_its_matrix_says(
+    tmp_path: Path, matrix: tuple[int, int, int, int], corners: str
+) -> None:
+    """Front cameras may record mirrored: a frame that is not mirrored back shows the other hand."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"qp": "5"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_image(photograph(size=(96, 64)))))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    at = data.find(b"tkhd") + 44  # version 0
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    with VideoReader(path) as reader:
+        ((_, image),) = reader.frames([0])
+    height, width, _ = image.shape
+    info = video_info(path)
+    assert (info.width, info.height) == (width, height) == ((64, 96) if matrix[0] == 0 else (96, 64))
+    found = [image[height * y // 4, width * x // 4].astype(int) for y in (1, 3) for x in (1, 3)]
+    assert "".join("W" if colour.min() > 150 else "RGB"[colour.argmax()] for colour in found) == corners
 
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])
