@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Final
+from typing import Any, BinaryIO, ClassVar, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,14 +203,16 @@ def _labelled_images(path: Path, part: int, parts: int) -> Iterator[tuple[Any, _
         raise RecordError(RejectReason.LABEL_MISSING, f"{path} {error}") from None
     annotations = iter(()) if annotation_start is None else stream_list_part(path, annotation_start, size_of(path))
     entries = chain([] if first is None else [first], images)
+    name = str(path)
     before: int | None = None
     for image in entries:
         annotation = next(annotations, None)
-        if _id(image, "id") is None or _id(image, "id") != _id(annotation, "image_id"):
+        image_id = _id(image, "id")
+        if image_id is None or image_id != _id(annotation, "image_id"):
             yield from _joined_by_id(path, [image, *entries], before, start, stop)
             return
-        before = _id(image, "id")
-        yield image, _joint_valid(path, annotation)
+        before = image_id
+        yield image, _joint_valid(name, annotation)
     try:
         left, after = next(annotations, None), next(stream_list_part(path, stop, end), None)
     except RecordError:
@@ -266,7 +268,7 @@ def _joined_by_id(
             elif image_id in ours:
                 annotated.add(image_id)
                 if image_id in wanted:
-                    found[image_id] = _joint_valid(path, annotation)
+                    found[image_id] = _joint_valid(str(path), annotation)
         elif ids is not None and (is_first if last is None else last in ours):
             unlisted.append((last, number, _no_image(path, number, image_id)))
     lacking: Counter[int | None] = Counter()
@@ -300,7 +302,7 @@ def _id(entry: Any, key: str) -> int | None:
     return value if type(value) is int else None
 
 
-def _joint_valid(path: Path, annotation: Any) -> _Valid:
+def _joint_valid(path: str, annotation: Any) -> _Valid:
     where = f"{path}: annotation of image {annotation['image_id']}"
     try:
         flags = label_flags(where, "joint_valid", annotation.get("joint_valid"), KEYPOINT_COUNT)
@@ -499,8 +501,7 @@ class _Captures:
 # ---------------------------------------------------------------------------------------------------- one image
 
 
-@dataclass(frozen=True, slots=True)
-class _Image:
+class _Image(NamedTuple):
     """An entry of ``images``."""
 
     file_name: str

@@ -1,7 +1,7 @@
 """Numpy arrays as fields of pydantic models."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,22 @@ BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
+MOST_PX: Final = 1e6
+"""No labelled joint lies further from the corner of its image: float32 rounds such places by a tenth of a pixel."""
+MOST_M: Final = 100.0
+"""No labelled joint is further from its camera: larger numbers are millimetres, or damaged."""
 
-def _reader(dtype: type[np.generic], shape: tuple[int, ...], *, zero_where_not_valid: bool = False) -> BeforeValidator:
+
+def _reader(
+    dtype: type[np.generic], shape: tuple[int, ...], *, zero_where_not_valid: bool = False, most: float = math.inf
+) -> BeforeValidator:
     """Make a validator that reads an array of one shape.
 
     Args:
         dtype: Type of the array's numbers.
         shape: Shape of the array.
         zero_where_not_valid: Whether rows become zero where the model's ``keypoints_valid``, read before, is False.
+        most: Largest number, whatever its sign.
 
     """
     size = math.prod(shape)
@@ -36,6 +44,10 @@ def _reader(dtype: type[np.generic], shape: tuple[int, ...], *, zero_where_not_v
             array[~info.data["keypoints_valid"]] = 0
         if dtype is np.float32 and not np.logical_and.reduce(np.isfinite(array), axis=None):
             raise ValueError("expected finite numbers, got NaN or infinity")
+        if most < math.inf and np.abs(array).max() > most:
+            raise ValueError(
+                f"expected numbers from {-most:,.0f} to {most:,.0f}, got {array.flat[np.abs(array).argmax()]:g}"
+            )
         array.setflags(write=False)
         return array
 
@@ -94,7 +106,7 @@ _RIGID_TOLERANCE = 5e-3
 KeypointsValid = Annotated[BoolArray, _reader(np.bool_, (42,))]
 Keypoints2D = Annotated[FloatArray, _reader(np.float32, (42, 2))]
 Keypoints3D = Annotated[FloatArray, _reader(np.float32, (42, 3))]
-Labels2D = Annotated[FloatArray, _reader(np.float32, (42, 2), zero_where_not_valid=True)]
-Labels3D = Annotated[FloatArray, _reader(np.float32, (42, 3), zero_where_not_valid=True)]
+Labels2D = Annotated[FloatArray, _reader(np.float32, (42, 2), zero_where_not_valid=True, most=MOST_PX)]
+Labels3D = Annotated[FloatArray, _reader(np.float32, (42, 3), zero_where_not_valid=True, most=MOST_M)]
 Matrix3 = Annotated[FloatArray, _reader(np.float32, (3, 3))]
 Matrix4 = Annotated[FloatArray, _reader(np.float32, (4, 4))]

@@ -28,7 +28,7 @@ from handdata.schemas import (
     record_name,
     records_to_table,
 )
-from handdata.schemas.arrays import BoolArray, is_intrinsics, is_rigid
+from handdata.schemas.arrays import MOST_M, MOST_PX, BoolArray, is_intrinsics, is_rigid
 from handdata.schemas.record import is_encodable_json
 from handdata.schemas.rejection import rejection
 
@@ -235,7 +235,8 @@ def _least(name: str) -> int | None:
 def _read_numbers(field: pa.Field) -> _Read:
     """Make a reader of arrays of finite numbers; joints that are not valid become 0."""
     size = field.type.list_size
-    of_joints = field.name in ("keypoints_2d", "keypoints_3d")
+    of_joints = field.name in _MOST
+    most = _MOST.get(field.name, _LARGEST)
 
     def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
         found = np.asarray(column)
@@ -249,7 +250,7 @@ def _read_numbers(field: pa.Field) -> _Read:
             values.reshape(len(values), KEYPOINT_COUNT, -1)[~valid] = 0
         flat = values.reshape(-1)
         column_values = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=field.type)
-        fits = np.isfinite(flat.reshape(-1, size)).all(axis=1)
+        fits = (np.abs(flat.reshape(-1, size)) <= most).all(axis=1)  # not of NaN
         if field.name == "camera_k":
             fits &= is_intrinsics(values.reshape(-1, 3, 3))
         elif field.name == "camera_t_world":
@@ -292,6 +293,8 @@ def _read_extra(field: pa.Field) -> _Read:
     return read
 
 
+_MOST: Final = {"keypoints_2d": MOST_PX, "keypoints_3d": MOST_M}
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _HAND_STATES: Final = get_args(HandState)
 _to_json = json.JSONEncoder(sort_keys=True).encode
 

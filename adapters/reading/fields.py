@@ -48,13 +48,13 @@ def label_flags(where: Path | str, name: str, values: Any, count: int) -> BoolAr
         RecordError: ``label_corrupt``: there are others, among them 0.5, 2, NaN, texts and nothing (``null``).
 
     """
+    listed: Any
     if isinstance(values, np.ndarray):
         listed, fits = values.ravel().tolist(), values.shape in ((count,), (count, 1))
     else:
-        nested = isinstance(values, list) and bool(values) and type(values[0]) is list
-        listed = list(chain.from_iterable(values)) if nested and _holds_lists_alone(values) else values
-        fits = isinstance(listed, list) and len(listed) == count and (not nested or len(values) == count)
-    if not fits or not set(map(type, listed)) <= _FLAG_TYPES:
+        listed = _unpacked(values) if isinstance(values, list) and values and type(values[0]) is list else values
+        fits = isinstance(listed, list) and len(listed) == count
+    if not fits or not _FLAG_TYPES.issuperset(map(type, listed)):
         detail = f"{where}: {name} should hold {count} flags, is {reprlib.repr(values)}"
         raise RecordError(RejectReason.LABEL_CORRUPT, detail)
     if not _FLAGS.issuperset(listed):
@@ -62,8 +62,12 @@ def label_flags(where: Path | str, name: str, values: Any, count: int) -> BoolAr
     return np.array(listed, dtype=np.bool_)
 
 
-def _holds_lists_alone(values: list[Any]) -> bool:
-    return set(map(type, values)) == {list}
+def _unpacked(values: list[Any]) -> list[Any] | None:
+    """Return what lists of one hold; None where one of them is no such list."""
+    try:
+        return [value for (value,) in values]
+    except (TypeError, ValueError):
+        return None
 
 
 def _holds_boolean(values: Any) -> bool:

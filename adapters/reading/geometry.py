@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from handdata.schemas.arrays import MOST_PX
 from handdata.schemas.joints import KEYPOINT_COUNT, KEYPOINTS_PER_HAND, hand_rows
 
 Array = NDArray[np.float64]
@@ -205,8 +206,11 @@ def _rays(points_camera: ArrayLike) -> Array:
 
 
 def _pixels(rays: Array, k: ArrayLike) -> Array:
+    """Return pixels; NaN where a point lies so near the plane of the camera that it is seen by no image."""
     matrix = np.asarray(k, dtype=np.float64)
-    return np.asarray(rays @ matrix[..., :2, :2].swapaxes(-1, -2) + matrix[..., None, :2, 2])
+    pixels = np.asarray(rays @ matrix[..., :2, :2].swapaxes(-1, -2) + matrix[..., None, :2, 2])
+    pixels[(np.abs(pixels) > MOST_PX).any(axis=-1)] = np.nan
+    return pixels
 
 
 def _smallest_positive_root(polynomial: np.polynomial.Polynomial) -> float:

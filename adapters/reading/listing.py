@@ -82,7 +82,7 @@ class Visits:
         """Note a file that is there."""
         name = os.fspath(path)
         self.folders.add(name.rpartition("/")[0])
-        if name.lower().endswith(ARCHIVE_SUFFIXES):
+        if not name.endswith(_IMAGE_SUFFIXES) and name.lower().endswith(ARCHIVE_SUFFIXES):
             self.archives.add(name)
 
     def of_name(self, path: AnyPath, is_there: bool) -> None:

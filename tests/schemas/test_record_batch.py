@@ -115,6 +115,8 @@ def test_good_rows_pass_without_a_second_look(monkeypatch: pytest.MonkeyPatch) -
         ("height", -5),
         ("keypoints_2d", np.full((42, 2), np.inf)),
         ("keypoints_2d", np.full((42, 2), 1e39)),
+        ("keypoints_2d", np.full((42, 2), -1.1e6)),
+        ("keypoints_3d", np.full((42, 3), 640.0)),
         ("keypoints_3d", np.full((42, 3), np.nan)),
         ("camera_k", np.full((3, 3), np.nan)),
         ("camera_t_world", np.full((4, 4), -np.inf)),
