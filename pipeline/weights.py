@@ -1,23 +1,35 @@
-"""Model files: what they are, and where they lie on this machine.
+"""Model files: what they are, under which licence, and where they lie on this machine.
 
 They are searched for in this order: the path given by a flag, the folder ``HANDDATA_WEIGHTS``, an installed package
-that ships the file, the download cache. Last, the pinned URL is downloaded and its SHA-256 checked.
+that ships the file, the download cache. Last, the pinned URL is downloaded and its SHA-256 checked. Files of the
+Hugging Face Hub lie in its own cache, where diffusers and timm look for them.
+
+A download that was cut goes on where it stopped, with ``huggingface_hub``, for any server that answers range requests.
 """
 
+import errno
+import fcntl
 import hashlib
 import importlib.util
+import io
+import logging as standard_logging
 import os
-import urllib.error
-import urllib.request
-import uuid
-from collections.abc import Callable
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from handdata.schemas import WeightsError
 
-_BLOCK_BYTES = 1 << 20
+_CLIENTS: Final = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
+"""Packages whose errors are about the server, and no ``OSError`` in part."""
+
+OnProgress = Callable[[int, int | None], None]
+"""Called with (bytes so far, bytes in all, None where nobody knows)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +40,36 @@ class WeightsFile:
         name: Its name in ``handdata weights``.
         filename: Published file name.
         url: Address where it is published.
-        size_bytes: Exact size.
-        sha256: SHA-256 of the whole file.
+        size_bytes: Exact size; None where none is published.
+        sha256: SHA-256 of the whole file; None where none is published.
         purpose: Its use, in a few words.
         package: Importable package that ships the same file, or empty.
+        licence: Its licence, an SPDX id, with what else is to be known of it.
+        by_hand: Whether its place asks a person with a browser.
+        repository: Repository of the Hugging Face Hub that it lies in, or empty.
+        beside: Further files that are needed with it, of the same repository.
 
     """
 
     name: str
     filename: str
     url: str
-    size_bytes: int
-    sha256: str
+    size_bytes: int | None
+    sha256: str | None
     purpose: str
     package: str = ""
+    licence: str = "Apache-2.0"
+    by_hand: bool = False
+    repository: str = ""
+    beside: tuple[str, ...] = ()
 
 
 _SAM_URL: Final = "https://dl.fbaipublicfiles.com/segment_anything"
+_HUB_URL: Final = "https://huggingface.co"
+_CC_BY_NC: Final = (
+    "CC-BY-NC-4.0 (https://creativecommons.org/licenses/by-nc/4.0/): name the authors; no commercial use, neither of "
+    "the weights nor of what is trained from them"
+)
 
 WEIGHTS: Final[dict[str, WeightsFile]] = {
     file.name: file
@@ -83,6 +108,45 @@ WEIGHTS: Final[dict[str, WeightsFile]] = {
             sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
             purpose="SAM masks, smallest",
         ),
+        WeightsFile(
+            name="foundhand",
+            filename="DINO_EMA_11M_b50_lr1e-5_epoch6_step320k.ckpt",
+            url="https://drive.google.com/file/d/1AR08bpX5Ync7VykXq-S7ww8YIbRihVMD/view",
+            size_bytes=None,
+            sha256=None,
+            purpose="FoundHand (Chen et al., CVPR 2025), preset foundhand-xl",
+            licence=_CC_BY_NC,
+            by_hand=True,
+        ),
+        WeightsFile(
+            name="dit_xl2_imagenet",
+            filename="DiT-XL-2-256x256.pt",
+            url="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt",
+            size_bytes=None,
+            sha256=None,
+            purpose="what FoundHand's training started from (DiT-XL/2, ImageNet)",
+            licence=_CC_BY_NC,
+        ),
+        WeightsFile(
+            name="sd_vae",
+            filename="diffusion_pytorch_model.safetensors",
+            url=f"{_HUB_URL}/stabilityai/sd-vae-ft-mse",
+            size_bytes=334_643_276,
+            sha256="a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+            purpose="autoencoder of the foundhand presets",
+            licence="MIT",
+            repository="stabilityai/sd-vae-ft-mse",
+            beside=("config.json",),
+        ),
+        WeightsFile(
+            name="dinov2",
+            filename="model.safetensors",
+            url=f"{_HUB_URL}/timm/vit_base_patch14_dinov2.lvd142m",
+            size_bytes=None,
+            sha256=None,
+            purpose="encoder of [alignment] in training (DINOv2 ViT-B/14)",
+            repository="timm/vit_base_patch14_dinov2.lvd142m",
+        ),
     )
 }
 """All model files that handdata can use, by name."""
@@ -109,6 +173,8 @@ def find_weights(name: str, folder: Path | None = None) -> Path | None:
 
     """
     file = WEIGHTS[name]
+    if file.repository:
+        return _in_hub_cache(file)
     paths = [folder / file.filename] if folder else []
     if file.package and (package := importlib.util.find_spec(file.package)) is not None:
         paths += [Path(location) / file.filename for location in package.submodule_search_locations or ()]
@@ -116,9 +182,42 @@ def find_weights(name: str, folder: Path | None = None) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def require_weights(
-    name: str, folder: Path | None = None, on_progress: Callable[[int, int], None] | None = None
-) -> Path:
+def place_of(name: str, folder: Path | None = None) -> Path:
+    """Return where a model file belongs that somebody brings here by hand."""
+    return (folder or cache_folder()) / WEIGHTS[name].filename
+
+
+def named_weights(name: str, folder: Path | None = None) -> str:
+    """Return the path of a model file that is called by its name in ``WEIGHTS``; any other text as it is.
+
+    Raises:
+        WeightsError: It is not on this machine.
+
+    """
+    if name not in WEIGHTS or Path(name).exists():
+        return name
+    found = find_weights(name, folder)
+    if found is None:
+        raise WeightsError(f"the model file {name} is not on this machine", f"run `handdata weights fetch {name}`")
+    return str(found)
+
+
+def fault_of(name: str, path: Path) -> str | None:
+    """Return in a few words why a file is not the published one; None where it is, as far as anybody has said.
+
+    Without a published SHA-256 a file of the Hub is compared with the one that the Hub gave with it, and others are
+    checked to be PyTorch files: what a browser saves may be a page that warns of something.
+    """
+    file = WEIGHTS[name]
+    expected = file.sha256 or _hub_sha256(file, path)
+    if expected is not None:
+        return None if sha256_of(path) == expected else f"its SHA-256 is not {expected[:12]}..."
+    if file.repository or zipfile.is_zipfile(path):
+        return None
+    return "it is no PyTorch file, or only the beginning of one"
+
+
+def require_weights(name: str, folder: Path | None = None, on_progress: OnProgress | None = None) -> Path:
     """Return the path of a model file; a missing one is downloaded to the cache.
 
     Args:
@@ -134,39 +233,227 @@ def require_weights(
     if found is not None:
         return found
     file = WEIGHTS[name]
-    target = cache_folder() / file.filename
-    try:
-        _download(file, target, on_progress or (lambda done, total: None))
-    except (urllib.error.URLError, OSError, TimeoutError) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        wanted = (folder or target.parent) / file.filename
+    place = place_of(name, folder)
+    if file.by_hand:
         raise WeightsError(
-            f"the model file {file.filename} ({file.purpose}) is not on this machine and cannot be downloaded: {error}",
-            f"put it at {wanted} ({file.size_bytes:,} bytes, SHA-256 {file.sha256[:12]}..., from {file.url}), "
-            "or set HANDDATA_WEIGHTS to the folder that holds it",
-        ) from None
+            f"{file.filename} is published where only a browser can fetch it",
+            f"open {file.url}, and save it under this name in the folder {place.parent}",
+        )
+    if file.repository:
+        return _from_hub(file)
+    target = cache_folder() / file.filename
+    _download(file, target, place, on_progress or (lambda done, total: None))
+    keep_licence(file, target.parent)
     return target
 
 
-def _download(file: WeightsFile, target: Path, on_progress: Callable[[int, int], None]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    digest = hashlib.sha256()
-    done = 0
+def keep_licence(file: WeightsFile, folder: Path) -> None:
+    """Write the licence of a model file beside it.
+
+    Raises:
+        WeightsError: The folder cannot be written.
+
+    """
     try:
-        with urllib.request.urlopen(file.url, timeout=30) as response, partial.open("wb") as stream:  # noqa: S310 - a pinned https URL
-            while block := response.read(_BLOCK_BYTES):
-                stream.write(block)
-                digest.update(block)
-                done += len(block)
-                on_progress(done, file.size_bytes)
-        if digest.hexdigest() != file.sha256:
-            raise WeightsError(
-                f"{file.url} gave {done:,} bytes with SHA-256 {digest.hexdigest()[:12]}..., "
-                f"expected {file.size_bytes:,} bytes with {file.sha256[:12]}...",
-                "a proxy may have answered instead; nothing was kept",
-            )
-        partial.replace(target)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = f"{file.filename}\n{file.purpose}\nfrom {file.url}\nlicence: {file.licence}\n"
+        (folder / f"{file.filename}.licence.txt").write_text(text)
+    except OSError as error:
+        raise WeightsError(f"cannot write to {folder}: {error.strerror}", "set HANDDATA_WEIGHTS to a folder") from error
+
+
+def _download(file: WeightsFile, target: Path, place: Path, on_progress: OnProgress) -> None:
+    """Download a file, from where an earlier call stopped, and give it its name once it is whole and the right one."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_name(f".{target.name}.partial"), target, on_progress, file.size_bytes) as partial:
+            if partial is None:
+                return  # another process has fetched it
+            resumed = partial.tell() > 0
+            while True:
+                _fetch(file, partial)
+                fault = _fault_of_partial(file, Path(str(partial.name)))
+                if fault is None:
+                    break
+                done = partial.tell()
+                partial.truncate(0)
+                partial.seek(0)
+                if not resumed:
+                    Path(str(partial.name)).unlink()
+                    raise WeightsError(
+                        f"{file.url} gave {done:,} bytes, which are not the published file: {fault}",
+                        "a proxy may have answered instead; nothing was kept",
+                    )
+                resumed = False  # what an earlier call had left was of another file
+            Path(str(partial.name)).replace(target)
+    except WeightsError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(_CLIENTS):
+            raise
+        raise _failed(file, error, place, target) from error
+
+
+def _fault_of_partial(file: WeightsFile, path: Path) -> str | None:
+    if file.sha256 is None:
+        return None if zipfile.is_zipfile(path) else "it is no PyTorch file"
+    found = sha256_of(path)
+    return None if found == file.sha256 else f"SHA-256 {found[:12]}..., expected {file.sha256[:12]}..."
+
+
+def _failed(file: WeightsFile, error: Exception, place: Path, target: Path) -> WeightsError:
+    """Return the error for a download that failed: the disk, or the server."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return WeightsError(
+            f"cannot write {file.filename} to {target.parent}: {getattr(error, 'strerror', error)}",
+            "make room there, or set XDG_CACHE_HOME to another disk; the same command continues",
+        )
+    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+        return WeightsError(
+            f"cannot write {file.filename} to {target.parent}: {error.strerror}", "set XDG_CACHE_HOME to another folder"
+        )
+    facts = "" if file.size_bytes is None else f"{file.size_bytes:,} bytes, "
+    facts += "" if file.sha256 is None else f"SHA-256 {file.sha256[:12]}..., "
+    return WeightsError(
+        f"the model file {file.filename} ({file.purpose}) is not on this machine and cannot be downloaded: "
+        f"{_reason(error)}",
+        f"the same command continues; or put it at {place} ({facts}from {file.url}), "
+        "or set HANDDATA_WEIGHTS to the folder that holds it",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a server, in one line."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"the server answers {status}"
+    return (getattr(error, "strerror", None) or str(error).strip().split("\n")[0].rstrip(".")) or type(error).__name__
+
+
+class _Reporting(io.FileIO):
+    """A file that reports how long it is after each write."""
+
+    def __init__(self, path: Path, on_progress: OnProgress, total: int | None) -> None:
+        super().__init__(path, "a+")
+        self._report = on_progress
+        self._total = total
+
+    def write(self, data: Any) -> int:
+        """Write all of some bytes."""
+        left = memoryview(data)
+        while left:
+            left = left[super().write(left) :]
+        self._report(self.tell(), self._total)
+        return len(data)
+
+
+@contextmanager
+def _locked(partial: Path, target: Path, on_progress: OnProgress, total: int | None) -> Iterator[_Reporting | None]:
+    """Open the file of an unfinished download for this process alone; None where another has finished it meanwhile."""
+    while True:
+        with _Reporting(partial, on_progress, total) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if target.is_file():
+                if partial.exists() and os.fstat(stream.fileno()).st_ino == partial.stat().st_ino:
+                    partial.unlink()
+                yield None
+                return
+            if partial.exists() and os.fstat(stream.fileno()).st_ino == partial.stat().st_ino:
+                stream.seek(0, os.SEEK_END)
+                yield stream
+                return
+        # The process that had it has given it up, with its name.
+
+
+def _fetch(file: WeightsFile, partial: _Reporting) -> None:
+    """Add to the file of an unfinished download what it lacks."""
+    try:
+        from huggingface_hub.file_download import http_get
+    except ImportError:
+        raise WeightsError(
+            f"{file.filename} is not on this machine, and the package that downloads it is not installed",
+            'pip install "huggingface-hub>=0.34"',
+        ) from None
+    done = partial.tell()
+    if file.size_bytes is not None:
+        if done >= file.size_bytes:
+            return  # only its name was missing; of a longer one the check says what it is
+        free = shutil.disk_usage(Path(str(partial.name)).parent).free
+        if free < file.size_bytes - done:
+            raise OSError(errno.ENOSPC, f"{file.size_bytes - done:,} bytes are missing, and {free:,} are free")
+    try:
+        with _one_voice(bars=False):
+            http_get(file.url, partial, resume_size=done)
+    except Exception as error:
+        answered = getattr(getattr(error, "response", None), "status_code", None)
+        if not (answered == 416 and done):  # nothing follows what an earlier call left: the check says what it is
+            raise
+
+
+@contextmanager
+def _one_voice(bars: bool) -> Iterator[None]:
+    """Keep the library from telling of each try, and with ``bars`` false of progress: errors are told in one line."""
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(standard_logging.ERROR)
+    if not bars:
+        disable_progress_bars("huggingface_hub.http_get")
+    try:
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        logging.set_verbosity(level)
+        if not bars:
+            enable_progress_bars("huggingface_hub.http_get")
+
+
+def _in_hub_cache(file: WeightsFile) -> Path | None:
+    """Return a file of the Hub in the Hub's own cache, None unless all that is needed with it is there."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(file.repository, name) for name in (*file.beside, file.filename)]
+    return Path(found[-1]) if all(isinstance(path, str) for path in found) and isinstance(found[-1], str) else None
+
+
+def _hub_sha256(file: WeightsFile, path: Path) -> str | None:
+    """Return the SHA-256 that the Hub gave with a large file: its cache names the file by it."""
+    name = path.resolve().name
+    return name if file.repository and re.fullmatch(r"[0-9a-f]{64}", name) else None
+
+
+def _from_hub(file: WeightsFile) -> Path:
+    """Download a file of the Hub, and what is needed with it, into the Hub's own cache."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise WeightsError(
+            f"{file.name} lies on the Hugging Face Hub, and the package that downloads it is not installed",
+            'pip install "handdata[train]"',
+        ) from None
+    try:
+        with _one_voice(bars=True):
+            *_, path = (Path(hf_hub_download(file.repository, name)) for name in (*file.beside, file.filename))
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(_CLIENTS):
+            raise
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise WeightsError(
+                f"cannot write {file.name}: {getattr(error, 'strerror', error)}",
+                "make room, or set HF_HOME to another disk; the same command continues",
+            ) from error
+        raise WeightsError(
+            f"{file.name} cannot be downloaded from {file.url}: {_reason(error)}",
+            "the same command continues; without a network, bring the folder that HF_HOME names, by default "
+            "~/.cache/huggingface, from a machine that has it",
+        ) from error
+    if fault := fault_of(file.name, path):
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{file.url} gave another {file.filename} than expected: {fault}",
+            "a proxy may have answered instead; nothing was kept",
+        )
+    return path

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from handdata.schemas.errors import WeightsError
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import AlignmentConfig
+from handdata.trainer.weights import require_hub, told
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -34,23 +35,31 @@ class ImageEncoder:
 
         """
         import timm  # 4 s of a core, which only runs with an encoder spend
+        from huggingface_hub import try_to_load_from_cache
         from timm.models import load_checkpoint
         from timm.models.vision_transformer import checkpoint_filter_fn
 
         hint = f"set alignment.weights to a file of {config.encoder}'s weights, and alignment.encoder to its timm name"
+        if config.weights is None and config.encoder == AlignmentConfig().encoder:
+            hint = "run `handdata weights fetch dinov2`, or " + hint
         if config.weights is not None and not Path(config.weights).is_file():
             raise WeightsError(f"no weights at {config.weights}", hint)
+        # The Hub is not asked for what it gave before.
+        cached = try_to_load_from_cache(f"timm/{config.encoder}", "model.safetensors")
+        file = config.weights or (cached if isinstance(cached, str) else None)
+        if file is None:
+            require_hub(f"cannot load the encoder {config.encoder}: it", hint)
         try:
             network = timm.create_model(
                 config.encoder,
-                pretrained=config.weights is None,
+                pretrained=file is None,
                 num_classes=0,
                 dynamic_img_size=True,  # positions are resampled to the grid, as REPA does
             )
-            if config.weights is not None:  # strictly: timm's own way takes a file that holds other weights in silence
-                load_checkpoint(network, config.weights, filter_fn=checkpoint_filter_fn, weights_only=True)
+            if file is not None:  # strictly: timm's own way takes a file that holds other weights in silence
+                load_checkpoint(network, file, filter_fn=checkpoint_filter_fn, weights_only=True)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise WeightsError(f"cannot load the encoder {config.encoder}: {error}", hint) from error
+            raise WeightsError(f"cannot load the encoder {config.encoder}: {told(error)}", hint) from error
         self._network = cast("VisionTransformer", network).to(device).eval().requires_grad_(False)
         self.features: int = self._network.embed_dim
         self._side = grid_size * self._network.patch_embed.patch_size[0]

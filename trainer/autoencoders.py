@@ -5,9 +5,12 @@ network sees them, so that nobody else multiplies by a scale. H and W are multip
 """
 
 import math
+import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 from handdata.schemas.errors import UsageError, WeightsError
 from handdata.trainer.diffusion import Draws, draw_noise
 from handdata.trainer.presets import AutoencoderConfig, Preset
-from handdata.trainer.weights import read_weights, told
+from handdata.trainer.weights import read_weights, require_hub, told
 
 STABLE_DIFFUSION_VAE: Final = "stabilityai/sd-vae-ft-mse"
 """Hugging Face name of the VAE that DiT and FoundHand were trained with, used where no weights are given."""
@@ -84,16 +87,27 @@ class StableDiffusionVAE:
         """
         from diffusers import AutoencoderKL  # here: its modules take two seconds, and few presets need them
 
+        def load(here: bool) -> Any:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of versions of its own libraries
+                # The last option is the default where accelerate is not installed, and then diffusers says so.
+                return AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
+                    weights, use_safetensors=True, local_files_only=here, low_cpu_mem_usage=False
+                )
+
+        hint = "set autoencoder.weights to a folder with config.json and diffusion_pytorch_model.safetensors"
+        if weights == STABLE_DIFFUSION_VAE:
+            hint = f"run `handdata weights fetch sd_vae`, or {hint}"
         try:
-            # The last option is the default where accelerate is not installed, and then diffusers says so at length.
-            vae = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
-                weights, use_safetensors=True, low_cpu_mem_usage=False
-            )
+            try:
+                vae = load(here=True)  # the Hub is not asked for what it gave before
+            except OSError:
+                if Path(weights).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
+                    raise
+                require_hub(f"cannot load the autoencoder {weights}: it", hint)
+                vae = load(here=False)
         except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"cannot load the autoencoder {weights}: {told(error)}",
-                "give a folder with config.json and diffusion_pytorch_model.safetensors",
-            ) from error
+            raise WeightsError(f"cannot load the autoencoder {weights}: {told(error)}", hint) from error
         self.vae = vae.to(device).eval().requires_grad_(False)
         self.latent_channels = int(vae.config.latent_channels)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import urllib.error
+import urllib.request
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -202,6 +204,27 @@ def require_answer(path: str, what: str = "weights") -> None:
         raise WeightsError(f"no {what} at {path}", "give a file that is there, or a URL whose server answers")
 
 
+def require_hub(what: str, hint: str) -> None:
+    """Check that the Hugging Face Hub answers, whose client would try for half a minute.
+
+    Raises:
+        WeightsError: It does not; ``what`` is not on this machine, and ``hint`` what to do.
+
+    """
+    from huggingface_hub import constants
+
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S).close()  # noqa: S310 - the Hub's own setting
+    except urllib.error.HTTPError as error:
+        error.close()  # it answers
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{what} is not on this machine, and {constants.ENDPOINT} does not answer: "
+            f"{told(getattr(error, 'reason', error))}",
+            hint,
+        ) from error
+
+
 def suffix_of(path: str) -> str:
     """Return how the name of a file of weights ends, in lower case; of a URL without what is asked of the server."""
     name = path.partition("?")[0].partition("#")[0] if "://" in path else path
@@ -214,6 +237,7 @@ def _is_safetensors(file: Path, path: str) -> bool:
 
 
 _SECOND_TRY_S: Final = (2.0,)
+_HUB_TIMEOUT_S: Final = 8.0
 _UNREADABLE: Final = "was it downloaded whole? only tensors and plain values are read, never other objects"
 
 
@@ -413,7 +437,7 @@ def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
     return ", and ".join(filter(None, [lacks, holds])) or None
 
 
-def told(error: Exception) -> str:
+def told(error: object) -> str:
     """Return the first sentence of an error of torch or safetensors, which may go on with advice for programmers."""
     return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
 

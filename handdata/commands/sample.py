@@ -312,12 +312,13 @@ def _sampling(
     from handdata.jobs.sample import SampleRequest, Sampling
     from handdata.pictures.files import require_format
     from handdata.pipeline.storage import Storage
+    from handdata.pipeline.weights import named_weights
 
     if not is_video:
         require_format(out_file)
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
-    chosen = checkpoint or _trained(storage, run)
+    chosen = named_weights(checkpoint, settings.weights) if checkpoint else _trained(storage, run)
     sampling = Sampling(
         SampleRequest(checkpoint=chosen, **request),  # type: ignore[arg-type]
         storage,

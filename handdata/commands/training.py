@@ -279,12 +279,14 @@ def export(
     """Write a run's averaged weights as a file that the public FoundHand code, `sample` and `train --init` read."""
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.storage.layout import run_folder
+    from handdata.pipeline.weights import named_weights
     from handdata.trainer.checkpoints import load_for_sampling
     from handdata.trainer.weights import write_foundhand
 
-    storage = Storage(load_settings(workspace=workspace).workspace)
-    model, settings = load_for_sampling(checkpoint or storage.url(run_folder(run)), preset=preset, on_note=say)
-    write_foundhand(model, out_file, json.dumps(settings))
+    settings = load_settings(workspace=workspace)
+    trained = named_weights(checkpoint or Storage(settings.workspace).url(run_folder(run)), settings.weights)
+    model, trained_with = load_for_sampling(trained, preset=preset, on_note=say)
+    write_foundhand(model, out_file, json.dumps(trained_with))
     out.print(f"Written: {out_file.absolute()}")
 
 
@@ -344,6 +346,7 @@ def evaluate(
     from handdata.pipeline.report.page import read_metrics
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.storage.layout import metrics_file, run_folder
+    from handdata.pipeline.weights import named_weights
 
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
@@ -353,7 +356,7 @@ def evaluate(
         if checkpoint is None and storage.exists(metrics_file(run)):
             metrics = read_metrics(storage, run)
     request = EvaluationRequest(
-        checkpoint=checkpoint or storage.url(run_folder(run)),
+        checkpoint=named_weights(checkpoint or storage.url(run_folder(run)), settings.weights),
         dataset=dataset,
         split=split,
         count=count,
