@@ -261,7 +261,7 @@ class Sampling:
 
     def _sample(self, name: str) -> tuple[PairDataset, int]:
         # A sample that is named may be one that the run's settings leave out.
-        data = DataConfig(dataset=self._preset.data.dataset, unlabelled_hands=True, no_content=True)
+        data = DataConfig(dataset=self._preset.data.dataset, unlabelled_hands=True, no_content=True, side_unknown=True)
         every = self._preset.model_copy(update={"data": data, "pairs": PairConfig()})
         for split in SHOWN_FIRST:
             try:

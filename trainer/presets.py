@@ -273,6 +273,8 @@ class DataConfig(Config):
     hands that nobody asked for."""
     no_content: bool = False
     """Also take rows flagged ``no_content``: black frames, noise, one colour."""
+    side_unknown: bool = False
+    """Also take rows flagged ``side_unknown``: a hand in the rows of the right one that may be a left one."""
     latents: bool = False
     """Read the latents that ``handdata encode`` stored instead of images. Random changes are then those of the stored
     variants."""

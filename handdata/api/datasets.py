@@ -156,7 +156,7 @@ class HandDataset(Sequence[HandSample]):
         if not self._shards:
             which = f" in split {split}" if split else ""
             raise UsageError(f"{dataset.describe()} has no samples{which}", "run `handdata annotate`")
-        every = DataConfig(where=where, unlabelled_hands=True, no_content=True)
+        every = DataConfig(where=where, unlabelled_hands=True, no_content=True, side_unknown=True)
         self._rows = StoredRows(dataset.storage, self._shards, chosen_rows(dataset, self._shards, every))
         self._table = remembered_by_source(lambda shard: self._read(shard, _SMALL_COLUMNS), self._shards)
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from handdata.pipeline.annotation.quiet import hide_log_lines
 from handdata.schemas import KEYPOINTS_PER_HAND, Side
 from handdata.schemas.arrays import ByteArray, FloatArray
 
@@ -135,6 +136,7 @@ class HandDetector:
     def _landmarker(self, mode: str, hands: int) -> Any:
         from mediapipe.tasks.python import BaseOptions, vision
 
+        hide_log_lines()
         options = vision.HandLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(self._model_path)),
             running_mode=vision.RunningMode[mode],

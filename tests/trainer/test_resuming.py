@@ -61,6 +61,7 @@ FIELDS: dict[str, tuple[bool, Any]] = {
     "data.licences": (REFUSED, ["MIT", "Apache-2.0"]),
     "data.unlabelled_hands": (REFUSED, True),
     "data.no_content": (REFUSED, True),
+    "data.side_unknown": (REFUSED, True),
     "data.latents": (REFUSED, True),
     "pairs.video": (REFUSED, 0.1),
     "pairs.view": (REFUSED, 0.5),

@@ -216,13 +216,15 @@ def _looks_across_rows(part: Any) -> bool:
 
 
 def _chosen(table: pl.DataFrame, condition: pl.Expr, data: DataConfig) -> pl.Series:
-    chosen = condition & ~pl.col("flags").list.contains(SIDE_UNKNOWN_FLAG)
+    chosen = condition
     if data.licences:
         chosen = chosen & pl.col("license").is_in(list(data.licences))
     if not data.unlabelled_hands:
         chosen = chosen & ~pl.col("flags").list.contains(UNLABELLED_FLAG)
     if not data.no_content:
         chosen = chosen & ~pl.col("flags").list.contains(NO_CONTENT_FLAG)
+    if not data.side_unknown:
+        chosen = chosen & ~pl.col("flags").list.contains(SIDE_UNKNOWN_FLAG)
     try:  # a condition without columns is a single value
         return table.select(pl.repeat(True, pl.len()) & chosen).to_series().fill_null(False)
     except pl.exceptions.PolarsError as error:

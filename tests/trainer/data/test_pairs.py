@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from handdata.api.datasets import open_dataset
 from handdata.pipeline.report.page import write_report
 from handdata.pipeline.shards import list_shards, read_index
 from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
@@ -570,9 +571,11 @@ def test_frames_that_show_nothing_are_left_out_unless_the_settings_take_them(tmp
         assert len(PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train", data=data)) == rows
 
 
-def test_hands_of_unknown_sides_are_left_out(tmp_path: Path) -> None:
+def test_hands_of_unknown_sides_are_left_out_unless_the_settings_take_them(tmp_path: Path) -> None:
     write_dataset(Storage(tmp_path), [sample("known", 0), sample("unknown", 0, flags=["side_unknown"])])
-    assert len(PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train", data=DataConfig())) == 1
+    for data, rows in ((DataConfig(), 1), (DataConfig(side_unknown=True), 2)):
+        assert len(PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="train", data=data)) == rows
+    assert len(open_dataset(tmp_path)) == 2
 
 
 def test_shards_of_the_first_version_have_rows_without_contrast(tmp_path: Path) -> None:
