@@ -19,12 +19,14 @@ Halpe               136 ``keypoints``: the left hand from 94, the right from 115
 OneHand10K          21 ``keypoints`` of a hand: wrist, thumb, index, middle, ring, little
 FreiHAND, Panoptic  as OneHand10K
 RHD                 as OneHand10K, but each finger **from the tip to the palm**, whatever its categories' names say
-any other           as the category names its keypoints; 21 without names are taken as OneHand10K's
+any other           as the category names its keypoints; 21 of a hand without names, or numbered, as OneHand10K's
 ==================  =================================================================================================
 
 Visibility is 0 (not labelled), 1 (labelled, hidden), 2 (labelled, seen), or, in COCO-WholeBody, the confidence of the
 model that proposed the joint: every joint above 0 is labelled, as MMPose and the COCO API have it. Annotations with
 ``iscrowd`` label no hand.
+
+Sizes are checked: where an image lies on its side, and its labels are for it upright, it is turned as EXIF says.
 
 **Sides** are those of fields (``lefthand_kpts``, ``hand_type``, ``side``, ...), of the names of keypoints, of the
 category (``left_hand``), or, in Panoptic's sets of single hands, of the image's name (``005880453_01_l.jpg``). Where
@@ -53,7 +55,7 @@ from handdata.adapters.reading.coco_json import CocoLabels, open_labels
 from handdata.adapters.reading.fields import label_flags, label_numbers
 from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
-from handdata.adapters.reading.images import read_image_size
+from handdata.adapters.reading.images import read_image_size, read_upright_size
 from handdata.adapters.reading.joint_names import HandOrder, hand_orders, side_in
 from handdata.adapters.reading.listing import files_in, folders_in, is_file, is_folder, refuse_copies
 from handdata.adapters.reading.masks import decode_rle, fill_polygon
@@ -206,6 +208,8 @@ class _Category:
 
     where: str
     name: str
+    kind: str
+    """Name of its ``supercategory``; often empty."""
     keypoint_names: tuple[str, ...]
     named_hands: tuple[HandOrder, ...]
     """The hands that the names of its keypoints tell."""
@@ -214,8 +218,9 @@ class _Category:
 
     @property
     def is_of_hands(self) -> bool:
-        words = re.split(r"[^a-z]+|left|right", self.name.lower())  # no handbag
-        return not {"hand", "hands"}.isdisjoint(words) or (bool(self.named_hands) and len(self.keypoint_names) <= 42)
+        words = {*re.split(r"[^a-z]+|left|right", f"{self.name} {self.kind}".lower())}  # no handbag
+        is_called_so = not words.isdisjoint({"hand", "hands"}) or self.name.strip().lower() in SIDES
+        return is_called_so or (bool(self.named_hands) and len(self.keypoint_names) <= 42)
 
     def orders(self, count: int) -> tuple[HandOrder, ...]:
         """Return the hands among ``count`` keypoints; none where they are of something else.
@@ -234,9 +239,14 @@ class _Category:
                 ("left", tuple(range(left, left + KEYPOINTS_PER_HAND))),
                 ("right", tuple(range(right, right + KEYPOINTS_PER_HAND))),
             )
-        unnamed = all(name.strip().isdecimal() for name in self.keypoint_names)
-        if count == KEYPOINTS_PER_HAND and unnamed and len(self.keypoint_names) in (0, count):
-            return ((None, _IN_ORDER),)
+        unnamed = _numbered_order(self.keypoint_names) if self.keypoint_names else _IN_ORDER
+        if count == KEYPOINTS_PER_HAND and unnamed is not None:
+            if self.is_of_hands:
+                return ((None, unnamed),)
+            detail = (
+                f"{self.where} has 21 keypoints without names, and is not called a hand: nothing says that it is one"
+            )
+            raise RecordError(RejectReason.LABEL_CORRUPT, detail)
         if self.is_of_hands:
             detail = (
                 f"{self.where} names {len(self.keypoint_names)} keypoints, among them those of {len(self.named_hands)} "
@@ -244,6 +254,16 @@ class _Category:
             )
             raise RecordError(RejectReason.LABEL_CORRUPT, detail)
         return ()
+
+
+def _numbered_order(names: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the rows of joints that are named by their numbers, from 0 or 1; None where they are named otherwise."""
+    if len(names) != KEYPOINTS_PER_HAND or not all(name.strip().isdecimal() for name in names):
+        return None
+    numbers = [int(name) for name in names]
+    first = min(numbers)
+    is_whole = first <= 1 and sorted(numbers) == list(range(first, first + len(names)))
+    return tuple(numbers.index(first + place) for place in range(len(names))) if is_whole else None
 
 
 def _category(where: str, entry: Any, is_rhd: bool) -> tuple[int | str, _Category]:
@@ -261,7 +281,8 @@ def _category(where: str, entry: Any, is_rhd: bool) -> tuple[int | str, _Categor
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: keypoints should hold names")
     where = f"{where} ({name!r})"
     hands = () if is_rhd else tuple(hand_orders(where, names))
-    return number, _Category(where, name, tuple(names), hands, is_rhd)
+    kind = fields.get("supercategory")
+    return number, _Category(where, name, kind if isinstance(kind, str) else "", tuple(names), hands, is_rhd)
 
 
 # ---------------------------------------------------------------------------------------------------- hands
@@ -367,6 +388,9 @@ def _joints(where: str, name: str, values: Any) -> tuple[Points, BoolArray]:
     # A corner of the image is where sets write a joint that nobody labelled.
     valid = (rows[:, 2] > 0) & (rows[:, :2] != 0).any(axis=1)
     require_finite(where, name, rows[valid])
+    if valid.sum() > 1 and (np.abs(rows[valid, :2]) <= 1).all():
+        detail = f"{where}: {name} lie within one pixel: are they shares of the image? COCO's are pixels"
+        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
     return np.where(valid[:, None], rows[:, :2], 0.0), valid
 
 
@@ -418,14 +442,19 @@ def _segmentation(where: str, value: Any, size: tuple[int, int]) -> Any:
         return {"counts": counts}
     if not isinstance(value, list):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: segmentation is neither polygons nor run lengths")
+    if value and not isinstance(value[0], list):
+        value = [value]  # of a single polygon some tools write the numbers alone
     polygons = [label_numbers(where, "segmentation", polygon) for polygon in value]
-    if any(polygon.ndim != 1 or polygon.size % 2 or polygon.size < 6 for polygon in polygons):
+    if any(polygon.ndim != 1 or polygon.size % 2 for polygon in polygons):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: segmentation holds lists that are no polygons")
     for polygon in polygons:
         require_finite(where, "segmentation", polygon)
-    if len(polygons) == 1 and _is_box(polygons[0].reshape(-1, 2)):
+    areas = [
+        polygon for polygon in polygons if polygon.size >= 6
+    ]  # tools for keypoints write an empty one, or two points
+    if not areas or (len(areas) == 1 and _is_box(areas[0].reshape(-1, 2))):
         return None
-    return value
+    return [polygon.tolist() for polygon in areas]
 
 
 def _is_box(polygon: Points) -> bool:
@@ -464,9 +493,13 @@ class _LabelFile:
                 detail = f"{labels.path}: two categories have the id {number!r}"
                 raise RecordError(RejectReason.LABEL_CORRUPT, detail)
         base = labels.path.parents[1] if labels.path.parent.name == "annotations" else labels.path.parent
+        self._base = base
         words = [word for word, split_of_word in _SPLIT_WORDS.items() if split_of_word != split]
-        folders = [base / name.format(split=split) for name in _IMAGE_FOLDERS if Path(name).name not in words]
-        self._folders = [str(folder) for folder in folders if is_folder(folder)]
+        subset = stem.rpartition("_")[2]  # CVAT names a file and a folder of images by it
+        names = [f"images/{subset}", subset, *(name.format(split=split) for name in _IMAGE_FOLDERS)]
+        wanted = [name for name in names if Path(name).name.lower() not in words]
+        found = [folder for name in wanted for folder in _in_any_case(base, name)]
+        self._folders = list(dict.fromkeys(map(str, found)))
 
     def rows(self) -> Iterator[HandRecord | Rejection]:
         """Yield a row for each image, then one for each annotation without an image."""
@@ -493,14 +526,15 @@ class _LabelFile:
     def _find(self, where: str, name: Any) -> str:
         if not isinstance(name, str) or not name:
             raise RecordError(RejectReason.LABEL_CORRUPT, f"{where} has no file_name")
+        if name.startswith(f"{self._base}/"):  # in full, and yet of this set
+            name = name.removeprefix(f"{self._base}/")
         paths = [path_below(folder, name) for folder in self._folders]
         return next((path for path in paths if is_file(path)), paths[-1])
 
     def _record(
         self, sequence: str, uri: str, where: str, image: dict[str, Any], annotations: Sequence[Any]
     ) -> HandRecord:
-        size = read_image_size(uri)
-        _require_size(where, image, size)
+        size, is_upright = _size(where, uri, image)
         named = self._side_of_file(image["file_name"])
         hands = [
             hand
@@ -533,7 +567,9 @@ class _LabelFile:
             hand_state=hand_states(valid, "unknown"),
             has_mask=has_mask,
             mask_extent="hand" if has_mask else None,
-            extra=self._hints(chosen, annotations, where) | ({"segmentations": segmentations} if has_mask else {}),
+            extra=self._hints(chosen, annotations, where)
+            | ({"segmentations": segmentations} if has_mask else {})
+            | ({"upright": True} if is_upright else {}),
         )
 
     def _origin(self, file_name: str) -> str | None:
@@ -638,6 +674,14 @@ def _hands_of_person(where: str, index: int, entry: dict[str, Any]) -> Iterator[
             yield _Hand(points, valid, side, index, is_of_person=True)
 
 
+def _in_any_case(base: Path, name: str) -> list[Path]:
+    """Return the folders of this name, a path of one or two folders, in a folder, whatever the case of its letters."""
+    found = [base]
+    for part in Path(name).parts:
+        found = [child for folder in found for child in folders_in(folder) if child.name.lower() == part.lower()]
+    return found
+
+
 def _each_once(hands: Sequence[_Hand]) -> list[_Hand]:
     """Return the hands without those that an annotation repeats."""
     kept: list[_Hand] = []
@@ -647,18 +691,31 @@ def _each_once(hands: Sequence[_Hand]) -> list[_Hand]:
     return kept
 
 
-def _require_size(where: str, image: dict[str, Any], size: tuple[int, int]) -> None:
-    """Check that an image is as large as its labels say.
+def _size(where: str, uri: str, image: dict[str, Any]) -> tuple[tuple[int, int], bool]:
+    """Return width and height of an image, and whether its labels are for the image turned as EXIF says.
+
+    Browsers turn photographs, and so do the tools that label in one: a photograph that lies on its side has the height
+    that they say as its width. Of one that stands on its head nothing tells; it stays as it is stored.
 
     Raises:
         RecordError: ``image_size_mismatch``, or ``label_corrupt``: the labels name no size.
 
     """
-    for name, found in zip(("width", "height"), size, strict=True):
+    size = read_image_size(uri)
+    said: dict[str, NDArray[np.float64]] = {}
+    for name in ("width", "height"):
         if name in image:
-            said = label_numbers(where, name, image[name])
-            if said.shape != ():
+            said[name] = label_numbers(where, name, image[name])
+            if said[name].shape != ():
                 raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: {name} should be a number")
-            if said != found:
-                detail = f"{where} is {size[0]} x {size[1]} pixels, its labels are for a {name} of {said:g}"
-                raise RecordError(RejectReason.IMAGE_SIZE_MISMATCH, detail)
+
+    def differs(size: tuple[int, int]) -> list[str]:
+        return [name for name, found in zip(("width", "height"), size, strict=True) if said.get(name, found) != found]
+
+    wrong = differs(size)
+    if not wrong:
+        return size, False
+    if not differs(size[::-1]) and (upright := read_upright_size(uri)) == size[::-1]:
+        return upright, True
+    detail = f"{where} is {size[0]} x {size[1]} pixels, its labels are for a {wrong[0]} of {said[wrong[0]]:g}"
+    raise RecordError(RejectReason.IMAGE_SIZE_MISMATCH, detail)

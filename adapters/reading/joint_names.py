@@ -20,6 +20,9 @@ _FINGER: Final = re.compile(
     rf"{_SIDE}(?:hand)?(thumb|index|fore|middle|ring|little|pinky|pinkie)(?:finger)?"
     rf"(cmc|mcp|pip|dip|ip|tip|[1-4]){_SIDE}"
 )
+_OF_FINGER: Final = re.compile(r"(?:thumb|index|forefinger|middlefinger|ringfinger|little|pinky|pinkie).*")
+_OF_BODY: Final = re.compile(rf"{_SIDE}(?:hand)?(?:thumb|index|pinky|pinkie){_SIDE}|.*toe.*")
+"""Bodies have such points, beside hands or without."""
 _SYNONYMS: Final = {"fore": "index", "pinky": "little", "pinkie": "little"}
 _JOINTS: Final = {
     name: place for names in (("cmc", "mcp", "ip", "tip"), ("1", "2", "3", "4")) for place, name in enumerate(names)
@@ -55,7 +58,9 @@ def hand_orders(where: str, names: Sequence[str]) -> list[HandOrder]:
             raise RecordError(RejectReason.LABEL_CORRUPT, detail)
         rows[place] = row
     hands = {side: rows for side, rows in found.items() if len(rows.keys() - {WRIST}) >= LEAST_FINGER_JOINTS}
-    if hands and strange and len(names) in (KEYPOINTS_PER_HAND, 2 * KEYPOINTS_PER_HAND):
+    if len(names) not in (KEYPOINTS_PER_HAND, 2 * KEYPOINTS_PER_HAND):
+        strange = [name for name in strange if _is_of_finger(name)]
+    if hands and strange:
         detail = f"{where}: {strange[0]!r} is no name of a joint that is known here"
         raise RecordError(RejectReason.LABEL_CORRUPT, detail)
     return [(side, tuple(rows.get(place, -1) for place in range(KEYPOINTS_PER_HAND))) for side, rows in hands.items()]
@@ -66,6 +71,12 @@ def side_in(text: str) -> Side | None:
     words = re.findall(r"left|right|[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower())
     sides = {_SIDES[word] for word in words if word in _SIDES}
     return sides.pop() if len(sides) == 1 else None
+
+
+def _is_of_finger(name: str) -> bool:
+    """Return whether a name is that of some joint of a finger, however it is called."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.search(_OF_FINGER, plain) is not None and _OF_BODY.fullmatch(plain) is None
 
 
 def _joint_of(name: str) -> tuple[Side | None, int] | None:

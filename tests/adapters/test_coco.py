@@ -15,6 +15,7 @@ from handdata.adapters.base import AdapterOptions, warnings_of
 from handdata.adapters.coco import CocoAdapter
 from handdata.adapters.reading import coco_json
 from handdata.adapters.roots import find_root
+from handdata.pipeline.annotation.frames import open_frames
 from handdata.pipeline.records.ingest import ingest as ingest_source
 from handdata.pipeline.storage import Storage
 from handdata.schemas import HandRecord, RecordError, Rejection, RejectReason, Side, StorageError, hand_rows
@@ -40,6 +41,7 @@ from tests.fixtures.coco import (
     write_own,
     write_wholebody,
 )
+from tests.fixtures.photographs import encoded, photograph
 
 OURS = ("wrist", *(f"{finger}{joint}" for finger in FINGERS for joint in (1, 2, 3, 4)))
 
@@ -201,6 +203,43 @@ def test_names_that_do_not_tell_the_joints_are_label_corrupt(tmp_path: Path, nam
 @pytest.mark.parametrize("names", [[], [str(number) for number in range(21)]])
 def test_without_names_the_common_order_is_taken(tmp_path: Path, names: list[str]) -> None:
     assert_hand_is(read(tmp_path, [hand_entry(RIGHT)], [hand_category() | {"keypoints": names}]), "right", RIGHT)
+
+
+def test_joints_named_by_their_numbers_stand_where_the_numbers_say(tmp_path: Path) -> None:
+    backwards = [*range(21)][::-1]
+    entry = hand_entry(RIGHT, keypoints=listed(RIGHT, [OURS[number] for number in backwards]))
+    for first in (0, 1):
+        category = hand_category() | {"keypoints": [str(first + number) for number in backwards]}
+        assert_hand_is(read(tmp_path, [entry], [category]), "right", RIGHT)
+    for wrong in ([*backwards[:-1], 1], [number + 2 for number in backwards]):
+        category = hand_category() | {"keypoints": [str(number) for number in wrong]}
+        assert reason(read(tmp_path, [entry], [category])) is RejectReason.LABEL_CORRUPT
+
+
+@pytest.mark.parametrize("fields", [{"name": "left"}, {"name": "hands"}, {"name": "1", "supercategory": "hand"}])
+def test_points_without_names_are_a_hand_s_where_their_category_says_so(tmp_path: Path, fields: dict[str, str]) -> None:
+    category = {"id": 1, "supercategory": "", "keypoints": []}
+    assert isinstance(read(tmp_path, [hand_entry(RIGHT)], [category | fields]), HandRecord)
+    row = read(tmp_path, [hand_entry(RIGHT)], [category | {"name": "cat pose"}])
+    assert reason(row) is RejectReason.LABEL_CORRUPT and "nothing says that it is one" in row.detail
+
+
+@pytest.mark.parametrize("strange", ["thumb_proximal", "pinky_base", "middle_finger_knuckle"])
+def test_a_finger_s_joint_of_an_unknown_name_is_not_left_out_in_silence(tmp_path: Path, strange: str) -> None:
+    """Of 21 names any other is an error; of more, those of bodies are not, a toe and a pinky among them."""
+    body = ["nose", "left_pinky", "right_index", "left_thumb", "left_big_toe", "left_small_toe", "middle_of_spine"]
+    joints = hand_category()["keypoints"]
+    keypoints = [5.0, 5.0, 2.0] * len(body) + listed(RIGHT)
+    category = hand_category() | {"keypoints": body + joints}
+    assert_hand_is(read(tmp_path, [hand_entry(RIGHT, keypoints=keypoints)], [category]), "right", RIGHT)
+    category = hand_category() | {"keypoints": body + [strange if name == "thumb2" else name for name in joints]}
+    assert reason(read(tmp_path, [hand_entry(RIGHT, keypoints=keypoints)], [category])) is RejectReason.LABEL_CORRUPT
+
+
+def test_shares_of_the_image_are_no_pixels(tmp_path: Path) -> None:
+    shares = [value / 200 if place % 3 < 2 else value for place, value in enumerate(listed(RIGHT))]
+    row = read(tmp_path, [hand_entry(RIGHT, keypoints=shares)], [hand_category()])
+    assert reason(row) is RejectReason.LABEL_CORRUPT and "shares of the image" in row.detail
 
 
 @pytest.mark.parametrize(("visibility", "valid"), [(0, False), (0.04, True), (1, True), (2.0, True)])
@@ -371,6 +410,21 @@ def test_a_mask_of_one_of_two_hands_is_none(tmp_path: Path) -> None:
     assert not record.has_mask
 
 
+@pytest.mark.parametrize("segmentation", [[[]], [[1, 2, 3, 4]], [[], [5, 6]]])
+def test_polygons_without_an_area_are_no_mask_and_cost_no_keypoints(tmp_path: Path, segmentation: Any) -> None:
+    record = read(tmp_path, [hand_entry(RIGHT, segmentation=segmentation)], [hand_category()])
+    assert_hand_is(record, "right", RIGHT)
+    assert not record.has_mask
+
+
+def test_a_polygon_alone_is_a_list_of_one(tmp_path: Path) -> None:
+    masks = [
+        CocoAdapter().open_mask(read(tmp_path, [hand_entry(RIGHT, segmentation=segmentation)], [hand_category()]))
+        for segmentation in (RIGHT_OUTLINE, [RIGHT_OUTLINE], [RIGHT_OUTLINE, [], [1, 2]])
+    ]
+    assert masks[0].any() and all(np.array_equal(mask, masks[0]) for mask in masks)
+
+
 @pytest.mark.parametrize(
     "segmentation",
     [
@@ -408,6 +462,45 @@ def test_the_order_of_the_lists_and_of_their_entries_decides_nothing(tmp_path: P
     assert [row.record_id for row in after] == [row.record_id for row in before]
     for one, other in zip(before, after, strict=True):
         assert not isinstance(one, HandRecord) or np.array_equal(one.keypoints_2d, other.keypoints_2d)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("label", "images"),
+    [
+        ("annotations/person_keypoints_default.json", "images/default"),
+        ("annotations/person_keypoints_Train.json", "images/Train"),
+        ("annotations/hands_val.json", "Images/Val"),
+        ("annotations/hands_val.json", "VAL"),
+        ("result.json", "images"),
+    ],
+)
+def test_images_lie_where_labelling_tools_put_them(tmp_path: Path, label: str, images: str) -> None:
+    write_labels(tmp_path / label, {"a.png": [hand_entry(RIGHT)]}, [hand_category()], folder=tmp_path / images)
+    (record,) = ingest(tmp_path)
+    assert isinstance(record, HandRecord), record
+    assert record.image_uri == str(tmp_path / images / "a.png")
+
+
+def test_a_path_in_full_below_the_set_is_taken_and_any_other_is_not(tmp_path: Path) -> None:
+    images = {f"{tmp_path}/a.png": [hand_entry(RIGHT)], "/etc/hostname": [hand_entry(RIGHT)]}
+    write_labels(tmp_path / "annotations/mine_train.json", images, [hand_category()], without_image=tuple(images))
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.png")
+    taken, refused = ingest(tmp_path)
+    assert isinstance(taken, HandRecord) and reason(refused) is RejectReason.PATH_ESCAPES_ROOT
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_labels_for_the_upright_photograph_turn_it(tmp_path: Path, orientation: int) -> None:
+    write_labels(tmp_path / "annotations/mine_train.json", {"a.jpg": [hand_entry(RIGHT)]}, [hand_category()])
+    (tmp_path / "a.jpg").write_bytes(encoded(photograph(size=(WIDTH, HEIGHT)), "JPEG", orientation))
+    (record,) = ingest(tmp_path)
+    assert isinstance(record, HandRecord)
+    assert (record.width, record.height) == (WIDTH, HEIGHT)
+    ((_, pixels),) = open_frames([record])
+    assert isinstance(pixels, np.ndarray) and pixels.shape == (HEIGHT, WIDTH, 3)
+    assert pixels[10, 10].argmax() == 0 and pixels[10, -10].argmax() == 1
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "a.jpg")  # on its side without a word of EXIF
+    assert reason(ingest(tmp_path)[0]) is RejectReason.IMAGE_SIZE_MISMATCH
 
 
 def test_an_image_of_another_size_than_its_labels_say_is_rejected(tmp_path: Path) -> None:
