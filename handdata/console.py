@@ -42,9 +42,9 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except HandDataError as error:
         line = " ".join(map(str.strip, error.message.splitlines()))  # other packages' errors may have several
-        err.print(f"[bold red]error:[/] {_escape(line)}", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
         if error.hint:
-            err.print(f"[dim]hint: {_escape(error.hint)}[/]", soft_wrap=True)
+            err.print(f"[dim]hint: {escape(error.hint)}[/]", soft_wrap=True)
         sys.exit(error.exit_code)
     except MemoryError:
         err.print("[bold red]error:[/] out of memory")
@@ -52,7 +52,8 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(1)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Return text as it is, where rich would read parts in brackets as its own."""
     return text.replace("[", "\\[")
 
 
@@ -65,7 +66,7 @@ def say_next(*commands: str, **options: object) -> None:
 
     """
     given = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
-    out.print("Next: " + _escape(", ".join(f"handdata {command}{given}" for command in commands)))
+    out.print("Next: " + escape(", ".join(f"handdata {command}{given}" for command in commands)))
 
 
 class ProgressLine:
@@ -150,18 +151,18 @@ def print_table(title: str, rows: Mapping[str, object] | Sequence[Sequence[str]]
         table.add_column(name, no_wrap=position == 0, overflow="fold")
     items = [(key, _text(value)) for key, value in rows.items()] if isinstance(rows, Mapping) else rows
     for row in items:
-        table.add_row(*(_escape(cell) for cell in row))
+        table.add_row(*(escape(cell) for cell in row))
     out.print(table)
 
 
 def say(line: str) -> None:
     """Print a line that the user should read, beside the progress."""
-    err.print(_escape(line), soft_wrap=True)
+    err.print(escape(line), soft_wrap=True)
 
 
 def say_connecting(address: str) -> None:
     """Print the address of the Ray cluster that a command is about to join."""
-    err.print(f"connecting to the Ray cluster at {_escape(address)} ...")
+    err.print(f"connecting to the Ray cluster at {escape(address)} ...")
 
 
 def print_json(document: Mapping[str, object]) -> None:

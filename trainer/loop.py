@@ -22,6 +22,7 @@ are ended by whoever started them (``handdata.jobs.train``).
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final
@@ -43,6 +44,7 @@ from handdata.trainer.data.validation import pairs_to_show, validation_batches
 from handdata.trainer.devices import choose_device
 from handdata.trainer.following import ConditionFollowing
 from handdata.trainer.history import LossWatch, ReadingWatch, RunHistory, Stopwatch
+from handdata.trainer.memory import advice, memory_errors
 from handdata.trainer.presets import Preset
 from handdata.trainer.resuming import other_than_before, require_same_history, run_settings
 from handdata.trainer.schedule import MicroBatches, Process, micro_batches
@@ -174,10 +176,22 @@ def train(
     clock = Stopwatch(settings.batch_size)
     threads = DECODING_THREADS if trainer.device.type == "cuda" else 0
     pinned = trainer.device.type == "cuda"
+    micro_batches(settings, process)  # a batch that cannot be shared ends here
+    share = settings.batch_size // process.count
+    if settings.micro_batch_size is None and first_step < total and finds_micro_batch(trainer.device):
+        with memory_errors("before the first step", advice(share, 1)):
+            found = trainer.find_micro_batch(dataset.batch([first_step * settings.batch_size]))
+        note(f"{found} of {share} pairs go through the network together: what fits into the GPU's memory")
+    settings = settings.model_copy(update={"micro_batch_size": trainer.micro_batch})
     batches = pair_batches(dataset, MicroBatches(settings, process, first_step, total), threads, pinned)
 
+    def out_of_memory(doing: str) -> AbstractContextManager[None]:
+        micro = trainer.micro_batch or share
+        return memory_errors(f"{doing} with micro batches of {micro} pairs", advice(share, micro))
+
     def take_step() -> None:
-        loss = trainer.training_step(next(batches) for _ in range(micro_batches(settings, process)))
+        with out_of_memory(f"in step {trainer.step + 1}"):
+            loss = trainer.training_step(next(batches) for _ in range(micro_batches(settings, process)))
         shown_pairs = trainer.step * settings.batch_size
         unreadable = _of_all(dataset.take_unreadable(shown_pairs), process, trainer.device)
         for message in unreadable[: max(NOTED_UNREADABLE - reading.unreadable, 0)]:
@@ -199,7 +213,8 @@ def train(
     with RunHistory(storage, run, first_step, preset.model_dump(mode="json")) as history:
 
         def validate(step: int) -> ConditionFollowing:
-            found = trainer.validate(measured_on)
+            with out_of_memory(f"validating step {step}"):
+                found = trainer.validate(measured_on)
             history.add(step, {"validation_loss": found.true_loss, "permuted_loss": found.permuted_loss})
             return found
 
@@ -267,6 +282,11 @@ def _require_same_licences(run: str, seen: Mapping[str, Any], watched: Mapping[s
             f"the run {run} was trained on rows under {before}; the dataset now has others, under {now}",
             "--fork starts a new history with them; --fork --licence A,B leaves them out",
         )
+
+
+def finds_micro_batch(device: torch.device) -> bool:
+    """Return whether a device has memory of its own, into which not every batch fits."""
+    return device.type == "cuda"
 
 
 def _counted(targets: Mapping[str, int]) -> str:

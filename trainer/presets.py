@@ -4,9 +4,10 @@ One frozen pydantic model a part; unknown keys are errors. This module imports n
 show and check settings at once. What a run was trained with is embedded in its checkpoints as ``Preset.model_dump()``.
 """
 
+import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -144,7 +145,7 @@ class OptimisationConfig(Config):
     """Pairs an optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, gt=0)
     """Pairs that go through the network together on one device; gradients add up over the process's share of the batch.
-    None: the whole share at once. Any value gives the same step: it is what fits into memory."""
+    None: on a GPU as many as fit, found by trying; on a CPU the whole share at once. Any value gives the same step."""
     learning_rate: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["none", "cosine"] = "none"
@@ -512,6 +513,41 @@ PRESETS: Final[dict[str, Preset]] = {
     "foundhand-xl": _foundhand(hidden_size=1152, depth=28, num_heads=16),
 }
 """Presets by the name that ``handdata train --preset`` takes."""
+
+PURPOSES: Final[dict[str, str]] = {
+    "tiny": "first look: a CPU learns hands of 32 px within minutes",
+    "pixel-64": "64 px in about an hour of one CPU core, without geometry",
+    "carried-64": "64 px in a minute or two of two CPU cores: the demo",
+    "carried-128": "128 px in about an hour of two CPU cores: the built-in network",
+    "foundhand-s": "the published setting with a network of 33 M parameters",
+    "foundhand-b": "the published setting with a network of 131 M parameters",
+    "foundhand-l": "the published setting with a network of 459 M parameters",
+    "foundhand-xl": "the published setting: FoundHand, 676 M parameters",
+}
+"""What each preset is for."""
+
+
+def default_preset(on_gpu: bool) -> str:
+    """Return the name of the preset that trains where none is named: the published one on a GPU, else the smallest."""
+    return "foundhand-xl" if on_gpu else "tiny"
+
+
+def as_toml(preset: Preset) -> str:
+    """Return a preset as a file of settings like those that ``train --config`` takes; settings of None are comments."""
+    document = preset.model_dump(mode="json")
+    return "\n".join(_toml_lines(document, "")).strip() + "\n"
+
+
+def _toml_lines(settings: Mapping[str, Any], section: str) -> Iterator[str]:
+    for name, value in settings.items():
+        if value is None:
+            yield f"# {name} is not set"
+        elif not isinstance(value, dict):
+            yield f"{name} = {json.dumps(value)}"
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            path = f"{section}{name}"
+            yield from ("", f"[{path}]", *_toml_lines(value, f"{path}."))
 
 
 def load_preset(name: str, changes: Path | None = None) -> Preset:

@@ -24,6 +24,7 @@ from handdata.trainer.data.batch import FramePair, stack_pairs
 from handdata.trainer.devices import TrainedPrecision, choose_device
 from handdata.trainer.diffusion import draw_noise
 from handdata.trainer.inputs import encode_images, pair_conditions
+from handdata.trainer.memory import memory_errors
 from handdata.trainer.poses import pose_frame
 from handdata.trainer.presets import Preset, SamplingConfig, SamplingOptions
 from handdata.trainer.samplers import Predict, Progress, denoise, guided, repaint, sample
@@ -108,7 +109,8 @@ def gesture_transfer(
     """
     batch = _batch(sampler, list(zip(targets, references, strict=True)), task)
     draws = torch.Generator().manual_seed(options.seed)
-    with torch.no_grad():
+    doing = f"drawing {len(targets)} images at once"
+    with torch.no_grad(), memory_errors(doing, "draw fewer with --n, or on the CPU with --device cpu"):
         latents = sample(
             sampler.network,
             *pair_conditions(batch, sampler.autoencoder, draws),

@@ -25,6 +25,7 @@ from handdata.trainer.diffusion import BatchNoise, Diffusion, Draws, PartNoise, 
 from handdata.trainer.figures import figure
 from handdata.trainer.following import ConditionFollowing, condition_following
 from handdata.trainer.inputs import encode_images, pair_conditions
+from handdata.trainer.memory import advice, largest_that_fits
 from handdata.trainer.model import DiT
 from handdata.trainer.optimisers import make_optimiser
 from handdata.trainer.presets import Preset, SamplingOptions
@@ -89,6 +90,9 @@ class Trainer:
         trained = self._aligned or self.model
         self._distributed = DistributedDataParallel(trained) if process.count > 1 else None
         self._network: nn.Module = self._distributed or trained
+        self._trained: nn.Module = trained
+        self.micro_batch: int | None = settings.micro_batch_size
+        """Pairs that go through the network together; None: the process's whole share."""
         if settings.compile:
             self._network.compile()
         self._trained_parameters = list(trained.parameters())
@@ -164,6 +168,48 @@ class Trainer:
             self._schedule.step()
         return float(loss) / settings.batch_size
 
+    def find_micro_batch(self, pair: FramePair) -> int:
+        """Find by trying how many pairs go through the network together on this device, and keep to it.
+
+        Nothing that a step depends on is changed.
+
+        Args:
+            pair: Any pair, as a batch of one.
+
+        Returns:
+            The number, which divides the process's share of a batch.
+
+        Raises:
+            RunError: A single pair does not fit.
+
+        """
+        settings = self.preset.optimisation
+        share = settings.batch_size // self.process.count
+
+        def attempt(count: int) -> None:
+            batch = FramePair(*(field.repeat_interleave(count, 0) for field in pair))
+            draws = [pair_generator(settings.seed, position) for position in range(count)]
+            try:
+                held = self._room_of_optimiser()
+                # What is not compiled: a compiler would take minutes for each number.
+                losses = self.losses(self._trained.forward, batch, torch.zeros(count).long(), draws, drops=True)
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                del held, losses
+            finally:
+                self._optimizer.zero_grad(set_to_none=True)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+        self.micro_batch = largest_that_fits(share, attempt)
+        if self.micro_batch is None:
+            raise RunError("one pair and the network do not fit into the GPU's memory", advice(share, 1))
+        return self.micro_batch
+
+    def _room_of_optimiser(self) -> list[Tensor]:
+        """Return as much memory as a step takes beside the network: the optimiser's, unless it has it, and DDP's."""
+        copies = (0 if self._optimizer.state else 2) + (self._distributed is not None)
+        return [torch.empty_like(parameter) for parameter in self._trained_parameters for _ in range(copies)]
+
     def _require_finite_weights(self) -> None:
         largest = nn.utils.get_total_norm(self._trained_parameters, norm_type=math.inf)
         if not math.isfinite(float(largest)):
@@ -187,7 +233,7 @@ class Trainer:
         return spread_timesteps(count, steps, draws, diffusion.timesteps, diffusion.few_steps)
 
     def losses(
-        self, model: nn.Module, batch: FramePair, timesteps: Tensor, draws: Draws, drops: bool = False
+        self, model: Callable[..., Any], batch: FramePair, timesteps: Tensor, draws: Draws, drops: bool = False
     ) -> Tensor:
         """Return each pair's loss (N,) at its timestep, with noise (and dropped conditions) from ``draws``.
 
@@ -219,7 +265,7 @@ class Trainer:
         result, but for rounding.
         """
         settings = self.preset.optimisation
-        most = settings.micro_batch_size or max(settings.batch_size // self.process.count, 1)
+        most = self.micro_batch or max(settings.batch_size // self.process.count, 1)
 
         def losses(batch: FramePair, timesteps: Tensor, draws: torch.Generator) -> Tensor:
             count = len(batch.task)

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 from PIL import Image
 
+from handdata.api.errors import names_arguments
 from handdata.pictures.drawing import draw_crop
 from handdata.pipeline.settings import load_settings
 from handdata.pipeline.shards import list_shards, read_samples
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _SMALL_COLUMNS = tuple(name for name in SAMPLE_SCHEMA.names if name not in PIXEL_COLUMNS)
 
 
+@names_arguments
 def open_dataset(
     workspace: str | Path | None = None,
     split: Split | None = None,
@@ -190,6 +192,7 @@ class HandDataset(Sequence[HandSample]):
         own = replace(frame, keypoints=frame.keypoints.copy(), valid=frame.valid.copy())
         return HandSample(own, stored.mask is not None, columns)
 
+    @names_arguments
     def find(self, sample_id: str) -> HandSample:
         """Return a sample by its name.
 
@@ -199,6 +202,7 @@ class HandDataset(Sequence[HandSample]):
         """
         return self[self._rows.find(sample_id)]
 
+    @names_arguments
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return columns of the samples as an Arrow table, in memory.
 
@@ -224,6 +228,7 @@ class HandDataset(Sequence[HandSample]):
         schema = pa.schema([SAMPLE_SCHEMA.field(name) for name in wanted], SAMPLE_SCHEMA.metadata)
         return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
 
+    @names_arguments
     def to_polars(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return columns of the samples as a polars table, in memory.
 
@@ -240,6 +245,7 @@ class HandDataset(Sequence[HandSample]):
         """
         return pl.DataFrame(self.to_arrow(columns)).with_columns(pl.col(pl.Categorical).cast(pl.String))
 
+    @names_arguments
     def to_torch(self, image_size: int | None = None) -> "SampleTensors":
         """Return the samples as a torch ``Dataset``, of which a ``DataLoader`` makes batches.
 
@@ -257,6 +263,7 @@ class HandDataset(Sequence[HandSample]):
 
         return SampleTensors(self, image_size)
 
+    @names_arguments
     def pairs(self, preset: str | Preset = "tiny", *, augmented: bool = True, seed: int = 0) -> "PairDataset":
         """Return the pairs of reference and target that a preset trains on, as a torch ``Dataset``.
 
@@ -288,6 +295,7 @@ class HandDataset(Sequence[HandSample]):
             seed=seed,
         )
 
+    @names_arguments
     def to_huggingface(self) -> "datasets.Dataset":
         """Return the samples with their images as a Hugging Face ``datasets.Dataset``, in memory.
 

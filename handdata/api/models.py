@@ -10,12 +10,14 @@ from PIL import Image
 
 from handdata.api import REPAIR_GUIDANCE
 from handdata.api.datasets import HandSample, require_torch
+from handdata.api.errors import names_arguments
 from handdata.api.photos import Photo, image_file
 from handdata.console import ProgressLine, say
 from handdata.pipeline.settings import Settings, load_settings
 from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import run_folder
-from handdata.schemas import UsageError
+from handdata.pipeline.storage.layout import list_runs, run_folder
+from handdata.pipeline.weights import WEIGHTS, named_weights
+from handdata.schemas import UsageError, known_names
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.poses import read_keypoints, require_keypoints
@@ -31,8 +33,13 @@ Target: TypeAlias = Photo | HandSample
 """What has a pose: an image with a hand, or 42 keypoints, (42, 2) or (2, 21, 2), pixels of the generated image."""
 
 
+@names_arguments
 def load_model(
-    model: str | Path = "builtin", device: str | None = None, *, workspace: str | Path | None = None
+    model: str | Path = "builtin",
+    device: str | None = None,
+    *,
+    preset: str | None = None,
+    workspace: str | Path | None = None,
 ) -> "HandModel":
     """Load a trained network for sampling.
 
@@ -41,24 +48,34 @@ def load_model(
         32
 
     Args:
-        model: Name of a training run of the workspace, path or URL of a checkpoint's file or folder, or ``builtin`` for
-            the small network that comes with handdata.
+        model: Name of a training run of the workspace, path or URL of a checkpoint's file or folder or of published
+            FoundHand weights, ``foundhand`` for those that ``handdata weights`` knows, or ``builtin`` for the small
+            network that comes with handdata.
         device: Device to sample on; by default CUDA's where there is one.
+        preset: Name of the preset of weights that carry no settings: ``foundhand-xl`` for the published ones.
         workspace: Folder or URL of the workspace; by default that of the settings.
 
     Raises:
-        UsageError: This machine has no such device.
-        WeightsError: There is no such checkpoint, or it is not readable.
+        UsageError: There is no such run, file, preset or device.
+        WeightsError: What there is has no checkpoint, or it is not readable.
 
     """
     require_torch("load_model")
+    from handdata.trainer.checkpoints import BUILTIN
     from handdata.trainer.tasks import load_sampler
 
     settings = load_settings(workspace=None if workspace is None else str(workspace))
     name, storage = str(model), Storage(settings.workspace)
-    is_run = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and storage.exists(run_folder(name))
-    checkpoint = storage.url(run_folder(name)) if is_run else name
-    return HandModel(load_sampler(checkpoint, device=device), settings, name)
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and storage.exists(run_folder(name)):
+        checkpoint = storage.url(run_folder(name))
+    elif name == BUILTIN or name in WEIGHTS or "://" in name or Path(name).exists():
+        checkpoint = named_weights(name, settings.weights)
+    else:
+        raise UsageError(
+            f"{storage.describe()} has no run {name}, and no file or folder has this name",
+            known_names(name, [*list_runs(storage), BUILTIN]),
+        )
+    return HandModel(load_sampler(checkpoint, device=device, preset=preset, on_note=say), settings, name)
 
 
 class HandModel:
@@ -113,6 +130,7 @@ class HandModel:
         guidance: float | None = None,
         seed: int = 0,
     ) -> list[Image.Image]: ...
+    @names_arguments
     def gesture_transfer(
         self,
         reference: Reference | list[Reference],
@@ -168,6 +186,7 @@ class HandModel:
         guidance: float | None = None,
         seed: int = 0,
     ) -> list[Image.Image]: ...
+    @names_arguments
     def novel_view(
         self,
         reference: Reference | list[Reference],
@@ -202,6 +221,7 @@ class HandModel:
 
         return self._transferred(reference, target, Task.VIEW_CHANGE, SamplingOptions(steps, guidance, seed))
 
+    @names_arguments
     def video(
         self,
         reference: Reference | list[Reference],
@@ -246,6 +266,7 @@ class HandModel:
             )
         return _as_pil(frames)
 
+    @names_arguments
     def fix(
         self, photo: Reference, *, steps: int | None = None, guidance: float = REPAIR_GUIDANCE, seed: int = 0
     ) -> Image.Image:
@@ -283,6 +304,7 @@ class HandModel:
             )
             return like_photo(path, fixed)
 
+    @names_arguments
     def unconditional(self, count: int = 1, *, steps: int | None = None, seed: int = 0) -> list[Image.Image]:
         """Draw images without reference and pose.
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from handdata.api.errors import names_arguments
 from handdata.pipeline.annotation.photo import annotate_hands, read_photo
 from handdata.pipeline.settings import load_settings
 from handdata.schemas import NoHandError, Side, UsageError, hand_rows
@@ -42,6 +43,7 @@ class Hand:
     mask: BoolArray
 
 
+@names_arguments
 def annotate_image(image: Photo) -> list[Hand]:
     """Find the hands in a photograph with MediaPipe, and mask them with SAM where it is set up, else with GrabCut.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from handdata.adapters import AdapterOptions
 from handdata.adapters.registry import find_adapter
+from handdata.api.errors import names_arguments
 from handdata.console import ProgressLine, say_connecting
 from handdata.pipeline.records.ingest import ingest as ingest_records
 from handdata.pipeline.records.stored import IngestSummary
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from handdata.pipeline.run.annotate import AnnotateSummary
 
 
+@names_arguments
 def ingest(
     source: str,
     root: str | Path | None = None,
@@ -76,6 +78,7 @@ def ingest(
         )
 
 
+@names_arguments
 def annotate(
     workspace: str | Path | None = None,
     *,

@@ -1,4 +1,4 @@
-"""Commands from shards to a scored model: ``train``, ``encode``, ``export``, ``evaluate``."""
+"""Commands from shards to a scored model: ``presets``, ``train``, ``encode``, ``export``, ``evaluate``."""
 
 import json
 from functools import cache
@@ -23,10 +23,10 @@ from handdata.commands.options import (
     require_place,
     run_option,
 )
-from handdata.console import ProgressLine, out, print_json, print_table, say, say_connecting, say_next
+from handdata.console import ProgressLine, escape, out, print_json, print_table, say, say_connecting, say_next
 from handdata.pipeline.settings import load_settings
 from handdata.schemas import Split, UsageError
-from handdata.trainer.presets import PRESETS, AutoencoderKind, SamplingOptions
+from handdata.trainer.presets import PRESETS, PURPOSES, AutoencoderKind, SamplingOptions, default_preset
 
 if TYPE_CHECKING:
     from handdata.jobs.evaluate import Evaluation
@@ -56,7 +56,7 @@ def train(
             "--preset",
             metavar="NAME",
             help=f"Name of the training preset: {', '.join(PRESETS)}.",
-            show_default="tiny, or, with --resume, the run's settings",
+            show_default="foundhand-xl on a CUDA GPU, else tiny; with --resume the run's settings",
         ),
     ] = None,
     config: Config = None,
@@ -106,11 +106,13 @@ def train(
     """Train the two-frame diffusion transformer on the annotated dataset."""
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.storage.layout import run_folder
+    from handdata.pipeline.weights import named_weights
     from handdata.trainer import resuming
     from handdata.trainer.checkpoints import latest_checkpoint
     from handdata.trainer.presets import load_preset
 
-    storage = Storage(load_settings(workspace=workspace).workspace)
+    settings = load_settings(workspace=workspace)
+    storage = Storage(settings.workspace)
     licences = None if licence is None else _licences(licence)
     if address is not None and (gpus or 0) < 2:
         raise UsageError("--address is for several GPUs", "say how many with --gpus; one trains without Ray")
@@ -119,8 +121,12 @@ def train(
     of_run = resuming.run_settings(storage, run) if resume or fork else None
     if resume and not fork and latest_checkpoint(storage.url(run_folder(run))) is None:
         say(f"the run {run} has no checkpoint to go on from: it begins at step 0")
+    device = None if gpus is not None and gpus > 1 else _training_device(gpus)
+    if init is not None:
+        init = named_weights(init, settings.weights)
     if of_run is None:
-        chosen = load_preset(preset or "tiny", config).choosing_rows(where, licences or (), dataset)
+        chosen = load_preset(preset or _preset_of_machine(gpus, init), config)
+        chosen = chosen.choosing_rows(where, licences or (), dataset)
         chosen = chosen.trained_for(steps, init)
     else:
         rows = {"data.where": where, "data.licences": licences, "data.dataset": dataset}
@@ -157,9 +163,57 @@ def train(
         else:
             from handdata.trainer.loop import train as run_train
 
-            device = _training_device(gpus)
             summary = run_train(chosen, storage, run, resume=resume, device=device, on_step=show, on_note=say)
     _show_trained(summary, run, workspace)
+
+
+def _preset_of_machine(gpus: int | None, init: str | None) -> str:
+    """Return the preset that trains where none is named, and say so."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() if gpus is None else gpus > 0
+    name = default_preset(on_gpu)
+    where = "a CUDA GPU trains" if on_gpu else "a CPU trains" if gpus == 0 else "there is no CUDA GPU"
+    start = "" if not on_gpu else f", started from {init}" if init else ", started from nothing (see --init)"
+    say(f"no --preset is named and {where}: {name}, {PURPOSES[name]}{start}; `handdata presets` lists all")
+    return name
+
+
+@training_app.command(epilog="Example: handdata presets foundhand-xl > mine.toml")
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Preset to show whole, as a file of settings.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the training presets; one is shown whole, as `train --config` takes it."""
+    from handdata.trainer.presets import as_toml, load_preset
+
+    if name is not None:
+        preset = load_preset(name)
+        if as_json:
+            print_json(preset.model_dump(mode="json"))
+        else:
+            out.print(escape(f"# {name}: {PURPOSES[name]}\n\n{as_toml(preset)}"), end="")
+        return
+    if as_json:
+        print_json({name: preset.model_dump(mode="json") for name, preset in PRESETS.items()})
+        return
+    rows = [
+        (
+            name,
+            PURPOSES.get(name, ""),
+            f"{preset.image_size}",
+            preset.autoencoder.kind,
+            f"{preset.model.hidden_size} x {preset.model.depth}",
+            f"{preset.optimisation.batch_size}",
+            f"{preset.optimisation.steps:,}",
+        )
+        for name, preset in PRESETS.items()
+    ]
+    print_table("Presets", rows, header=("name", "for", "px", "latents", "width x depth", "batch", "steps"))
+    out.print("Without --preset `handdata train` takes foundhand-xl on a CUDA GPU, and tiny on a CPU")
+    say_next("presets foundhand-xl", "train --preset tiny")
 
 
 def _licences(text: str) -> list[str]:
