@@ -19,6 +19,8 @@ _NAME_WEIGHT, _SHAPE_WEIGHT = 2.7, 2.1
 _CLEAR_OPPOSITION = 0.1
 """Distance of the thumb from the palm's plane, in palm lengths, at which the shape tells the side well."""
 _MOST_CERTAIN = 0.999
+MOST_HANDS = 2
+"""Hands that are looked for, where nothing says that there may be more."""
 _FRAME_MS = 33
 """Time between two frames that the video mode receives; it needs rising times and does nothing else with them."""
 
@@ -84,20 +86,22 @@ class _Tracker:
 
 
 class HandDetector:
-    """Finds up to ``max_hands`` hands in still images, and tracks hands through a video.
+    """Finds hands in still images, and tracks hands through a video.
 
     Close it, or use it as a context manager: MediaPipe's object raises or hangs when it is collected while the
     interpreter exits.
     """
 
-    def __init__(self, model_path: Path, confidence: float, max_hands: int = 2) -> None:
+    def __init__(self, model_path: Path, confidence: float) -> None:
         self._model_path, self._confidence = model_path, confidence
-        self._stills: Any = self._landmarker("IMAGE", max_hands)
+        self._stills: dict[int, Any] = {MOST_HANDS: self._landmarker("IMAGE", MOST_HANDS)}
         self._trackers: dict[int, _Tracker] = {}
 
-    def detect(self, image: ByteArray) -> list[Detection]:
-        """Return the hands in an (H, W, 3) RGB image, the most confident first."""
-        return _detections(self._stills.detect(_frame(image)), image)
+    def detect(self, image: ByteArray, hands: int = MOST_HANDS) -> list[Detection]:
+        """Return the hands in an (H, W, 3) RGB image, at most ``hands``, the most confident first."""
+        if hands not in self._stills:
+            self._stills[hands] = self._landmarker("IMAGE", hands)
+        return _detections(self._stills[hands].detect(_frame(image)), image)
 
     def track(self, image: ByteArray, hands: int, *, restart: bool) -> list[Detection]:
         """Return the hands in the next (H, W, 3) RGB frame of a video, the most confident first.
@@ -122,7 +126,7 @@ class HandDetector:
 
     def close(self) -> None:
         """Release MediaPipe's graphs."""
-        for landmarker in (self._stills, *(tracker.landmarker for tracker in self._trackers.values())):
+        for landmarker in (*self._stills.values(), *(tracker.landmarker for tracker in self._trackers.values())):
             landmarker.close()
 
     def __enter__(self) -> Self:

@@ -83,19 +83,25 @@ def labelled_sides(record: HandRecord, detection: Detection) -> tuple[Side, ...]
     return tuple(side for side in SIDES if _same_hand(detection, record, side))
 
 
-def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: KeypointsPolicy) -> FrameKeypoints:
+def join_keypoints(
+    record: HandRecord,
+    detections: Sequence[Detection],
+    policy: KeypointsPolicy,
+    others: Sequence[Detection] = (),
+) -> FrameKeypoints:
     """Join a frame's labels and detections under a policy.
 
     Labels come first unless the policy is ``mediapipe``. A detection of a hand that has a label measures the agreement.
     Any other detection takes its own side, or, where that side is taken, the other side if it is free. That change of
     side is a ``side_conflict``, and so is a side against the evidence (``Detection.contested``). A detection for which
-    no side is free is an ``extra_hands``, and so are hands of other people that the dataset labels. A label is
+    no side is free is an ``extra_hands``, and so are hands of other people, labelled or found. A label is
     ``side_unknown`` where neither dataset nor detector names its side.
 
     Args:
         record: Record of the frame, with its labels.
         detections: Hands that MediaPipe found, each once.
         policy: Choice of labels, detections or both.
+        others: Hands of other people that MediaPipe found.
 
     Raises:
         RecordError: ``no_hand_found``: no label is used, and no detection takes a side.
@@ -142,6 +148,7 @@ def join_keypoints(record: HandRecord, detections: Sequence[Detection], policy: 
     if not valid.any():
         searched = "the detector found none" if needs_detector(record, policy) else "the detector was not asked"
         raise RecordError(RejectReason.NO_HAND_FOUND, f"{record.image_uri}: no label gives a hand and {searched}")
+    of_others += [np.concatenate([other.keypoints.min(axis=0), other.keypoints.max(axis=0)]) for other in others]
     if of_others:
         flags.add("extra_hands")
         if any(_is_near(box, keypoints[valid]) for box in of_others):

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handdata.pipeline.annotation.detector import Detection, HandDetector, distance_in_sizes
+from handdata.pipeline.annotation.detector import MOST_HANDS, Detection, HandDetector, distance_in_sizes
 from handdata.schemas import HandRecord, Side
 from handdata.schemas.arrays import ByteArray, FloatArray
 
@@ -130,10 +130,20 @@ def person_window(record: HandRecord) -> Window | None:
     return Window(left, top, right - left, bottom - top).clipped(record.width, record.height)
 
 
-def search(detector: HandDetector, image: ByteArray, window: Window | None = None) -> list[Detection]:
-    """Return the hands that the detector sees in the image or in a window of it, in pixels of the image."""
+def search(
+    detector: HandDetector, image: ByteArray, window: Window | None = None, most: int = MOST_HANDS
+) -> list[Detection]:
+    """Return the hands that the detector sees in the image or in a window of it, in pixels of the image.
+
+    Args:
+        detector: Detector of hands.
+        image: (H, W, 3) RGB.
+        window: Part of the image to search; all of it by default.
+        most: Number of hands at most, of all of the image.
+
+    """
     if window is None:
-        return merge(detector.detect(image))
+        return merge(detector.detect(image, most))
     return window.moved_to_full(detector.detect(window.cut(image)))
 
 
@@ -156,6 +166,7 @@ def find_hands(
     person: Window | None = None,
     expected: int = 0,
     closer: bool = True,
+    most: int = MOST_HANDS,
 ) -> list[Detection]:
     """Return the hands in an image, each once, the most confident first.
 
@@ -171,9 +182,10 @@ def find_hands(
         person: Part of the image that shows the person.
         expected: Number of hands that there should be.
         closer: Whether to search windows at all.
+        most: Number of hands that the image as a whole is searched for.
 
     """
-    seen = search(detector, image)
+    seen = search(detector, image, most=most)
     missed = [hint for hint in hints if not any(map(hint.meets, seen))]
     small = any(hand.share < SMALL_SHARE for hand in seen)
     lacking = len(seen) < max(expected, 1)

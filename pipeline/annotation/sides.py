@@ -31,10 +31,11 @@ Hand = int
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A frame with the hands that were found in it."""
+    """A frame with the hands that were found in it, and those of other people."""
 
     record: HandRecord
     detections: Sequence[Detection]
+    others: Sequence[Detection] = ()
 
 
 def agree_on_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[Located]:
@@ -79,7 +80,7 @@ def agree_on_sides(frames: Sequence[Located], policy: KeypointsPolicy) -> list[L
             taken.add(side)
             doubtful = conflict or hand in contested or detection.track in doubted
             detections.append(replace(detection, side=side, contested=doubtful))
-        return Located(frame.record, detections)
+        return Located(frame.record, detections, frame.others)
 
     return [with_sides(frame) for frame in frames]
 

@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from handdata.pipeline.annotation.detector import Detection, HandDetector, distance_in_sizes
+from handdata.pipeline.annotation.detector import MOST_HANDS, Detection, HandDetector, distance_in_sizes
+from handdata.pipeline.annotation.people import MOST_IN_PHOTOGRAPH, may_show_people
 from handdata.pipeline.annotation.search import (
     BEST_SHARE,
     SAME_HAND,
@@ -120,7 +121,9 @@ class HandTracker:
         """Return the hands in the next frame of the run, each once, the most confident first."""
         hints, person = record_hints(record), person_window(record)
         if self._alone:
-            return self._numbered(find_hands(self._detector, image, hints=hints, person=person, expected=len(hints)))
+            most = MOST_IN_PHOTOGRAPH if may_show_people(record) else MOST_HANDS
+            found = find_hands(self._detector, image, hints=hints, person=person, expected=len(hints), most=most)
+            return self._numbered(found)
         if self._is_cut(image):
             self._forget()
         self._mixed_for = _MIXED_FRAMES if self._lost_for or _meet(self._hands) else max(self._mixed_for - 1, 0)
@@ -226,6 +229,8 @@ class HandTracker:
         other, their positions tell little: then the side that each looks like decides.
         """
         before = self._hands
+        if not before:
+            return [None] * len(hands)
         steps = [[distance_in_sizes(old, new) for old in before] for new in hands]
 
         def cost(new: int, old: int | None) -> float:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from handdata.pipeline.annotation.detector import Detection, HandDetector
 from handdata.pipeline.annotation.keypoints import FrameKeypoints, join_keypoints, needs_detector
+from handdata.pipeline.annotation.people import may_show_people, of_one_person
 from handdata.pipeline.annotation.sides import Located, agree_on_sides
 from handdata.pipeline.annotation.tracking import HandTracker, runs_of
 from handdata.pipeline.annotation.unsided import on_named_sides
@@ -53,10 +54,13 @@ class UnitHands:
             detections = self._tracker.locate(record, image)
             if record.is_mirrored:
                 detections = [replace(detection, side=OTHER_SIDE[detection.side]) for detection in detections]
+        others: list[Detection] = []
+        if may_show_people(record):
+            detections, others = of_one_person(detections)
         if self._policy != "mediapipe":
             record = on_named_sides(record, detections)
-        frame = join_keypoints(record, detections, self._policy)
-        self._located.append(Located(record, detections))
+        frame = join_keypoints(record, detections, self._policy, others)
+        self._located.append(Located(record, detections, others))
         self._frames[record.record_id] = frame
         return frame
 
@@ -68,7 +72,7 @@ class UnitHands:
         """Return the keypoints of the frames in which a hand has another side than when it was located."""
         agreed = agree_on_sides(self._located, self._policy)
         return {
-            after.record.record_id: join_keypoints(after.record, after.detections, self._policy)
+            after.record.record_id: join_keypoints(after.record, after.detections, self._policy, after.others)
             for before, after in zip(self._located, agreed, strict=True)
             if _sides(before) != _sides(after)
         }

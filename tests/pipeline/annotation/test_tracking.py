@@ -64,7 +64,7 @@ class SquareDetector:
         self.drift = drift
         self.stills, self.restarts, self._frames = 0, 0, 0
 
-    def detect(self, image: ByteArray) -> list[Detection]:
+    def detect(self, image: ByteArray, hands: int = 2) -> list[Detection]:
         self.stills += 1
         return self._seen(image, 0)
 
