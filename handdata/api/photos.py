@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from handdata.api.errors import names_arguments
+from handdata.pipeline.annotation.frames import read_image_file
 from handdata.pipeline.annotation.photo import annotate_hands, read_photo
 from handdata.pipeline.settings import load_settings
-from handdata.schemas import NoHandError, Side, UsageError, hand_rows
+from handdata.schemas import NoHandError, RecordError, Side, UsageError, hand_rows
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 
 Photo: TypeAlias = str | Path | Image.Image | NDArray[Any]
-"""A photograph: path of a file, PIL image, or array (H, W, 3) of RGB levels 0 to 255."""
+"""A photograph: path or URL of a file, PIL image, or array (H, W, 3) of RGB levels 0 to 255."""
 
-_PNG_MODES = ("1", "I", "I;16", "L", "LA", "P", "RGB", "RGBA")
+_PNG_MODES = ("1", "I;16", "L", "LA", "P", "RGB", "RGBA")
+_OF_UNKNOWN_RANGE = ("F", "I")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +56,7 @@ def annotate_image(image: Photo) -> list[Hand]:
         [('right', (21, 2), (256, 256))]
 
     Args:
-        image: Path, PIL image, or array (H, W, 3) of RGB levels 0 to 255.
+        image: Path, URL, PIL image, or array (H, W, 3) of RGB levels 0 to 255.
 
     Returns:
         At most one right and one left hand; none where no hand is found.
@@ -97,8 +99,14 @@ def image_file(image: Photo) -> Iterator[Path]:
         UsageError: It is no image.
 
     """
+    if isinstance(image, str) and "://" in image:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "image"
+            path.write_bytes(_downloaded(image))
+            yield path
+        return
     if isinstance(image, str | Path):
-        yield Path(image)
+        yield Path(image).expanduser()
         return
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or not image.size:
@@ -109,8 +117,29 @@ def image_file(image: Photo) -> Iterator[Path]:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise UsageError(f"an image is a path, a PIL image or an array (H, W, 3), not {type(image).__name__}")
+    if image.mode in _OF_UNKNOWN_RANGE:
+        raise UsageError(
+            f"an image of mode {image.mode} has numbers whose range is not known",
+            "make levels 0 to 255 of them, and image.convert('RGB')",
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.png"
         upright = ImageOps.exif_transpose(image)
         (upright if upright.mode in _PNG_MODES else upright.convert("RGB")).save(path, compress_level=1)
         yield path
+
+
+def _downloaded(url: str) -> bytes:
+    """Return the content of a file at any URL that fsspec knows.
+
+    Raises:
+        UsageError: There is no such file.
+        StorageError: Its server is away, or does not let us in.
+
+    """
+    try:
+        return read_image_file(url)
+    except RecordError as error:
+        raise UsageError(error.detail) from None
+    except ValueError as error:  # a protocol that fsspec does not know
+        raise UsageError(f"{url}: {error}") from None

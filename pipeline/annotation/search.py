@@ -34,6 +34,8 @@ _CENTRE_WINDOW = 0.4
 """Side of the window around a hint that is a point, as a share of the image's longer side."""
 _ZOOM_OUT = 2.0
 _MOST_REFINED = 4
+_MOST_TILES = 12
+"""A strip of 2,000 x 2 pixels would be a thousand squares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,17 +260,18 @@ def _named(hands: Sequence[Detection], hints: Sequence[Hint]) -> list[Detection]
 
 
 def _tiles(image: ByteArray, person: Window | None) -> list[Window]:
-    """Return overlapping squares that together cover a wide image, or the person in it."""
+    """Return overlapping windows that together cover a wide image, or the person in it: squares, or not too many."""
     height, width = image.shape[:2]
     area = person or Window(0, 0, width, height)
     side, longer = sorted((area.width, area.height))
     if longer < WIDE * side:
         return [] if person is None else [person]
-    count = max(2, math.ceil(longer / side))
-    starts = np.linspace(0, longer - side, count).round().astype(int).tolist()
+    count = min(max(2, math.ceil(longer / side)), _MOST_TILES)
+    length = max(side, math.ceil(2 * longer / (count + 1)) if count * side < longer else 0)
+    starts = np.linspace(0, longer - length, count).round().astype(int).tolist()
     if area.width >= area.height:
-        return [Window(area.left + start, area.top, side, side) for start in starts]
-    return [Window(area.left, area.top + start, side, side) for start in starts]
+        return [Window(area.left + start, area.top, length, side) for start in starts]
+    return [Window(area.left, area.top + start, side, length) for start in starts]
 
 
 def _with_border(image: ByteArray) -> Window:

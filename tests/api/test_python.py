@@ -98,7 +98,8 @@ def test_a_photograph_is_the_same_as_path_image_and_array(there: Path) -> None:
     photo = Image.open("photo.jpg")
     turned = photo.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6
-    every = [handdata.annotate_image(image) for image in ("photo.jpg", photo, np.array(photo), turned)]
+    url = (there / "photo.jpg").as_uri()
+    every = [handdata.annotate_image(image) for image in ("photo.jpg", url, photo, np.array(photo), turned)]
     for hands in every:
         assert [hand.side for hand in hands] == [hand.side for hand in every[0]]
         for hand, first in zip(hands, every[0], strict=True):
@@ -145,6 +146,10 @@ def test_a_sample_is_what_its_row_says_and_is_its_own(there: Path) -> None:
         (lambda: handdata.open_dataset("workspace").pairs("tyni"), "unknown preset"),
         (lambda: handdata.annotate_image("nosuch.jpg"), "nosuch.jpg"),
         (lambda: handdata.annotate_image(np.zeros((9, 9, 3))), "uint8, this one is"),
+        (lambda: handdata.annotate_image(Image.new("F", (9, 9))), "of mode F has numbers whose range"),
+        (lambda: handdata.annotate_image(Image.new("I", (9, 9))), "of mode I has numbers whose range"),
+        (lambda: handdata.annotate_image("file:///nosuch.jpg"), "nosuch.jpg"),
+        (lambda: handdata.annotate_image("nosuch://photo.jpg"), "Protocol not known"),
         (lambda: handdata.annotate_image(3), r"or an array \(H, W, 3\), not int"),  # type: ignore[arg-type]
     ],
 )

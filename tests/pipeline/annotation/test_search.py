@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from handdata.adapters.synthesis.scene import build_identity
 from handdata.adapters.synthesis.sequence import sample_sequence
 from handdata.pipeline.annotation.detector import Detection, HandDetector, side_vote, thumb_opposition
-from handdata.pipeline.annotation.search import Window, box_hint, find_hands, merge, record_hints
+from handdata.pipeline.annotation.search import Window, _tiles, box_hint, find_hands, merge, record_hints
 from handdata.pipeline.weights import require_weights
 from handdata.schemas import HandRecord, Side
 
@@ -115,9 +115,19 @@ def test_a_clear_hand_costs_one_search(
     image, _ = hand_image
     searches = []
     detect = HandDetector.detect
-    monkeypatch.setattr(HandDetector, "detect", lambda self, image: searches.append(1) or detect(self, image))
+    monkeypatch.setattr(HandDetector, "detect", lambda self, *of: searches.append(1) or detect(self, *of))
     assert len(find_hands(detector, image)) == 1
     assert len(searches) == 1
+
+
+@pytest.mark.parametrize(("width", "height", "count"), [(640, 480, 2), (12000, 3000, 4), (2000, 2, 12), (2, 3000, 12)])
+def test_a_strip_is_not_searched_in_a_thousand_squares(width: int, height: int, count: int) -> None:
+    tiles = _tiles(np.zeros((height, width, 3), np.uint8), None)
+    assert len(tiles) == count
+    seen = np.zeros((height, width), bool)
+    for tile in tiles:
+        seen[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] = True
+    assert seen.all()
 
 
 def open_right_hand() -> np.ndarray:
