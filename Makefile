@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint format bench learn clean
+.PHONY: help setup demo test soak lint format docs bench learn clean
 
 help:  ## List the commands
 	@echo "handdata: from hand datasets to annotated shards to a trained model"
@@ -42,6 +42,10 @@ lint: $(INSTALLED)  ## Check format, style, types and import rules
 format: $(INSTALLED)  ## Format the code and apply safe fixes
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## Write the parts of docs/ that are made from the code
+	@$(BIN)/python -m handdata.schemas.dictionary docs/shards.md
+	@$(BIN)/python -m handdata.pictures.joints docs/joints.svg
 
 bench: $(INSTALLED)  ## Run the benchmarks (each compares with a named peer in one run)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -303,6 +303,12 @@ def _rows(
     return found
 
 
+def _attributes(name: str) -> dict[str, str] | None:
+    """Return the object and the action that the name of a sequence says: ``s01/capsulemachine_use_02``."""
+    parts = name.rpartition("/")[2].split("_")
+    return {"object": parts[0], "action": parts[1]} if len(parts) >= 2 and all(parts[:2]) else None
+
+
 def _read_image(
     data: Path, split: Split, name: str, frame: int, view: int, labels: _Sequence | RecordError
 ) -> HandRecord | Rejection:
@@ -342,6 +348,7 @@ def _read_image(
             keypoints_3d=metres,
             camera_k=affine @ k,
             camera_t_world=t_world,
+            attributes=_attributes(name),
             camera_model="pinhole" if distortion is None else "opencv_rational",
             camera_dist=distortion,
         )

@@ -33,6 +33,7 @@ class Layout:
         patterns: Globs relative to the root; each must match at least once.
         part: Part of the dataset that this layout and others hold in different places; where several that name
             the same part match one folder, nothing tells which one is meant. Layouts without it may all be there.
+        release: Release of the dataset that comes in this layout, as its makers name it; None where several do.
 
     """
 
@@ -41,6 +42,7 @@ class Layout:
     part: str = ""
     is_typical: bool = True
     """Whether a folder that has it is proposed to a user who named another source."""
+    release: str | None = None
 
     def missing_from(self, folder: Path) -> list[str]:
         """Return the patterns that match nothing below ``folder``.

@@ -64,6 +64,14 @@ MAX_YAML_BYTES: Final = 2**17
 MAX_FRAMES: Final = 100_000
 """Sequences have about 73 frames; a larger number than this is a damaged ``meta.yml``."""
 
+_OBJECTS: Final = (
+    *("002_master_chef_can", "003_cracker_box", "004_sugar_box", "005_tomato_soup_can", "006_mustard_bottle"),
+    *("007_tuna_fish_can", "008_pudding_box", "009_gelatin_box", "010_potted_meat_can", "011_banana"),
+    *("019_pitcher_base", "021_bleach_cleanser", "024_bowl", "025_mug", "035_power_drill", "036_wood_block"),
+    *("037_scissors", "040_large_marker", "051_large_clamp", "052_extra_large_clamp", "061_foam_brick"),
+)
+"""Names of the YCB objects, which the labels number from 1."""
+
 SEQUENCES_PER_SUBJECT: Final = 100
 
 _SUBJECT_NAME: Final = re.compile(r"[0-9]{8}-subject-[0-9]{2}")
@@ -181,6 +189,8 @@ class _Sequence:
     side: Side
     frames: int
     cameras: list[_Camera]
+    object_name: str | None
+    """Name of the object that the hand grasps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +315,16 @@ def _read_sequence(root: Path, relative: str) -> _Sequence:
         except ValueError as error:
             raise _corrupt(extrinsics_path, f"{serial}: {error}") from None
         cameras.append(_Camera(serial, intrinsics((fx, fy), (cx, cy)), camera_t_world))
-    return _Sequence(relative, side, frames, cameras)
+    return _Sequence(relative, side, frames, cameras, _grasped_object(meta))
+
+
+def _grasped_object(meta: dict[str, Any]) -> str | None:
+    """Return the name of the object that the hand grasps; None where ``meta.yml`` does not say."""
+    try:
+        number = int(meta["ycb_ids"][int(meta["ycb_grasp_ind"])])
+        return _OBJECTS[number - 1] if number >= 1 else None
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
 
 
 def _images_beyond_meta(root: Path, split: Split, sequence: _Sequence) -> Iterator[Rejection]:
@@ -424,6 +443,7 @@ def _read_frame(
             camera_t_world=camera.t_world,
             has_mask="seg" in shapes,
             mask_extent="hand" if "seg" in shapes else None,
+            attributes=None if sequence.object_name is None else {"object": sequence.object_name},
         )
     except Exception as error:
         return frame_rejection(

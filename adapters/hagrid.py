@@ -110,17 +110,19 @@ class HagridAdapter:
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["hagrid"]
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("v1", ("ann_train_val/*.json",)),
-        Layout("v1, test only", ("ann_test/*.json",)),
-        Layout("v1, train in its own folder", ("train/ann_train_val/*.json",)),
-        Layout("v1, test in its own folder", ("test/ann_test/*.json",)),
-        Layout("v2 or v2-1M", ("hagrid_annotations/*/*.json",)),
+        Layout("v1", ("ann_train_val/*.json",), release="v1"),
+        Layout("v1, test only", ("ann_test/*.json",), release="v1"),
+        Layout("v1, train in its own folder", ("train/ann_train_val/*.json",), release="v1"),
+        Layout("v1, test in its own folder", ("test/ann_test/*.json",), release="v1"),
+        Layout("v2 or v2-1M", ("hagrid_annotations/*/*.json",), release="v2"),
         # Other datasets have a folder "annotations" too: images must be there to tell this one.
-        Layout("v2 or v2-1M, as its archives unpack", ("annotations/*/*.json", "*/*/*.jpg")),
-        Layout("v2 or v2-1M, gestures in the root", ("annotations/*/*.json", "*/*.jpg")),
-        Layout("v2 or v2-1M, a folder around all", ("annotations/*/*.json", "hagridv2_512/*/*/*.jpg")),
-        Layout("v2 or v2-1M, a folder around the labels", ("annotations/annotations/*/*.json", "*/*/*.jpg")),
-        Layout("v2 or v2-1M, labels in the folder ann", ("ann/annotations/*/*.json",)),
+        Layout("v2 or v2-1M, as its archives unpack", ("annotations/*/*.json", "*/*/*.jpg"), release="v2"),
+        Layout("v2 or v2-1M, gestures in the root", ("annotations/*/*.json", "*/*.jpg"), release="v2"),
+        Layout("v2 or v2-1M, a folder around all", ("annotations/*/*.json", "hagridv2_512/*/*/*.jpg"), release="v2"),
+        Layout(
+            "v2 or v2-1M, a folder around the labels", ("annotations/annotations/*/*.json", "*/*/*.jpg"), release="v2"
+        ),
+        Layout("v2 or v2-1M, labels in the folder ann", ("ann/annotations/*/*.json",), release="v2"),
     )
     unused: ClassVar[tuple[str, ...]] = ("ann_subsample",)
 
@@ -270,6 +272,13 @@ class _Photograph:
             "side": self.rule,
         }
 
+    def attributes(self) -> dict[str, str]:
+        """Return the gesture of the photograph, and that of each hand whose side is told."""
+        showing = [gesture for gesture in self.hands.labels if gesture != _NO_GESTURE]
+        gestures = {"gesture": showing[0] if showing else _NO_GESTURE} if self.hands.labels else {}
+        sided = zip(self.sides, self.hands.labels, strict=True)
+        return gestures | {f"gesture_{side}": gesture for side, gesture in sided if side is not None}
+
 
 def _read_entries(
     label_path: Path, folders: list[Path], split: Split, entries: Sequence[tuple[str, object]]
@@ -316,6 +325,7 @@ def _columns(read: Sequence[_Photograph]) -> dict[str, Sequence[Any] | NDArray[A
         "keypoints_2d": keypoints,
         "hand_state": hand_states_of_rows(valid, "unknown"),
         "extra": [photograph.extra() for photograph in read],
+        "attributes": [photograph.attributes() for photograph in read],
     }
 
 

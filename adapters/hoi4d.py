@@ -86,6 +86,25 @@ _HAND_FOLDERS: Final[dict[Side, tuple[str, str]]] = {
 _RIGHT_HAND_COLOUR: Final = (0, 128, 0)
 _LEFT_HAND_COLOURS: Final = {"C8": (0, 128, 128), "C17": (0, 128, 128), "C20": (128, 128, 0)}
 """Colours of the left hand by class of object (label 6 or 3 of the palette); parts of objects in other classes."""
+_OBJECTS: Final = {
+    "C1": "ToyCar",
+    "C2": "Mug",
+    "C3": "Laptop",
+    "C4": "StorageFurniture",
+    "C5": "Bottle",
+    "C6": "Safe",
+    "C7": "Bowl",
+    "C8": "Bucket",
+    "C9": "Scissors",
+    "C11": "Pliers",
+    "C12": "Kettle",
+    "C13": "Knife",
+    "C14": "TrashCan",
+    "C17": "Lamp",
+    "C18": "Stapler",
+    "C20": "Chair",
+}
+"""Names of the classes of objects, as the authors' readme lists them."""
 _SIZE: Final = (1920, 1080)
 """Width and height of all frames, whose pixels the labels count."""
 _FRAME_NAME: Final = re.compile(r"0*([0-9]{1,9})")
@@ -451,6 +470,7 @@ def _read_frame(
             has_mask=mask_path is not None,
             mask_extent=None if mask_path is None else "hand_forearm",
             extra=None if mask_path is None else {"mask_path": str(mask_path)},
+            attributes={"object": _OBJECTS[object_class]} if object_class in _OBJECTS else None,
         )
     except Exception as error:
         return frame_rejection(

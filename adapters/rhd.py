@@ -62,8 +62,8 @@ class RhdAdapter:
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["rhd"]
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("version 1.1", ("training/anno_training.pickle",)),
-        Layout("version 1.1, evaluation only", ("evaluation/anno_evaluation.pickle",)),
+        Layout("version 1.1", ("training/anno_training.pickle",), release="1.1"),
+        Layout("version 1.1, evaluation only", ("evaluation/anno_evaluation.pickle",), release="1.1"),
     )
     unused: ClassVar[tuple[str, ...]] = ("*/depth",)
 

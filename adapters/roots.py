@@ -107,6 +107,12 @@ def _refuse_rival_layouts(adapter: type[Adapter], root: Path) -> None:
             )
 
 
+def release_of(adapter: type[Adapter], root: Path) -> str | None:
+    """Return the release of the dataset at a root, as its layout tells; None where that does not."""
+    releases = {layout.release for layout in _layouts_of(adapter, root) if layout.release}
+    return ", ".join(sorted(releases)) or None
+
+
 def _hint(adapter: type[Adapter], path: Path) -> str:
     """Return a hint that names the source that a folder does look like, if there is one."""
     for name, other in registered_adapters().items():

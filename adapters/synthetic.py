@@ -16,7 +16,14 @@ from handdata.adapters.reading.images import read_image_size
 from handdata.adapters.reading.listing import find_all, folders_in, is_file
 from handdata.adapters.reading.masks import read_nonzero_mask
 from handdata.adapters.reading.paths import Fence, resolve_below
-from handdata.adapters.synthesis.layout import DATASET_FILE, LABEL_ARRAYS, LABEL_FILE, image_path, mask_path
+from handdata.adapters.synthesis.layout import (
+    DATASET_FILE,
+    FORMAT_VERSION,
+    LABEL_ARRAYS,
+    LABEL_FILE,
+    image_path,
+    mask_path,
+)
 from handdata.schemas import (
     KEYPOINT_COUNT,
     SOURCE_CARDS,
@@ -39,7 +46,7 @@ class SyntheticAdapter:
     """Reads the embedded synthetic dataset. The subject is the rendered identity."""
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["synthetic"]
-    layouts: ClassVar[tuple[Layout, ...]] = (Layout("handdata synth", (DATASET_FILE,)),)
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("handdata synth", (DATASET_FILE,), release=str(FORMAT_VERSION)),)
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
         self.options = options

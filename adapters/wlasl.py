@@ -49,6 +49,7 @@ from handdata.schemas import (
     record_name,
 )
 from handdata.schemas.arrays import BoolArray
+from handdata.schemas.record import is_encodable
 from handdata.schemas.rejection import rejection
 
 CLIPS_PER_PARTITION: Final = 300
@@ -102,7 +103,7 @@ class WlaslAdapter:
                         continue
                     unnamed.pop(instance["video_id"], None)
                     if instance["split"] == partition.split and _block_of(instance["video_id"], blocks) == block:
-                        yield from _read_clip(root, partition.split, instance)
+                        yield from _read_clip(root, partition.split, instance, entry.get("gloss"))
         except RecordError as error:
             if is_first:
                 yield rejection(f"{self.card.name}/{partition.split}/{_LABELS}", str(labels), error)
@@ -139,7 +140,7 @@ def _corrupt_entry(labels: Path, where: str, problem: str) -> Rejection:
     return rejection(f"{WlaslAdapter.card.name}/train/{where}", str(labels), error)
 
 
-def _read_clip(root: Path, split: Split, instance: dict[str, Any]) -> Iterator[HandRecord | Rejection]:
+def _read_clip(root: Path, split: Split, instance: dict[str, Any], gloss: object) -> Iterator[HandRecord | Rejection]:
     video_id = instance["video_id"]
     path = root / "videos"
     try:
@@ -151,6 +152,7 @@ def _read_clip(root: Path, split: Split, instance: dict[str, Any]) -> Iterator[H
         return
     signer = instance.get("signer_id")
     has_times = not _was_cut_from_youtube(instance, info)
+    attributes = {"gloss": gloss} if isinstance(gloss, str) and is_encodable(gloss) else None
     subject = str(signer) if type(signer) is int and 0 <= signer < 2**31 else None
     for index, time_s in enumerate(info.times_s):
         yield HandRecord(
@@ -169,6 +171,7 @@ def _read_clip(root: Path, split: Split, instance: dict[str, Any]) -> Iterator[H
             keypoints_2d=np.zeros((KEYPOINT_COUNT, 2)),
             hand_state=("unknown", "unknown"),
             extra={"person_box_xyxy_px": box} if box else None,
+            attributes=attributes,
         )
 
 

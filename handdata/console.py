@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -55,6 +56,12 @@ def errors_in_one_line() -> Iterator[None]:
 def escape(text: str) -> str:
     """Return text as it is, where rich would read parts in brackets as its own."""
     return text.replace("[", "\\[")
+
+
+def byte_size(count: float) -> str:
+    """Return a number of bytes as people read it: 312 bytes, 31.2 KB, 3.1 GB."""
+    unit, suffix = pick_unit_and_suffix(int(count), ["bytes", "KB", "MB", "GB", "TB"], 1000)
+    return f"{count / unit:,.1f} {suffix}" if unit > 1 else f"{count:.0f} bytes"
 
 
 def say_next(*commands: str, **options: object) -> None:

@@ -61,7 +61,7 @@ from handdata.schemas.sample import (
     Pair,
     samples_to_table,
 )
-from handdata.schemas.sources import SOURCE_CARDS, SourceCard
+from handdata.schemas.sources import SOURCE_CARDS, SourceCard, license_id_of, permits_commercial_use
 
 __all__ = [
     "FINGERS",
@@ -118,6 +118,8 @@ __all__ = [
     "hand_states",
     "inside",
     "known_names",
+    "license_id_of",
+    "permits_commercial_use",
     "record_from_row",
     "record_name",
     "records_from_table",

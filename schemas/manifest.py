@@ -7,8 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validat
 
 from handdata.schemas.record import Split
 
-FORMAT_VERSION: Final = 1
-"""Version of the dataset's layout and columns; a newer one is an error for readers."""
+FORMAT_VERSION: Final = 2
+"""Version of the columns of records and samples; a newer one is an error for readers.
+
+Version 1 has absolute URIs, and lacks ``license_id``, ``source_release``, ``handdata_version`` and ``attributes``:
+readers see null.
+"""
 
 
 class UnitMarker(BaseModel):
@@ -39,6 +43,8 @@ class UnitMarker(BaseModel):
     """Quality thresholds behind the flags of its samples."""
     tombstones: str = ""
     """Digest of the source's tombstones that its rows honour."""
+    format_version: NonNegativeInt = 1
+    """Version of the columns of its rows; markers of version 1 do not say."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -86,6 +92,11 @@ class DatasetManifest(BaseModel):
     """Thresholds behind the flags; after an interrupted ``handdata flag`` some units still have earlier ones."""
     sources: dict[str, dict[Split, SplitCounts]]
     licenses: dict[str, str]
+    """Licence of each source, as its card or the user says it."""
+    license_ids: dict[str, str] = Field(default_factory=dict)
+    """SPDX id or ``LicenseRef-`` of each of these licences."""
+    roots: dict[str, str] = Field(default_factory=dict)
+    """Folder that the URIs of each source are relative to, where it lay at last; none of sources of version 1."""
     warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """What the ingest of a source warned of, as when its records were annotated; none of most sources."""
     complete: bool

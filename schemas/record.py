@@ -53,7 +53,8 @@ class HandRecord(BaseModel):
     origin_id: Annotated[str | None, pa.string()] = None
     """The same physical frame's identity upstream, where this source repacks another."""
     image_uri: Annotated[str, pa.string()] = Field(min_length=1)
-    """Path or URL of the image, or of the video that holds the frame."""
+    """Path or URL of the image, or of the video that holds the frame. Stored, it is relative to the dataset's folder
+    where it lies there; in a process it is whole (``pipeline.records.provenance``)."""
     video_frame: Annotated[int | None, pa.int32()] = Field(default=None, ge=0, lt=2**31)
     """Index of the frame in the video, in presentation order; null for image files."""
     width: Annotated[int, pa.int32()] = Field(gt=0, lt=2**31)
@@ -85,6 +86,9 @@ class HandRecord(BaseModel):
     ``side``: ``unknown`` where nobody says whether the labelled hands are right or left; such a record has no 3D.
     ``other_hands_xyxy_px``: boxes of labelled hands of other people.
     """
+    attributes: dict[str, str] | None = None
+    """What the dataset says beside hands and camera: ``gesture``, ``gloss``, ``action``, ``object``; stored inside
+    ``extra``, and a column of its own in samples."""
 
     @field_validator("frame_index", "timestamp_s", "video_frame", "width", "height", mode="before")
     @classmethod
@@ -98,8 +102,9 @@ class HandRecord(BaseModel):
         texts = (self.source, self.sequence_id, self.camera_id, self.subject_id, self.origin_id, self.image_uri)
         if not all(text is None or is_encodable(text) for text in texts):
             raise ValueError("a text holds half of a character (a lone surrogate), which cannot be stored")
-        if self.extra is not None and not is_encodable_json(json.dumps(self.extra)):
-            raise ValueError("extra holds half of a character (a lone surrogate), which cannot be stored")
+        extra = stored_extra(self.extra, self.attributes)
+        if extra is not None and not is_encodable_json(json.dumps(extra)):
+            raise ValueError("extra or attributes hold half of a character (a lone surrogate), which cannot be stored")
         return self
 
     @model_validator(mode="after")
@@ -155,13 +160,28 @@ def is_encodable_json(text: str) -> bool:
     return "\\ud" not in text or not _SURROGATES.search(json.dumps(json.loads(text), ensure_ascii=False))
 
 
+def stored_extra(extra: dict[str, Any] | None, attributes: dict[str, str] | None) -> dict[str, Any] | None:
+    """Return what the column ``extra`` holds of a record.
+
+    Raises:
+        ValueError: ``extra`` has a key of its own for the attributes.
+
+    """
+    if extra is not None and "attributes" in extra:
+        raise ValueError("extra: attributes are a field of their own")
+    return {**(extra or {}), "attributes": attributes} if attributes else extra
+
+
 def record_name(source: str, split: str, sequence_id: str, frame_index: int = 0, camera_id: str = "0") -> str:
     """Return the ``record_id`` of a frame, also of one that is rejected before it becomes a record."""
     return f"{source}/{split}/{sequence_id}/{frame_index:06d}-{camera_id}"
 
 
 def _record_schema() -> pa.Schema:
-    columns = {"record_id": pa.field("record_id", pa.string(), nullable=False), **columns_of(HandRecord)}
+    columns = {
+        "record_id": pa.field("record_id", pa.string(), nullable=False),
+        **columns_of(HandRecord, ("attributes",)),
+    }
     names = list(columns)
     # The model reads keypoints_valid first, since it zeroes the keypoints that are not valid. The files hold it second.
     points, valid = names.index("keypoints_2d"), names.index("keypoints_valid")
@@ -175,7 +195,8 @@ RECORD_SCHEMA: Final = _record_schema()
 
 def records_to_table(records: Sequence[HandRecord]) -> pa.Table:
     """Return records as a table with ``RECORD_SCHEMA``."""
-    return models_to_table(records, RECORD_SCHEMA)
+    extra = [stored_extra(record.extra, record.attributes) for record in records]
+    return models_to_table(records, RECORD_SCHEMA, {"extra": extra})
 
 
 def records_from_table(table: pa.Table) -> Iterable[HandRecord]:
@@ -194,6 +215,9 @@ def record_from_row(row: Mapping[str, Any]) -> HandRecord:
     fields = {name: value for name, value in row.items() if name != "record_id" and value is not None}
     if "extra" in fields:
         fields["extra"] = json.loads(fields["extra"])
+        if isinstance(fields["extra"], dict) and "attributes" in fields["extra"]:
+            fields["attributes"] = fields["extra"].pop("attributes")
+            fields["extra"] = fields["extra"] or None
     return HandRecord.model_validate(fields)
 
 

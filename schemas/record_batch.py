@@ -29,7 +29,7 @@ from handdata.schemas import (
     records_to_table,
 )
 from handdata.schemas.arrays import MOST_M, MOST_PX, BoolArray, is_intrinsics, is_rigid
-from handdata.schemas.record import is_encodable_json
+from handdata.schemas.record import is_encodable_json, stored_extra
 from handdata.schemas.rejection import rejection
 
 Item = TypeVar("Item")
@@ -68,7 +68,7 @@ class RecordBatch:
     rejections: Sequence[tuple[int, Rejection]] = ()
 
     def __post_init__(self) -> None:
-        unknown = self.columns.keys() - _READERS.keys()
+        unknown = self.columns.keys() - _READERS.keys() - {"attributes"}
         if unknown:
             raise ValueError(f"not columns of a batch: {sorted(unknown)}; share them, or yield HandRecord one by one")
         lengths = {name: len(column) for name, column in self.columns.items()}
@@ -123,7 +123,7 @@ class RecordBatch:
             raise TypeError(f"keypoints_valid: expected booleans, got {valid.dtype}")
         columns = {name: repeated.column(name).combine_chunks() for name in RECORD_SCHEMA.names}
         fits = np.ones(count, dtype=np.bool_)
-        for name, column in self.columns.items():
+        for name, column in self._stored_columns().items():
             columns[name], fit = _READERS[name](column, valid)
             fits &= fit
         names = (columns[name].to_pylist() for name in ("sequence_id", "frame_index", "camera_id"))
@@ -134,6 +134,15 @@ class RecordBatch:
         columns["record_id"] = pa.array(ids, pa.string())
         # Rows that do not fit may hold nulls here; they are replaced before anyone reads the table.
         return pa.Table.from_arrays(list(columns.values()), schema=RECORD_SCHEMA), fits
+
+    def _stored_columns(self) -> Mapping[str, Column]:
+        """Return the columns as they are stored, with the attributes inside ``extra``."""
+        if "attributes" not in self.columns and not ("extra" in self.columns and self.shared.get("attributes")):
+            return self.columns
+        names = ("extra", "attributes")
+        extra, attributes = (self.columns.get(name, [self.shared.get(name)] * len(self.places)) for name in names)
+        merged = [stored_extra(*both) for both in zip(extra, attributes, strict=True)]
+        return {name: column for name, column in self.columns.items() if name not in names} | {"extra": merged}
 
     def _replace_misfits(self, table: pa.Table, fits: BoolArray) -> tuple[pa.Table, list[tuple[int, Rejection]]]:
         """Give the rows that do not fit, which may be all rows, to ``HandRecord``."""
@@ -285,12 +294,19 @@ def _read_hand_state(field: pa.Field) -> _Read:
 
 def _read_extra(field: pa.Field) -> _Read:
     def read(column: Column, valid: BoolArray) -> tuple[pa.Array, BoolArray]:
-        fits = np.array([value is None or (type(value) is dict and set(map(type, value)) <= {str}) for value in column])
+        fits = np.array([value is None or _is_extra(value) for value in column], dtype=np.bool_)
         texts = [None if value is None else _to_json(value) for value in column]
         fits &= np.array([text is None or is_encodable_json(text) for text in texts], dtype=np.bool_)
         return pa.array(texts, field.type), fits
 
     return read
+
+
+def _is_extra(value: Any) -> bool:
+    attributes = value.get("attributes", {}) if type(value) is dict else None
+    if type(attributes) is not dict:
+        return False
+    return set(map(type, (*value, *attributes, *attributes.values()))) <= {str}
 
 
 _MOST: Final = {"keypoints_2d": MOST_PX, "keypoints_3d": MOST_M}
@@ -301,7 +317,11 @@ _to_json = json.JSONEncoder(sort_keys=True).encode
 _SHARED_ONLY: Final = {"source", "split", "viewpoint", "camera_model", "camera_dist", "has_mask", "mask_extent"}
 """Fields that all rows of a batch share: they have few values."""
 
-_SPECIAL: Final = {"keypoints_valid": _read_keypoints_valid, "hand_state": _read_hand_state, "extra": _read_extra}
+_SPECIAL: Final = {
+    "keypoints_valid": _read_keypoints_valid,
+    "hand_state": _read_hand_state,
+    "extra": _read_extra,
+}
 
 
 def _reader(name: str) -> _Read:
@@ -311,5 +331,7 @@ def _reader(name: str) -> _Read:
     return _read_numbers(field) if pa.types.is_fixed_size_list(field.type) else _read_plain(field)
 
 
-_READERS: Final = {name: _reader(name) for name in HandRecord.model_fields if name not in _SHARED_ONLY}
+_READERS: Final = {
+    name: _reader(name) for name in HandRecord.model_fields if name in RECORD_SCHEMA.names and name not in _SHARED_ONLY
+}
 """Readers of the fields that a batch may hold as columns."""

@@ -82,6 +82,15 @@ class AnnotatedSample(BaseModel):
     camera_dist: tuple[float, ...] | None
     camera_t_world: Matrix4 | None
     license: str
+    """Licence of the data, as the source's card or the user says it."""
+    license_id: str | None = None
+    """SPDX id of the licence, or a ``LicenseRef-``; this and the next three are null in rows of format version 1."""
+    source_release: str | None = None
+    """Release of the dataset, where its files tell."""
+    handdata_version: str | None = None
+    """Version of handdata that made the row."""
+    attributes: dict[str, str] | None = None
+    """What the dataset says beside hands and camera: ``gesture``, ``gloss``, ``action``, ``object``; stored as JSON."""
     image: EncodedImage
     """JPEG, RGB, S x S."""
     hand_mask: EncodedImage | None
@@ -139,6 +148,10 @@ SAMPLE_SCHEMA: Final = pa.schema(
             )
         ),
         _column("license", pa.string()),
+        ("license_id", pa.string()),
+        ("source_release", pa.string()),
+        ("handdata_version", pa.string()),
+        ("attributes", pa.string()),
         _column("unit_id", pa.string()),
         ("image", _IMAGE),  # never null; Hugging Face `datasets` takes its metadata only for a nullable field
         ("hand_mask", _IMAGE),
@@ -179,6 +192,9 @@ COPIED_COLUMNS: Final = tuple(
     name for name in RECORD_SCHEMA.names if name in SAMPLE_SCHEMA.names and name not in MADE_ANEW
 )
 """Columns that a sample takes from its record as they are."""
+
+VERSION_2_COLUMNS: Final = frozenset({"license_id", "source_release", "handdata_version", "attributes"})
+"""Columns that rows of format version 1 lack."""
 
 PIXEL_COLUMNS: Final = ("image", "hand_mask")
 """The columns that hold encoded images; all others are small."""

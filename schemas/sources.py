@@ -4,10 +4,13 @@ Facts are those of each dataset's own homepage, paper and repository; "unconfirm
 """
 
 import tomllib
+from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from handdata.schemas.licences import as_license_id, is_commercial_license
 
 
 class SourceCard(BaseModel):
@@ -20,6 +23,8 @@ class SourceCard(BaseModel):
     title: str
     license: str
     """Licence of the data (not of its code)."""
+    license_id: str = ""
+    """SPDX id of the licence, or a ``LicenseRef-``; by default the one that ``license`` names."""
     commercial_use: Literal["yes", "no", "unconfirmed"]
     redistribution: Literal["yes", "no", "unconfirmed"]
     homepage: str
@@ -40,6 +45,13 @@ class SourceCard(BaseModel):
     pitfalls: str = ""
     """What has surprised users."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_licence(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and not fields.get("license_id") and isinstance(fields.get("license"), str):
+            return {**fields, "license_id": as_license_id(fields["license"])}
+        return fields
+
 
 def _read_cards() -> dict[str, SourceCard]:
     paths = sorted((Path(__file__).parent / "cards").glob("*.toml"))
@@ -49,3 +61,19 @@ def _read_cards() -> dict[str, SourceCard]:
 
 SOURCE_CARDS: Final = _read_cards()
 """The cards of all built-in sources by name, from ``schemas/cards/<name>.toml``."""
+
+
+def license_id_of(text: str) -> str:
+    """Return the id of a licence: that of the card which has this text, else the one that the text names."""
+    return _ids_by_text().get(text) or as_license_id(text)
+
+
+@cache
+def _ids_by_text() -> dict[str, str]:
+    return {card.license: card.license_id for card in SOURCE_CARDS.values()}
+
+
+def permits_commercial_use(license_id: str) -> bool:
+    """Return whether a licence is known to permit commercial use: by its SPDX id, or by the card that has its id."""
+    cards = [card.commercial_use for card in SOURCE_CARDS.values() if card.license_id == license_id]
+    return set(cards) == {"yes"} if cards else is_commercial_license(license_id)

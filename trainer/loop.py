@@ -30,9 +30,10 @@ from typing import Any, Final
 import torch.distributed
 
 from handdata.pictures.png import encode_png
+from handdata.pipeline.shards import describe_licences, read_manifest
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import run_folder, run_settings_file
-from handdata.schemas import DamagedWeightsError, NoPairsError, RunError, UsageError
+from handdata.schemas import DamagedWeightsError, NoPairsError, RunError, UsageError, license_id_of
 from handdata.trainer.autoencoders import load_autoencoder
 from handdata.trainer.checkpoints import complete_checkpoints, discard_checkpoint, record_validation, validated_loss
 from handdata.trainer.data.batch import FramePair
@@ -153,8 +154,9 @@ def train(
     checkpoint_url, watched = _resumed(trainer, checkpoints, process, note)
     if checkpoint_url is None and preset.init is not None:
         trainer.start_from(preset.init, note)
-    if nowhere := [name for name in preset.data.licences if name not in dataset.licences]:
+    if nowhere := [name for name in preset.data.licences if license_id_of(name) not in dataset.licences]:
         note(f"no usable row is under {', '.join(nowhere)}")
+        note(f"the dataset's licences are {describe_licences(read_manifest(annotated))}")
     seen = {"licences": dataset.licences, "targets": dataset.targets}
     _require_same_licences(run, seen, watched)
     if watched.get("targets", dataset.targets) != dataset.targets:
@@ -275,7 +277,8 @@ def _require_same_licences(run: str, seen: Mapping[str, Any], watched: Mapping[s
         UsageError: The dataset has such rows now: the run's settings name no licences, or a source came under another.
 
     """
-    further = [name for name in seen["licences"] if name not in watched.get("licences", seen["licences"])]
+    before_ids = {license_id_of(name) for name in watched.get("licences", seen["licences"])}  # names, in older runs
+    further = [name for name in seen["licences"] if name not in before_ids]
     if further:
         before, now = ", ".join(watched["licences"]), ", ".join(further)
         raise UsageError(

@@ -268,7 +268,7 @@ class DataConfig(Config):
     where: str | None = None
     """An SQL expression over the columns of a sample: ``sharpness > 50 AND NOT array_contains(flags, 'blurry')``."""
     licences: tuple[str, ...] = ()
-    """Only rows under these licences; none named: all."""
+    """Only rows under these licences, by their ids or names; none named: all."""
     unlabelled_hands: bool = False
     """Also take rows flagged ``unlabelled_hand``. They show a hand without keypoints: training on them teaches to draw
     hands that nobody asked for."""

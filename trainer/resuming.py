@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import checkpoint_in_run, list_checkpoints, run_folder, run_settings_file
-from handdata.schemas import DamagedWeightsError, StorageError, UsageError, WeightsError
+from handdata.schemas import DamagedWeightsError, StorageError, UsageError, WeightsError, license_id_of
 from handdata.trainer.checkpoints import (
     EMA_FILE,
     MARKER_FILE,
@@ -250,7 +250,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any], section: str) 
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _changes(one, other, f"{path}.")
         elif path == "data.licences" and one is not None and other is not None:
-            if set(one) != set(other):
+            if set(map(license_id_of, one)) != set(map(license_id_of, other)):
                 yield path
         elif one != other:
             yield path

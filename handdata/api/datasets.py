@@ -1,5 +1,6 @@
 """An annotated dataset: ``handdata.open_dataset``."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import index
@@ -16,7 +17,7 @@ from handdata.pipeline.settings import load_settings
 from handdata.pipeline.shards import list_shards, read_samples
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import DATASET, require_dataset_name
-from handdata.schemas import PIXEL_COLUMNS, SAMPLE_SCHEMA, SPLITS, Split, UsageError
+from handdata.schemas import PIXEL_COLUMNS, SAMPLE_SCHEMA, SPLITS, Split, UsageError, license_id_of
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.reading import StoredRows, remembered_by_source, require_rows
@@ -69,8 +70,8 @@ class HandSample:
         >>> sample = handdata.open_dataset("workspace")[0]
         >>> sample.image.shape, sample.keypoints.shape, sample.valid.shape
         ((64, 64, 3), (2, 21, 2), (2, 21))
-        >>> sample.row["source"], sample.flags
-        ('synthetic', ())
+        >>> sample.row["source"], sample.license_id, sample.attributes, sample.flags
+        ('synthetic', 'Apache-2.0', {}, ())
 
     Args:
         frame: Image, mask and keypoints as the trainer has them.
@@ -112,6 +113,17 @@ class HandSample:
     def mask(self) -> BoolArray | None:
         """Pixels (H, W) of the hands; None where there is no mask."""
         return self.frame.mask >= 128 if self.has_mask else None
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What the dataset says beside hands and camera, such as ``gesture``; empty where it says nothing."""
+        text = self.row["attributes"]
+        return {} if text is None else dict(json.loads(text))
+
+    @property
+    def license_id(self) -> str:
+        """SPDX id of the licence of the data, or a ``LicenseRef-``."""
+        return self.row["license_id"] or license_id_of(self.row["license"])
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """From a dataset to annotated shards: ``handdata.ingest`` and ``handdata.annotate``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,7 @@ def annotate(
     sam_checkpoint: str | Path | None = None,
     overwrite: bool = False,
     repair: bool = False,
+    roots: Mapping[str, str | Path] | None = None,
     **thresholds: float,
 ) -> "AnnotateSummary":
     """Annotate ingested records: keypoints, square crops, masks, quality flags; write Parquet shards.
@@ -125,6 +126,7 @@ def annotate(
         sam_checkpoint: SAM's weights.
         overwrite: Whether to remove and annotate again what has other settings, models or ingested records.
         repair: Whether to annotate again the finished units that have lost files.
+        roots: Folders in which datasets lie now, by source, where that is not where they were ingested.
         thresholds: Thresholds of the quality flags, such as ``min_hand_px=64`` (``QualitySettings`` lists them).
 
     Raises:
@@ -154,6 +156,7 @@ def annotate(
         sample=sample,
         overwrite=overwrite,
         repair=repair,
+        roots={name: Path(root) for name, root in (roots or {}).items()},
     )
     with ProgressLine("Annotating", None, "records") as progress:
         return annotate_records(

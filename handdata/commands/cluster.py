@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from handdata.commands.options import AsJson, DatasetName, Workspace
-from handdata.console import counted, duration, err, out, print_json, print_table, say_connecting
+from handdata.console import byte_size, counted, duration, err, out, print_json, print_table, say_connecting
 from handdata.pipeline.settings import load_settings
 from handdata.schemas import UsageError
 
@@ -159,11 +159,11 @@ def _print_status(progress: "DatasetProgress", where: str) -> None:
                 f"{part.done.records:,} of {part.planned_records:,}",
                 f"{part.done.samples:,}",
                 counted(part.done.rejected),
-                f"{part.done.bytes / 1e6:,.1f}",
+                byte_size(part.done.bytes),
             )
             for (source, split), part in progress.splits.items()
         ],
-        ("source", "split", "records done", "samples", "rejected", "MB"),
+        ("source", "split", "records done", "samples", "rejected", "size"),
     )
     total = progress.total
     planned = total.records + progress.records_to_do
@@ -171,7 +171,7 @@ def _print_status(progress: "DatasetProgress", where: str) -> None:
         "records": f"{total.records:,} of {planned:,} ({total.records / max(planned, 1):.1%})",
         "rejected": counted(total.rejected),
         "flags": counted(total.flags),
-        "size": f"{total.bytes / 1e9:,.2f} GB",
+        "size": byte_size(total.bytes),
     }
     if progress.records_to_do:
         if progress.last_unit_age_s is not None:

@@ -23,7 +23,7 @@ from handdata.commands.options import (
     given_thresholds,
     setting_option,
 )
-from handdata.console import ProgressLine, counted, print_json, print_table, say_connecting, say_next
+from handdata.console import ProgressLine, byte_size, counted, print_json, print_table, say_connecting, say_next
 from handdata.pipeline.settings import (
     AnnotateSettings,
     KeypointsPolicy,
@@ -109,6 +109,14 @@ def annotate(
             "--overwrite", help="Remove and annotate again what has other settings, models or ingested records."
         ),
     ] = False,
+    root: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE=DIR",
+            help="Repeatable folder in which the dataset of a source lies now.",
+            show_default="where it was ingested",
+        ),
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Annotate again the finished units that have lost files.")
     ] = False,
@@ -154,6 +162,7 @@ def annotate(
         sample=sample,
         overwrite=overwrite,
         repair=repair,
+        roots=_roots(root or []),
     )
     models = ModelPaths(settings.weights, sam_checkpoint)
     cluster = Cluster(cpus=cpus, gpus=gpus, address=address, stuck_after_s=settings.stuck_after_s)
@@ -178,6 +187,24 @@ def annotate(
     _show_annotated(summary, where, dataset, workspace, as_json=as_json)
     if strict and summary.rejected:
         raise typer.Exit(1)
+
+
+def _roots(given: list[str]) -> dict[str, Path]:
+    """Return the folders of ``--root SOURCE=DIR`` by source.
+
+    Raises:
+        UsageError: One is not of this form, or a source is named twice.
+
+    """
+    roots: dict[str, Path] = {}
+    for text in given:
+        source, equals, folder = text.partition("=")
+        if not (source and equals and folder):
+            raise UsageError(f"--root {text} names no source and folder", "write --root SOURCE=DIR")
+        if source in roots:
+            raise UsageError(f"--root names {source} twice", "give one folder")
+        roots[source] = Path(folder)
+    return roots
 
 
 def _show_annotated(
@@ -208,7 +235,7 @@ def _show_annotated(
             "samples": f"{summary.samples:,} of {summary.records:,} records",
             "rejected": counted(summary.rejected),
             "flags": counted(summary.flags),
-            "dataset": f"{samples:,} samples, {size / 1e6:,.1f} MB",
+            "dataset": f"{samples:,} samples, {byte_size(size)}",
             "where": where,
         },
     )

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from handdata.console import duration, out, print_json, print_table
+from handdata.console import byte_size, duration, out, print_json, print_table
 
 if TYPE_CHECKING:
     from handdata.pipeline.run.estimate import RunEstimate
@@ -71,7 +71,7 @@ def _rows(estimate: "RunEstimate") -> dict[str, object]:
             "ms per record": ", ".join(f"{stage} {ms:.1f}" for stage, ms in _stage_ms(estimate).items())
             + f" (measured on {probed} records)",
             "time": f"{duration(estimate.seconds)} ({to_do / max(estimate.seconds, 1e-9):,.0f} records/s)",
-            "storage": f"{estimate.bytes / 1e6:,.1f} MB ({estimate.bytes / to_do / 1000:,.1f} kB per record)",
+            "storage": f"{byte_size(estimate.bytes)} ({byte_size(estimate.bytes / to_do)} per record)",
         }
     return rows
 

@@ -1,6 +1,7 @@
 """Commands from shards to a scored model: ``presets``, ``train``, ``encode``, ``export``, ``evaluate``."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,7 @@ from handdata.trainer.presets import PRESETS, PURPOSES, AutoencoderKind, Samplin
 
 if TYPE_CHECKING:
     from handdata.jobs.evaluate import Evaluation
+    from handdata.pipeline.storage import Dataset
     from handdata.trainer.evaluation import Interval
     from handdata.trainer.loop import TrainSummary
 
@@ -98,13 +100,20 @@ def train(
     licence: Annotated[
         str | None,
         typer.Option(
-            "--licence", "--license", metavar="A,B", help="Licences, separated by commas; only their rows are used."
+            "--licence",
+            "--license",
+            metavar="A,B",
+            help="Ids of licences (column license_id), separated by commas; only their rows are used.",
         ),
     ] = None,
+    commercial: Annotated[
+        bool,
+        typer.Option("--commercial", help="Use only rows whose licence is known to permit commercial use."),
+    ] = False,
     dataset: TrainingDataset = None,
 ) -> None:
     """Train the two-frame diffusion transformer on the annotated dataset."""
-    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.storage import Dataset, Storage
     from handdata.pipeline.storage.layout import run_folder
     from handdata.pipeline.weights import named_weights
     from handdata.trainer import resuming
@@ -124,10 +133,11 @@ def train(
     device = None if gpus is not None and gpus > 1 else _training_device(gpus)
     if init is not None:
         init = named_weights(init, settings.weights)
+    base = of_run or load_preset(preset or _preset_of_machine(gpus, init), config)
+    if commercial:
+        licences = _commercial(Dataset(storage, dataset or base.data.dataset), licences or base.data.licences)
     if of_run is None:
-        chosen = load_preset(preset or _preset_of_machine(gpus, init), config)
-        chosen = chosen.choosing_rows(where, licences or (), dataset)
-        chosen = chosen.trained_for(steps, init)
+        chosen = base.choosing_rows(where, licences or (), dataset).trained_for(steps, init)
     else:
         rows = {"data.where": where, "data.licences": licences, "data.dataset": dataset}
         typed = resuming.typed_settings(preset, config, rows | {"optimisation.steps": steps, "init": init})
@@ -214,6 +224,26 @@ def presets(
     print_table("Presets", rows, header=("name", "for", "px", "latents", "width x depth", "batch", "steps"))
     out.print("Without --preset `handdata train` takes foundhand-xl on a CUDA GPU, and tiny on a CPU")
     say_next("presets foundhand-xl", "train --preset tiny")
+
+
+def _commercial(dataset: "Dataset", licences: Sequence[str]) -> list[str]:
+    """Return the ids of those of some licences of a dataset, or of all, that are known to permit commercial use.
+
+    Raises:
+        UsageError: There are none; the message lists those that are there.
+
+    """
+    from handdata.pipeline.shards import describe_licences, license_ids, read_manifest
+    from handdata.schemas import license_id_of, permits_commercial_use
+
+    manifest = read_manifest(dataset)
+    wanted = {license_id_of(name) for name in licences} if licences else {*license_ids(manifest).values()}
+    found = sorted(filter(permits_commercial_use, wanted.intersection(license_ids(manifest).values())))
+    if not found:
+        raise UsageError(
+            "no licence here is known to permit commercial use", f"there are {describe_licences(manifest)}"
+        )
+    return found
 
 
 def _licences(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 import cv2
 import numpy as np
 
+from handdata._version import __version__
 from handdata.pipeline.annotation.crop import CropSquare, require_in_image, square_around
 from handdata.pipeline.annotation.detector import HandDetector
 from handdata.pipeline.annotation.frames import open_frames, reading_dataset
@@ -106,6 +107,8 @@ class Annotator:
         detector: MediaPipe; None where the policy needs no detections.
         mask_model: Maker of masks for frames without a usable mask of the dataset; None leaves them without a mask.
         meter: Receiver of the rows, rejections and seconds of each stage.
+        license_id: SPDX id of the licence, or a ``LicenseRef-``; None where the samples are not stored.
+        source_release: Release of the dataset, where its files tell.
 
     """
 
@@ -116,6 +119,8 @@ class Annotator:
     detector: HandDetector | None
     mask_model: MaskModel | None
     meter: StageMeter = field(default_factory=StageTally)
+    license_id: str | None = None
+    source_release: str | None = None
 
     def process(self, unit_id: str, records: Sequence[HandRecord]) -> tuple[list[AnnotatedSample], list[Rejection]]:
         """Return the samples and the rejections of a unit's records, both in the order of the records.
@@ -300,6 +305,10 @@ class Annotator:
             sample_id=record.record_id,
             unit_id=unit_id,
             license=self.license,
+            license_id=self.license_id,
+            source_release=self.source_release,
+            handdata_version=__version__,
+            attributes=record.attributes,
             image=EncodedImage(bytes=_encode_jpeg(crop.image, settings.jpeg_quality)),
             hand_mask=None if mask is None else EncodedImage(bytes=_encode_png(mask)),
             mask_origin=mask_origin,

@@ -14,6 +14,7 @@ from handdata.adapters.registry import find_adapter
 from handdata.pipeline.annotation.annotator import Annotator, GrabCutModel, MaskModel, PreparedCrop
 from handdata.pipeline.annotation.detector import HandDetector
 from handdata.pipeline.annotation.meter import StageMeter, StageTally
+from handdata.pipeline.records.provenance import Provenance
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.schemas import HandRecord
 from handdata.schemas.arrays import BoolArray
@@ -47,7 +48,7 @@ class AnnotatorFactory:
         settings: Settings that decide what a sample holds.
         models: Model files.
         open_sam: Function that returns the ``MaskModel`` for SAM, called where the run uses SAM.
-        licenses: Licences by source, as the ingests say; for other sources that of the adapter's card holds.
+        provenances: Where the records of each source come from; of other sources the adapter's card says the licence.
 
     """
 
@@ -56,10 +57,10 @@ class AnnotatorFactory:
         settings: AnnotateSettings,
         models: ModelFiles,
         open_sam: Callable[[Path, MaskOrigin], MaskModel] | None = None,
-        licenses: Mapping[str, str] | None = None,
+        provenances: Mapping[str, Provenance] | None = None,
     ) -> None:
         self.settings = settings
-        self._licenses = licenses or {}
+        self._provenances = provenances or {}
         self.annotator_hash = settings.digest(models.hashes)
         self._detector: HandDetector | None = None
         if models.hand_landmarker is not None:
@@ -84,25 +85,28 @@ class AnnotatorFactory:
     def for_source(self, source: str, meter: StageMeter) -> Annotator:
         """Return an annotator of a source's records, which opens masks as the source's adapter does."""
         adapter = find_adapter(source)(AdapterOptions())
-        return self.make(adapter.open_mask, self._licenses.get(source, adapter.card.license), meter)
+        of_card = Provenance(adapter.card.license, adapter.card.license_id)
+        return self.make(adapter.open_mask, self._provenances.get(source, of_card), meter)
 
     def make(
         self,
         open_mask: Callable[[HandRecord], BoolArray],
-        license: str,
+        provenance: Provenance,
         meter: StageMeter | None = None,
     ) -> Annotator:
         """Return an annotator.
 
         Args:
             open_mask: Function that opens the dataset's own mask of a record.
-            license: Licence of the data.
+            provenance: Where the records come from.
             meter: Receiver of the rows, rejections and seconds of each stage; by default they are counted for nobody.
 
         """
         return Annotator(
             open_mask=open_mask,
-            license=license,
+            license=provenance.license,
+            license_id=provenance.license_id,
+            source_release=provenance.release,
             settings=self.settings,
             annotator_hash=self.annotator_hash,
             detector=self._detector,

@@ -18,6 +18,7 @@ from handdata.pipeline.annotation.crop import CropSquare, square_around
 from handdata.pipeline.annotation.factory import AnnotatorFactory, LocalSam, ModelFiles
 from handdata.pipeline.annotation.frames import decode_image, read_image_file, turned
 from handdata.pipeline.annotation.keypoints import FrameKeypoints
+from handdata.pipeline.records.provenance import Provenance
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.weights import find_weights, require_weights
 from handdata.schemas import (
@@ -38,6 +39,7 @@ from handdata.schemas.sample import MaskOrigin
 
 _SAM_MODELS: Final[tuple[MaskOrigin, ...]] = ("sam_vit_h", "sam_vit_l", "sam_vit_b")
 """The best first."""
+_OWN: Final = Provenance("the user's own", "LicenseRef-own")
 _COLOUR_SPACE: Final = slice(16, 20)
 """Bytes of an ICC profile that name the colour space of its pixels."""
 
@@ -211,7 +213,7 @@ def _device() -> str:
 
 
 def _annotator(factory: AnnotatorFactory) -> Annotator:
-    return factory.make(_no_mask, "the user's own")
+    return factory.make(_no_mask, _OWN)
 
 
 def _record(path: Path, width: int, height: int) -> HandRecord:

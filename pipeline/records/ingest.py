@@ -27,8 +27,9 @@ from handdata.adapters.processes import process_pool
 from handdata.adapters.reading.listing import Visits, noted_visits
 from handdata.adapters.reading.paths import Fence, fenced
 from handdata.adapters.reading.unread import unread_parts
-from handdata.adapters.roots import find_root
+from handdata.adapters.roots import find_root, release_of
 from handdata.pipeline.records.guarded import guarded_rows, list_partitions, list_warnings, warning_of_failures
+from handdata.pipeline.records.provenance import absolute_uri, with_relative_uris
 from handdata.pipeline.records.replacing import (
     put_in_force,
     refuse_losses,
@@ -49,6 +50,7 @@ from handdata.pipeline.records.tombstones import read_tombstones
 from handdata.pipeline.storage import Storage, table_to_parquet
 from handdata.pipeline.storage.layout import staged_folder, staging_folder, tombstones_folder
 from handdata.schemas import (
+    FORMAT_VERSION,
     RECORD_SCHEMA,
     DuplicateRecordError,
     HandRecord,
@@ -59,6 +61,7 @@ from handdata.schemas import (
     Split,
     StorageError,
     UsageError,
+    license_id_of,
     records_to_table,
     rejections_to_table,
 )
@@ -175,6 +178,9 @@ def ingest(
             splits=dict(sorted(total.splits.items())),
             rejected=dict(sorted(total.rejected.items())),
             license=options.licence or adapter.card.license,
+            license_id=license_id_of(options.licence) if options.licence else adapter.card.license_id,
+            release=release_of(adapter_type, root),
+            format_version=FORMAT_VERSION,
             files=tuple(storage.list_files(staged_folder(staging, "records"), ".parquet")),
             rejected_files=tuple(storage.list_files(staged_folder(staging, "rejected"), ".parquet")),
             warnings=(*warnings, *warning_of_failures(total.rejected[RejectReason.ADAPTER_FAILED.value])),
@@ -308,8 +314,8 @@ def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
     with noted_visits() as visits:
         counts = PartitionCounts(visits=visits)
         for table, rejected in _taken(job, limit):
-            records.add(table)
-            rejections.add(rejections_to_table(rejected))
+            records.add(with_relative_uris(table, str(job.root)))
+            rejections.add(with_relative_uris(rejections_to_table(rejected), str(job.root)))
             counts.records += len(table)
             counts.rejected.update(row.reason.value for row in rejected)
             visits.folders.update(row.image_uri.rpartition("/")[0] for row in rejected)  # it was told
@@ -422,8 +428,9 @@ def _reject_duplicates(jobs: Sequence[_Job], total: PartitionCounts) -> None:
             in_label_files = all((root / path).is_file() for path in partition.paths)
             if earlier.paths != partition.paths or (earlier_uri != image_uri and not in_label_files):
                 raise DuplicateRecordError(
-                    f"{len(doubled)} record ids occur more than once; {record_id} comes from {earlier_uri} (labels: "
-                    f"{', '.join(earlier.paths)}) and from {image_uri} (labels: {', '.join(partition.paths)})",
+                    f"{len(doubled)} record ids occur more than once; {record_id} comes from "
+                    f"{absolute_uri(earlier_uri, str(root))} (labels: {', '.join(earlier.paths)}) and from "
+                    f"{absolute_uri(image_uri, str(root))} (labels: {', '.join(partition.paths)})",
                     "is the same part of the dataset unpacked twice below the root?",
                 )
             later.append(row)
@@ -461,8 +468,8 @@ def _reject_shared_images(jobs: Sequence[_Job], total: PartitionCounts) -> None:
             labels = ", ".join(partition.paths)
             if earlier.paths != partition.paths:
                 raise DuplicateRecordError(
-                    f"{image_uri} is in the split {earlier.split} (labels: {', '.join(earlier.paths)}) and in "
-                    f"{partition.split} (labels: {labels})",
+                    f"{absolute_uri(image_uri, str(jobs[0].root))} is in the split {earlier.split} (labels: "
+                    f"{', '.join(earlier.paths)}) and in {partition.split} (labels: {labels})",
                     "keep the labels of one release of the dataset, and move the others away",
                 )
             later.append(row)

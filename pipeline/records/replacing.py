@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from handdata.pipeline.records.provenance import absolute_uri
 from handdata.pipeline.records.stored import IngestSummary, find_ingest_summary, write_ingest_summary
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import records_folder, rejected_folder
@@ -86,7 +87,8 @@ def _reasons(storage: Storage, staged: IngestSummary, earlier: dict[str, int]) -
     for name in staged.rejected_files:
         for row in storage.read_parquet(name, ["image_uri", "reason", "detail"]).to_pylist():
             if row["reason"] == most:
-                return f"{dropped}; rejected: {counts}; the first: {most}, {row['image_uri']}: {row['detail']}"
+                where = absolute_uri(row["image_uri"], staged.root)
+                return f"{dropped}; rejected: {counts}; the first: {most}, {where}: {row['detail']}"
     return f"{dropped}; rejected: {counts}"
 
 

@@ -18,7 +18,7 @@ from handdata.pipeline.storage.layout import (
     records_folder,
     rejected_folder,
 )
-from handdata.schemas import RunError, Split, StorageError, UsageError
+from handdata.schemas import FORMAT_VERSION, RunError, Split, StorageError, UsageError
 from handdata.schemas.arrays import BoolArray
 
 RECORD_FILE_ROWS = 65_536
@@ -69,7 +69,7 @@ class IngestSummary:
 
     Args:
         source: Name of the source.
-        root: Folder that was read.
+        root: Folder that was read; the URIs of files below it are relative to it.
         partitions: Number of shares in which it was read.
         records: Number of usable records.
         splits: Records per split.
@@ -85,6 +85,9 @@ class IngestSummary:
         stride: Number by which the numbers of kept frames are divisible.
         options: The source's own options that were given (``AdapterOptions.own``).
         earlier: What the last ingest of each other selection gave; ingests of earlier versions have none.
+        license_id: SPDX id of the licence, or a ``LicenseRef-``; empty in those of earlier versions.
+        release: Release of the dataset, where its files tell.
+        format_version: Version of the columns of the records; those of version 1 have absolute URIs and no attributes.
 
     """
 
@@ -105,6 +108,9 @@ class IngestSummary:
     stride: int = 1
     options: dict[str, str | float | bool] = field(default_factory=dict)
     earlier: tuple[IngestCounts, ...] = ()
+    license_id: str = ""
+    release: str | None = None
+    format_version: int = 1
 
     @property
     def selection(self) -> tuple[object, ...]:
@@ -126,6 +132,17 @@ class IngestSummary:
         return (*(counts for counts in self.earlier if counts.selection != self.selection), own)
 
 
+def require_format(place: str, version: int) -> None:
+    """Check that a file is of a format that this handdata reads.
+
+    Raises:
+        UsageError: A newer handdata wrote it.
+
+    """
+    if version > FORMAT_VERSION:
+        raise UsageError(f"{place} has format {version}, this handdata reads {FORMAT_VERSION}", "upgrade handdata")
+
+
 def ingested_sources(storage: Storage) -> list[str]:
     """Return the sources that have complete records in the workspace, sorted."""
     return [source for source in list_sources(storage, RECORDS) if storage.exists(ingest_summary_file(source))]
@@ -135,7 +152,7 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
     """Return what the ingest of a source did.
 
     Raises:
-        UsageError: The source was not ingested into this workspace.
+        UsageError: The source was not ingested into this workspace, or a newer handdata did it.
         StorageError: The summary is damaged.
 
     """
@@ -147,6 +164,7 @@ def read_ingest_summary(storage: Storage, source: str) -> IngestSummary:
     summary = storage.read_document(name, IngestSummary)
     if summary.source != source:
         raise damaged(storage.describe(name), name, f"it is of source {summary.source}")
+    require_format(storage.describe(name), summary.format_version)
     return summary
 
 

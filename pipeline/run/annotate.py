@@ -15,6 +15,7 @@ import ray
 
 from handdata.adapters.registry import takes_option
 from handdata.pipeline.annotation.factory import ModelFiles
+from handdata.pipeline.records.provenance import Provenance, found_provenance, given_provenances
 from handdata.pipeline.records.stored import IngestSummary, ingested_sources, read_ingest_summary
 from handdata.pipeline.run.annotator_choice import choose_annotator
 from handdata.pipeline.run.cluster import connected
@@ -88,6 +89,7 @@ def annotate(
     """
     dataset = request.dataset
     ingests = ingests_of(request)
+    provenances = given_provenances(ingests, request.roots)
     dataset.storage.check_creates_once()
     files = find_models(settings, models)
     licenses = {name: ingest.license for name, ingest in ingests.items()}
@@ -102,6 +104,8 @@ def annotate(
     annotator = choose(state, overwrite=request.overwrite)
     lost = lost_units(state, request, set(ingests) - set(annotator.overwritten))
     made: list[UnitMarker] = []
+    busy = {*annotator.overwritten, *(unit.marker.source for unit in lost)}
+    provenances |= _found(request, ingests, provenances, {*busy, *request.roots})  # before anything is removed
     with ExitStack() as stack:
         if annotator.overwritten or lost:
             # First the cluster: where there is none, or too small a one, nothing is removed.
@@ -114,12 +118,23 @@ def annotate(
             state = _without(lease, state, lost)
             state = _take_back(lease, state, annotator.overwritten)
         state = _planned(state, request, list(ingests), annotator.settings.image_size)
+        further = {unit.source for unit in state.to_do(ingests)} - busy
+        busy |= further
+        provenances |= _found(request, ingests, provenances, further - request.roots.keys())
 
         def sum_up(state: DatasetState) -> DatasetManifest:
             return state.sum_up(
                 image_size=annotator.settings.image_size,
                 annotators={annotator.hash: {"settings": annotator.settings.identity(), "models": files.hashes}},
                 licenses=licenses,
+                license_ids={name: provenance.license_id for name, provenance in provenances.items()},
+                roots={
+                    name: provenance.root
+                    for name, provenance in provenances.items()
+                    if name in busy
+                    or name in request.roots
+                    or name not in (state.manifest.roots if state.manifest else ())
+                },
                 warnings={name: ingest.warnings for name, ingest in ingests.items()},
                 quality=annotator.settings.quality.thresholds(),
             )
@@ -137,7 +152,7 @@ def annotate(
             if not is_settled(state):  # an older version has begun it, without a threshold of now
                 state, _ = settle(lease, state)
             stack.enter_context(connected(cluster.address, cluster.cpus, on_connect))
-            for marker in _commit_units(lease, to_do, annotator.settings, files, cluster, licenses):
+            for marker in _commit_units(lease, to_do, annotator.settings, files, cluster, provenances):
                 made.append(marker)
                 if on_unit:
                     on_unit(marker)
@@ -161,6 +176,26 @@ def ingests_of(request: AnnotateRequest) -> dict[str, IngestSummary]:
     if not names:
         raise UsageError(f"{storage.describe()} has no records", "run `handdata ingest --source NAME` first")
     return {name: read_ingest_summary(storage, name) for name in names}
+
+
+def _found(
+    request: AnnotateRequest,
+    ingests: Mapping[str, IngestSummary],
+    provenances: Mapping[str, Provenance],
+    sources: Collection[str],
+) -> dict[str, Provenance]:
+    """Return where the records of some sources come from, once some of their images are found there.
+
+    Raises:
+        UsageError: Those of a source are not there.
+
+    """
+    return {
+        name: found_provenance(
+            request.dataset.storage, ingests[name], provenances[name], is_given=name in request.roots
+        )
+        for name in sorted(sources)
+    }
 
 
 def lost_units(state: DatasetState, request: AnnotateRequest, sources: Collection[str]) -> list[LostUnit]:
@@ -203,7 +238,14 @@ def _settled(dataset: Dataset) -> tuple[Lease | None, DatasetState]:
 def _planned(state: DatasetState, request: AnnotateRequest, sources: Sequence[str], image_size: int) -> DatasetState:
     """Plan the records of some sources that no unit has yet, and return the state with all units of the sources."""
     for source in sources:
-        units = plan_source(state.dataset, source, image_size, limit=request.limit, sample=request.sample)
+        units = plan_source(
+            state.dataset,
+            source,
+            image_size,
+            limit=request.limit,
+            sample=request.sample,
+            has_moved=source in request.roots,
+        )
         state = state.with_units(source, units)
     return state
 
@@ -239,12 +281,12 @@ def _commit_units(
     settings: AnnotateSettings,
     files: ModelFiles,
     cluster: Cluster,
-    licenses: Mapping[str, str],
+    provenances: Mapping[str, Provenance],
 ) -> Iterator[UnitMarker]:
     """Yield the marker of each unit as the cluster's workers commit it."""
     workers = count_workers(cluster)
     sam_actors = start_sam(files, cluster.gpus, cluster.stuck_after_s)
-    start = partial(start_worker, lease, settings, files, sam_actors, cluster.stuck_after_s, licenses)
+    start = partial(start_worker, lease, settings, files, sam_actors, cluster.stuck_after_s, provenances)
     supervisor = Supervisor(start, workers)
     # The longest first, so that at the end no worker waits long for another.
     yield from supervisor.run(sorted(units, key=lambda unit: -unit.rows))

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from handdata.pipeline.settings import FLAG_THRESHOLDS, AnnotateSettings, QualitySettings
-from handdata.pipeline.shards.plan import is_of_last_ingest, planned_otherwise
+from handdata.pipeline.shards.plan import is_of_last_ingest, is_of_older_format, planned_otherwise
 from handdata.pipeline.shards.state import DatasetState
 from handdata.pipeline.storage import Dataset
-from handdata.schemas import UnitMarker, UsageError
+from handdata.schemas import FORMAT_VERSION, DatasetManifest, UnitMarker, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ def choose_annotator(
             rows under another licence.
 
     Raises:
-        UsageError: Settings or licences differ; the message names which.
+        UsageError: Settings or licences differ; the message names which. Or rows that stay are of an older format
+            version.
 
     """
     dataset, markers, manifest = state.dataset, state.markers, state.manifest
@@ -67,7 +68,13 @@ def choose_annotator(
     earlier = manifest.licenses if manifest and markers else {}
     relicensed = [source for source, licence in licences.items() if earlier.get(source, licence) != licence]
     made_otherwise = _made_otherwise(dataset, markers, sources, annotator_hash)
-    overwritten = tuple(dict.fromkeys([*made_otherwise, *relicensed])) if overwrite else ()
+    older = _of_older_format(manifest, markers) | {name for name in sources if is_of_older_format(dataset, name)}
+    overwritten = tuple(name for name in sources if name in {*made_otherwise, *relicensed, *older}) if overwrite else ()
+    if left := sorted(older - {*overwritten}):
+        raise UsageError(
+            f"{dataset.describe()} holds {', '.join(left)} in format version 1, which can be read but not added to",
+            "--overwrite annotates all sources again; --dataset NAME keeps both",
+        )
     staying = [marker for marker in markers if marker.source not in overwritten]
     where = dataset.describe()
     for marker in staying:
@@ -100,6 +107,14 @@ def choose_annotator(
     if staying and other:
         _require_same_thresholds(where, own, other, quality)
     return ChosenAnnotator(settings, annotator_hash, overwritten)
+
+
+def _of_older_format(manifest: DatasetManifest | None, markers: Sequence[UnitMarker]) -> set[str]:
+    """Return the sources whose rows are of an older format version."""
+    older = {marker.source for marker in markers if marker.format_version < FORMAT_VERSION}
+    if older or manifest is None or manifest.format_version == FORMAT_VERSION:
+        return older
+    return {marker.source for marker in markers}
 
 
 def _made_otherwise(

@@ -18,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from handdata.pipeline.annotation.annotator import BATCH_ROWS
 from handdata.pipeline.annotation.factory import AnnotatorFactory, LocalSam, ModelFiles
 from handdata.pipeline.annotation.meter import Stage, StageTally, metered
+from handdata.pipeline.records.provenance import found_provenance, given_provenances
 from handdata.pipeline.run.annotate import count_workers, ingests_of, lost_units
 from handdata.pipeline.run.annotator_choice import choose_annotator
 from handdata.pipeline.run.cluster import answer_of, connected, require_cluster
@@ -142,7 +143,9 @@ def estimate_run(
 
     """
     dataset = request.dataset
-    names = list(ingests_of(request))
+    ingests = ingests_of(request)
+    names = list(ingests)
+    provenances = given_provenances(ingests, request.roots)
     files = find_models(settings, models)
     state = read_state(dataset)
     settings = choose_annotator(state, settings, files.hashes, names, {}, overwrite=False).settings
@@ -156,13 +159,15 @@ def estimate_run(
         probing: Any = ray.remote(num_cpus=1, num_gpus=1 if files.sam and cluster.gpus else 0)(_ProbeWorker)
         worker = None
         for name in names:
+            has_moved = name in request.roots
             stored, previewed = preview_source(
-                dataset, name, settings.image_size, limit=request.limit, sample=request.sample
+                dataset, name, settings.image_size, limit=request.limit, sample=request.sample, has_moved=has_moved
             )
             begun = [unit for unit in stored if unit.unit_id not in finished]
             probe = None
             if begun or previewed:
-                records = _spread_records(dataset.storage, name, begun, previewed, runs_each)
+                found = found_provenance(dataset.storage, ingests[name], provenances[name], is_given=has_moved)
+                records = _spread_records(dataset.storage, name, begun, previewed, runs_each, found.root)
                 worker = worker or probing.remote(settings, files, "cuda" if cluster.gpus else "cpu")
                 probe = _probed(worker, name, records[:most])
             estimates[name] = SourceEstimate(
@@ -201,17 +206,22 @@ def _probed(worker: Any, source: str, records: Sequence[HandRecord]) -> Probe:
 
 
 def _spread_records(
-    storage: Storage, source: str, begun: Sequence[PlannedUnit], previewed: Sequence[pl.DataFrame], runs: int
+    storage: Storage,
+    source: str,
+    begun: Sequence[PlannedUnit],
+    previewed: Sequence[pl.DataFrame],
+    runs: int,
+    root: str,
 ) -> list[HandRecord]:
     """Return the first records of so many units of a source, spread over those planned and those yet to be planned."""
     records: list[HandRecord] = []
     units = len(begun) + len(previewed)
     for position in range(0, units, ceil(units / runs)):
         if position < len(begun):
-            rows = read_unit(storage, begun[position])[:BATCH_ROWS]
+            rows = read_unit(storage, begun[position], root)[:BATCH_ROWS]
             records += [row for row in rows if isinstance(row, HandRecord)]
         else:
-            records += read_previewed(storage, source, previewed[position - len(begun)].head(BATCH_ROWS))
+            records += read_previewed(storage, source, previewed[position - len(begun)].head(BATCH_ROWS), root)
     return records
 
 

@@ -1,6 +1,7 @@
 """What a run of ``handdata annotate`` is asked to do, where it runs, and which model files it may use."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from handdata.pipeline.storage import Dataset
@@ -17,6 +18,7 @@ class AnnotateRequest:
         sample: Take this many records of each source, spread over its sequences.
         overwrite: Annotate those sources again that were annotated with other settings, models or records.
         repair: Annotate finished units again that have lost files.
+        roots: Folders in which datasets lie now, by source, where that is not where they were ingested.
 
     """
 
@@ -26,6 +28,7 @@ class AnnotateRequest:
     sample: int | None = None
     overwrite: bool = False
     repair: bool = False
+    roots: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

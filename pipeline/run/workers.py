@@ -18,6 +18,7 @@ from handdata.pipeline.annotation import watchdog
 from handdata.pipeline.annotation.annotator import PreparedCrop
 from handdata.pipeline.annotation.factory import AnnotatorFactory, ModelFiles
 from handdata.pipeline.annotation.meter import metered
+from handdata.pipeline.records.provenance import Provenance
 from handdata.pipeline.run.cluster import answer_of, require_cluster
 from handdata.pipeline.run.ray_meter import RayMeter
 from handdata.pipeline.run.supervisor import WorkerPlace
@@ -136,7 +137,7 @@ class AnnotateWorker:
         models: Model files, at the same paths on every node.
         sam_actors: Ray handles of the SAM workers, none without SAM.
         stuck_after_s: Seconds after which a record ends the process.
-        licenses: Licences by source.
+        provenances: Where the records of each source come from.
 
     """
 
@@ -147,13 +148,14 @@ class AnnotateWorker:
         models: ModelFiles,
         sam_actors: Sequence[Any],
         stuck_after_s: float,
-        licenses: Mapping[str, str],
+        provenances: Mapping[str, Provenance],
     ) -> None:
         watchdog.set_limit(stuck_after_s)
         self._lease = lease
         self._open_factory = partial(
-            AnnotatorFactory, settings, models, lambda checkpoint, origin: RemoteSam(origin, sam_actors), licenses
+            AnnotatorFactory, settings, models, lambda checkpoint, origin: RemoteSam(origin, sam_actors), provenances
         )
+        self._roots = {source: provenance.root for source, provenance in provenances.items()}
         self._meter = RayMeter()
 
     def open(self) -> WorkerPlace:
@@ -175,7 +177,8 @@ class AnnotateWorker:
         committed = read_marker(self._lease.dataset, unit)
         if committed:
             return committed
-        records = read_unit(self._lease.dataset.storage, unit)
+        root = self._roots[unit.source]
+        records = read_unit(self._lease.dataset.storage, unit, root)
         samples, rejections = self._process(
             unit, [record for position, record in enumerate(records) if position not in crashed]
         )
@@ -190,11 +193,12 @@ class AnnotateWorker:
         with metered(self._meter, "write", len(samples)):
             thresholds = self._factory.settings.quality.thresholds()
             made_by = self._factory.annotator_hash
-            return write_unit(self._lease, unit, samples, rejections, made_by, thresholds=thresholds)
+            return write_unit(self._lease, unit, samples, rejections, made_by, thresholds=thresholds, root=root)
 
     def probe(self, unit: PlannedUnit, part: range) -> None:
         """Annotate some records of a unit, to see whether this process survives them."""
-        self._process(unit, read_unit(self._lease.dataset.storage, unit)[part.start : part.stop])
+        records = read_unit(self._lease.dataset.storage, unit, self._roots[unit.source])
+        self._process(unit, records[part.start : part.stop])
 
     def _process(
         self, unit: PlannedUnit, rows: Sequence[HandRecord | Rejection]
@@ -219,10 +223,10 @@ def start_worker(
     models: ModelFiles,
     sam_actors: Sequence[Any],
     stuck_after_s: float,
-    licenses: Mapping[str, str],
+    provenances: Mapping[str, Provenance],
 ) -> Any:
     """Start an ``AnnotateWorker`` on a CPU of its own; it loads its models with its first call."""
-    return _ANNOTATE_ACTOR.remote(lease, settings, models, sam_actors, stuck_after_s, licenses)
+    return _ANNOTATE_ACTOR.remote(lease, settings, models, sam_actors, stuck_after_s, provenances)
 
 
 def start_sam(models: ModelFiles, gpus: int, stuck_after_s: float) -> list[Any]:

@@ -22,13 +22,15 @@ from handdata.pipeline.shards.index import (
     read_samples,
     read_shard_index,
 )
-from handdata.pipeline.shards.manifest import read_manifest
+from handdata.pipeline.shards.manifest import describe_licences, license_ids, read_manifest
 from handdata.pipeline.shards.markers import read_markers
 from handdata.pipeline.storage.layout import DATASET, list_datasets
 
 __all__ = [
     "DATASET",
     "Shard",
+    "describe_licences",
+    "license_ids",
     "list_datasets",
     "list_shards",
     "read_index",

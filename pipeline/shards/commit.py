@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from handdata.pipeline.records.provenance import with_relative_uris
 from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.shards.markers import encode_marker, files_of, parse_marker, read_marker
 from handdata.pipeline.shards.plan import PlannedUnit, row_group_sizes
@@ -13,6 +14,7 @@ from handdata.pipeline.shards.state import DatasetState
 from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
 from handdata.pipeline.storage.layout import list_sources
 from handdata.schemas import (
+    FORMAT_VERSION,
     AnnotatedSample,
     LeaseLostError,
     Rejection,
@@ -31,6 +33,7 @@ def write_unit(
     annotator_hash: str,
     *,
     thresholds: Mapping[str, float] | None = None,
+    root: str = "",
 ) -> UnitMarker:
     """Commit what a unit made, and return the marker that counts: an earlier writer's where there is one.
 
@@ -41,6 +44,7 @@ def write_unit(
         rejections: Rejected records of the unit.
         annotator_hash: Hash of the settings and model files.
         thresholds: Thresholds behind the flags.
+        root: Folder in which the source's dataset lies; stored URIs are relative to it.
 
     Raises:
         LeaseLostError: Another run has taken the dataset over; nothing was added.
@@ -55,8 +59,8 @@ def write_unit(
         )
     dataset, storage = lease.dataset, lease.dataset.storage
     lease.check()
-    rows = samples_to_table(samples), rejections_to_table(rejections)
-    made = _write_files(lease, unit, *rows).model_copy(
+    tables = (samples_to_table(samples), rejections_to_table(rejections))
+    made = _write_files(lease, unit, *(with_relative_uris(table, root) for table in tables)).model_copy(
         update={
             "annotator_hash": annotator_hash,
             "thresholds": dict(thresholds or {}),
@@ -219,6 +223,7 @@ def _write_files(lease: Lease, unit: PlannedUnit, samples: pa.Table, rejections:
         bytes=written_bytes,
         rejected_bytes=rejected_bytes,
         annotator_hash="",
+        format_version=FORMAT_VERSION,
     )
 
 

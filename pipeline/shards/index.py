@@ -12,7 +12,7 @@ from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import read_markers
 from handdata.pipeline.storage import Dataset, Storage, blob_checksums, blob_ranges
 from handdata.pipeline.storage.damage import damaged
-from handdata.schemas import FORMAT_VERSION, SAMPLE_SCHEMA, Split, UsageError
+from handdata.schemas import SAMPLE_SCHEMA, Split, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,7 @@ def list_shards(
         UsageError: There is no dataset, or a newer handdata wrote it.
 
     """
-    manifest = read_manifest(dataset)
-    if manifest.format_version > FORMAT_VERSION:
-        raise UsageError(
-            f"{dataset.describe()} has format {manifest.format_version}, this handdata reads {FORMAT_VERSION}",
-            "upgrade handdata",
-        )
+    read_manifest(dataset)
     return [
         Shard(dataset.path(file), marker.source, marker.split, marker.unit_id)
         for marker in read_markers(dataset)

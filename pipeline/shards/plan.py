@@ -25,7 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from handdata.pipeline.records.stored import RECORD_ROW_GROUP_ROWS, read_ingest_summary, read_record_keys
+from handdata.pipeline.records.provenance import absolute_row, with_relative_uris
+from handdata.pipeline.records.stored import (
+    RECORD_ROW_GROUP_ROWS,
+    IngestSummary,
+    read_ingest_summary,
+    read_record_keys,
+)
 from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones, read_tombstones
 from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.storage import Dataset, Storage
@@ -103,6 +109,7 @@ class _Generation:
         units: The units; none where the plan was abandoned.
         ingest: Token of the ingest that the records are of.
         options: The source's own options of that ingest.
+        root: Folder that this ingest has read; empty in plans of format version 1.
 
     """
 
@@ -110,6 +117,7 @@ class _Generation:
     units: tuple[PlannedUnit, ...]
     ingest: str = ""
     options: dict[str, str | float | bool] = field(default_factory=dict)
+    root: str = ""
 
     def encoded(self) -> bytes:
         """Return the content of its file."""
@@ -167,6 +175,7 @@ def plan_source(
     *,
     limit: int | None = None,
     sample: int | None = None,
+    has_moved: bool = False,
 ) -> list[PlannedUnit]:
     """Plan the records of a source that no unit has yet, store them, and return all units of the source.
 
@@ -176,14 +185,15 @@ def plan_source(
         image_size: Side of the crops, pixels; bounds the bytes of a unit.
         limit: Number of records to plan, the first in the order of sequences and frames.
         sample: Number of records to plan, spread evenly over the sequences.
+        has_moved: Whether records of another folder than the planned ones are of the same dataset, elsewhere.
 
     Raises:
-        UsageError: Records are of another split than when they were planned.
+        UsageError: Records are of another split, or another folder, than when they were planned.
 
     """
     while True:
         tombstones = read_tombstones(dataset.storage, source).digest  # before the keys: they honour these at least
-        units, parts = preview_source(dataset, source, image_size, limit=limit, sample=sample)
+        units, parts = preview_source(dataset, source, image_size, limit=limit, sample=sample, has_moved=has_moved)
         if not parts:
             return units
         _store_generation(dataset, source, parts, tombstones)
@@ -196,6 +206,7 @@ def preview_source(
     *,
     limit: int | None = None,
     sample: int | None = None,
+    has_moved: bool = False,
 ) -> tuple[list[PlannedUnit], list[pl.DataFrame]]:
     """Return the stored units of a source, and the keys of each unit that ``plan_source`` would add; store nothing."""
     keys = _sorted_keys(dataset.storage, source)
@@ -204,7 +215,10 @@ def preview_source(
     if sample is not None and sample < len(keys):
         keys = keys[np.arange(sample) * len(keys) // sample]
     most_rows = unit_rows(image_size, len(keys))
-    units = stored_units(dataset, source)
+    generations = [_read_generation(dataset, source, name) for name in _generations(dataset, source)]
+    units = [unit for generation in generations for unit in generation.units]
+    if not has_moved:
+        _refuse_other_root(dataset, source, generations)
     planned = _planned_ids(dataset.storage, units)
     if planned is not None:
         keys = keys.join(planned, on="record_id", how="anti", maintain_order="left")
@@ -226,15 +240,19 @@ def _store_generation(dataset: Dataset, source: str, parts: Sequence[pl.DataFram
         unit_id = f"{source}-{split}-{generation:03d}-{ordinal:06d}"
         units.append(PlannedUnit(unit_id, source, split, len(part), plan_file, ordinal, tombstones))
     _write_records(dataset.storage, source, parts, plan_file)
-    options = read_ingest_summary(dataset.storage, source).options
-    made = _Generation(sum(map(len, parts)), tuple(units), ingest_token(dataset.storage, source), options)
+    ingest = read_ingest_summary(dataset.storage, source)
+    made = _Generation(sum(map(len, parts)), tuple(units), _token_of(ingest), ingest.options, ingest.root)
     stored = dataset.storage.create_bytes(name, made.encoded())
     _remove_unnamed(dataset.storage, name, _parse_generation(dataset.storage, source, name, stored))
 
 
 def ingest_token(storage: Storage, source: str) -> str:
     """Return a token of a source's last ingest: another ingest has another one."""
-    return hashlib.sha256("\n".join(read_ingest_summary(storage, source).files).encode()).hexdigest()[:16]
+    return _token_of(read_ingest_summary(storage, source))
+
+
+def _token_of(ingest: IngestSummary) -> str:
+    return hashlib.sha256("\n".join(ingest.files).encode()).hexdigest()[:16]
 
 
 def is_of_last_ingest(dataset: Dataset, source: str) -> bool:
@@ -242,6 +260,12 @@ def is_of_last_ingest(dataset: Dataset, source: str) -> bool:
     token = ingest_token(dataset.storage, source)
     generations = [_read_generation(dataset, source, name) for name in _generations(dataset, source)]
     return all(generation.ingest == token for generation in generations if generation.units)
+
+
+def is_of_older_format(dataset: Dataset, source: str) -> bool:
+    """Return whether planned records of a source have the whole URIs of format version 1."""
+    generations = [_read_generation(dataset, source, name) for name in _generations(dataset, source)]
+    return any(generation.units and not generation.root for generation in generations)
 
 
 def planned_otherwise(dataset: Dataset, source: str) -> list[str]:
@@ -374,30 +398,40 @@ def _read_rows(storage: Storage, unit: PlannedUnit, columns: Sequence[str] = REC
     return table
 
 
-def read_unit(storage: Storage, unit: PlannedUnit) -> list[HandRecord | Rejection]:
+def read_unit(storage: Storage, unit: PlannedUnit, root: str | None = None) -> list[HandRecord | Rejection]:
     """Return the records of a unit, in order of sequence, frame and camera.
 
     A row that is no valid record, as a damaged file or other software leaves it, becomes a rejection.
+
+    Args:
+        storage: The workspace.
+        unit: Unit of a plan.
+        root: Folder in which the dataset lies now; by default the one that was ingested.
+
     """
-    return _records_of(_read_rows(storage, unit), records_folder(unit.source))
+    root = read_ingest_summary(storage, unit.source).root if root is None else root
+    return _records_of(_read_rows(storage, unit), root, records_folder(unit.source))
 
 
-def read_previewed(storage: Storage, source: str, keys: pl.DataFrame) -> list[HandRecord]:
-    """Return the valid records of some keys of ``preview_source``, in their order."""
-    rows = _records_of(next(_gathered(storage, source, [keys])), records_folder(source))
+def read_previewed(storage: Storage, source: str, keys: pl.DataFrame, root: str | None = None) -> list[HandRecord]:
+    """Return the valid records of some keys of ``preview_source``, in their order; ``root`` as in ``read_unit``."""
+    root = read_ingest_summary(storage, source).root if root is None else root
+    rows = _records_of(next(_gathered(storage, source, [keys])), root, records_folder(source))
     return [row for row in rows if isinstance(row, HandRecord)]
 
 
-def _records_of(table: pa.Table, where: str) -> list[HandRecord | Rejection]:
+def _records_of(table: pa.Table, root: str, where: str) -> list[HandRecord | Rejection]:
     """Return the records of a table, and a rejection for each row that is none.
 
     Args:
-        table: Rows with the columns of ``RECORD_SCHEMA``.
+        table: Rows with the columns of ``RECORD_SCHEMA``, as they are stored.
+        root: Folder that their URIs are relative to.
         where: Where the rows are from, for the rejections.
 
     """
     records: list[HandRecord | Rejection] = []
-    for row in table.to_pylist():
+    for stored in table.to_pylist():
+        row = absolute_row(stored, root)
         record_id, image_uri = str(row["record_id"]), str(row["image_uri"])
         try:
             if missing := [field.name for field in RECORD_SCHEMA if not field.nullable and row[field.name] is None]:
@@ -460,6 +494,23 @@ def _planned_ids(storage: Storage, units: Sequence[PlannedUnit]) -> pl.DataFrame
     if not files:
         return None
     return pl.concat(pl.DataFrame(storage.read_parquet(name, ["record_id"])) for name in files)
+
+
+def _refuse_other_root(dataset: Dataset, source: str, generations: Sequence[_Generation]) -> None:
+    """Raise where planned records are of another folder than the last ingest's: equal names may be other images.
+
+    Raises:
+        UsageError: They are.
+
+    """
+    root = read_ingest_summary(dataset.storage, source).root
+    planned = [generation.root for generation in generations if generation.units and generation.root]
+    if planned and planned[-1] != root:
+        raise UsageError(
+            f"{dataset.describe()} holds {source} from {planned[-1]}, its records now are of {root}",
+            f"--root {source}={root} says that the dataset has moved there; --overwrite annotates {source} again; "
+            "--dataset NAME keeps both",
+        )
 
 
 def _refuse_moved(storage: Storage, source: str, units: Sequence[PlannedUnit], keys: pl.DataFrame) -> None:
@@ -541,14 +592,14 @@ def _write_records(storage: Storage, source: str, parts: Sequence[pl.DataFrame],
 
 def _gathered(storage: Storage, source: str, parts: Sequence[pl.DataFrame]) -> Iterator[pa.Table]:
     """Yield the records of each part, read from where their keys say."""
-    files = read_ingest_summary(storage, source).files
+    ingest = read_ingest_summary(storage, source)
 
     @lru_cache(maxsize=64)
     def row_group(file: int, group: int) -> pa.Table:
-        name = files[file]
+        name = ingest.files[file]
         table = storage.read_parquet(name, RECORD_SCHEMA.names, group)
         try:
-            return table.cast(_PLAN_SCHEMA)
+            return with_relative_uris(table, ingest.root).cast(_PLAN_SCHEMA)  # an older version stored whole URIs
         except (pa.ArrowException, ValueError) as error:
             raise damaged(storage.describe(name), name, f"its columns are not those of records: {error}") from None
 

@@ -51,6 +51,7 @@ from handdata.pipeline.storage.damage import damaged
 from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, UnitMarker, UsageError
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.rejection import printable
+from handdata.schemas.sample import VERSION_2_COLUMNS
 
 SETTLING_THREADS = 4
 """Units rewritten at once; each takes several times its images in memory, which are up to 128 MiB."""
@@ -332,11 +333,17 @@ def _settle_unit(lease: Lease, pending: _Pending) -> UnitChange:
 
 
 def _with_all_columns(samples: pa.Table) -> pa.Table:
-    """Return samples of an older version with the columns that it did not write, null, where newer ones have them.
+    """Return samples of an older version with the columns of their format version that it did not write, null.
 
-    Polars and HF datasets do not open a folder whose files have different columns.
+    Polars and HF datasets do not open a folder whose files have different columns; all files of a dataset are of one
+    format version, but for those of an interrupted ``annotate --overwrite``.
     """
-    for place, column in enumerate(SAMPLE_SCHEMA):
+    own = [
+        column
+        for column in SAMPLE_SCHEMA
+        if column.name not in VERSION_2_COLUMNS or column.name in samples.schema.names
+    ]
+    for place, column in enumerate(own):
         if column.name not in samples.column_names:
             samples = samples.add_column(place, column, pa.nulls(len(samples), column.type))
     return samples

@@ -115,6 +115,8 @@ class DatasetState:
         image_size: int | None = None,
         annotators: Mapping[str, dict[str, object]] | None = None,
         licenses: Mapping[str, str] | None = None,
+        license_ids: Mapping[str, str] | None = None,
+        roots: Mapping[str, str] | None = None,
         warnings: Mapping[str, Sequence[str]] | None = None,
         quality: Mapping[str, float] | None = None,
     ) -> DatasetManifest:
@@ -126,6 +128,8 @@ class DatasetState:
             image_size=image_size,
             annotators=annotators,
             licenses=licenses,
+            license_ids=license_ids,
+            roots=roots,
             warnings=warnings,
             quality=quality,
         )

@@ -11,14 +11,17 @@ import errno
 import io
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.zip import ZipFileSystem
 
 from handdata.pipeline.storage.store import as_storage_error, is_from_server, open_filesystem, retried
 from handdata.schemas import StorageError
@@ -61,7 +64,7 @@ def read_file(uri: str, most_bytes: int) -> bytes:
     with _judged(uri):
         if "\0" in uri:  # not every file system says so itself
             raise ValueError("embedded null character")
-        filesystem, path = open_filesystem(_CACHES.sub("", uri)) if "://" in uri else (LocalFileSystem(), uri)
+        filesystem, path = _opened(uri)
         if isinstance(filesystem, LocalFileSystem):
             _require_file(Path(path), most_bytes)
             return Path(path).read_bytes()
@@ -97,8 +100,29 @@ def local_file(uri: str) -> Iterator[Path]:
 @retried
 def _download(uri: str, copy: Path) -> None:
     with _judged(uri):
-        filesystem, path = open_filesystem(_CACHES.sub("", uri))
+        filesystem, path = _opened(uri)
         filesystem.get_file(path, str(copy))
+
+
+def _opened(uri: str) -> tuple[Any, str]:
+    """Return the file system of a path or URL, and the path in it.
+
+    Paths on this machine are taken as they are. fsspec would cut them at each ``::``, also that of an archive.
+    """
+    uri = _CACHES.sub("", uri)
+    if "://" not in uri or uri.startswith("file://"):
+        return LocalFileSystem(), uri.removeprefix("file://")
+    member, _, archive = uri.removeprefix("zip://").partition("::")
+    if uri.startswith("zip://") and archive and "://" not in archive.removeprefix("file://"):
+        return _archive(archive.removeprefix("file://")), member
+    return open_filesystem(uri)
+
+
+@lru_cache(maxsize=16)
+def _archive(path: str) -> Any:
+    """Return the file system in a ZIP archive on this machine; its table of contents is read once."""
+    _require_file(Path(path), sys.maxsize)
+    return ZipFileSystem(Path(path).open("rb"), skip_instance_cache=True)
 
 
 def _require_file(path: Path, most_bytes: int) -> None:

@@ -84,7 +84,12 @@ def retried(action: Callable[Given, Result]) -> Callable[Given, Result]:
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, with limits on how long its server may be silent, and the path in it."""
+    """Return the file system of a URL, with limits on how long its server may be silent, and the path in it.
+
+    A path on this machine is taken as it is: fsspec would cut it at each ``::``.
+    """
+    if "://" not in url:
+        return LocalFileSystem(), url
     # Other processes write too: a listing remembered here would hide their files.
     options: dict[str, Any] = {"use_listings_cache": False}
     if url.startswith(("s3://", "s3a://")):

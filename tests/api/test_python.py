@@ -19,6 +19,7 @@ from handdata.trainer.trainer import Trainer
 from tests.fixtures.training import SMALL
 
 PAGE = Path(__file__).parents[2] / "docs/python.md"
+SHARDS_PAGE = PAGE.with_name("shards.md")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,22 @@ def test_the_examples_of_the_page_run(there: Path) -> None:
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     assert {path.name for path in there.iterdir()} >= {"sample.png", "transferred.png", "video.webp", "fixed.png"}
+
+
+def test_the_examples_of_the_page_about_shards_run(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", there / "huggingface")
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", SHARDS_PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        assert block.count("\n") <= 22
+        exec(compile(block, str(SHARDS_PAGE), "exec"), names)
+    rows = {split: part.num_rows for split, part in names["hands"].items()}  # type: ignore[attr-defined]
+    assert rows == {"train": 32, "validation": 8, "test": 8}
+    drawn, name = Image.open("hand.png"), names["row"]["sample_id"]  # type: ignore[index]
+    sample = handdata.open_dataset("workspace").find(name)
+    plain = Image.fromarray(sample.image).resize(drawn.size)
+    changed = np.abs(np.asarray(drawn, int) - np.asarray(plain, int)).max(axis=2) > 60
+    at = np.round((sample.keypoints[sample.valid] + 0.5) * drawn.width / sample.image.shape[1]).astype(int)
+    assert changed.mean() < 0.2 and changed[np.clip(at[:, 1], 0, 511), np.clip(at[:, 0], 0, 511)].mean() > 0.7
 
 
 SCRIPT = """

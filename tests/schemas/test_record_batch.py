@@ -86,6 +86,25 @@ def same_as_one_by_one(batch: RecordBatch) -> list[str]:
     return [rejection.record_id for _, rejection in rejected]
 
 
+GESTURE = {"gesture": "call", "gesture_left": "call"}
+
+
+@pytest.mark.parametrize("shared", [{}, {"attributes": GESTURE}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"attributes": [GESTURE, None, {}, {"gloss": "a\U0001f44d"}, GESTURE, GESTURE]},
+        {"attributes": [GESTURE] * ROWS, "extra": [None, {}, {"a": 1}, None, None, None]},
+        {"attributes": [GESTURE, {"gesture": 1}, {"gesture": None}, {"gesture": "\ud83d"}, {1: "x"}, ["gesture"]]},
+        {"extra": [{"attributes": {"gesture": "call"}}] * ROWS},
+    ],
+)
+def test_attributes_are_stored_alike_both_ways(shared: dict[str, Any], changed: dict[str, Any]) -> None:
+    batch = RecordBatch({**SHARED, **shared}, columns(**changed), [f"labels.json: {row}" for row in range(ROWS)])
+    same_as_one_by_one(batch)
+
+
 def test_good_rows_pass_without_a_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     assert same_as_one_by_one(batch_of()) == []
     asked = []

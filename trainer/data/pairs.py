@@ -15,9 +15,16 @@ import torch.utils.data
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handdata.pipeline.shards import list_shards, read_manifest
+from handdata.pipeline.shards import describe_licences, license_ids, list_shards, read_manifest
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import NoPairsError, Split, UnreadableImageError, UsageError
+from handdata.schemas import (
+    DatasetManifest,
+    NoPairsError,
+    Split,
+    UnreadableImageError,
+    UsageError,
+    license_id_of,
+)
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame, augment_pair, resize
@@ -128,14 +135,16 @@ class PairDataset(torch.utils.data.Dataset[FramePair]):
         if not self.shards:
             raise NoPairsError(f"{storage.describe()} has no samples in split {split}", "annotate more samples")
         rows = read_rows(dataset, self.shards, split, data)
+        if rows.is_empty() and data.licences:
+            _require_licences(manifest, data.licences)
         self.rows = StoredRows(storage, self.shards, rows)
         """The usable rows."""
         sources = list(source_ranges(self.shards, np.diff(self.rows.starts)))
         self._candidates = PairCandidates(rows, sources, pairs)
         self._hands_known = rows["hands_known"].to_numpy()
         self._sequences = rows["sequence_id"]
-        self.licences: list[str] = sorted(rows["license"].unique().cast(pl.String).drop_nulls())
-        """Licences of the usable rows."""
+        self.licences: list[str] = sorted(rows["license_id"].unique().cast(pl.String).drop_nulls())
+        """Ids of the licences of the usable rows."""
         targets = self._candidates.source_targets(self.rows.starts)
         if not targets:
             raise NoPairsError(
@@ -333,6 +342,19 @@ class PairDataset(torch.utils.data.Dataset[FramePair]):
             reference_valid=references(frames.valid),
             reference_dropped=torch.from_numpy(~present),
             task=torch.tensor(tasks),
+        )
+
+
+def _require_licences(manifest: DatasetManifest, licences: Sequence[str]) -> None:
+    """Raise where no source is under one of some licences.
+
+    Raises:
+        NoPairsError: There is none; the message lists the licences of the sources.
+
+    """
+    if {license_id_of(name) for name in licences}.isdisjoint(license_ids(manifest).values()):
+        raise NoPairsError(
+            f"no usable pairs are under {', '.join(licences)}", f"there are {describe_licences(manifest)}"
         )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from handdata.pipeline.shards import Shard, list_shards, read_shard_index
 from handdata.pipeline.storage import Dataset
-from handdata.schemas import Split, UsageError
+from handdata.schemas import Split, UsageError, license_id_of
 from handdata.schemas.sample import PIXEL_COLUMNS, SAMPLE_SCHEMA
 from handdata.trainer.data.splits import HELD_OUT
 from handdata.trainer.presets import DataConfig
@@ -38,7 +38,7 @@ INDEX_COLUMNS: Final = (
     "keypoints_origin",
 )
 
-_CHOICE_COLUMNS: Final = ("sample_id", "license", "flags")
+_CHOICE_COLUMNS: Final = ("sample_id", "license", "license_id", "flags")
 """Columns that ``DataConfig`` chooses by, and the name of a row."""
 
 READERS: Final = 16
@@ -70,6 +70,11 @@ _CLOCK: Final = re.compile(
 """Words of SQL whose value is another one at another time: the same run would choose other rows when it goes on."""
 
 
+_OF_ATTRIBUTES: Final = "attributes."
+_ATTRIBUTE: Final = re.compile(r"""('(?:[^']|'')*'|"(?:[^"]|"")*")|\battributes\.(\w+)""", re.IGNORECASE)
+"""A quoted text or name of SQL, or the name of an attribute."""
+
+
 def read_rows(dataset: Dataset, shards: Sequence[Shard], split: Split, data: DataConfig) -> pl.DataFrame:
     """Return the usable rows of a split, in the order of ``shards``.
 
@@ -78,7 +83,7 @@ def read_rows(dataset: Dataset, shards: Sequence[Shard], split: Split, data: Dat
 
     Returns:
         The columns of ``chosen_rows``; 64-bit hashes of their groups (``video``, ``moment``); ``hands_known``, whether
-        something is known of both hands; ``sequence_id`` and ``license`` (categorical), ``timestamp_s``,
+        something is known of both hands; ``sequence_id`` and ``license_id`` (categorical), ``timestamp_s``,
         ``frame_index``.
 
     Raises:
@@ -125,10 +130,13 @@ def chosen_rows(
 
     """
     condition, asked = parse_condition(data.where)
+    attributes = [name for name in asked if name.startswith(_OF_ATTRIBUTES)]
+    asked = ["attributes" if name in attributes else name for name in asked]
     wanted = list(dict.fromkeys((*_CHOICE_COLUMNS, *columns, *asked)))
 
     def rows_of(position: int) -> pl.DataFrame:
-        table = read_shard_index(dataset.storage, shards[position], wanted, PIXEL_COLUMNS)
+        table = _with_license_ids(read_shard_index(dataset.storage, shards[position], wanted, PIXEL_COLUMNS))
+        table = table.with_columns(map(_attribute, attributes))
         chosen = table.drop("row").with_row_index("row").filter(_chosen(table, condition, data))
         return chosen.select(
             pl.lit(position, pl.Int32).alias("shard"),
@@ -145,6 +153,8 @@ def chosen_rows(
 def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
     """Return an SQL expression as polars' own, and the columns that it reads.
 
+    ``attributes.NAME`` is the column ``attributes.NAME``, a text: what the JSON of ``attributes`` has under that name.
+
     Raises:
         UsageError: The text is no SQL, or no condition on a sample's columns.
 
@@ -152,6 +162,7 @@ def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
     if text is None:
         return pl.lit(True), []
     known = [name for name in SAMPLE_SCHEMA.names if name not in PIXEL_COLUMNS]
+    sql = _ATTRIBUTE.sub(lambda found: found[1] or f'"{_OF_ATTRIBUTES}{found[2]}"', text)
     words = re.sub(r"'[^']*'", "", text)
     if clock := _CLOCK.search(words):
         asked = clock[0].rstrip(" (").upper()
@@ -167,7 +178,7 @@ def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
         _EXAMPLE,
     )
     try:
-        condition = pl.sql_expr(text)
+        condition = pl.sql_expr(sql)
         columns = condition.meta.root_names()
         if _looks_across_rows(json.loads(condition.meta.serialize(format="json"))):
             raise looks_across
@@ -177,10 +188,12 @@ def parse_condition(text: str | None) -> tuple[pl.Expr, list[str]]:
         if across:
             raise looks_across from None
         raise UsageError(f"--where {text!r} is no SQL expression: {_first_line(error)}", _EXAMPLE) from None
-    unknown = [name for name in columns if name not in known]
+    attributes = [name for name in columns if name.startswith(_OF_ATTRIBUTES)]
+    unknown = [name for name in columns if name not in (*known, *attributes)]
     if unknown:
         raise UsageError(f"--where {text!r}: a sample has no column {unknown[0]!r}", f"there are {', '.join(known)}")
     empty = pl.DataFrame(SAMPLE_SCHEMA.empty_table().select(known)).with_columns(pl.col(pl.Categorical).cast(pl.String))
+    empty = empty.with_columns(map(_attribute, attributes))
     try:
         kind = empty.lazy().select(condition).collect_schema().dtypes()
         empty.select(condition)
@@ -218,7 +231,7 @@ def _looks_across_rows(part: Any) -> bool:
 def _chosen(table: pl.DataFrame, condition: pl.Expr, data: DataConfig) -> pl.Series:
     chosen = condition
     if data.licences:
-        chosen = chosen & pl.col("license").is_in(list(data.licences))
+        chosen = chosen & pl.col("license_id").is_in([license_id_of(name) for name in data.licences])
     if not data.unlabelled_hands:
         chosen = chosen & ~pl.col("flags").list.contains(UNLABELLED_FLAG)
     if not data.no_content:
@@ -229,6 +242,20 @@ def _chosen(table: pl.DataFrame, condition: pl.Expr, data: DataConfig) -> pl.Ser
         return table.select(pl.repeat(True, pl.len()) & chosen).to_series().fill_null(False)
     except pl.exceptions.PolarsError as error:
         raise UsageError(f"--where {data.where!r} does not fit the columns: {_first_line(error)}", _EXAMPLE) from None
+
+
+def _attribute(column: str) -> pl.Expr:
+    """Return the column of an attribute, made of the column ``attributes``."""
+    return pl.col("attributes").str.json_path_match(f"$.{column.removeprefix(_OF_ATTRIBUTES)}").alias(column)
+
+
+def _with_license_ids(table: pl.DataFrame) -> pl.DataFrame:
+    """Return rows whose ``license_id`` is that of their licence where it is null, as in format version 1."""
+    if not table["license_id"].null_count():
+        return table
+    names = table["license"].unique().to_list()
+    ids = pl.col("license").replace_strict(names, [license_id_of(name) for name in names], return_dtype=pl.String)
+    return table.with_columns(pl.coalesce("license_id", ids))
 
 
 def _physical_frame() -> pl.Expr:
@@ -255,7 +282,7 @@ def _columns_of_pairs() -> list[pl.Expr]:
         group("source", "split", "sequence_id", "camera_id").alias("video"),
         group("source", "split", "sequence_id", "frame_index").alias("moment"),
         pl.all_horizontal(known).alias("hands_known"),
-        pl.col("sequence_id", "license").cast(pl.Categorical),
+        pl.col("sequence_id", "license_id").cast(pl.Categorical),
         pl.col("timestamp_s"),
         pl.col("frame_index"),
     ]

@@ -61,7 +61,7 @@ def test_ingest_writes_every_frame_once(synthetic_root: Path, tmp_path: Path) ->
     records = read_records(tmp_path, "synthetic")
     assert len({record.record_id for record in records}) == len(records) == summary.records == 48
     assert summary.splits.keys() == {"train", "val", "test"}
-    assert all(Path(record.image_uri).is_file() for record in records)
+    assert all((synthetic_root / record.image_uri).is_file() for record in records)  # relative to the root
 
 
 def test_a_second_ingest_replaces_the_first(synthetic_root: Path, tmp_path: Path) -> None:

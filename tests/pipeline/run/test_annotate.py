@@ -57,7 +57,7 @@ def test_labels_of_photographs_survive_the_crop(photographs: Path, tmp_path: Pat
     result = run_command("annotate", "-w", tmp_path, "--keypoints", "prefer-dataset", "--masks", "dataset", "--json")
     assert json.loads(result.out)["samples"] == 13
     for row in rows_of(tmp_path):
-        with np.load(Path(row["image_uri"]).with_suffix(".npz")) as labels:
+        with np.load((photographs / row["image_uri"]).with_suffix(".npz")) as labels:
             valid = np.array(row["keypoints_valid"])
             assert valid.sum() == 21
             assert np.abs(keypoints_in_full_image(row) - labels["kpts"])[valid].max() < 0.5

@@ -1,0 +1,52 @@
+"""Every licence has an id, and an id says whether commercial use is permitted."""
+
+import re
+
+import pytest
+
+from handdata.schemas import SOURCE_CARDS, SourceCard, license_id_of, permits_commercial_use
+
+
+@pytest.mark.parametrize(
+    ("text", "license_id"),
+    [
+        ("CC-BY-4.0", "CC-BY-4.0"),
+        ("cc-by-4.0", "CC-BY-4.0"),
+        ("CC BY-NC 4.0", "CC-BY-NC-4.0"),
+        (" Apache  2.0 ", "Apache-2.0"),
+        ("MIT OR Apache-2.0", "MIT OR Apache-2.0"),
+        ("LicenseRef-own", "LicenseRef-own"),
+        ("my own terms", "LicenseRef-my-own-terms"),
+        ("HaGRID public licence (a rework of CC BY-SA 4.0)", "LicenseRef-HaGRID"),
+        ("research use only", "LicenseRef-RHD"),
+    ],
+)
+def test_a_text_has_the_id_that_people_know(text: str, license_id: str) -> None:
+    assert license_id_of(text) == license_id
+    assert license_id_of(license_id) == license_id
+
+
+@pytest.mark.parametrize(
+    "text", ["", "licença", "許諾", "a/b, c", "x" * 300, "LicenseRef-", "LicenseRef-a b", "\ud800"]
+)
+def test_any_text_has_an_id_of_its_own(text: str) -> None:
+    made = license_id_of(text)
+    assert re.fullmatch(r"LicenseRef-[A-Za-z0-9.-]+", made) and len(made) < 90
+    assert made == license_id_of(text) != license_id_of(f"{text}y")
+    assert license_id_of(made) == made
+
+
+def test_cards_have_ids_and_foreign_cards_get_one() -> None:
+    assert all(license_id_of(card.license_id) == card.license_id for card in SOURCE_CARDS.values())
+    fields = SOURCE_CARDS["rhd"].model_dump(exclude={"license_id"})
+    assert SourceCard.model_validate(fields | {"license": "CC BY 4.0"}).license_id == "CC-BY-4.0"
+
+
+def test_only_what_is_known_to_permit_commercial_use_does() -> None:
+    permitted = {"CC-BY-4.0", "CC0-1.0", "MIT", "Apache-2.0", "LicenseRef-HaGRID", "CC-BY-SA-4.0"}
+    refused = {"CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "CC-BY-ND-4.0", "LicenseRef-own", "LicenseRef-RHD", "LicenseRef-x"}
+    assert {
+        name for name in permitted | refused | {"MIT AND CC-BY-NC-4.0"} if permits_commercial_use(name)
+    } == permitted
+    for card in SOURCE_CARDS.values():
+        assert permits_commercial_use(card.license_id) == (card.commercial_use == "yes"), card.name
