@@ -494,7 +494,7 @@ def averaged_weights(path: str) -> str:
     if suffix_of(path) in SUFFIXES or Path(path).is_file():
         return path
     if "://" in path:
-        require_answer(path)
+        require_answer(path, "checkpoint", MARKER_FILE)
     found = path.rstrip("/") if _read_marker(path) else latest_checkpoint(path)
     return path if found is None else f"{found}/{EMA_FILE}"
 

@@ -302,7 +302,6 @@ class Trainer:
 
         """
         stored = first_weights(path)
-        require_same_meaning(stored, self.preset, path, on_note)
         if is_imagenet_dit(stored.tensors):
             state = import_imagenet_dit(stored.tensors, self.model)
         else:
@@ -312,6 +311,7 @@ class Trainer:
             fits = fitting_presets(state)
             hint = f": {' or '.join(fits)}" if fits else ""
             raise WeightsError(f"{path} does not fit this network: {how}", f"choose the preset of its size{hint}")
+        require_same_meaning(stored, self.preset, path, on_note)
         for network in (self.model, self.averaged_model):
             network.load_state_dict(state)
 

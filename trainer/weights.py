@@ -192,15 +192,21 @@ def read_stored(path: str, check: Callable[[Path], None] | None = None) -> Store
     return stored
 
 
-def require_answer(path: str, what: str = "weights") -> None:
+def require_answer(path: str, what: str = "weights", inside: str | None = None) -> None:
     """Check that there is a file or folder; a server that is away is asked once more, not for a minute.
+
+    Args:
+        path: Path or URL of it.
+        what: What it is called in messages.
+        inside: File by which a folder is known, too: web servers do not show all folders.
 
     Raises:
         StorageError: The server does not answer.
         WeightsError: There is nothing.
 
     """
-    if not Storage(path, retry_waits_s=_SECOND_TRY_S).exists(""):
+    storage = Storage(path, retry_waits_s=_SECOND_TRY_S)
+    if not storage.exists("") and not (inside and storage.exists(inside)):
         raise WeightsError(f"no {what} at {path}", "give a file that is there, or a URL whose server answers")
 
 

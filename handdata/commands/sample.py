@@ -309,7 +309,6 @@ def _sampling(
     is_video: bool = False,
     **request: object,
 ) -> "Sampling":
-    from handdata.jobs.sample import SampleRequest, Sampling
     from handdata.pictures.files import require_format
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.weights import named_weights
@@ -319,6 +318,8 @@ def _sampling(
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
     chosen = named_weights(checkpoint, settings.weights) if checkpoint else _trained(storage, run)
+    from handdata.jobs.sample import SampleRequest, Sampling  # torch and MediaPipe: seconds, once it is known what for
+
     sampling = Sampling(
         SampleRequest(checkpoint=chosen, **request),  # type: ignore[arg-type]
         storage,

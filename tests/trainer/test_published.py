@@ -248,3 +248,12 @@ def test_a_file_that_does_not_say_what_it_predicts_is_started_from_with_a_word(t
     notes: list[str] = []
     Trainer(SMALL, "cpu").start_from(str(tmp_path / "a.safetensors"), notes.append)
     assert len(notes) == 1 and "in which networks predict noise: this run takes its output" in notes[0]
+
+
+def test_a_url_without_a_server_is_not_asked_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("handdata.pipeline.storage.store.time.sleep", waited.append)
+    for name in ("foundhand.pt", "foundhand.safetensors?download=true", "runs/mine"):
+        with pytest.raises(WeightsError, match=r"no checkpoint at http://127.0.0.1:9"):
+            load_for_sampling(f"http://127.0.0.1:9/{name}", preset="tiny")
+    assert sum(waited) <= 6
