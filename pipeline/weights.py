@@ -279,7 +279,6 @@ def _download(file: WeightsFile, target: Path, place: Path, on_progress: OnProgr
                 partial.truncate(0)
                 partial.seek(0)
                 if not resumed:
-                    Path(str(partial.name)).unlink()
                     raise WeightsError(
                         f"{file.url} gave {done:,} bytes, which are not the published file: {fault}",
                         "a proxy may have answered instead; nothing was kept",
@@ -360,7 +359,11 @@ def _locked(partial: Path, target: Path, on_progress: OnProgress, total: int | N
                 return
             if partial.exists() and os.fstat(stream.fileno()).st_ino == partial.stat().st_ino:
                 stream.seek(0, os.SEEK_END)
-                yield stream
+                try:
+                    yield stream
+                finally:
+                    if not os.fstat(stream.fileno()).st_size:
+                        partial.unlink(missing_ok=True)
                 return
         # The process that had it has given it up, with its name.
 

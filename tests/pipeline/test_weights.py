@@ -201,6 +201,7 @@ def test_without_a_network_the_error_says_which_file_to_put_where(
         assert reason in caught.value.message and "\n" not in str(caught.value)
         assert f"put it at {tmp_path}/mine/model.bin" in str(caught.value)
         assert "HANDDATA_WEIGHTS" in str(caught.value)
+        assert list(cache_folder().iterdir()) == []
         if reason != "refused":
             server.stop()
 
