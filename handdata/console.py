@@ -59,8 +59,8 @@ def escape(text: str) -> str:
 
 
 def byte_size(count: float) -> str:
-    """Return a number of bytes as people read it: 312 bytes, 31.2 KB, 3.1 GB."""
-    unit, suffix = pick_unit_and_suffix(int(count), ["bytes", "KB", "MB", "GB", "TB"], 1000)
+    """Return a number of bytes as people read it: 312 bytes, 31.2 kB, 3.1 GB."""
+    unit, suffix = pick_unit_and_suffix(int(count), ["bytes", "kB", "MB", "GB", "TB"], 1000)
     return f"{count / unit:,.1f} {suffix}" if unit > 1 else f"{count:.0f} bytes"
 
 

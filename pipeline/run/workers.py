@@ -19,6 +19,7 @@ from handdata.pipeline.annotation.annotator import PreparedCrop
 from handdata.pipeline.annotation.factory import AnnotatorFactory, ModelFiles
 from handdata.pipeline.annotation.meter import metered
 from handdata.pipeline.records.provenance import Provenance
+from handdata.pipeline.records.stored import read_ingest_summary
 from handdata.pipeline.run.cluster import answer_of, require_cluster
 from handdata.pipeline.run.ray_meter import RayMeter
 from handdata.pipeline.run.supervisor import WorkerPlace
@@ -137,7 +138,7 @@ class AnnotateWorker:
         models: Model files, at the same paths on every node.
         sam_actors: Ray handles of the SAM workers, none without SAM.
         stuck_after_s: Seconds after which a record ends the process.
-        provenances: Where the records of each source come from.
+        provenances: Where the records of each source come from; of other sources, from where they were ingested.
 
     """
 
@@ -177,7 +178,7 @@ class AnnotateWorker:
         committed = read_marker(self._lease.dataset, unit)
         if committed:
             return committed
-        root = self._roots[unit.source]
+        root = self._root_of(unit)
         records = read_unit(self._lease.dataset.storage, unit, root)
         samples, rejections = self._process(
             unit, [record for position, record in enumerate(records) if position not in crashed]
@@ -197,8 +198,11 @@ class AnnotateWorker:
 
     def probe(self, unit: PlannedUnit, part: range) -> None:
         """Annotate some records of a unit, to see whether this process survives them."""
-        records = read_unit(self._lease.dataset.storage, unit, self._roots[unit.source])
+        records = read_unit(self._lease.dataset.storage, unit, self._root_of(unit))
         self._process(unit, records[part.start : part.stop])
+
+    def _root_of(self, unit: PlannedUnit) -> str:
+        return self._roots.get(unit.source) or read_ingest_summary(self._lease.dataset.storage, unit.source).root
 
     def _process(
         self, unit: PlannedUnit, rows: Sequence[HandRecord | Rejection]
