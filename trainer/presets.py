@@ -227,6 +227,11 @@ class SamplingOptions:
     guidance_scale: float | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, number, least, most in (("steps", self.steps, 1, 2**31), ("seed", self.seed, 0, 2**63)):
+            if number is not None and (type(number) is not int or not least <= number < most):
+                raise UsageError(f"--{name} is {number!r}, and should be a whole number from {least} on")
+
     def applied_to(self, preset: "Preset") -> SamplingConfig:
         """Return a preset's settings of sampling with these in their place, where they are given.
 

@@ -136,6 +136,7 @@ class HandSample:
         >>> handdata.open_dataset("workspace")[0].draw().save("sample.png")
 
         """
+        _require_size("size", size)
         frame = self.frame
         mask = frame.mask if self.has_mask else None
         return Image.fromarray(draw_crop(frame.image, mask, frame.keypoints, frame.valid, self.flags, size))
@@ -170,9 +171,11 @@ class HandDataset(Sequence[HandSample]):
         if not self._shards:
             which = f" in split {split}" if split else ""
             raise UsageError(f"{dataset.describe()} has no samples{which}", "run `handdata annotate`")
+        if where is not None and not isinstance(where, str):
+            raise UsageError(f"where is an SQL condition, a text, not {type(where).__name__}")
         every = DataConfig(where=where, unlabelled_hands=True, no_content=True, side_unknown=True)
         self._rows = StoredRows(dataset.storage, self._shards, chosen_rows(dataset, self._shards, every))
-        self._table = remembered_by_source(lambda shard: self._read(shard, _SMALL_COLUMNS), self._shards)
+        self._table = remembered_by_source(self._read_small, self._shards)
 
     def __repr__(self) -> str:
         split = f" in split {self.split}" if self.split else ""
@@ -229,7 +232,9 @@ class HandDataset(Sequence[HandSample]):
             UsageError: A sample has no such column.
 
         """
-        wanted = list(_SMALL_COLUMNS if columns is None else columns)
+        wanted = list(_SMALL_COLUMNS if columns is None else [columns] if isinstance(columns, str) else columns)
+        if len(set(wanted)) < len(wanted):
+            raise UsageError(f"a column is asked for twice: {', '.join(wanted)}")
         if unknown := [name for name in wanted if name not in SAMPLE_SCHEMA.names]:
             raise UsageError(f"a sample has no column {unknown[0]!r}", f"there are {', '.join(SAMPLE_SCHEMA.names)}")
         tables = []
@@ -273,6 +278,8 @@ class HandDataset(Sequence[HandSample]):
         require_torch("to_torch")
         from handdata.api.tensors import SampleTensors
 
+        if image_size is not None:
+            _require_size("image_size", image_size)
         return SampleTensors(self, image_size)
 
     @names_arguments
@@ -325,6 +332,9 @@ class HandDataset(Sequence[HandSample]):
             raise UsageError('to_huggingface needs the library "datasets"', "pip install datasets") from None
         return cast("datasets.Dataset", datasets.Dataset(self.to_arrow(SAMPLE_SCHEMA.names)))
 
+    def _read_small(self, shard: int) -> pa.Table:
+        return self._read(shard, _SMALL_COLUMNS)
+
     def _read(self, shard: int, columns: Sequence[str]) -> pa.Table:
         """Return columns of all rows of a shard.
 
@@ -336,6 +346,17 @@ class HandDataset(Sequence[HandSample]):
         place = self.dataset.storage.describe(self._shards[shard].name)
         require_rows(place, table["sample_id"], *self._rows.of_shard(shard))
         return table
+
+
+def _require_size(name: str, size: int) -> None:
+    """Check the side of an image.
+
+    Raises:
+        UsageError: It is no whole number of pixels from 1 on.
+
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UsageError(f"{name} is {size!r}, and should be a whole number of pixels, at least 1")
 
 
 def require_torch(name: str) -> None:

@@ -254,6 +254,8 @@ class HandModel:
         """
         from handdata.trainer.tasks import video
 
+        if not targets or (isinstance(reference, list) and not reference):
+            raise UsageError("a video needs a reference and a target for each of its frames")
         references = [self._frame(each) for each in (reference if isinstance(reference, list) else [reference])]
         poses = [self._pose(target) for target in targets]
         with ProgressLine("Sampling", None, "frames") as progress:
@@ -344,6 +346,8 @@ class HandModel:
             raise UsageError(
                 f"{len(references)} references and {len(targets)} targets", "give a target for each reference"
             )
+        if not references:
+            return []
         with ProgressLine("Sampling", None, "steps") as progress:
             images = gesture_transfer(
                 self._sampler,

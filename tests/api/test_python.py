@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import pickle
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import handdata
@@ -173,6 +175,51 @@ def test_a_sample_is_what_its_row_says_and_is_its_own(there: Path) -> None:
 def test_wrong_input_is_a_usage_error(there: Path, wrong, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         wrong()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda dataset: handdata.open_dataset("workspace", where=3), "where is an SQL condition, a text, not int"),  # type: ignore[arg-type]
+        (lambda dataset: dataset.to_polars(["split", "split"]), "a column is asked for twice: split, split"),
+        (lambda dataset: dataset.to_torch(0), "image_size is 0, and should be a whole number"),
+        (lambda dataset: dataset.to_torch("64"), "image_size is '64', and should be"),
+        (lambda dataset: dataset[0].draw(-1), "size is -1, and should be"),
+    ],
+)
+def test_wrong_arguments_of_a_dataset_are_usage_errors(there: Path, wrong, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        wrong(handdata.open_dataset("workspace"))
+    assert handdata.open_dataset("workspace").to_polars("split").columns == ["split"]
+
+
+def test_wrong_numbers_of_sampling_are_usage_errors(there: Path) -> None:
+    model = handdata.load_model("default", workspace="workspace")
+    sample = handdata.open_dataset("workspace")[0]
+    for options, said in (
+        ({"steps": 0}, "steps is 0, and should be a whole number from 1"),
+        ({"steps": -1}, "steps is -1"),
+        ({"steps": "3"}, "steps is '3'"),
+        ({"seed": -1}, "seed is -1, and should be a whole number from 0"),
+        ({"seed": 2**70}, "seed is 1180591620717411303424"),
+        ({"steps": 1, "guidance": float("nan")}, "guidance"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            model.gesture_transfer(sample, sample, **options)
+    assert model.gesture_transfer([], []) == []
+    with pytest.raises(UsageError, match="a target for each of its frames"):
+        model.video(sample, [])
+
+
+def test_datasets_travel_to_processes_that_are_not_forked(there: Path) -> None:
+    dataset = handdata.open_dataset("workspace", split="train")
+    assert dataset[0].sample_id and len(dataset.pairs("tiny")) > 0
+    again = pickle.loads(pickle.dumps(dataset))
+    assert [sample.sample_id for sample in again[:3]] == [sample.sample_id for sample in dataset[:3]]
+    pairs = dataset.pairs("tiny", seed=3)
+    first = pairs[5].target_image
+    assert torch.equal(pickle.loads(pickle.dumps(pairs))[5].target_image, first)
+    assert len(pickle.loads(pickle.dumps(dataset.to_torch()))) == len(dataset)
 
 
 def test_wrong_poses_are_usage_errors(there: Path) -> None:

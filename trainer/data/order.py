@@ -12,11 +12,12 @@ keeps of the files, and what the operating system must cache of them. With one s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from handdata.trainer.data.remembered import Remembered
 
 MIXED_POSITIONS: Final = 4096
 SHUFFLED_FILES: Final = 64
@@ -59,9 +60,9 @@ class TargetOrder:
         self._mixed = np.arange(windows + 1)[:, None] * self._quotas[None, :] // windows
         self._mixed_starts = self._mixed.sum(axis=1)
         # Kept for the positions nearby, which come next. Threads may ask at once.
-        self._mix = lru_cache(2)(self._shuffled_mix)
-        self._file_order = lru_cache(2 * len(sources))(self._shuffled_files)
-        self._window = lru_cache(_CACHED_WINDOWS_A_SOURCE * len(sources))(self._shuffled_window)
+        self._mix = Remembered(self._shuffled_mix, 2)
+        self._file_order = Remembered(self._shuffled_files, 2 * len(sources))
+        self._window = Remembered(self._shuffled_window, _CACHED_WINDOWS_A_SOURCE * len(sources))
 
     def __len__(self) -> int:
         return self._length

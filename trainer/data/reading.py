@@ -1,10 +1,10 @@
 """Reading chosen frames of annotated shards: only the bytes of their images, decoded no larger than needed."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from handdata.schemas import KEYPOINT_COUNT, RunError, UnreadableImageError, Usa
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.schemas.sample import JPEG_SIGNATURE, PIXEL_COLUMNS
 from handdata.trainer.data.augment import Frame
+from handdata.trainer.data.remembered import Remembered
 
 LABEL_COLUMNS: Final = ("keypoints_2d", "keypoints_valid", "pad_ltrb")
 
@@ -160,7 +161,7 @@ class FrameReader:
         self._shards = shards
         self._expected = expected
         self._labels = remembered_by_source(self._read_labels, shards)
-        self._row_group = lru_cache(CACHED_ROW_GROUPS)(self._read_row_group)
+        self._row_group = Remembered(self._read_row_group, CACHED_ROW_GROUPS)
 
     def read(self, wanted: Sequence[WantedFrame]) -> list[EncodedFrame]:
         """Return frames as stored; the bytes of all are read at once."""
@@ -272,8 +273,18 @@ class StoredRows:
 
 def remembered_by_source(read: Callable[[int], Result], shards: Sequence[Shard]) -> Callable[[int], Result]:
     """Return a function that reads something of a shard, by its number, and remembers ``CACHED_LABELS`` of a source."""
-    of_source = {source: lru_cache(CACHED_LABELS)(read) for source in {shard.source for shard in shards}}
-    return lambda shard: of_source[shards[shard].source](shard)
+    return _OfSource({shard.source: Remembered(read, CACHED_LABELS) for shard in shards}, shards)
+
+
+@dataclass(frozen=True, slots=True)
+class _OfSource(Generic[Result]):
+    """A function of a shard's number, with a memory for each source."""
+
+    remembered: Mapping[str, Remembered[Result]]
+    shards: Sequence[Shard]
+
+    def __call__(self, shard: int) -> Result:
+        return self.remembered[self.shards[shard].source](shard)
 
 
 def largest_reduction(stored_side: int, size: int, smallest_crop: float) -> int:
