@@ -378,7 +378,7 @@ def load_for_sampling(
     """
     named = None if preset is None else load_preset(preset)  # a wrong name ends here, before gigabytes are read
     file = averaged_weights(path)
-    if file == path and suffix_of(path) not in SUFFIXES and not Path(path).is_file():
+    if file == path and suffix_of(path) not in SUFFIXES and not Path(path).expanduser().is_file():
         raise WeightsError(
             f"no complete checkpoint in {path}",
             "run `handdata train` first, or give a run's folder or one of its .safetensors files",
@@ -491,7 +491,7 @@ def averaged_weights(path: str) -> str:
     ``path`` itself where it is none of them."""
     if path == BUILTIN:
         return str(builtin_file())
-    if suffix_of(path) in SUFFIXES or Path(path).is_file():
+    if suffix_of(path) in SUFFIXES or Path(path).expanduser().is_file():
         return path
     if "://" in path:
         require_answer(path, "checkpoint", MARKER_FILE)

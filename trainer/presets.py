@@ -575,7 +575,7 @@ def load_preset(name: str, changes: Path | None = None) -> Preset:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UsageError(
-            f"{changes}, setting {where}: {first['msg']}", "trainer/presets.py lists the settings"
+            f"{changes}, setting {where}: {first['msg']}", f"`handdata presets {name}` shows all settings"
         ) from None
 
 

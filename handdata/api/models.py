@@ -68,7 +68,7 @@ def load_model(
     name, storage = str(model), Storage(settings.workspace)
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and storage.exists(run_folder(name)):
         checkpoint = storage.url(run_folder(name))
-    elif name == BUILTIN or name in WEIGHTS or "://" in name or Path(name).exists():
+    elif name == BUILTIN or name in WEIGHTS or "://" in name or Path(name).expanduser().exists():
         checkpoint = named_weights(name, settings.weights)
     else:
         raise UsageError(

@@ -61,6 +61,12 @@ def test_a_model_that_is_not_there_is_answered_with_the_runs_that_are(tmp_path: 
         handdata.load_model(tmp_path / "weights.pt", workspace=tmp_path)
 
 
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainer(SMALL, "cpu").save(str(tmp_path / "run"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert handdata.load_model("~/run", workspace=tmp_path / "w").image_size == 32
+
+
 def test_no_error_names_a_flag(tmp_path: Path) -> None:
     state = export_foundhand(Trainer(SMALL, "cpu").model.state_dict())
     torch.save({"ema_state_dict": state}, tmp_path / "foundhand.pt")
