@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from handdata.schemas import KEYPOINT_COUNT, RunError, UsageError, WeightsError
 from handdata.schemas.arrays import BoolArray, ByteArray
-from handdata.trainer.autoencoders import Autoencoder, load_autoencoder
+from handdata.trainer.autoencoders import Autoencoder, load_autoencoder, require_fit
 from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
 from handdata.trainer.data.augment import Frame, resize
@@ -65,7 +65,8 @@ def load_sampler(
         on_note: Called with a line on what of a file is passed over.
 
     Raises:
-        UsageError: This machine has no such device, or the preset is unknown or another than the file's.
+        UsageError: This machine has no such device, the preset is unknown or another than the file's, or the settings
+            do not fit one another.
         WeightsError: The checkpoint, or the autoencoder's weights, are missing or not readable.
 
     """
@@ -81,7 +82,9 @@ def load_sampler(
             "use the version of handdata that wrote it",
         ) from None
     network_there = TrainedPrecision(network, settings.optimisation)
-    return Sampler(network_there, load_autoencoder(settings.autoencoder, chosen), settings)
+    autoencoder = load_autoencoder(settings.autoencoder, chosen)
+    require_fit(settings, autoencoder)
+    return Sampler(network_there, autoencoder, settings)
 
 
 def gesture_transfer(

@@ -48,6 +48,7 @@ _PARTS: Final = ("positions", "patch_embedding", "timestep_embedding", "task_emb
 """Parts of every network, by our names."""
 _STATES: Final = ("ema_state_dict", "ema", "model_state_dict", "model", "state_dict")
 """Keys under which training scripts keep weights, the averaged ones first."""
+_WRAPPERS: Final = ("module.", "_orig_mod.")
 _SETTINGS: Final = "handdata_settings"
 """Key under which a ``.pt`` file of ours has the settings beside the weights."""
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -293,7 +294,9 @@ def _read_torch(file: Path, path: str) -> StoredWeights:
         or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
     ):
         raise WeightsError(f"{path} holds no state dict", "expected a dictionary of tensors by parameter name")
-    tensors = {name: tensor.detach() for name, tensor in state.items()}
+    # What DDP or torch.compile have put before all names.
+    wrapper = next((each for each in _WRAPPERS if all(name.startswith(each) for name in state)), "")
+    tensors = {name.removeprefix(wrapper): tensor.detach() for name, tensor in state.items()}
     return StoredWeights(tensors, settings if isinstance(settings, str) else None)
 
 

@@ -18,6 +18,7 @@ from handdata.trainer import presets
 from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import PRESETS, AutoencoderConfig, Preset, SamplingConfig
+from handdata.trainer.tasks import load_sampler
 from handdata.trainer.trainer import Trainer
 from handdata.trainer.weights import export_foundhand, fitting_presets
 from tests.fixtures.commands import CommandResult
@@ -206,6 +207,21 @@ def test_hostile_files_end_in_one_line_and_run_nothing(
         assert caught.value.hint, file
     assert not (tmp_path / "ran").exists()
     assert first
+
+
+def test_names_may_be_wrapped_as_ddp_and_the_compiler_leave_them(published: Preset, tmp_path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in published_state(published).items()}
+    torch.save({"model_state_dict": state}, tmp_path / "a.pt")
+    network, _ = load_for_sampling(str(tmp_path / "a.pt"), preset="foundhand-xs")
+    assert torch.equal(network.positions, state["module.pos_embed"])
+
+
+def test_settings_that_do_not_fit_one_another_draw_nothing(tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, "cpu")
+    huge = SMALL.model_copy(update={"image_size": 10**9}).model_dump_json()
+    safetensors.torch.save_file(trainer.model.state_dict(), tmp_path / "a.safetensors", {"config": huge})
+    with pytest.raises(UsageError, match=r"image_size 1000000000 does not fit model.input_size 32"):
+        load_sampler(str(tmp_path / "a.safetensors"), device="cpu")
 
 
 def test_a_wrong_preset_is_told_the_right_one(published: Preset, tmp_path: Path) -> None:
