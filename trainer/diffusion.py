@@ -15,11 +15,19 @@ Shapes: N samples, C latent channels, H x W latent pixels. ``t`` and ``index`` (
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handdata.trainer.presets import DiffusionConfig
+
+DETAIL_WINDOW: Final = 8
+"""Side of the windows, pixels, in which ``l1+gradient+detail`` compares the amount of detail; they overlap by half."""
+_LEAST_DETAIL: Final = 0.01
+"""Differences that are no detail: the root's slope would be without end at none."""
 
 
 class BatchNoise:
@@ -193,14 +201,18 @@ class Diffusion(nn.Module):
         Squared error of the predicted noise (or of the clean latent, or the velocity, that follows from it), weighed by
         ``min_snr_gamma``, plus, where the output has a variance half, the variational term, which trains the variance
         only (improved DDPM, section 3.1: the mean's gradient is stopped). With ``l1+gradient`` the size of the clean
-        latent's error and of its differences between neighbours takes the squared error's place. ``weight`` (N, 1, H,
-        W) weighs latent pixels: 0 where the crop lies outside the source image. A sample of zero weight has zero loss.
+        latent's error and of its differences between neighbours takes the squared error's place, with
+        ``l1+gradient+detail`` also the error of how much detail there is. ``weight`` (N, 1, H, W) weighs latent pixels:
+        0 where the crop lies outside the source image. A sample of zero weight has zero loss.
         """
         predicted, variance = _split(self.noise_output(output, self.add_noise(x0, noise, index), index), x0)
-        if self.loss == "l1+gradient":
-            error = _size_of_error(_split(output, x0)[0].float() - x0, weight)
-        else:
+        if self.loss == "squared":
             error = self._squared_error(predicted, noise, index, weight)
+        else:
+            drawn = _split(output, x0)[0].float()
+            error = _size_of_error(drawn - x0, weight)
+            if self.loss == "l1+gradient+detail":
+                error = error + _error_of_detail(drawn, x0, weight)
         if variance is None:
             return TrainingLoss(total=error, mse=error, variational=torch.zeros_like(error))
         variational = _mean(self._variational_bits(predicted.detach(), variance, x0, noise, index), weight)
@@ -278,11 +290,34 @@ def _size_of_error(error: Tensor, weight: Tensor | None) -> Tensor:
     """Return the mean size of an error (N, C, H, W), plus that of its differences to the right and down."""
     total = _mean(error.abs(), weight)
     for axis in (-1, -2):
-        pixels = error.shape[axis] - 1
-        differences = error.narrow(axis, 1, pixels) - error.narrow(axis, 0, pixels)
-        both = None if weight is None else weight.narrow(axis, 1, pixels) * weight.narrow(axis, 0, pixels)
-        total = total + _mean(differences.abs(), both)
+        total = total + _mean(error.diff(dim=axis).abs(), None if weight is None else _of_both(weight, axis))
     return total
+
+
+def _error_of_detail(drawn: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
+    """Return how far the amount of detail is off in small windows, in each sample (N,).
+
+    Where a finger's edge may be here or there, the least error is a blur between, which has less detail than either.
+    A window's detail is the root of the mean square of the differences between neighbours.
+    """
+    total = torch.zeros_like(drawn[:, 0, 0, 0])
+    for axis in (-1, -2):
+        both = _of_both(torch.ones_like(drawn[:, :1]) if weight is None else weight, axis)
+        window = [min(DETAIL_WINDOW, side) for side in both.shape[-2:]]
+        pooled = partial(F.avg_pool2d, kernel_size=window, stride=[max(1, side // 2) for side in window])
+        share = pooled(both)
+        details = [
+            (pooled(values.diff(dim=axis).square() * both) / share.clamp(min=1e-6) + _LEAST_DETAIL**2).sqrt()
+            for values in (drawn, truth)
+        ]
+        total = total + _mean((details[0] - details[1]).abs(), share)
+    return total
+
+
+def _of_both(weight: Tensor, axis: int) -> Tensor:
+    """Return the weight of each difference between neighbours: that of both of them."""
+    pixels = weight.shape[axis] - 1
+    return weight.narrow(axis, 1, pixels) * weight.narrow(axis, 0, pixels)
 
 
 def _binned_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

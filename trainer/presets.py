@@ -110,9 +110,10 @@ class DiffusionConfig(Config):
     few_steps: int | None = Field(default=None, gt=0)
     """Train only at the timesteps that a sampler of so many steps visits, 1 to 4 for small networks: all of their
     training then serves them. Sampling takes as many steps, or a divisor of them. None: all timesteps, as published."""
-    loss: Literal["squared", "l1+gradient"] = "squared"
+    loss: Literal["squared", "l1+gradient", "l1+gradient+detail"] = "squared"
     """What the loss makes of an error: its square (published), or, of a predicted clean latent, its size plus that of
-    its differences between neighbouring pixels. Squares reward the mean of what may be there, which is blurred."""
+    its differences between neighbouring pixels. Squares reward the mean of what may be there, which is blurred. With
+    detail, also how far the amount of detail is off in windows of 8 pixels: blur costs, wherever an edge is."""
 
     @model_validator(mode="after")
     def _loss_is_of_clean_latents(self) -> Self:
