@@ -1,9 +1,10 @@
 """Make the network that the package has, ``handdata/trainer/builtin.safetensors``, of a training run.
 
     make learn
-    handdata train --preset carried-128 --config benchmarks/builtin.toml --run builtin --gpus 0 \
-        --init learning-run/workspace/runs/learn/checkpoints/step-00005000/ema.safetensors --workspace learning-run/workspace
-    python benchmarks/builtin.py learning-run/workspace/runs/builtin
+    cd learning-run
+    handdata train --preset carried-128 --config ../benchmarks/builtin.toml --run builtin --gpus 0 \\
+        --init workspace/runs/learn/checkpoints/step-00005000/ema.safetensors
+    python ../benchmarks/builtin.py workspace/runs/builtin
 
 Its weights are the run's averaged ones in float16, its head has the run's settings. Commit it seldom: the repository
 keeps every version. ``handdata/trainer/builtin.md`` is its card.
