@@ -46,6 +46,8 @@ _HOW_TO_GO_ON: Final = "was it short of memory, or stopped? the same command con
 
 # Ray prints on stdout, where results go, that a worker has died; our errors and rejected rows say why it died.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+# In a notebook it proposes to install ipywidgets, for pictures that we do not show.
+logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
 
 
 def offer_token() -> None:
