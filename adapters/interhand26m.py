@@ -95,8 +95,12 @@ class InterHand26MAdapter:
 
     card: ClassVar[SourceCard] = SOURCE_CARDS["interhand26m"]
     layouts: ClassVar[tuple[Layout, ...]] = (
-        Layout("v1.0", ("annotations/*/InterHand2.6M_*_data.json", "images/*/Capture*"), "the images"),
-        Layout("v1.0, images a folder deeper", ("annotations/*/InterHand2.6M_*_data.json", "*/images/*/Capture*")),
+        Layout("v1.0", ("annotations/*/InterHand2.6M_*_data.json", "images/*/Capture*"), "the images", release="v1.0"),
+        Layout(
+            "v1.0, images a folder deeper",
+            ("annotations/*/InterHand2.6M_*_data.json", "*/images/*/Capture*"),
+            release="v1.0",
+        ),
     )
 
     def __init__(self, options: AdapterOptions = AdapterOptions()) -> None:
