@@ -10,6 +10,7 @@ import pytest
 from handdata.adapters.registry import registered_adapters
 from handdata.adapters.roots import find_root
 from handdata.pipeline.records.ingest import ingest
+from handdata.pipeline.records.provenance import absolute_uri
 from handdata.pipeline.storage import Storage
 from handdata.schemas import RejectReason
 from tests.fixtures.sources import ADAPTER_FIXTURES, AdapterFixture
@@ -31,7 +32,7 @@ def test_it_costs_the_frames_of_its_image_alone(
     module = sys.modules[adapter.__module__]
     for name in READERS:
         if hasattr(module, name):
-            monkeypatch.setattr(module, name, failing(getattr(module, name), spoilt, error))
+            monkeypatch.setattr(module, name, failing(getattr(module, name), absolute_uri(spoilt, str(root)), error))
     found = rows_of(ingest(adapter, root, Storage(tmp_path / "after"), limit=10**9), tmp_path / "after")
     lost = pristine["records"].keys() - found["records"].keys()
     assert lost == {name for name, row in pristine["records"].items() if row["image_uri"] == spoilt}
