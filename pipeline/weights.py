@@ -1,7 +1,7 @@
 """Model files: what they are, under which licence, and where they lie on this machine.
 
-They are searched for in this order: the path given by a flag, the folder ``HANDDATA_WEIGHTS``, an installed package
-that ships the file, the download cache. Last, the pinned URL is downloaded and its SHA-256 checked. Files of the
+They are searched for in this order: the path given by a flag, the folder ``HANDDATA_WEIGHTS``, the folder of this
+installation of Python, the download cache. Last, the pinned URL is downloaded and its SHA-256 checked. Files of the
 Hugging Face Hub lie in its own cache, where diffusers and timm look for them.
 
 A download that was cut goes on where it stopped, with ``huggingface_hub``, for any server that answers range requests.
@@ -16,6 +16,7 @@ import logging as standard_logging
 import os
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,6 @@ class WeightsFile:
         size_bytes: Exact size; None where none is published.
         sha256: SHA-256 of the whole file; None where none is published.
         purpose: Its use, in a few words.
-        package: Importable package that ships the same file, or empty.
         licence: Its licence, an SPDX id, with what else is to be known of it.
         by_hand: Whether its place asks a person with a browser.
         repository: Repository of the Hugging Face Hub that it lies in, or empty.
@@ -57,7 +57,6 @@ class WeightsFile:
     size_bytes: int | None
     sha256: str | None
     purpose: str
-    package: str = ""
     licence: str = "Apache-2.0"
     by_hand: bool = False
     repository: str = ""
@@ -82,7 +81,6 @@ WEIGHTS: Final[dict[str, WeightsFile]] = {
             size_bytes=7_819_105,
             sha256="fbc2a30080c3c557093b5ddfc334698132eb341044ccee322ccf8bcf3607cde1",
             purpose="MediaPipe hand keypoints",
-            package="hand_tracking",
         ),
         WeightsFile(
             name="sam_vit_h",
@@ -158,6 +156,11 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "handdata" / "weights"
 
 
+def of_installation() -> Path:
+    """Return the folder of model files that belong to this installation of Python: ``make setup`` fills it."""
+    return Path(sys.prefix) / "share" / "handdata" / "weights"
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal text."""
     with path.open("rb") as stream:
@@ -176,9 +179,7 @@ def find_weights(name: str, folder: Path | None = None) -> Path | None:
     if file.repository:
         return _in_hub_cache(file)
     paths = [folder / file.filename] if folder else []
-    if file.package and (package := importlib.util.find_spec(file.package)) is not None:
-        paths += [Path(location) / file.filename for location in package.submodule_search_locations or ()]
-    paths.append(cache_folder() / file.filename)
+    paths += [of_installation() / file.filename, cache_folder() / file.filename]
     return next((path for path in paths if path.is_file()), None)
 
 

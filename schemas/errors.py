@@ -24,6 +24,7 @@ formats them in ``__str__``.
 from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import StrEnum
+from typing import Final
 
 
 class RejectReason(StrEnum):
@@ -191,6 +192,27 @@ class RecordError(HandDataError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+_EXTRAS: Final = {
+    "ray": "annotate",
+    "mediapipe": "annotate",
+    "segment_anything": "sam",
+    **dict.fromkeys(
+        ("diffusers", "safetensors", "tensorboard", "timm", "torch", "torchmetrics", "torchvision"), "train"
+    ),
+}
+"""The extra of ``pip install "handdata[...]"`` that brings a package."""
+
+
+def missing_package(error: ModuleNotFoundError) -> UsageError | None:
+    """Return what to tell where a package of an extra is not installed; None where another module is missing."""
+    name = (error.name or "").partition(".")[0]
+    if name not in _EXTRAS:
+        return None
+    return UsageError(
+        f"this needs the package {name}, which is not installed", f'pip install "handdata[{_EXTRAS[name]}]"'
+    )
 
 
 def known_names(name: str, names: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Final, ParamSpec, TypeVar
 
 from handdata.schemas import HandDataError
+from handdata.schemas.errors import missing_package
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -33,6 +34,11 @@ def names_arguments(function: Callable[Given, Result]) -> Callable[Given, Result
     def run(*arguments: Given.args, **options: Given.kwargs) -> Result:
         try:
             return function(*arguments, **options)
+        except ModuleNotFoundError as error:
+            missing = missing_package(error)
+            if missing is None:
+                raise
+            raise missing from None
         except HandDataError as error:
             if hasattr(error, "message"):
                 error.message, error.hint = in_python(error.message), in_python(error.hint)

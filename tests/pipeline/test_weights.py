@@ -122,7 +122,7 @@ def test_the_users_folder_comes_first(model: WeightsFile, tmp_path: Path) -> Non
     assert require_weights("model", tmp_path / "mine") == tmp_path / "mine" / "model.bin"
 
 
-def test_a_package_that_ships_the_hand_model_is_found() -> None:
+def test_the_hand_model_of_this_installation_is_found() -> None:
     found = find_weights("hand_landmarker")
     assert found is not None
     assert sha256_of(found) == WEIGHTS["hand_landmarker"].sha256
