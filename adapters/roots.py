@@ -27,6 +27,8 @@ def find_root(adapter: type[Adapter], path: Path) -> Path:
             f"the root {path} of source {adapter.card.name} {problem}",
             "pass its folder as --root"
             if not adapter.card.homepage
+            else f"run `handdata synth --out {path}`, or pass --root"
+            if adapter.card.name == "synthetic"
             else f"download it from {adapter.card.homepage} and pass --root, or set HANDDATA_SOURCES_ROOT",
         )
     roots = _matching_folders(adapter, path)

@@ -45,6 +45,7 @@ def _document(estimate: "RunEstimate") -> dict[str, object]:
         "sam_actors": estimate.sam_actors,
         "gpus": estimate.gpus,
         "stage_ms_per_record": _stage_ms(estimate),
+        "start_seconds": estimate.start_s,
         "seconds": estimate.seconds,
         "bytes": estimate.bytes,
         "models": _model_files(estimate),
@@ -70,7 +71,7 @@ def _rows(estimate: "RunEstimate") -> dict[str, object]:
         rows |= {
             "ms per record": ", ".join(f"{stage} {ms:.1f}" for stage, ms in _stage_ms(estimate).items())
             + f" (measured on {probed} records)",
-            "time": f"{duration(estimate.seconds)} ({to_do / max(estimate.seconds, 1e-9):,.0f} records/s)",
+            "time": f"{duration(estimate.seconds)}, the start ({duration(estimate.start_s)}) included",
             "storage": f"{byte_size(estimate.bytes)} ({byte_size(estimate.bytes / to_do)} per record)",
         }
     return rows

@@ -4,6 +4,7 @@ The real stages run on a few records of each source, in one Ray actor on the clu
 and bytes a record, times the records to do, are the estimate. Nothing is written.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class RunEstimate:
         gpus: Number of GPUs of the SAM actors.
         models: Model files of the run.
         settings: Settings of the run.
+        start_s: Seconds until the first record, which a run needs as this estimate did: Ray and the models start.
 
     """
 
@@ -94,6 +96,7 @@ class RunEstimate:
     gpus: int
     models: ModelFiles
     settings: AnnotateSettings
+    start_s: float = 0.0
 
     @property
     def records_to_do(self) -> int:
@@ -112,11 +115,12 @@ class RunEstimate:
 
     @property
     def seconds(self) -> float:
-        """Time of the run. CPU and GPU stages overlap, so the slower side decides; on the CPU alone they add up."""
+        """Time of the run, with its start. CPU and GPU overlap: the slower side decides; on the CPU alone they add up."""
         stages = self.stage_seconds
         sam = stages.pop("mask", 0.0) if self.sam_actors else 0.0
         cpu = sum(stages.values()) / self.cpu_actors
-        return max(cpu, sam / self.gpus) if self.gpus else cpu + sam
+        work = max(cpu, sam / self.gpus) if self.gpus else cpu + sam
+        return self.start_s + work if work else 0.0
 
     @property
     def bytes(self) -> float:
@@ -154,6 +158,7 @@ def estimate_run(
     most = _SLOW_PROBE_RECORDS if files.sam and not cluster.gpus else PROBE_RECORDS
     runs_each = max(1, most // BATCH_ROWS // len(names))
     estimates = {}
+    start_s, began = 0.0, time.monotonic()
     with connected(cluster.address, cluster.cpus, on_connect):
         workers = count_workers(cluster)
         probing: Any = ray.remote(num_cpus=1, num_gpus=1 if files.sam and cluster.gpus else 0)(_ProbeWorker)
@@ -168,7 +173,10 @@ def estimate_run(
             if begun or previewed:
                 found = found_provenance(dataset.storage, ingests[name], provenances[name], is_given=has_moved)
                 records = _spread_records(dataset.storage, name, begun, previewed, runs_each, found.root)
-                worker = worker or probing.remote(settings, files, "cuda" if cluster.gpus else "cpu")
+                if worker is None:
+                    worker = probing.remote(settings, files, "cuda" if cluster.gpus else "cpu")
+                    _probed(worker, name, records[:BATCH_ROWS])  # until the models are warm
+                    start_s = time.monotonic() - began
                 probe = _probed(worker, name, records[:most])
             estimates[name] = SourceEstimate(
                 records_to_do=sum(unit.rows for unit in begun) + sum(map(len, previewed)),
@@ -185,6 +193,7 @@ def estimate_run(
             gpus=cluster.gpus if files.sam else 0,
             models=files,
             settings=settings,
+            start_s=start_s,
         )
 
 
@@ -234,16 +243,9 @@ class _ProbeWorker:
         cv2.setNumThreads(1)
         # SAM runs in this process, so that the time of the stage "mask" is SAM's alone.
         self._factory = AnnotatorFactory(settings, models, partial(LocalSam, device=device))
-        self._warm = False
 
     def probe(self, source: str, records: Sequence[HandRecord]) -> Probe:
-        """Return what the stages take for these records, once the models are warm."""
-        if not self._warm:
-            self._process(source, records[:BATCH_ROWS])
-            self._warm = True
-        return self._process(source, records)
-
-    def _process(self, source: str, records: Sequence[HandRecord]) -> Probe:
+        """Return what the stages take for these records; the first time, models warm up in it."""
         tally = StageTally()
         samples, _ = self._factory.for_source(source, tally).process("probe", records)
         stored = b""

@@ -7,7 +7,9 @@ from handdata._version import __version__
 from handdata.pipeline.records.stored import require_format
 from handdata.pipeline.storage import Dataset
 from handdata.pipeline.storage.damage import parse_document
+from handdata.pipeline.storage.layout import list_datasets
 from handdata.schemas import FORMAT_VERSION, DatasetManifest, Split, SplitCounts, UnitMarker, UsageError, license_id_of
+from handdata.schemas.errors import known_names
 
 
 def encode_manifest(manifest: DatasetManifest) -> bytes:
@@ -49,6 +51,10 @@ def read_manifest(dataset: Dataset) -> DatasetManifest:
     """
     manifest = find_manifest(dataset)
     if manifest is None:
+        others = [other.name for other in list_datasets(dataset.storage)]
+        if others:
+            what = f"{dataset.storage.describe()} has no dataset {dataset.name}"
+            raise UsageError(what, known_names(dataset.name, others))
         raise UsageError(f"{dataset.storage.describe()} has no annotated dataset", "run `handdata annotate` first")
     return manifest
 

@@ -1,6 +1,7 @@
 """``annotate --plan``: what a run would do, from a probe that leaves no trace."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,9 @@ def test_a_plan_tells_what_a_run_would_do_and_writes_nothing(workspace: Path, ru
     assert (estimate["cpu_actors"], estimate["sam_actors"], estimate["gpus"]) == (2, 0, 0)
     stages = estimate["stage_ms_per_record"]
     assert set(stages) == {"decode", "keypoints", "crop", "mask", "encode", "judge", "write"}
-    assert estimate["seconds"] == pytest.approx(48 * sum(stages.values()) / 1000 / 2)
+    assert estimate["start_seconds"] > 0
+    work = estimate["seconds"] - estimate["start_seconds"]
+    assert work == pytest.approx(48 * sum(stages.values()) / 1000 / 2)
     assert estimate["settings"]["masks"] == "grabcut"
     assert Path(estimate["models"]["hand_landmarker"]).is_file()
     assert "Plan (nothing was done)" in shown
@@ -94,6 +97,7 @@ def test_the_slower_of_cpu_and_gpu_decides(gpus: int, seconds: float) -> None:
         settings=AnnotateSettings(),
     )
     assert estimate.seconds == pytest.approx(seconds)
+    assert replace(estimate, start_s=7.0).seconds == pytest.approx(seconds + 7)
     assert estimate.bytes == 40_000
 
 
