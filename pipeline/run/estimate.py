@@ -115,7 +115,7 @@ class RunEstimate:
 
     @property
     def seconds(self) -> float:
-        """Time of the run, with its start. CPU and GPU overlap: the slower side decides; on the CPU alone they add up."""
+        """Time of the run, with its start. CPU and GPU overlap: the slower side decides; on the CPU alone they add."""
         stages = self.stage_seconds
         sam = stages.pop("mask", 0.0) if self.sam_actors else 0.0
         cpu = sum(stages.values()) / self.cpu_actors
