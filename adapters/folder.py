@@ -364,12 +364,14 @@ class FolderAdapter:
         for files in place.listings():
             numbers = self._frame_numbers(files)
             units = self._units(place, files)
-            taken = [path for path in files if held is None or (units[path] in held) == (partition.split == "val")]
-            frames = {path: numbers[path] for path in taken if path in numbers}
+            taken = {path for path in files if held is None or (units[path] in held) == (partition.split == "val")}
+            frames = {path: numbers[path] for path in files if path in taken and path in numbers}
             yield from self._frames(partition.split, place, frames, copies)
-            for path in sorted(taken, key=_of_copies_last):
-                if path not in numbers:
+            for path in sorted(set(files) - numbers.keys(), key=_of_copies_last):
+                if path in taken:
                     yield from self._file(partition.split, place, path, seen, copies)
+                elif _kind_of(path) in ("photograph", "video"):  # a copy of it in this split would be in both
+                    seen.same_as(path)
 
     def _frames(
         self, split: Split, place: _Place, numbers: Mapping[Path, int], copies: Mapping[str, str]

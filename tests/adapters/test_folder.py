@@ -299,6 +299,18 @@ def test_files_of_one_person_are_shared_out_and_a_live_photo_stays_whole(tmp_pat
     assert "held out: 2 files" in warnings(tmp_path, val_share=0.25)[0]
 
 
+def test_of_copies_of_one_person_none_is_trained_on_and_held_out(tmp_path: Path) -> None:
+    for number in range(8):
+        write_photograph(tmp_path / f"holiday-{number}.jpg", number)
+        shutil.copy(tmp_path / f"holiday-{number}.jpg", tmp_path / f"from-the-chat-{number}.jpg")
+    rows = read(tmp_path, val_share=0.5)
+    kept = [row for row in rows if isinstance(row, HandRecord)]
+    assert sorted(row.sequence_id for row in kept) == [f"holiday-{number}.jpg" for number in range(8)]
+    assert {row.split for row in kept} == {"train", "val"}
+    assert {row.reason for row in rows if isinstance(row, Rejection)} == {RejectReason.IMAGE_DUPLICATE}
+    assert len(rows) == 16
+
+
 @pytest.mark.parametrize(
     "name", ["validation", "Training", "valid", "train_images", "val set", "TEST2017", "test-photos"]
 )
