@@ -36,7 +36,8 @@ def as_license_id(text: str) -> str:
         except InvalidLicenseExpression:
             continue
     name = re.sub(r"[^A-Za-z0-9.]+", "-", re.sub(r"(?i)^licenseref-", "", plain)).strip("-")
-    if not name or len(name) > _MOST_CHARACTERS:  # other texts may begin alike
+    is_whole = plain.isascii() and name and len(name) <= _MOST_CHARACTERS
+    if not is_whole:  # other texts may have the same letters, or begin alike
         name = f"{name[:_MOST_CHARACTERS]}-{hashlib.sha256(plain.encode('utf-8', 'replace')).hexdigest()[:8]}".strip(
             "-"
         )

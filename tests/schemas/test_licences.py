@@ -36,6 +36,10 @@ def test_any_text_has_an_id_of_its_own(text: str) -> None:
     assert license_id_of(made) == made
 
 
+def test_texts_that_differ_in_letters_beyond_ascii_have_ids_that_differ() -> None:
+    assert len(set(map(license_id_of, ("許可 own", "禁止 own", "own")))) == 3
+
+
 def test_cards_have_ids_and_foreign_cards_get_one() -> None:
     assert all(license_id_of(card.license_id) == card.license_id for card in SOURCE_CARDS.values())
     fields = SOURCE_CARDS["rhd"].model_dump(exclude={"license_id"})
