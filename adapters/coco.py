@@ -113,6 +113,8 @@ _MOST_UNLIKE: Final = 2.0
 """Two hands of one person are no more than this many times as large as one another."""
 _FARTHEST_WRISTS: Final = 12.0
 """Nor are their wrists farther apart, in sizes of the larger hand."""
+_MOST_SHARE: Final = 2.0
+"""Largest share of an image that a coordinate may be: joints may lie outside it."""
 _FREIHAND_FRAMES: Final = 32_560
 """Frames of FreiHAND, each of which is there four times, with other backgrounds."""
 
@@ -388,9 +390,8 @@ def _joints(where: str, name: str, values: Any) -> tuple[Points, BoolArray]:
     # A corner of the image is where sets write a joint that nobody labelled.
     valid = (rows[:, 2] > 0) & (rows[:, :2] != 0).any(axis=1)
     require_finite(where, name, rows[valid])
-    if valid.sum() > 1 and (np.abs(rows[valid, :2]) <= 1).all():
-        detail = f"{where}: {name} lie within one pixel: are they shares of the image? COCO's are pixels"
-        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
+    if valid.sum() > 1:
+        _require_pixels(where, name, rows[valid, :2])
     return np.where(valid[:, None], rows[:, :2], 0.0), valid
 
 
@@ -424,6 +425,18 @@ def _only_side(where: str, sides: set[Side]) -> Side | None:
     return next(iter(sides), None)
 
 
+def _require_pixels(where: str, name: str, points: NDArray[np.float64]) -> None:
+    """Check that coordinates are no shares of the image, which are a little above 1 beyond its edges.
+
+    Raises:
+        RecordError: ``label_corrupt``.
+
+    """
+    if (np.abs(points) <= _MOST_SHARE).all():
+        detail = f"{where}: all of {name} lies within two pixels: are they shares of the image? COCO's are pixels"
+        raise RecordError(RejectReason.LABEL_CORRUPT, detail)
+
+
 def _segmentation(where: str, value: Any, size: tuple[int, int]) -> Any:
     """Return polygons or run lengths as they are stored; None where there are none, or only the box.
 
@@ -445,15 +458,17 @@ def _segmentation(where: str, value: Any, size: tuple[int, int]) -> Any:
     if value and not isinstance(value[0], list):
         value = [value]  # of a single polygon some tools write the numbers alone
     polygons = [label_numbers(where, "segmentation", polygon) for polygon in value]
+    if len(polygons) >= 3 and all(polygon.shape == (2,) for polygon in polygons):
+        polygons = [np.concatenate(polygons)]  # a single polygon as a list of its points
     if any(polygon.ndim != 1 or polygon.size % 2 for polygon in polygons):
         raise RecordError(RejectReason.LABEL_CORRUPT, f"{where}: segmentation holds lists that are no polygons")
     for polygon in polygons:
         require_finite(where, "segmentation", polygon)
-    areas = [
-        polygon for polygon in polygons if polygon.size >= 6
-    ]  # tools for keypoints write an empty one, or two points
+    # Tools for keypoints write an empty polygon, two points, or only zeros.
+    areas = [polygon for polygon in polygons if polygon.size >= 6 and np.ptp(polygon.reshape(-1, 2), axis=0).all()]
     if not areas or (len(areas) == 1 and _is_box(areas[0].reshape(-1, 2))):
         return None
+    _require_pixels(where, "segmentation", np.concatenate(areas))
     return [polygon.tolist() for polygon in areas]
 
 

@@ -238,8 +238,11 @@ def test_a_finger_s_joint_of_an_unknown_name_is_not_left_out_in_silence(tmp_path
 
 def test_shares_of_the_image_are_no_pixels(tmp_path: Path) -> None:
     shares = [value / 200 if place % 3 < 2 else value for place, value in enumerate(listed(RIGHT))]
-    row = read(tmp_path, [hand_entry(RIGHT, keypoints=shares)], [hand_category()])
-    assert reason(row) is RejectReason.LABEL_CORRUPT and "shares of the image" in row.detail
+    outline = [value / 200 for value in RIGHT_OUTLINE]
+    beyond = [1.02, *shares[1:]]  # a joint outside the image
+    for labels in ({"keypoints": shares}, {"keypoints": beyond}, {"segmentation": [outline]}):
+        row = read(tmp_path, [hand_entry(RIGHT, **labels)], [hand_category()])
+        assert reason(row) is RejectReason.LABEL_CORRUPT and "shares of the image" in row.detail
 
 
 @pytest.mark.parametrize(("visibility", "valid"), [(0, False), (0.04, True), (1, True), (2.0, True)])
@@ -410,7 +413,7 @@ def test_a_mask_of_one_of_two_hands_is_none(tmp_path: Path) -> None:
     assert not record.has_mask
 
 
-@pytest.mark.parametrize("segmentation", [[[]], [[1, 2, 3, 4]], [[], [5, 6]]])
+@pytest.mark.parametrize("segmentation", [[[]], [[1, 2, 3, 4]], [[], [5, 6]], [[0] * 8], [[5, 1, 5, 2, 5, 3]]])
 def test_polygons_without_an_area_are_no_mask_and_cost_no_keypoints(tmp_path: Path, segmentation: Any) -> None:
     record = read(tmp_path, [hand_entry(RIGHT, segmentation=segmentation)], [hand_category()])
     assert_hand_is(record, "right", RIGHT)
@@ -418,9 +421,10 @@ def test_polygons_without_an_area_are_no_mask_and_cost_no_keypoints(tmp_path: Pa
 
 
 def test_a_polygon_alone_is_a_list_of_one(tmp_path: Path) -> None:
+    points = np.reshape(RIGHT_OUTLINE, (-1, 2)).tolist()
     masks = [
         CocoAdapter().open_mask(read(tmp_path, [hand_entry(RIGHT, segmentation=segmentation)], [hand_category()]))
-        for segmentation in (RIGHT_OUTLINE, [RIGHT_OUTLINE], [RIGHT_OUTLINE, [], [1, 2]])
+        for segmentation in (RIGHT_OUTLINE, [RIGHT_OUTLINE], [RIGHT_OUTLINE, [], [1, 2]], points)
     ]
     assert masks[0].any() and all(np.array_equal(mask, masks[0]) for mask in masks)
 
