@@ -7,8 +7,9 @@ show and check settings at once. What a run was trained with is embedded in its 
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -232,6 +233,9 @@ class SamplingOptions:
         for name, number, least, most in (("steps", self.steps, 1, 2**31), ("seed", self.seed, 0, 2**63)):
             if number is not None and (type(number) is not int or not least <= number < most):
                 raise UsageError(f"--{name} is {number!r}, and should be a whole number from {least} on")
+        scale: object = self.guidance_scale  # notebooks give anything
+        if scale is not None and (not isinstance(scale, Real) or isinstance(scale, bool) or scale < 0):
+            raise UsageError(f"--guidance-scale is {scale!r}, and should be a number from 0 on")
 
     def applied_to(self, preset: "Preset") -> SamplingConfig:
         """Return a preset's settings of sampling with these in their place, where they are given.
@@ -531,6 +535,8 @@ PURPOSES: Final[dict[str, str]] = {
     "foundhand-xl": "the published setting: FoundHand, 676 M parameters",
 }
 """What each preset is for."""
+_PRESET: Final = "preset"
+"""Name of the line of a file of settings that says which preset it changes."""
 
 
 def default_preset(on_gpu: bool) -> str:
@@ -538,9 +544,12 @@ def default_preset(on_gpu: bool) -> str:
     return "foundhand-xl" if on_gpu else "tiny"
 
 
-def as_toml(preset: Preset) -> str:
-    """Return a preset as a file of settings like those that ``train --config`` takes; settings of None are comments."""
-    document = preset.model_dump(mode="json")
+def as_toml(name: str) -> str:
+    """Return a preset of the table as a file of settings like those that ``train --config`` takes.
+
+    It names the preset, because what is None there can only be a comment.
+    """
+    document = {_PRESET: name} | load_preset(name).model_dump(mode="json")
     return "\n".join(_toml_lines(document, "")).strip() + "\n"
 
 
@@ -556,20 +565,34 @@ def _toml_lines(settings: Mapping[str, Any], section: str) -> Iterator[str]:
             yield from ("", f"[{path}]", *_toml_lines(value, f"{path}."))
 
 
-def load_preset(name: str, changes: Path | None = None) -> Preset:
+def load_preset(name: str | None, changes: Path | None = None, otherwise: Callable[[], str] = lambda: "tiny") -> Preset:
     """Return a preset of the table, with the settings that a TOML file changes.
 
-    The file nests like ``Preset``: ``[optimisation]`` with ``learning_rate = 1e-4``, and so on.
+    The file nests like ``Preset``: ``[optimisation]`` with ``learning_rate = 1e-4``, and so on. ``preset = "tiny"``
+    above them says which preset it changes.
+
+    Args:
+        name: Name of the preset; None takes what the file names.
+        changes: File of settings.
+        otherwise: Called for the name where neither says it.
 
     Raises:
-        UsageError: No preset has this name, or the file does not parse or names an unknown or wrong setting.
+        UsageError: No preset has this name, or the file does not parse, changes another preset, or names an unknown or
+            wrong setting.
 
     """
-    if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}", known_names(name, PRESETS))
+    document = {} if changes is None else _read_toml(changes)
+    changed = document.pop(_PRESET, None)
+    name = name or changed or otherwise()
+    if not isinstance(name, str) or name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}", known_names(str(name), PRESETS))
+    if changed not in (None, name):
+        raise UsageError(
+            f"{changes} has the settings of the preset {changed}, not of {name}",
+            f"say --preset {changed}, or remove its line `{_PRESET} = ...`: what is not set there is then {name}'s",
+        )
     if changes is None:
         return PRESETS[name]
-    document = read_changes(changes)
     try:
         return Preset.model_validate(merged(PRESETS[name].model_dump(), document))
     except ValidationError as error:
@@ -581,12 +604,16 @@ def load_preset(name: str, changes: Path | None = None) -> Preset:
 
 
 def read_changes(file: Path) -> dict[str, Any]:
-    """Return the settings that a TOML file holds, nested like ``Preset``.
+    """Return the settings that a TOML file holds, nested like ``Preset``, whichever preset it changes.
 
     Raises:
         UsageError: It cannot be read, or is not TOML.
 
     """
+    return {name: value for name, value in _read_toml(file).items() if name != _PRESET}
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:

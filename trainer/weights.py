@@ -49,6 +49,9 @@ _PARTS: Final = ("positions", "patch_embedding", "timestep_embedding", "task_emb
 _STATES: Final = ("ema_state_dict", "ema", "model_state_dict", "model", "state_dict")
 """Keys under which training scripts keep weights, the averaged ones first."""
 _WRAPPERS: Final = ("module.", "_orig_mod.")
+"""What DDP, averaging and torch.compile put before all names, one or several of them."""
+_AVERAGED: Final = "n_averaged"
+"""Counter that ``AveragedModel`` has beside the weights that it wraps."""
 _SETTINGS: Final = "handdata_settings"
 """Key under which a ``.pt`` file of ours has the settings beside the weights."""
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -190,7 +193,16 @@ def read_stored(path: str, check: Callable[[Path], None] | None = None) -> Store
     for name, tensor in stored.tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise WeightsError(f"{path} holds no plain numbers: {name} is {_kind(tensor)}", _UNREADABLE)
-    return stored
+    return StoredWeights(_unwrapped(stored.tensors), stored.settings)
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without what training scripts have put before all of their names."""
+    names = tensors.keys() - {_AVERAGED}
+    while wrapper := next((each for each in _WRAPPERS if names and all(name.startswith(each) for name in names)), ""):
+        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items() if name in names}
+        names = tensors.keys() - {_AVERAGED}
+    return tensors
 
 
 def require_answer(path: str, what: str = "weights", inside: str | None = None) -> None:
@@ -273,12 +285,15 @@ def _read_torch(file: Path, path: str) -> StoredWeights:
     """Read a PyTorch file; nothing that it names is imported or called.
 
     The released FoundHand file has the options of its training script beside the weights, an object of a class of
-    ``__main__``. Such objects, which no other program could make, are replaced by one that does nothing.
+    ``__main__``; DiT's training script keeps an ``argparse.Namespace``. Such objects are replaced by one that does
+    nothing.
     """
     is_zip = zipfile.is_zipfile(file)  # the format of PyTorch 1.6 and later
     foreign = get_unsafe_globals_in_checkpoint(file) if is_zip else []
     options: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-        (type("Options", (_PassedOver,), {}), name) for name in foreign if name.startswith("__main__.")
+        (type("Options", (_PassedOver,), {}), name)
+        for name in foreign
+        if name.startswith("__main__.") or name == "argparse.Namespace"
     ]
     with safe_globals(options), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is refused below
@@ -294,10 +309,9 @@ def _read_torch(file: Path, path: str) -> StoredWeights:
         or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
     ):
         raise WeightsError(f"{path} holds no state dict", "expected a dictionary of tensors by parameter name")
-    # What DDP or torch.compile have put before all names.
-    wrapper = next((each for each in _WRAPPERS if all(name.startswith(each) for name in state)), "")
-    tensors = {name.removeprefix(wrapper): tensor.detach() for name, tensor in state.items()}
-    return StoredWeights(tensors, settings if isinstance(settings, str) else None)
+    return StoredWeights(
+        {name: tensor.detach() for name, tensor in state.items()}, settings if isinstance(settings, str) else None
+    )
 
 
 def is_published(weights: Iterable[str]) -> bool:
@@ -379,8 +393,8 @@ def require_sizes(sizes: ModelConfig, weights: Mapping[str, Tensor], place: str)
             )
 
 
-_MEANING: Final = ("diffusion.prediction", "autoencoder.kind", "model.num_heads")
-"""Settings without which weights of the same shapes mean something else."""
+_MEANING: Final = ("diffusion.prediction", "autoencoder.kind", "model.num_heads", "model.geometry.residual")
+"""Settings without which weights of the same shapes mean something else; a residual may be added to none."""
 
 
 def require_same_meaning(
@@ -403,10 +417,14 @@ def require_same_meaning(
         return
     try:
         theirs = json.loads(stored.settings)
+        if not isinstance(theirs, dict):
+            raise ValueError("not an object")
     except (ValueError, RecursionError):
         raise WeightsError(f"{place} carries settings that are not ours", "was it written by handdata?") from None
     known = [(path, _value_at(theirs, path), _value_at(ours, path)) for path in _MEANING]
-    if wrong := [f"{path} is {there} there, not {here}" for path, there, here in known if there not in (None, here)]:
+    if wrong := [
+        f"{path} is {there} there, not {here}" for path, there, here in known if there not in (None, "none", here)
+    ]:
         raise UsageError(
             f"{place} has the shapes of this network and means something else: {', '.join(wrong)}",
             "set these in the file of settings as they are there, or start from other weights",

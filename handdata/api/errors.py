@@ -57,7 +57,8 @@ def in_python(text: str) -> str:
     """
     parts = text.split("`")
     for number, part in enumerate(parts):
-        parts[number] = _call(part) if number % 2 else _FLAG.sub(lambda found: _argument(found[1]), part)
+        named = _FLAG.sub(lambda found: _argument(found[1]), part)
+        parts[number] = _call(part) if number % 2 else named.replace("model or model", "model")
     return "`".join(parts)
 
 

@@ -133,7 +133,7 @@ def train(
     device = None if gpus is not None and gpus > 1 else _training_device(gpus)
     if init is not None:
         init = named_weights(init, settings.weights)
-    base = of_run or load_preset(preset or _preset_of_machine(gpus, init), config)
+    base = of_run or load_preset(preset, config, lambda: _preset_of_machine(gpus, init))
     if commercial:
         licences = _commercial(Dataset(storage, dataset or base.data.dataset), licences or base.data.licences)
     if of_run is None:
@@ -204,7 +204,7 @@ def presets(
         if as_json:
             print_json(preset.model_dump(mode="json"))
         else:
-            out.print(escape(f"# {name}: {PURPOSES[name]}\n\n{as_toml(preset)}"), end="")
+            out.print(escape(f"# {name}: {PURPOSES[name]}\n\n{as_toml(name)}"), end="")
         return
     if as_json:
         print_json({name: preset.model_dump(mode="json") for name, preset in PRESETS.items()})

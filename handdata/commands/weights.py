@@ -36,8 +36,8 @@ def weights_fetch(
 ) -> None:
     """Download a model file and check it; interrupted, the same command continues.
 
-    A file that is on this machine stays as it is. Where only a browser can fetch it, the link, the file's name and the
-    folder for it are printed.
+    A file that is on this machine is checked, and stays as it is. Where only a browser can fetch it, the link, the
+    file's name and the folder for it are printed.
     """
     from handdata.pipeline.weights import WEIGHTS, fault_of, find_weights, keep_licence, place_of, require_weights
 
@@ -56,10 +56,9 @@ def weights_fetch(
             require_weights(name, folder)
         with ProgressLine(f"Fetching {name}", None, "bytes") as progress:
             found = require_weights(name, folder, lambda done, total: progress.set(done, total=total))
-    elif file.by_hand and (fault := fault_of(name, found)):
-        raise WeightsError(
-            f"{found} is not the file of {name}: {fault}", f"remove it, and fetch it from {file.url} again"
-        )
+    elif fault := fault_of(name, found):
+        again = f"fetch it from {file.url} again" if file.by_hand else "call this again"
+        raise WeightsError(f"{found} is not the file of {name}: {fault}", f"remove it, and {again}")
     out.print(f"{name}: {found}")
 
 

@@ -13,6 +13,7 @@ import handdata
 from handdata.api import errors
 from handdata.api.errors import in_python
 from handdata.schemas import HandDataError, StorageError, UsageError
+from handdata.trainer.presets import SamplingOptions
 from handdata.trainer.trainer import Trainer
 from handdata.trainer.weights import export_foundhand
 from tests.fixtures.training import SMALL
@@ -27,6 +28,7 @@ from tests.fixtures.training import SMALL
         ("run `handdata weights fetch foundhand`", "run `handdata weights fetch foundhand`"),
         ("a well-known one -- no flag", "a well-known one -- no flag"),
         ("an `odd quote's` end ` alone", "an `odd quote's` end ` alone"),
+        ("name another --run or --checkpoint, such", "name another model, such"),
         ("", ""),
     ],
 )
@@ -92,3 +94,10 @@ def test_no_error_names_a_flag(tmp_path: Path) -> None:
         with pytest.raises(HandDataError) as caught:
             call()
         assert "--" not in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("guidance", [-1.0, "2", True])
+def test_guidance_that_commands_would_not_take_is_named(guidance: object) -> None:
+    with pytest.raises(UsageError, match=r"--guidance-scale is .* a number from 0 on"):
+        SamplingOptions(guidance_scale=guidance)  # type: ignore[arg-type]
+    assert SamplingOptions(guidance_scale=np.float32(1.5), steps=None).guidance_scale == 1.5

@@ -315,6 +315,14 @@ def test_verify_finds_a_file_that_is_not_the_published_one(tmp_path: Path, monke
     assert "hand_landmarker: ok" in result.out
 
 
+def test_fetch_does_not_pass_a_damaged_file_for_the_published_one(tmp_path: Path, monkeypatch, run_command) -> None:
+    (tmp_path / WEIGHTS["sam_vit_b"].filename).write_bytes(b"half of it")
+    monkeypatch.setenv("HANDDATA_WEIGHTS", str(tmp_path))
+    result = run_command("weights", "fetch", "sam_vit_b")
+    assert result.code == 1 and "is not the file of sam_vit_b: its SHA-256 is not ec2df62732" in result.err
+    assert "remove it, and call this again" in result.err
+
+
 def test_fetching_an_unknown_file_is_wrong_usage(run_command) -> None:
     result = run_command("weights", "fetch", "nosuch")
     assert result.code == 2

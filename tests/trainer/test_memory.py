@@ -1,6 +1,7 @@
 """What does not fit into a GPU's memory is found out by trying, or ends in a line that says what to change."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from handdata.pipeline.storage import Storage
-from handdata.schemas import RunError
+from handdata.schemas import RunError, UsageError
 from handdata.trainer import loop, tasks
 from handdata.trainer.loop import train
 from handdata.trainer.memory import advice, largest_that_fits, smaller_micro_batch
-from handdata.trainer.presets import PRESETS, PURPOSES, Preset, as_toml, load_preset
+from handdata.trainer.presets import PRESETS, PURPOSES, Preset, as_toml, load_preset, read_changes
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.training import SMALL, changed, weights, write_two_sequences
@@ -166,12 +167,15 @@ def test_presets_are_listed_and_one_is_shown_as_a_file_of_settings(
     listed = run_command("presets").out
     assert all(name in listed for name in PRESETS)
     for name, preset in PRESETS.items():
-        assert as_toml(preset).isascii()
+        assert as_toml(name).isascii()
         shown = run_command("presets", name)
         (tmp_path / "a.toml").write_text(shown.out)
         assert load_preset(name, tmp_path / "a.toml") == preset
         other = "tiny" if name != "tiny" else "carried-64"
-        assert load_preset(other, tmp_path / "a.toml").model == preset.model
+        assert load_preset(None, tmp_path / "a.toml", partial(str, other)) == preset  # also what is not set in it
+        with pytest.raises(UsageError, match=f"has the settings of the preset {name}, not of {other}"):
+            load_preset(other, tmp_path / "a.toml")
+        assert "preset" not in read_changes(tmp_path / "a.toml")
     document = run_command("presets", "--json").out
     assert document.count("\n") == 1 and '"foundhand-xl"' in document
     assert Preset.model_validate_json(run_command("presets", "tiny", "--json").out) == PRESETS["tiny"]

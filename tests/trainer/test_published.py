@@ -1,5 +1,6 @@
 """Weights in the published FoundHand format are sampled, and what only looks like them ends in one line."""
 
+import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -209,11 +210,20 @@ def test_hostile_files_end_in_one_line_and_run_nothing(
     assert first
 
 
-def test_names_may_be_wrapped_as_ddp_and_the_compiler_leave_them(published: Preset, tmp_path: Path) -> None:
-    state = {f"module.{name}": tensor for name, tensor in published_state(published).items()}
-    torch.save({"model_state_dict": state}, tmp_path / "a.pt")
-    network, _ = load_for_sampling(str(tmp_path / "a.pt"), preset="foundhand-xs")
-    assert torch.equal(network.positions, state["module.pos_embed"])
+@pytest.mark.parametrize("wrapped", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_names_may_be_wrapped_as_ddp_and_the_compiler_leave_them(
+    wrapped: str, ending: str, published: Preset, tmp_path: Path
+) -> None:
+    state = {f"{wrapped}{name}": tensor for name, tensor in published_state(published).items()}
+    file = tmp_path / f"a.{ending}"
+    if ending == "pt":
+        averaged = {"n_averaged": torch.tensor(5), **state}
+        torch.save({"model_state_dict": averaged, "args": argparse.Namespace(lr=1e-5)}, file)  # as DiT's train.py does
+    else:
+        safetensors.torch.save_file(state, file)
+    network, _ = load_for_sampling(str(file), preset="foundhand-xs")
+    assert torch.equal(network.positions, state[f"{wrapped}pos_embed"])
 
 
 def test_settings_that_do_not_fit_one_another_draw_nothing(tmp_path: Path) -> None:
@@ -258,12 +268,27 @@ def test_weights_of_equal_shapes_that_mean_something_else_do_not_start_a_run(
     Trainer(changed(SMALL, learning_rate=1.0), "cpu").start_from(checkpoint)  # which says nothing of the weights
 
 
+def test_weights_that_add_to_a_reference_do_not_start_a_run_that_draws_without(tmp_path: Path) -> None:
+    def with_residual(residual: str) -> Preset:
+        geometry = SMALL.model.geometry.model_copy(update={"residual": residual})
+        return SMALL.model_copy(update={"model": SMALL.model.model_copy(update={"geometry": geometry})})
+
+    checkpoint = Trainer(with_residual("reference"), "cpu").save(str(tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"model.geometry.residual is reference there, not none"):
+        Trainer(SMALL, "cpu").start_from(checkpoint)
+    plain = Trainer(SMALL, "cpu").save(str(tmp_path / "plain"))
+    Trainer(with_residual("reference"), "cpu").start_from(plain)
+
+
 def test_a_file_that_does_not_say_what_it_predicts_is_started_from_with_a_word(tmp_path: Path) -> None:
     state = export_foundhand(Trainer(SMALL, "cpu").model.state_dict())
     safetensors.torch.save_file(state, tmp_path / "a.safetensors")
     notes: list[str] = []
     Trainer(SMALL, "cpu").start_from(str(tmp_path / "a.safetensors"), notes.append)
     assert len(notes) == 1 and "in which networks predict noise: this run takes its output" in notes[0]
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors", {"config": "[]"})
+    with pytest.raises(WeightsError, match="carries settings that are not ours"):
+        Trainer(SMALL, "cpu").start_from(str(tmp_path / "a.safetensors"))
 
 
 def test_a_url_without_a_server_is_not_asked_for_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
