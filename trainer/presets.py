@@ -234,7 +234,7 @@ class SamplingOptions:
             if number is not None and (type(number) is not int or not least <= number < most):
                 raise UsageError(f"--{name} is {number!r}, and should be a whole number from {least} on")
         scale: object = self.guidance_scale  # notebooks give anything
-        if scale is not None and (not isinstance(scale, Real) or isinstance(scale, bool) or scale < 0):
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real) or scale < 0):
             raise UsageError(f"--guidance-scale is {scale!r}, and should be a number from 0 on")
 
     def applied_to(self, preset: "Preset") -> SamplingConfig:
