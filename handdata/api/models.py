@@ -254,7 +254,7 @@ class HandModel:
         """
         from handdata.trainer.tasks import video
 
-        if not targets or (isinstance(reference, list) and not reference):
+        if isinstance(targets, str | Path) or len(targets) == 0 or (isinstance(reference, list) and not reference):
             raise UsageError("a video needs a reference and a target for each of its frames")
         references = [self._frame(each) for each in (reference if isinstance(reference, list) else [reference])]
         poses = [self._pose(target) for target in targets]

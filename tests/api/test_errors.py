@@ -101,3 +101,14 @@ def test_guidance_that_commands_would_not_take_is_named(guidance: object) -> Non
     with pytest.raises(UsageError, match=r"--guidance-scale is .* a number from 0 on"):
         SamplingOptions(guidance_scale=guidance)  # type: ignore[arg-type]
     assert SamplingOptions(guidance_scale=np.float32(1.5), steps=None).guidance_scale == 1.5
+
+
+def test_the_poses_of_a_video_may_be_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = handdata.load_model(Trainer(SMALL, "cpu").save(str(tmp_path / "run")))
+    pose = model._pose(np.full((42, 2), 9.0))
+    monkeypatch.setattr(type(model), "_frame", lambda self, reference: pose)  # no photograph is looked at
+    poses = np.full((2, 42, 2), 9.0)
+    assert len(model.video("photo.jpg", poses, steps=1)) == 2  # type: ignore[arg-type]
+    for nothing in (poses[:0], [], "poses.npy", tmp_path / "poses.npy"):
+        with pytest.raises(UsageError, match="a target for each of its frames"):
+            model.video("photo.jpg", nothing, steps=1)  # type: ignore[arg-type]
