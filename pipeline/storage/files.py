@@ -13,6 +13,8 @@ import re
 import stat
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -38,6 +40,8 @@ _NOT_ALLOWED_HINT: Final = "are its credentials or signed URLs still valid? the 
 _UNUSABLE_ANSWERS: Final = {"InvalidBucketName", "InvalidRange", "InvalidURI", "KeyTooLongError"}
 """S3's answers to names that nothing can have, and to empty files."""
 
+_DAMAGED_ARCHIVE: Final = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+"""What a ZIP archive raises that is none, is cut off, or has another checksum or compression than it should."""
 
 _CACHES: Final = re.compile(r"^((simplecache|filecache|blockcache|cached)::)+")
 """fsspec's caches: each file is read once, and they say of a server that is away that a file is missing."""
@@ -112,10 +116,16 @@ def _opened(uri: str) -> tuple[Any, str]:
     uri = _CACHES.sub("", uri)
     if "://" not in uri or uri.startswith("file://"):
         return LocalFileSystem(), uri.removeprefix("file://")
-    member, _, archive = uri.removeprefix("zip://").partition("::")
-    if uri.startswith("zip://") and archive and "://" not in archive.removeprefix("file://"):
+    if _is_in_local_archive(uri):
+        member, _, archive = uri.removeprefix("zip://").partition("::")
         return _archive(archive.removeprefix("file://")), member
     return open_filesystem(uri)
+
+
+def _is_in_local_archive(uri: str) -> bool:
+    uri = _CACHES.sub("", uri)
+    archive = uri.partition("::")[2]
+    return uri.startswith("zip://") and bool(archive) and "://" not in archive.removeprefix("file://")
 
 
 @lru_cache(maxsize=16)
@@ -176,6 +186,8 @@ def _judgement(uri: str, error: Exception) -> Exception:
         return _missing(uri, "does not exist")
     if isinstance(error, OSError) and (error.errno in _NO_FILE or answer in _UNUSABLE_ANSWERS):
         return UnusableFileError(error.strerror or str(error))
+    if isinstance(error, _DAMAGED_ARCHIVE) and _is_in_local_archive(uri):
+        return UnusableFileError(f"lies in a damaged archive: {error}")
     if isinstance(error, PermissionError):
         return StorageError(f"cannot read {uri}: {error.strerror or error}", _NOT_ALLOWED_HINT)
     if isinstance(error, ValueError) or type(error).__name__ == "ParamValidationError":  # aiohttp's InvalidURL too

@@ -15,7 +15,7 @@ from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.records.provenance import absolute_row, absolute_uri, relative_uri, with_relative_uris
 from handdata.pipeline.records.stored import read_ingest_summary
 from handdata.pipeline.storage import Storage
-from handdata.schemas import FORMAT_VERSION, RECORD_SCHEMA, UsageError, rejections_to_table
+from handdata.schemas import FORMAT_VERSION, RECORD_SCHEMA, RecordError, UsageError, rejections_to_table
 from tests.fixtures.mano import write_mano
 from tests.fixtures.sources import ADAPTER_FIXTURES, AdapterFixture
 
@@ -99,6 +99,19 @@ def test_an_image_in_an_archive_below_any_folder_is_read(tmp_path: Path) -> None
     (archive.parent / "y::z.jpg").write_bytes(b"more")
     assert read_image_file(f"file://{archive.parent}/y::z.jpg") == b"more"
     assert Storage(archive.parent).read_bytes("y::z.jpg") == b"more"
+
+
+def test_a_damaged_archive_costs_its_images_and_no_waiting_for_a_server(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("x.jpg", b"bytes")
+        file.writestr("y.jpg", b"whole")
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "other.zip").write_bytes(data.replace(b"bytes", b"bytez"))
+    (tmp_path / "cut.zip").write_bytes(data[:60])
+    for name in ("other.zip", "cut.zip"):
+        with pytest.raises(RecordError, match="lies in a damaged archive"):
+            read_image_file(f"zip://x.jpg::{tmp_path / name}")
+    assert read_image_file(f"zip://y.jpg::{tmp_path / 'other.zip'}") == b"whole"
 
 
 def test_records_of_a_newer_format_are_an_error(synthetic_root: Path, tmp_path: Path) -> None:
