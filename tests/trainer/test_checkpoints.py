@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,8 @@ def test_weights_are_read_from_safetensors_and_pytorch_files(name: str, tmp_path
 def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
     path = tmp_path / "foreign.pt"
     torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(seed=1)}, path)
+    assert equal_states(read_weights(str(path)), {"a": torch.zeros(1)}), "the options that DiT keeps are passed over"
+    torch.save({"model": {"a": torch.zeros(1)}, "args": Fraction(1, 2)}, path)
     with pytest.raises(WeightsError, match="not a readable file of weights"):
         read_weights(str(path))
     torch.save({"lr": 1e-5}, path)
