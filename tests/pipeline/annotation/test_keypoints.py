@@ -9,11 +9,7 @@ from numpy.typing import NDArray
 from handdata.pipeline.annotation.detector import Detection
 from handdata.pipeline.annotation.keypoints import join_keypoints, needs_detector
 from handdata.schemas import HandRecord, HandState, RecordError, Side, hand_rows
-
-
-def hand(x: float, y: float, size: float = 50) -> NDArray[np.float32]:
-    grid = np.stack(np.meshgrid(np.linspace(0, 1, 7), np.linspace(0, 1, 3)), -1).reshape(21, 2)
-    return (grid * size + [x, y]).astype(np.float32)
+from tests.fixtures.hands import hand
 
 
 def record(states: tuple[HandState, HandState], right: NDArray[np.float32] | None = None) -> HandRecord:

@@ -13,7 +13,7 @@ from handdata.pipeline.annotation.people import may_show_people, of_one_person
 from handdata.pipeline.annotation.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.schemas import HandRecord, HandState, Side
-from tests.pipeline.annotation.test_unsided import hand
+from tests.fixtures.hands import hand
 
 States = tuple[HandState, HandState]
 

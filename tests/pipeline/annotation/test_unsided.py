@@ -13,14 +13,9 @@ from handdata.pipeline.annotation.sides import Located, agree_on_sides
 from handdata.pipeline.annotation.unsided import on_named_sides
 from handdata.pipeline.settings import KeypointsPolicy
 from handdata.schemas import HandRecord, RecordError, Side, hand_rows, hand_states
+from tests.fixtures.hands import hand
 
 Hand = NDArray[np.float32]
-
-
-def hand(x: float, y: float, size: float = 50) -> Hand:
-    """Return 21 joints in a square, the wrist in the first corner."""
-    grid = np.stack(np.meshgrid(np.linspace(0, 1, 7), np.linspace(0, 1, 3)), -1).reshape(21, 2)
-    return (grid * size + [x, y]).astype(np.float32)
 
 
 def record(*hands: Hand, **extra: Any) -> HandRecord:
