@@ -11,11 +11,9 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from handdata.jobs.figures import CARRIED, OURS, TRUTH, side_by_side
-from handdata.pipeline.annotation.photo import PhotoHand, annotate_hands, annotate_photo, read_photo
+from handdata.jobs.fixing import fix_photo
+from handdata.pipeline.annotation.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
@@ -31,7 +29,7 @@ from handdata.trainer.evaluation import carried_references
 from handdata.trainer.figures import filmstrip, grid, truth_of
 from handdata.trainer.poses import pose_frame, read_keypoints
 from handdata.trainer.presets import DataConfig, PairConfig, SamplingOptions, SourceConfig
-from handdata.trainer.tasks import Sampler, gesture_transfer, load_sampler, repair, unconditional, video
+from handdata.trainer.tasks import gesture_transfer, load_sampler, unconditional, video
 
 KEYPOINT_FILES = {".npy", ".json"}
 
@@ -41,8 +39,6 @@ _STILLS = PairConfig(video=0, view=0, still=1)
 
 _CANDIDATE_PAIRS = 1000
 """Pairs among which those of different sequences are chosen."""
-_REPAIR_MARGIN = 0.25
-"""Margin around a hand that is drawn anew, in sizes of the hand."""
 
 OnStep = Callable[[int, int], None]
 OnNote = Callable[[str], None]
@@ -152,11 +148,7 @@ class Sampling:
 
         """
         request = self._request
-        dataset, row = self._sample(request.target) if request.target else self._first_of_a_video()
-        rows = ((each,) for each in dataset.video_rows(row))
-        targets = [frame for (frame,) in islice(self._readable(dataset, rows), request.count)]
-        if not targets:
-            raise UsageError(f"no frame of the video {dataset.sequence_id(row)} can be read")
+        targets = self._frames_of_a_video()
         reference = targets[0] if request.reference is None else self._reference(request.reference)
         frames = video(self._sampler, [reference], targets, request.options, progress=progress)
         return frames, filmstrip(list(frames), targets)
@@ -255,6 +247,15 @@ class Sampling:
                 raise UsageError(f"no image of the source {source} can be read")
         return list(zip(*frames, strict=False))
 
+    def _frames_of_a_video(self) -> list[Frame]:
+        request = self._request
+        dataset, row = self._sample(request.target) if request.target else self._first_of_a_video()
+        rows = ((each,) for each in dataset.video_rows(row))
+        targets = [frame for (frame,) in islice(self._readable(dataset, rows), request.count)]
+        if not targets:
+            raise UsageError(f"no frame of the video {dataset.sequence_id(row)} can be read")
+        return targets
+
     def _first_of_a_video(self) -> tuple[PairDataset, int]:
         dataset = self._pairs(_MOMENTS)
         return dataset, dataset.rows_at(0)[0]
@@ -321,60 +322,3 @@ def target_pose(keypoints: FloatArray, there: BoolArray, size: int, name: str, n
     if outside:
         note(f"{outside} of {there.sum()} keypoints of {name} lie outside the image of {size} x {size} pixels")
     return frame
-
-
-def fix_photo(
-    sampler: Sampler,
-    photo: Path,
-    settings: AnnotateSettings,
-    weights: Path | None = None,
-    options: SamplingOptions = SamplingOptions(),
-    progress: OnStep | None = None,
-) -> ByteArray:
-    """Return a photograph (H, W, 3) RGB with its hands drawn anew where MediaPipe finds their keypoints.
-
-    Each hand is drawn in a square of its own: two hands far apart would be small in one around both, and what lies
-    between them is not drawn.
-
-    Args:
-        sampler: Network, autoencoder and preset.
-        photo: Image file.
-        settings: Annotation of photographs.
-        weights: Folder of MediaPipe's model; None looks in the usual places.
-        options: Steps, guidance and seed.
-        progress: Called after each denoising step.
-
-    Raises:
-        UsageError: The file is no readable image, or shows no hand that MediaPipe finds.
-
-    """
-    hands = annotate_hands(photo, settings, weights)
-    image = read_photo(photo)
-    for number, hand in enumerate(hands):
-
-        def of_all(step: int, total: int, before: int = number) -> None:
-            if progress:
-                progress(before * total + step, len(hands) * total)
-
-        # What was drawn of the other hand is part of the image that this hand has to fit.
-        frame = Frame(
-            image=hand.square.cut(image),
-            mask=hand.mask.astype(np.uint8) * np.uint8(255),
-            known=hand.known.astype(np.uint8) * np.uint8(255),
-            keypoints=hand.keypoints,
-            valid=hand.valid,
-        )
-        region = _around_hand(hand)
-        image = hand.square.paste(image, repair(sampler, frame, region, options, progress=of_all), region)
-    return image
-
-
-def _around_hand(hand: PhotoHand) -> BoolArray:
-    """Return where a hand is in its square, with a margin (S, S)."""
-    joints = hand.keypoints[hand.own]
-    margin = _REPAIR_MARGIN * float(np.ptp(joints, axis=0).max())
-    hull = cv2.convexHull(np.round(joints).astype(np.int32))
-    region = np.zeros(hand.mask.shape, np.uint8)
-    cv2.fillConvexPoly(region, hull, 1)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(margin) + 1,) * 2)
-    return np.asarray((cv2.dilate(region, kernel) > 0) | hand.mask)

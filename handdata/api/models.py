@@ -290,7 +290,7 @@ class HandModel:
             NoHandError: MediaPipe finds no hand in it.
 
         """
-        from handdata.jobs.sample import fix_photo
+        from handdata.jobs.fixing import fix_photo
         from handdata.pipeline.annotation.photo import like_photo
 
         options, settings = SamplingOptions(steps, guidance, seed), self._settings

@@ -211,6 +211,8 @@ def video(
     ] = Path("video.webp"),
 ) -> None:
     """Generate a hand in the poses of a video of the dataset, every frame from the same noise."""
+    from handdata.jobs.films import write_film
+
     if out_file.suffix.lower() not in (".webp", ".gif"):
         raise UsageError(f"--out {out_file}: neither .webp nor .gif", "other programs convert either")
     strip_file = out_file.with_suffix(".png")
@@ -231,7 +233,7 @@ def video(
     require_place(strip_file)
     with ProgressLine("Sampling", None, "frames") as progress:
         frames, strip = sampling.video(lambda frame, total: progress.set(frame, total=total))
-    _write_video(out_file, frames, fps)
+    write_film(out_file, frames, fps)
     _write(strip_file, strip)
 
 
@@ -352,13 +354,6 @@ def _trained(storage: "Storage", name: str | None) -> str:
             f"{known_names(wanted, runs)}; --checkpoint builtin is the network of the package",
         )
     return storage.url(run_folder(wanted))
-
-
-def _write_video(file: Path, frames: "ByteArray", fps: float) -> None:
-    from PIL import Image
-
-    first, *others = [Image.fromarray(frame) for frame in frames]
-    first.save(file, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
 
 
 def _write(file: Path, image: "ByteArray") -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from handdata.adapters.synthesis.dataset import write_dataset as write_synthetic
 from handdata.app import app
+from handdata.jobs import fixing
 from handdata.jobs import sample as jobs_sample
 from handdata.jobs.figures import GAP_PX, TILE_PX
 from handdata.jobs.sample import OnStep, SampleRequest, Sampling
@@ -234,7 +235,7 @@ def test_fix_draws_each_hand_in_its_own_square_and_nothing_between_them(
         own[rows] = True
         whole = np.ones((30, 30), bool)
         hands.append(PhotoHand(square, ~whole, keypoints, own, own, whole, side, 1))
-    monkeypatch.setattr(jobs_sample, "annotate_hands", lambda *_: hands)
+    monkeypatch.setattr(fixing, "annotate_hands", lambda *_: hands)
     steps: list[tuple[int, int]] = []
     seen: list[np.ndarray] = []
 
@@ -244,7 +245,7 @@ def test_fix_draws_each_hand_in_its_own_square_and_nothing_between_them(
         seen.append(region)
         return np.full((32, 32, 3), 255, np.uint8)
 
-    monkeypatch.setattr(jobs_sample, "repair", white)
+    monkeypatch.setattr(fixing, "repair", white)
     checkpoint = Trainer(SMALL, "cpu").save(str(tmp_path / "runs"))
     sampling = Sampling(SampleRequest(checkpoint), Storage(tmp_path), AnnotateSettings())
     fixed = sampling.fix(tmp_path / "two.png", lambda *done: steps.append(done))
