@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from handdata.schemas import UsageError, known_names
 
 AutoencoderKind = Literal["pixel", "sd-vae", "taef2"]
+SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -205,9 +206,15 @@ class MonitoringConfig(Config):
 class SamplingConfig(Config):
     """How samples are drawn."""
 
-    scheduler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
+    scheduler: SamplerName = "ddpm"
+    """The published sampler, or one that needs fewer steps: ``docs/results/sampling.md`` compares them."""
     steps: int = Field(default=250, gt=0)
     guidance_scale: float = Field(default=2.5, ge=0)
+    """Scale of reference and pose together, as published."""
+    pose_guidance: float | None = Field(default=None, ge=0)
+    """Scale of what the pose adds to the reference; None: the guidance scale."""
+    appearance_guidance: float | None = Field(default=None, ge=0)
+    """Scale of what the reference alone adds to nothing; None: the guidance scale."""
     guided_channels: int | None = Field(default=None, gt=0)
     """Guide the first so many latent channels; None: all (the published sampler: 3)."""
     clip_x0: float | None = Field(default=None, gt=0)
@@ -220,35 +227,57 @@ class SamplingOptions:
 
     Args:
         steps: Number of denoising steps; None takes the preset's.
-        guidance_scale: Scale of classifier-free guidance; None takes the preset's.
+        guidance_scale: Scale of classifier-free guidance; None takes the preset's, those of pose and appearance
+            included.
         seed: Seed of all that is random: the same seed gives the same images.
+        sampler: Name of the sampler; None takes the preset's.
+        pose_guidance: Scale of the pose alone; None takes the guidance scale, if it is given, or the preset's.
+        appearance_guidance: Scale of the reference alone; None as before.
+        guided_channels: Number of first latent channels that guidance acts on; None takes the preset's.
 
     """
 
     steps: int | None = None
     guidance_scale: float | None = None
     seed: int = 0
+    sampler: SamplerName | None = None
+    pose_guidance: float | None = None
+    appearance_guidance: float | None = None
+    guided_channels: int | None = None
 
     def __post_init__(self) -> None:
-        for name, number, least, most in (("steps", self.steps, 1, 2**31), ("seed", self.seed, 0, 2**63)):
+        for name, least, most in (("steps", 1, 2**31), ("seed", 0, 2**63), ("guided_channels", 1, 2**31)):
+            number = getattr(self, name)
             if number is not None and (type(number) is not int or not least <= number < most):
-                raise UsageError(f"--{name} is {number!r}, and should be a whole number from {least} on")
-        scale: object = self.guidance_scale  # notebooks give anything
-        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real) or scale < 0):
-            raise UsageError(f"--guidance-scale is {scale!r}, and should be a number from 0 on")
+                raise UsageError(f"{_flag(name)} is {number!r}, and should be a whole number from {least} on")
+        for name in _GUIDANCE:
+            scale: object = getattr(self, name)  # notebooks give anything
+            if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real) or scale < 0):
+                raise UsageError(f"{_flag(name)} is {scale!r}, and should be a number from 0 on")
+        if self.sampler is not None and self.sampler not in get_args(SamplerName):
+            raise UsageError(
+                f"--sampler is {self.sampler!r}, and no such sampler is known",
+                known_names(str(self.sampler), get_args(SamplerName)),
+            )
 
     def applied_to(self, preset: "Preset") -> SamplingConfig:
         """Return a preset's settings of sampling with these in their place, where they are given.
 
         Raises:
             UsageError: There are more denoising steps than the noise schedule has, or more guided channels than the
-                latent; or the scale is not finite.
+                latent; the network was trained to be sampled otherwise; or a scale is not finite.
 
         """
-        changes = {"steps": self.steps, "guidance_scale": self.guidance_scale}
-        chosen = preset.sampling.model_copy(
-            update={name: value for name, value in changes.items() if value is not None}
-        )
+        changes = {
+            "scheduler": self.sampler,
+            "steps": self.steps,
+            "guided_channels": self.guided_channels,
+            **{name: getattr(self, name) for name in _GUIDANCE},
+        }
+        kept = preset.sampling
+        if self.guidance_scale is not None:  # of pose and appearance alike, unless they are given too
+            kept = kept.model_copy(update={"pose_guidance": None, "appearance_guidance": None})
+        chosen = kept.model_copy(update={name: value for name, value in changes.items() if value is not None})
         if chosen.steps > preset.diffusion.train_steps:
             raise UsageError(
                 f"{chosen.steps} denoising steps are more than the noise schedule has, {preset.diffusion.train_steps}",
@@ -260,14 +289,27 @@ class SamplingOptions:
                 f"the network was trained to be sampled in {few} denoising steps, not in {chosen.steps}",
                 f"choose --steps, or sampling.steps, such that it divides {few}",
             )
-        if not math.isfinite(chosen.guidance_scale):
-            raise UsageError(f"the guidance scale {chosen.guidance_scale} is no finite number")
+        if few and chosen.steps > 1 and chosen.scheduler != "ddim":  # in a single step all samplers are one
+            raise UsageError(
+                f"the network was trained at the timesteps that ddim visits, not at those of {chosen.scheduler}",
+                "choose --sampler, or sampling.scheduler, ddim",
+            )
+        for name in _GUIDANCE:
+            if not math.isfinite(getattr(chosen, name) or 0):
+                raise UsageError(f"{_flag(name)} {getattr(chosen, name)} is no finite number")
         if (chosen.guided_channels or 0) > preset.model.latent_channels:
             raise UsageError(
                 f"sampling.guided_channels {chosen.guided_channels} are more channels than the latent has, "
                 f"{preset.model.latent_channels}"
             )
         return chosen
+
+
+_GUIDANCE: Final = ("guidance_scale", "pose_guidance", "appearance_guidance")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 class DataConfig(Config):

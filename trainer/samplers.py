@@ -5,7 +5,7 @@ Three small parts that tasks combine:
 - ``guided``: one guided evaluation of the network;
 - ``Predict``: a function (x_t, t) -> network output; a task that changes its conditions from step to step (video draws
   another reference at each) passes its own;
-- ``denoise``: the loop over steps: the exact DDPM of the paper, DDIM, and diffusers' DPM-Solver++.
+- ``denoise``: the loop over steps: the exact DDPM of the paper, DDIM, and diffusers' DPM-Solver++ and UniPC.
 
 ``sample`` joins them for the plain case: fixed conditions, such as gesture transfer and unconditional samples.
 ``repaint`` is a loop of its own: it draws a part of a latent.
@@ -14,14 +14,14 @@ Three small parts that tasks combine:
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from handdata.trainer.conditioning import null_conditions
+from handdata.trainer.conditioning import Task, null_conditions
 from handdata.trainer.diffusion import Diffusion, draw_noise
-from handdata.trainer.presets import DiffusionConfig, SamplingConfig
+from handdata.trainer.presets import DiffusionConfig, SamplerName, SamplingConfig
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x_t (N, C, H, W), t (N,)) -> output (N, C or 2C, H, W): noise (or velocity), then the learned variance if any."""
@@ -37,12 +37,14 @@ def guided(
     target_cond: Tensor,
     ref_cond: Tensor,
     task: Tensor,
-    guidance_scale: float,
-    guided_channels: int | None = None,
+    config: SamplingConfig,
 ) -> Tensor:
-    """Return the guided output (N, C or 2C, H, W) of the network: null + scale * (conditional - null).
+    """Return the guided output (N, C or 2C, H, W) of the network.
 
-    Conditional and null (zero target, zero reference, ``Task.NULL``) go through the network as one batch.
+    null + appearance scale * (reference alone - null) + pose scale * (reference and pose - reference alone), with the
+    task in all but the null (Brooks et al. 2023, InstructPix2Pix, equation 3). Where both scales are one, as published,
+    that is null + scale * (reference and pose - null). What is asked of the network at a step goes through it as one
+    batch: two conditions for a joint scale, three for different ones, and one where nothing is guided.
 
     Args:
         model: Two-frame diffusion transformer.
@@ -51,25 +53,34 @@ def guided(
         target_cond: Target condition (N, 43, H, W).
         ref_cond: Reference condition (N, C + 43, H, W).
         task: Tasks (N,).
-        guidance_scale: Scale of the difference; 1 is the conditional output, at half the work.
-        guided_channels: Number of first channels of the predicted noise that guidance acts on; None means all (the
+        config: Scales of guidance, 1 being none, and how many of the predicted noise's first channels they act on (the
             published sampler: 3 of 4, a habit of DiT's). The rest, and the learned variance, are the conditional's.
 
     """
-    if guidance_scale == 1:
-        plain: Tensor = model(x_t, t, target_cond, ref_cond, task)
-        return plain
-    null_target, null_ref, null_task = null_conditions(target_cond, ref_cond, task)
-    output = model(
-        torch.cat([x_t, x_t]),
-        torch.cat([t, t]),
-        torch.cat([target_cond, null_target]),
-        torch.cat([ref_cond, null_ref]),
-        torch.cat([task, null_task]),
+    appearance, pose = (
+        config.guidance_scale if scale is None else scale
+        for scale in (config.appearance_guidance, config.pose_guidance)
     )
-    conditional, null = output.chunk(2)
-    channels = x_t.shape[1] if guided_channels is None else guided_channels
-    noise = torch.lerp(null[:, :channels], conditional[:, :channels], guidance_scale)
+    without_reference = ~ref_cond.flatten(1).any(1)
+    if bool(without_reference.all()):
+        appearance = pose  # the reference alone is the null
+    null = null_conditions(target_cond, ref_cond, task)
+    asked = [(target_cond, ref_cond, task)]
+    if pose != appearance:
+        asked.append((null[0], ref_cond, task.masked_fill(without_reference, Task.NULL)))
+    if appearance != 1:
+        asked.append(null)
+    count = len(asked)
+    output = model(
+        x_t.repeat(count, 1, 1, 1), t.repeat(count), *(torch.cat(parts) for parts in zip(*asked, strict=True))
+    )
+    conditional, *others = output.chunk(count)
+    if not others:
+        return cast(Tensor, conditional)
+    channels = config.guided_channels or x_t.shape[1]
+    noise = torch.lerp(others[0][:, :channels], conditional[:, :channels], pose)
+    if len(others) == 2:
+        noise = noise + (appearance - 1) * (others[0] - others[1])[:, :channels]
     return torch.cat([noise, conditional[:, channels:]], dim=1)
 
 
@@ -78,7 +89,7 @@ def denoise(
     predict: Predict,
     noise: Tensor,
     *,
-    scheduler: Literal["ddpm", "ddim", "dpm++"],
+    scheduler: SamplerName,
     steps: int,
     diffusion: DiffusionConfig | None = None,
     clip_x0: float | None = None,
@@ -91,7 +102,7 @@ def denoise(
         predict: Network with its conditions.
         noise: Latent to start from.
         scheduler: ``ddpm`` is the published sampler (learned variance, about 250 steps); ``ddim`` (deterministic; Song
-            et al. 2021, DDIM, equation 12) and ``dpm++`` (second order, diffusers') need 20 to 50.
+            et al. 2021, DDIM, equation 12), ``dpm++`` and ``unipc`` (second order, diffusers') need 10 to 50.
         steps: Number of denoising steps.
         diffusion: Noise schedule; None takes the published one.
         clip_x0: Bound that keeps each step's estimate of the clean latent within +- its value.
@@ -128,7 +139,7 @@ def denoise(
                 progress(done + 1, steps)
         return x
 
-    solver = _dpm_solver(schedule)
+    solver = _solver(scheduler, schedule)
     with warnings.catch_warnings():
         # diffusers 0.42 reads a tensor in a way that numpy 2.4 deprecates.
         warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy keyword", DeprecationWarning)
@@ -176,7 +187,7 @@ def sample(
         noise = draw_noise(shape, ref_cond.device, generator)
 
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        return guided(model, x_t, t, target_cond, ref_cond, task, config.guidance_scale, config.guided_channels)
+        return guided(model, x_t, t, target_cond, ref_cond, task, config)
 
     return denoise(
         predict,
@@ -278,17 +289,17 @@ class _Scheduler(Protocol):
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any: ...
 
 
-def _dpm_solver(config: DiffusionConfig) -> _Scheduler:
+def _solver(name: SamplerName, config: DiffusionConfig) -> _Scheduler:
     # Here, since it loads scipy.stats, which takes a second.
-    from diffusers import DPMSolverMultistepScheduler
+    from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-    solver = DPMSolverMultistepScheduler(  # type: ignore[no-untyped-call]
+    kind = DPMSolverMultistepScheduler if name == "dpm++" else UniPCMultistepScheduler
+    solver = kind(
         num_train_timesteps=config.train_steps,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
         beta_schedule="linear",
         timestep_spacing="trailing",
-        algorithm_type="dpmsolver++",
         use_karras_sigmas=True,
     )
     return cast(_Scheduler, solver)

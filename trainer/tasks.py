@@ -137,7 +137,7 @@ def unconditional(
     _require_none_needed(sampler)
     absent = np.zeros((KEYPOINT_COUNT, 2), np.float32), np.zeros(KEYPOINT_COUNT, np.bool_)
     nothing = pose_frame(*absent, sampler.preset.image_size)
-    unguided = replace(options, guidance_scale=1.0)
+    unguided = replace(options, guidance_scale=1.0, pose_guidance=None, appearance_guidance=None)
     return gesture_transfer(sampler, [None] * count, [nothing] * count, unguided, task=Task.NULL, progress=progress)
 
 
@@ -237,7 +237,7 @@ def repair(
         inside_region = F.adaptive_max_pool2d(torch.from_numpy(wanted[None, None]).float(), known.shape[-2:]).bool()
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            return guided(sampler.network, x_t, t, *conditions, settings.guidance_scale, settings.guided_channels)
+            return guided(sampler.network, x_t, t, *conditions, settings)
 
         latent = repaint(
             predict,
@@ -294,7 +294,7 @@ def _changing_reference(
 
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
         reference = references[int(choice.integers(len(references)))]
-        return guided(model, x_t, t, target_cond, reference, task, settings.guidance_scale, settings.guided_channels)
+        return guided(model, x_t, t, target_cond, reference, task, settings)
 
     return predict
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import cast, get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from handdata.trainer.conditioning import Task, null_conditions
 from handdata.trainer.diffusion import Diffusion
-from handdata.trainer.presets import DiffusionConfig, SamplingConfig
+from handdata.trainer.presets import DiffusionConfig, SamplerName, SamplingConfig
 from handdata.trainer.samplers import denoise, sample
 
 
@@ -187,7 +188,7 @@ def gaussian_conditions(count: int, mean: float) -> tuple[Tensor, Tensor, Tensor
     return target, torch.zeros(count, 46, 4, 4), torch.full((count,), Task.POSE_CHANGE)
 
 
-@pytest.mark.parametrize(("scheduler", "steps"), [("ddpm", 100), ("ddim", 30), ("dpm++", 20)])
+@pytest.mark.parametrize(("scheduler", "steps"), [("ddpm", 100), ("ddim", 30), ("dpm++", 20), ("unipc", 12)])
 def test_each_sampler_draws_from_the_data_distribution(scheduler: str, steps: int) -> None:
     config = SamplingConfig.model_validate({"scheduler": scheduler, "steps": steps, "guidance_scale": 1})
     seen: list[tuple[int, int]] = []
@@ -223,7 +224,7 @@ def test_ddim_takes_the_steps_of_diffusers(steps: int) -> None:
     torch.testing.assert_close(denoise(predict, noise, scheduler="ddim", steps=steps), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("scheduler", get_args(SamplerName))
 def test_samples_repeat_with_the_same_seed(scheduler: str) -> None:
     config = SamplingConfig.model_validate({"scheduler": scheduler, "steps": 5})
     drawn = [
@@ -252,12 +253,22 @@ def test_unconditional_samples_take_one_pass_a_step() -> None:
     assert model.calls == [64] * 10
 
 
-@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("scheduler", get_args(SamplerName))
 def test_clipping_keeps_the_clean_latent_in_range(scheduler: str) -> None:
     config = SamplingConfig.model_validate({"scheduler": scheduler, "steps": 10, "guidance_scale": 1, "clip_x0": 0.5})
     latents = sample(GaussianData(), *gaussian_conditions(16, 2.0), config, generator=torch.Generator().manual_seed(0))
     assert float(latents.max()) <= 0.5 + 1e-3
     assert float(latents.mean()) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("scheduler", get_args(SamplerName))
+def test_in_one_step_every_sampler_gives_the_estimate_of_the_clean_latent(scheduler: SamplerName) -> None:
+    model, conditions = GaussianData(), gaussian_conditions(4, mean=0.7)
+    noise = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    last = torch.full((4,), 999)
+    expected = Diffusion().predict_x0(noise, model(noise, last, *conditions)[:, :3], last)
+    drawn = denoise(lambda x_t, t: cast(Tensor, model(x_t, t, *conditions)), noise, scheduler=scheduler, steps=1)
+    torch.testing.assert_close(drawn, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_conditions_may_change_from_step_to_step() -> None:

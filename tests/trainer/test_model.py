@@ -24,7 +24,7 @@ from handdata.trainer.autoencoders import (
 )
 from handdata.trainer.conditioning import Task, drop_conditions, target_condition
 from handdata.trainer.model import DiT, attend, sincos_positions
-from handdata.trainer.presets import PRESETS, AutoencoderConfig, DropoutConfig, ModelConfig, Preset
+from handdata.trainer.presets import PRESETS, AutoencoderConfig, DropoutConfig, ModelConfig, Preset, SamplingConfig
 from handdata.trainer.samplers import guided
 from handdata.trainer.weights import export_foundhand, import_foundhand
 
@@ -92,7 +92,7 @@ def test_guidance_of_three_channels_gives_the_published_output(
 ) -> None:
     inputs = [published[name] for name in ("x_t", "t", "target_cond", "ref_cond")]
     pose_change = torch.full((3,), Task.POSE_CHANGE)
-    output = guided(published_model, *inputs, pose_change, guidance_scale=2.5, guided_channels=3)
+    output = guided(published_model, *inputs, pose_change, SamplingConfig(guidance_scale=2.5, guided_channels=3))
     assert_equal_to_1e_5(output, published["guided_2p5"])
 
 
@@ -101,10 +101,43 @@ def test_guidance_acts_on_all_latent_channels_unless_told_otherwise() -> None:
     x_t, t, target, reference, task = random_inputs()
     conditional = model(x_t, t, target, reference, task)
     null = model(x_t, t, torch.zeros_like(target), torch.zeros_like(reference), torch.full_like(task, 2))
-    output = guided(model, x_t, t, target, reference, task, guidance_scale=3.0)
+    output = guided(model, x_t, t, target, reference, task, SamplingConfig(guidance_scale=3))
     torch.testing.assert_close(output[:, :4], (null + 3 * (conditional - null))[:, :4], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output[:, 4:], conditional[:, 4:])
-    torch.testing.assert_close(guided(model, x_t, t, target, reference, task, 1.0), conditional)
+    unguided = guided(model, x_t, t, target, reference, task, SamplingConfig(guidance_scale=1))
+    torch.testing.assert_close(unguided, conditional)
+
+
+@pytest.mark.parametrize(
+    ("appearance", "pose", "passes"), [(2.0, 3.0, 3), (1.0, 3.0, 2), (2.0, 1.0, 3), (3.0, 3.0, 2), (1.0, 1.0, 1)]
+)
+def test_pose_and_appearance_are_guided_apart(appearance: float, pose: float, passes: int) -> None:
+    model, asked = random_model(), []
+    model.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+    x_t, t, target, reference, task = random_inputs()
+    reference[2] = 0  # dropped: nothing is left of its pair without the pose
+    nothing = torch.full_like(task, Task.NULL)
+    both = model(x_t, t, target, reference, task)
+    null = model(x_t, t, torch.zeros_like(target), torch.zeros_like(reference), nothing)
+    alone = model(x_t, t, torch.zeros_like(target), reference, torch.where(torch.arange(3) == 2, nothing, task))
+    asked.clear()
+    config = SamplingConfig(appearance_guidance=appearance, pose_guidance=pose)
+    output = guided(model, x_t, t, target, reference, task, config)
+    expected = null + appearance * (alone - null) + pose * (both - alone)
+    torch.testing.assert_close(output[:, :4], expected[:, :4], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output[:, 4:], both[:, 4:])
+    assert asked == [3 * passes]
+
+
+def test_without_a_reference_the_pose_alone_is_guided() -> None:
+    model, asked = random_model(), []
+    x_t, t, target, reference, task = random_inputs()
+    reference.zero_()
+    joint = guided(model, x_t, t, target, reference, task, SamplingConfig(guidance_scale=3))
+    model.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+    apart = guided(model, x_t, t, target, reference, task, SamplingConfig(appearance_guidance=5, pose_guidance=3))
+    assert torch.equal(apart, joint)
+    assert asked == [6]
 
 
 def test_xl_maps_one_to_one_on_the_published_parameters(shared_dir: Path) -> None:

@@ -103,6 +103,8 @@ FIELDS: dict[str, tuple[bool, Any]] = {
     "sampling.scheduler": (MAY, "ddpm"),
     "sampling.steps": (MAY, 3),
     "sampling.guidance_scale": (MAY, 2.0),
+    "sampling.pose_guidance": (MAY, 2.0),
+    "sampling.appearance_guidance": (MAY, 2.0),
     "sampling.guided_channels": (MAY, 2),
     "sampling.clip_x0": (MAY, 2.0),
     "init": (REFUSED, "other.pt"),

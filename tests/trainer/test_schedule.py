@@ -67,6 +67,9 @@ def test_a_network_for_few_steps_is_not_sampled_in_others() -> None:
     for steps in (3, 8):
         with pytest.raises(UsageError, match=f"sampled in 4 denoising steps, not in {steps}"):
             SamplingOptions(steps=steps).applied_to(preset)
+    assert SamplingOptions(steps=1, sampler="unipc").applied_to(preset).scheduler == "unipc"  # which is one step of all
+    with pytest.raises(UsageError, match="the timesteps that ddim visits, not at those of dpm\\+\\+"):
+        SamplingOptions(sampler="dpm++").applied_to(preset)
 
 
 def test_the_learning_rate_falls_by_the_clock_where_a_run_ends_by_one() -> None:

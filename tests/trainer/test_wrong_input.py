@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -138,6 +139,33 @@ def test_weights_that_are_not_finite_are_nothing_to_start_from(tmp_path: Path) -
 def test_guidance_of_more_channels_than_the_latent_has_is_an_error() -> None:
     with pytest.raises(UsageError, match="guided_channels 4 are more channels than the latent has, 3"):
         Trainer(SMALL.model_copy(update={"sampling": SamplingConfig(steps=1, guided_channels=4)}), "cpu")
+
+
+def test_a_given_guidance_scale_is_that_of_pose_and_appearance_unless_they_are_given_too() -> None:
+    apart = SMALL.model_copy(update={"sampling": SamplingConfig(pose_guidance=3.0, appearance_guidance=4.0)})
+
+    def scales(options: SamplingOptions) -> tuple[float, float | None, float | None]:
+        chosen = options.applied_to(apart)
+        return chosen.guidance_scale, chosen.pose_guidance, chosen.appearance_guidance
+
+    assert scales(SamplingOptions()) == (2.5, 3.0, 4.0)
+    assert scales(SamplingOptions(guidance_scale=2.0)) == (2.0, None, None)
+    assert scales(SamplingOptions(guidance_scale=2.0, pose_guidance=5.0)) == (2.0, 5.0, None)
+    assert scales(SamplingOptions(pose_guidance=0.0)) == (2.5, 0.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sampler": "dpm+"}, "--sampler is 'dpm\\+', and no such sampler is known"),
+        ({"guided_channels": 0}, "--guided-channels is 0, and should be a whole number from 1 on"),
+        ({"pose_guidance": -1}, "--pose-guidance is -1, and should be a number from 0 on"),
+        ({"appearance_guidance": float("inf")}, "--appearance-guidance inf is no finite number"),
+    ],
+)
+def test_sampling_options_that_make_no_sense_are_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        SamplingOptions(**options).applied_to(SMALL)
 
 
 def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from handdata.trainer.data.loading import pair_batches
 from handdata.trainer.data.pairs import open_pairs
 from handdata.trainer.diffusion import Diffusion
 from handdata.trainer.model import DiT
-from handdata.trainer.presets import PRESETS, DiffusionConfig, GeometryConfig, ModelConfig, Preset
+from handdata.trainer.presets import PRESETS, DiffusionConfig, GeometryConfig, ModelConfig, Preset, SamplingConfig
 from handdata.trainer.samplers import guided
 from handdata.trainer.trainer import Trainer
 from handdata.trainer.weights import export_foundhand, write_foundhand
@@ -130,7 +130,7 @@ def test_the_null_condition_shows_nothing_of_either_frame() -> None:
     null = null_conditions(target, reference, task)
     expected = model(x_t, t, *null)
     plain = model(x_t, t, target, reference, task)
-    unguided = guided(model, x_t, t, target, reference, task, 0.0)[:, :3]
+    unguided = guided(model, x_t, t, target, reference, task, SamplingConfig(guidance_scale=0))[:, :3]
     torch.testing.assert_close(unguided, expected[:, :3], atol=1e-4, rtol=1e-4)
     assert not torch.equal(plain, expected)
     geometry = model._geometry(*null[:2], torch.float32)
