@@ -41,6 +41,7 @@ from handdata.trainer.presets import ModelConfig, Preset, load_preset
 from handdata.trainer.weights import (
     SUFFIXES,
     StoredWeights,
+    at_size,
     export_foundhand,
     fitting_presets,
     import_foundhand,
@@ -368,8 +369,9 @@ def load_for_sampling(
             run's (its latest one); ``builtin`` is the package's own network, even where a folder has this name (write
             ``./builtin`` for that).
         device: Device of the network.
-        preset: Name of the preset whose settings a file without its own was trained with.
-        on_note: Called with a line on what of a published file is passed over.
+        preset: Name of the preset whose settings a file without its own was trained with; one that differs from these
+            in nothing but the size of the image lets the network draw at that size.
+        on_note: Called with a line on what of a published file is passed over, and on another size.
 
     Raises:
         UsageError: The preset is unknown, or the file carries other settings.
@@ -393,6 +395,8 @@ def load_for_sampling(
         sizes = ModelConfig.model_validate(config["model"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _foreign_settings(file) from error
+    if named is not None:
+        weights = dict(at_size(weights, sizes, file, on_note))
     require_sizes(sizes, weights, file)
     with torch.device("meta"):
         model = DiT(**sizes.model_dump())
@@ -439,7 +443,10 @@ def _settings_of(
         raise _foreign_settings(file) from error
     if preset is not None:
         ours = preset.model_dump(mode="json")
-        for part in ("model", "diffusion", "autoencoder", "image_size"):
+        if isinstance(config.get("model"), dict):  # another size alone is a matter of positions: see ``at_size``
+            config["image_size"] = ours["image_size"]
+            config["model"]["input_size"] = ours["model"]["input_size"]
+        for part in ("model", "diffusion", "autoencoder"):
             if config.get(part) != ours[part]:
                 raise UsageError(
                     f"{file} carries the settings that it was trained with, and {part} is another than the preset's",

@@ -442,13 +442,18 @@ class Preset(Config):
         return self.model_copy(update={"data": self.data.model_copy(update=changes)})
 
 
-def _foundhand(hidden_size: int, depth: int, num_heads: int) -> Preset:
+def _foundhand(hidden_size: int, depth: int, num_heads: int, image_size: int = 256) -> Preset:
     """Return the published setting (8 GPUs x 50 pairs, 256 px, Stable Diffusion's latents) at one size of network."""
     return Preset(
-        image_size=256,
+        image_size=image_size,
         autoencoder=AutoencoderConfig(kind="sd-vae"),
         model=ModelConfig(
-            input_size=32, latent_channels=4, hidden_size=hidden_size, depth=depth, num_heads=num_heads, patch_size=2
+            input_size=image_size // 8,
+            latent_channels=4,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=2,
         ),
         optimisation=OptimisationConfig(steps=320_000, batch_size=400, learning_rate=1e-5, precision="float16"),
     )
@@ -563,6 +568,8 @@ PRESETS: Final[dict[str, Preset]] = {
     "foundhand-b": _foundhand(hidden_size=768, depth=12, num_heads=12),
     "foundhand-l": _foundhand(hidden_size=1024, depth=24, num_heads=16),
     "foundhand-xl": _foundhand(hidden_size=1152, depth=28, num_heads=16),
+    # Ours, not the paper's: latents of 64 x 64. It takes the weights of 256 px, with their positions resampled.
+    "foundhand-xl-512": _foundhand(hidden_size=1152, depth=28, num_heads=16, image_size=512),
 }
 """Presets by the name that ``handdata train --preset`` takes."""
 
@@ -575,6 +582,7 @@ PURPOSES: Final[dict[str, str]] = {
     "foundhand-b": "the published setting with a network of 131 M parameters",
     "foundhand-l": "the published setting with a network of 459 M parameters",
     "foundhand-xl": "the published setting: FoundHand, 676 M parameters",
+    "foundhand-xl-512": "ours: that network at 512 px, from weights of 256 px",
 }
 """What each preset is for."""
 _PRESET: Final = "preset"

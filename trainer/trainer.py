@@ -38,6 +38,7 @@ from handdata.trainer.schedule import (
 )
 from handdata.trainer.tasks import Sampler, gesture_transfer
 from handdata.trainer.weights import (
+    at_size,
     fitting_presets,
     import_imagenet_dit,
     is_imagenet_dit,
@@ -291,6 +292,7 @@ class Trainer:
         """Load weights to start from: published FoundHand, an ImageNet DiT, or ours, a folder of a run included.
 
         Weights of a network without geometry go into one with it: its embeddings stay zero, and say nothing at first.
+        Those of another size of image go in with their positions resampled.
 
         Args:
             path: Path or URL of a file, or of a run's or checkpoint's folder.
@@ -306,7 +308,7 @@ class Trainer:
             state = import_imagenet_dit(stored.tensors, self.model)
         else:
             state = by_our_names(stored.tensors, path, on_note)
-        state = with_geometry(state, self.model)
+        state = with_geometry(at_size(state, self.preset.model, path, on_note), self.model)
         if how := misfit(self.model, state):
             fits = fitting_presets(state)
             hint = f": {' or '.join(fits)}" if fits else ""

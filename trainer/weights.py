@@ -23,7 +23,7 @@ from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.store import as_storage_error
 from handdata.schemas.errors import DamagedWeightsError, UsageError, WeightsError
 from handdata.trainer.conditioning import CONDITION_CHANNELS
-from handdata.trainer.model import DiT
+from handdata.trainer.model import DiT, resample_positions
 from handdata.trainer.presets import PRESETS, GeometryConfig, ModelConfig, Preset
 
 # (published name, our name): the first part that matches from the left is replaced.
@@ -147,6 +147,7 @@ def import_imagenet_dit(state: dict[str, Tensor], model: DiT) -> dict[str, Tenso
             ours = ours[:, : model.latent_channels]
         elif name == "positions":
             ours = ours[:, : model.patches]
+            tensor = resample_positions(tensor, model.grid_size, frames=1)
         if ours.shape != tensor.shape:
             raise WeightsError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(ours.shape)}")
         ours.copy_(tensor)
@@ -371,6 +372,38 @@ def fitting_presets(weights: Mapping[str, Tensor]) -> list[str]:
         and all(getattr(preset.model, size) == value for size, value in sizes.items())
         and ("limb_embedding" in parts) == preset.model.geometry.limbs
     ]
+
+
+def at_size(
+    weights: Mapping[str, Tensor], sizes: ModelConfig, place: str, on_note: Callable[[str], None] | None = None
+) -> Mapping[str, Tensor]:
+    """Return weights for latents of another size than they were trained at: their positions are resampled.
+
+    Nothing else depends on the size of the latent. Weights of this size, and those that differ in more than it, are
+    returned as they are.
+
+    Args:
+        weights: Weights by our names.
+        sizes: Sizes of the network that takes them.
+        place: File of the weights.
+        on_note: Called with a line where they are resampled.
+
+    """
+    found = sizes_of(weights)
+    others = found.keys() - {"input_size"}
+    if not others or any(found[name] != getattr(sizes, name) for name in others):
+        return weights
+    if not weights["positions"].is_floating_point():
+        return weights
+    resampled = resample_positions(weights["positions"], sizes.input_size // sizes.patch_size)
+    if resampled is weights["positions"]:
+        return weights
+    if on_note:
+        on_note(
+            f"{place} was trained at latents of {found['input_size']} pixels: its positions are resampled to "
+            f"{sizes.input_size}, a size that it has not seen"
+        )
+    return {**weights, "positions": resampled}
 
 
 def require_sizes(sizes: ModelConfig, weights: Mapping[str, Tensor], place: str) -> None:

@@ -23,7 +23,7 @@ from handdata.trainer.autoencoders import (
     load_autoencoder,
 )
 from handdata.trainer.conditioning import Task, drop_conditions, target_condition
-from handdata.trainer.model import DiT, attend, sincos_positions
+from handdata.trainer.model import DiT, attend, resample_positions, sincos_positions
 from handdata.trainer.presets import PRESETS, AutoencoderConfig, DropoutConfig, ModelConfig, Preset, SamplingConfig
 from handdata.trainer.samplers import guided
 from handdata.trainer.weights import export_foundhand, import_foundhand
@@ -221,6 +221,28 @@ def test_normalised_queries_and_keys_bound_attention_however_large_their_weights
 
     assert change(random_model(qk_norm=True)) < 1e-2 < change(random_model())
     assert not any("_norm" in name for name in random_model().state_dict())  # off, it has the published parameters
+
+
+def test_positions_for_another_size_keep_tokens_where_they_are_in_the_image() -> None:
+    coarse = sincos_positions(rows=32, columns=16, hidden_size=128).unsqueeze(0)
+    fine = resample_positions(coarse, grid=32)
+    assert fine.shape == (1, 2 * 32 * 32, 128)
+    frames = fine.view(2, 16, 2, 16, 2, 128)  # four fine tokens about each coarse one
+    inner = (slice(None), slice(2, -2), slice(2, -2))
+    around = frames.mean(dim=(2, 4))[inner]
+    torch.testing.assert_close(around, coarse.view(2, 16, 16, 128)[inner], rtol=0, atol=0.05)
+    assert not torch.equal(frames[:, :, 0], frames[:, :, 1]) and not torch.equal(frames[..., 0, :], frames[..., 1, :])
+    exact = sincos_positions(rows=64, columns=32, hidden_size=128)  # whose tokens are half as far apart
+    assert float((fine[0] - exact).abs().mean()) > 0.1
+    back = resample_positions(fine, grid=16).view(2, 16, 16, 128)[inner]
+    torch.testing.assert_close(back, around, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_positions_of_the_same_size_are_the_same_bits(dtype: torch.dtype) -> None:
+    positions = torch.randn(1, 512, 8).to(dtype)
+    assert resample_positions(positions, grid=16) is positions
+    assert resample_positions(positions, grid=32).dtype == dtype
 
 
 def test_every_parameter_that_is_used_gets_a_gradient() -> None:

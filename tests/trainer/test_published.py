@@ -17,9 +17,9 @@ from torch import Tensor
 from handdata.schemas import HandDataError, UsageError, WeightsError
 from handdata.trainer import presets
 from handdata.trainer.checkpoints import load_for_sampling
-from handdata.trainer.model import DiT
+from handdata.trainer.model import DiT, resample_positions
 from handdata.trainer.presets import PRESETS, AutoencoderConfig, Preset, SamplingConfig
-from handdata.trainer.tasks import load_sampler
+from handdata.trainer.tasks import load_sampler, unconditional
 from handdata.trainer.trainer import Trainer
 from handdata.trainer.weights import export_foundhand, fitting_presets
 from tests.fixtures.commands import CommandResult
@@ -240,6 +240,53 @@ def test_a_wrong_preset_is_told_the_right_one(published: Preset, tmp_path: Path)
         load_for_sampling(str(file), preset="foundhand-xl")
     with pytest.raises(UsageError, match="did you mean foundhand-xl"):
         load_for_sampling(str(tmp_path / "none.pt"), preset="foundhnd-xl")
+
+
+@pytest.fixture
+def twice(published: Preset, monkeypatch: pytest.MonkeyPatch) -> Preset:
+    """The same at twice the size, as the preset ``foundhand-xs-128``."""
+    model = published.model.model_copy(update={"input_size": 2 * published.model.input_size})
+    preset = published.model_copy(update={"image_size": 2 * published.image_size, "model": model})
+    monkeypatch.setitem(presets.PRESETS, "foundhand-xs-128", preset)
+    return preset
+
+
+@pytest.mark.parametrize("own_settings", [False, True])
+def test_a_preset_of_another_size_draws_at_it_and_changes_nothing_at_the_own_one(
+    own_settings: bool, published: Preset, twice: Preset, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.safetensors"
+    settings = {"config": published.model_dump_json()} if own_settings else None
+    safetensors.torch.save_file(published_state(published), file, settings)
+    notes: list[str] = []
+    same = load_sampler(str(file), device="cpu", preset="foundhand-xs", on_note=notes.append)
+    trained = network_of(published)
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.rand(2, 43, 8, 8), torch.rand(2, 47, 8, 8))
+    with torch.no_grad():
+        assert torch.equal(same.network(*inputs, torch.tensor([0, 1])), trained(*inputs, torch.tensor([0, 1])))
+    assert not notes
+    larger = load_sampler(str(file), device="cpu", preset="foundhand-xs-128", on_note=notes.append)
+    assert larger.preset == twice
+    assert notes == [
+        f"{file} was trained at latents of 8 pixels: its positions are resampled to 16, a size that it has not seen"
+    ]
+    assert unconditional(larger, 1).shape == (1, 128, 128, 3)
+    state = larger.network.state_dict()
+    changed = [name for name, tensor in same.network.state_dict().items() if not torch.equal(tensor, state[name])]
+    assert [name.removeprefix("network.") for name in changed] == ["positions"]
+
+
+def test_a_run_at_another_size_starts_from_the_published_weights(
+    published: Preset, twice: Preset, tmp_path: Path
+) -> None:
+    torch.save({"ema_state_dict": published_state(published)}, file := tmp_path / "a.pt")
+    trainer, notes = Trainer(twice, "cpu"), list[str]()
+    trainer.start_from(str(file), notes.append)
+    assert "its positions are resampled to 16" in notes[0]
+    expected = network_of(published).state_dict()
+    started = trainer.model.state_dict()
+    assert torch.equal(started["positions"], resample_positions(expected.pop("positions"), grid=8))
+    assert all(torch.equal(started[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("name", ["tiny", "carried-64", "foundhand-s"])
