@@ -27,7 +27,7 @@ from handdata.adapters.rhd import RhdAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.adapters.visor import VisorAdapter
 from handdata.adapters.wlasl import WlaslAdapter
-from handdata.schemas import UnknownSourceError, known_names
+from handdata.schemas import SOURCE_CARDS, SourceCard, UnknownSourceError, known_names
 
 BUILT_IN: dict[str, type[Adapter]] = {
     "arctic": ArcticAdapter,
@@ -62,6 +62,11 @@ def registered_adapters() -> dict[str, type[Adapter]]:
         except Exception as error:  # any fault of a foreign package must not stop the other sources
             warnings.warn(f"the adapter {entry_point.value} cannot be loaded: {error}", stacklevel=2)
     return dict(sorted(adapters.items()))
+
+
+def known_cards() -> dict[str, SourceCard]:
+    """Return the cards of all sources by name, those of other packages among them."""
+    return SOURCE_CARDS | {source: adapter.card for source, adapter in registered_adapters().items()}
 
 
 def takes_option(source: str, name: str) -> bool:

@@ -69,11 +69,10 @@ def sources(
     name: Annotated[str | None, typer.Argument(help="Source whose card is shown.")] = None, as_json: AsJson = False
 ) -> None:
     """List the datasets that handdata knows, their licences and what they label."""
-    from handdata.adapters.registry import registered_adapters
-    from handdata.schemas import SOURCE_CARDS, UnknownSourceError
+    from handdata.adapters.registry import known_cards
+    from handdata.schemas import UnknownSourceError
 
-    adapters = registered_adapters()
-    cards = SOURCE_CARDS | {source: adapter.card for source, adapter in adapters.items()}
+    cards = known_cards()
     if name is not None:
         if name not in cards:
             raise UnknownSourceError(f"unknown source {name!r}", known_names(name, cards))
