@@ -5,7 +5,7 @@ keypoints. Without any, pairs are drawn from the dataset's held-out samples.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -13,12 +13,14 @@ from pathlib import Path
 
 from handdata.jobs.figures import CARRIED, OURS, TRUTH, side_by_side
 from handdata.jobs.fixing import fix_photo
+from handdata.jobs.outputs import MadeFrom, NamedFrame, PictureFolder
 from handdata.pipeline.annotation.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import UnreadableImageError, UsageError, samples_to_table
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.trainer.checkpoints import averaged_weights
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame, resize
 from handdata.trainer.data.pairs import PairDataset, open_pairs
@@ -28,8 +30,8 @@ from handdata.trainer.data.splits import SHOWN_FIRST
 from handdata.trainer.evaluation import carried_references
 from handdata.trainer.figures import filmstrip, grid, truth_of
 from handdata.trainer.poses import pose_frame, read_keypoints
-from handdata.trainer.presets import DataConfig, PairConfig, SamplingOptions, SourceConfig
-from handdata.trainer.tasks import gesture_transfer, load_sampler, unconditional, video
+from handdata.trainer.presets import BATCH_SIZE, DataConfig, PairConfig, SamplingOptions, SourceConfig
+from handdata.trainer.tasks import gesture_transfer, load_sampler, unconditional, unguided, video
 
 KEYPOINT_FILES = {".npy", ".json"}
 
@@ -42,6 +44,9 @@ _CANDIDATE_PAIRS = 1000
 
 OnStep = Callable[[int, int], None]
 OnNote = Callable[[str], None]
+OnImage = Callable[[int, ByteArray], None]
+NamedPair = tuple[NamedFrame, NamedFrame]
+"""A reference and a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class SampleRequest:
         target_source: Source of the targets of domain transfer.
         count: Number of drawn pairs, of images, or of frames of a video.
         options: Steps, guidance and seed; the same seed also gives the same pairs.
+        out_dir: Folder of every picture at the network's own size; None writes none.
+        batch_size: Number of pictures that are drawn at once.
         device: Device to generate on; None takes CUDA's where there is one.
         checkpoint_preset: Preset of weights that carry no settings.
 
@@ -70,6 +77,8 @@ class SampleRequest:
     target_source: str | None = None
     count: int = 6
     options: SamplingOptions = SamplingOptions()
+    out_dir: Path | None = None
+    batch_size: int = BATCH_SIZE
     device: str | None = None
     checkpoint_preset: str | None = None
 
@@ -100,9 +109,8 @@ class Sampling:
         """
         self._request, self._storage, self._settings, self._weights = request, storage, settings, weights
         self._note = on_note or (lambda line: None)
-        self._sampler = load_sampler(
-            request.checkpoint, request.dataset, request.device, request.checkpoint_preset, self._note
-        )
+        self._file = averaged_weights(request.checkpoint)
+        self._sampler = load_sampler(self._file, request.dataset, request.device, request.checkpoint_preset, self._note)
         self._preset = self._sampler.preset
 
     def gesture_transfer(self, progress: OnStep | None = None) -> ByteArray:
@@ -112,7 +120,8 @@ class Sampling:
             UsageError: A reference or target is neither a file nor a sample, shows no hand, or only one is given.
 
         """
-        return self._transferred(self._named_pair() or self._drawn_pairs(), Task.POSE_CHANGE, progress)
+        pairs = self._named_pair() or self._drawn_pairs()
+        return self._transferred("gesture-transfer", pairs, Task.POSE_CHANGE, progress)
 
     def domain_transfer(self, progress: OnStep | None = None) -> ByteArray:
         """Return such a figure of poses of one source with the appearance of another.
@@ -121,7 +130,8 @@ class Sampling:
             UsageError: As in ``gesture_transfer``, or the sources are not named.
 
         """
-        return self._transferred(self._named_pair() or self._pairs_across_sources(), Task.POSE_CHANGE, progress)
+        pairs = self._named_pair() or self._pairs_across_sources()
+        return self._transferred("domain-transfer", pairs, Task.POSE_CHANGE, progress)
 
     def novel_view(self, progress: OnStep | None = None) -> ByteArray:
         """Return such a figure of moments seen by another camera.
@@ -130,12 +140,58 @@ class Sampling:
             UsageError: As in ``gesture_transfer``.
 
         """
-        return self._transferred(self._named_pair() or self._drawn_views(), Task.VIEW_CHANGE, progress)
+        pairs = self._named_pair() or self._drawn_views()
+        return self._transferred("novel-view", pairs, Task.VIEW_CHANGE, progress)
 
     def unconditional(self, progress: OnStep | None = None) -> ByteArray:
         """Return a grid of images without reference and pose."""
-        images = unconditional(self._sampler, self._request.count, self._request.options, progress=progress)
-        return grid(list(images))
+        options = unguided(self._request.options)
+
+        def draw(numbers: list[int], on_image: OnImage) -> None:
+            unconditional(
+                self._sampler,
+                len(numbers),
+                options,
+                numbers=numbers,
+                batch_size=self._request.batch_size,
+                on_image=on_image,
+                progress=progress,
+            )
+
+        return grid(self._drawn(self.folder("unconditional", options), [MadeFrom()] * self._request.count, draw))
+
+    def folder(self, task: str, options: SamplingOptions | None = None) -> PictureFolder:
+        """Return the folder of a task's pictures, which writes none where none was asked for."""
+        request = self._request
+        return PictureFolder(request.out_dir, task, self._file, self._preset, options or request.options)
+
+    def _drawn(
+        self, folder: PictureFolder, made_from: Sequence[MadeFrom], draw: Callable[[list[int], OnImage], None]
+    ) -> list[ByteArray]:
+        """Return pictures: those that an earlier call has left in the folder, and what ``draw`` makes of the others.
+
+        Args:
+            folder: Where each is written as soon as it is there.
+            made_from: What each is made from.
+            draw: Called with the numbers of pictures, and with what takes each by its place among these.
+
+        """
+        found = ((number, folder.find(number, each)) for number, each in enumerate(made_from))
+        images = {number: image for number, image in found if image is not None}
+        missing = [number for number in range(len(made_from)) if number not in images]
+        if images:
+            self._note(
+                f"{len(images)} of {len(made_from)} pictures are in {self._request.out_dir} from an earlier call"
+            )
+
+        def keep(place: int, image: ByteArray) -> None:
+            number = missing[place]
+            images[number] = image
+            folder.write(number, image, made_from[number])
+
+        if missing:
+            draw(missing, keep)
+        return [images[number] for number in range(len(made_from))]
 
     def video(self, progress: OnStep | None = None) -> tuple[ByteArray, ByteArray]:
         """Return the frames (T, S, S, 3) of a video, and a strip of its poses and frames.
@@ -158,20 +214,35 @@ class Sampling:
         options = self._request.options
         return fix_photo(self._sampler, photo, self._settings, self._weights, options, progress)
 
-    def _transferred(self, pairs: list[tuple[Frame, Frame]], task: Task, progress: OnStep | None) -> ByteArray:
-        size = self._preset.image_size
-        pairs = [(resize(reference, size), resize(target, size)) for reference, target in pairs]
-        references, targets = map(list, zip(*pairs, strict=True))
-        options = self._request.options
-        generated = gesture_transfer(self._sampler, references, targets, options, task=task, progress=progress)
-        columns = {CARRIED: carried_references(pairs), OURS: list(generated)}
-        return side_by_side(pairs, columns | {TRUTH: [truth_of(target) for target in targets]})
+    def _transferred(self, name: str, pairs: list[NamedPair], task: Task, progress: OnStep | None) -> ByteArray:
+        size, options = self._preset.image_size, self._request.options
+        frames = [(resize(reference.frame, size), resize(target.frame, size)) for reference, target in pairs]
 
-    def _named_pair(self) -> list[tuple[Frame, Frame]]:
+        def draw(numbers: list[int], on_image: OnImage) -> None:
+            gesture_transfer(
+                self._sampler,
+                [frames[number][0] for number in numbers],
+                [frames[number][1] for number in numbers],
+                options,
+                task=task,
+                numbers=numbers,
+                batch_size=self._request.batch_size,
+                on_image=on_image,
+                progress=progress,
+            )
+
+        made_from = [MadeFrom.of([reference], target) for reference, target in pairs]
+        generated = self._drawn(self.folder(name), made_from, draw)
+        columns = {CARRIED: carried_references(frames), OURS: generated}
+        return side_by_side(frames, columns | {TRUTH: [truth_of(target) for _, target in frames]})
+
+    def _named_pair(self) -> list[NamedPair]:
         reference, target = self._request.reference, self._request.target
         if (reference is None) != (target is None):
             raise UsageError("give both --reference and --target, or neither", "neither draws pairs from the dataset")
-        return [(self._reference(reference), self._frame(target))] if reference and target else []
+        if not reference or not target:
+            return []
+        return [(NamedFrame(reference, self._reference(reference)), NamedFrame(target, self._frame(target)))]
 
     def _pairs(self, *kinds: PairConfig, where: str | None = None) -> PairDataset:
         """Return pairs of rows that the run's settings choose, and ``where`` does not leave out.
@@ -197,14 +268,14 @@ class Sampling:
             "drawn pairs are of rows that the run was trained to use; --reference and --target name any others",
         )
 
-    def _drawn_pairs(self) -> list[tuple[Frame, Frame]]:
+    def _drawn_pairs(self) -> list[NamedPair]:
         """Return moments of held-out videos, or, in a dataset without videos, views of a moment."""
         return self._shown(self._pairs(_MOMENTS, _VIEWS))
 
-    def _drawn_views(self) -> list[tuple[Frame, Frame]]:
+    def _drawn_views(self) -> list[NamedPair]:
         return self._shown(self._pairs(_VIEWS))
 
-    def _shown(self, dataset: PairDataset) -> list[tuple[Frame, Frame]]:
+    def _shown(self, dataset: PairDataset) -> list[NamedPair]:
         pairs = [dataset.rows_at(position)[:2] for position in range(min(len(dataset), _CANDIDATE_PAIRS))]
         # The first pair of every sequence comes before the second of any.
         turns: Counter[str] = Counter()
@@ -221,15 +292,17 @@ class Sampling:
             raise UsageError(f"no pair of {self._storage.describe()} can be read")
         return shown
 
-    def _readable(self, dataset: PairDataset, drawn: Iterable[tuple[int, ...]]) -> Iterator[tuple[Frame, ...]]:
+    def _readable(self, dataset: PairDataset, drawn: Iterable[tuple[int, ...]]) -> Iterator[tuple[NamedFrame, ...]]:
         """Yield the frames of drawn rows, and pass over groups of rows with an image that cannot be decoded."""
         for rows in drawn:
             try:
-                yield tuple(dataset.frame(row) for row in rows)
+                yield tuple(
+                    NamedFrame(dataset.columns(row, ["sample_id"])["sample_id"], dataset.frame(row)) for row in rows
+                )
             except UnreadableImageError as error:
                 self._note(f"passed over {error.message}")
 
-    def _pairs_across_sources(self) -> list[tuple[Frame, Frame]]:
+    def _pairs_across_sources(self) -> list[NamedPair]:
         request = self._request
         there = read_manifest(Dataset(self._storage, self._preset.data.dataset)).sources
         has = f"this dataset has {', '.join(there)}"
@@ -251,7 +324,7 @@ class Sampling:
         request = self._request
         dataset, row = self._sample(request.target) if request.target else self._first_of_a_video()
         rows = ((each,) for each in dataset.video_rows(row))
-        targets = [frame for (frame,) in islice(self._readable(dataset, rows), request.count)]
+        targets = [each.frame for (each,) in islice(self._readable(dataset, rows), request.count)]
         if not targets:
             raise UsageError(f"no frame of the video {dataset.sequence_id(row)} can be read")
         return targets

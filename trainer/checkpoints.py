@@ -20,7 +20,7 @@ import math
 import mmap
 import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -48,6 +48,8 @@ from handdata.trainer.weights import (
     import_imagenet_dit,
     is_imagenet_dit,
     is_published,
+    licences_header,
+    licences_in,
     misfit,
     read_stored,
     read_weights,
@@ -82,6 +84,7 @@ __all__ = [
     "read_weights",
     "record_validation",
     "save_checkpoint",
+    "training_licences",
     "validated_loss",
     "write_files",
     "write_foundhand",
@@ -89,6 +92,9 @@ __all__ = [
 
 BUILTIN: Final = "builtin"
 """Name that stands for the network of the package: trained by ``make learn`` on rendered hands alone."""
+PUBLISHED_LICENCE: Final = "CC-BY-NC-4.0"
+"""Licence of the published FoundHand, of its data, and of the ImageNet DiT that it started from."""
+UNKNOWN_LICENCE: Final = "unknown"
 MODEL_FILE: Final = "model.safetensors"
 EMA_FILE: Final = "ema.safetensors"
 STATE_FILE: Final = "state.pt"
@@ -102,6 +108,8 @@ class Resumed:
     step: int
     config: dict[str, Any]
     data_state: dict[str, Any]
+    licences: tuple[str, ...]
+    """Ids of the licences of the data that the weights were trained on; none where the checkpoint does not say."""
 
 
 def save_checkpoint(
@@ -113,6 +121,7 @@ def save_checkpoint(
     config: Mapping[str, Any],
     *,
     data_state: Mapping[str, Any] | None = None,
+    licences: Sequence[str] = (),
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     generators: Mapping[str, torch.Generator] | None = None,
     keep_last: int | None = 3,
@@ -130,6 +139,7 @@ def save_checkpoint(
         optimizer: Optimiser of the model.
         config: JSON-serialisable settings, with the ``ModelConfig`` under ``"model"``.
         data_state: Further state, of plain values and tensors only.
+        licences: Ids of the licences of the data that the weights were trained on.
         schedule: Learning rate schedule of the optimiser.
         generators: Random number generators, saved beside the global ones of torch, CUDA, numpy and Python.
         keep_last: Number of last checkpoints that stay; None keeps all.
@@ -143,7 +153,7 @@ def save_checkpoint(
     """
     run = Storage(run_url)
     folder = checkpoint_in_run(step)
-    metadata = {"format": "pt", "config": json.dumps(dict(config)), "step": str(step)}
+    metadata = {"format": "pt", "config": json.dumps(dict(config)), "step": str(step)} | licences_header(licences)
     state = {
         "step": step,
         "config": metadata["config"],
@@ -271,7 +281,8 @@ def load_checkpoint(
     """
     checkpoint = Storage(checkpoint_url)
     for module, name in ((model, MODEL_FILE), (ema, EMA_FILE)):
-        _load_into(module, read_network(checkpoint, name)[0], checkpoint_url)
+        weights, head = read_network(checkpoint, name)
+        _load_into(module, weights, checkpoint_url)
     state = read_state(checkpoint)
     configured = [
         {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
@@ -286,7 +297,7 @@ def load_checkpoint(
     for name, generator in (generators or {}).items():
         generator.set_state(state["generators"][name])
     _restore_random_state(state["random"])
-    return Resumed(step=state["step"], config=json.loads(state["config"]), data_state=state["data"])
+    return Resumed(state["step"], json.loads(state["config"]), state["data"], licences_in(head))
 
 
 def read_network(checkpoint: Storage, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -491,6 +502,20 @@ def first_weights(path: str) -> StoredWeights:
     stored = read_stored(file, lambda local: _require_unchanged(local, file))
     require_finite(stored.tensors.values(), path)
     return stored
+
+
+def training_licences(file: str, stored: StoredWeights) -> tuple[str, ...]:
+    """Return the ids of the licences of the data that weights were trained on.
+
+    Args:
+        file: File of the weights.
+        stored: What it holds. Weights without settings are taken for published ones; of others that do not say, nothing
+            is known.
+
+    """
+    if file == str(builtin_file()):
+        return ("Apache-2.0",)  # hands that handdata has rendered
+    return stored.licences or ((PUBLISHED_LICENCE,) if stored.settings is None else (UNKNOWN_LICENCE,))
 
 
 def averaged_weights(path: str) -> str:

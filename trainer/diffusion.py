@@ -188,7 +188,7 @@ class Diffusion(nn.Module):
         x0 = self.predict_x0(x_t, noise.float(), index)
         return ReverseStep(mean=self.posterior_mean(x0, x_t, index), log_variance=log_variance, x0=x0)
 
-    def draw_previous(self, step: ReverseStep, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw_previous(self, step: ReverseStep, index: Tensor, generator: Draws | None = None) -> Tensor:
         """Draw x_(t-1) (N, C, H, W) from a reverse step; the last one (index 0) returns the mean, without noise."""
         noise = draw_noise(step.mean.shape, step.mean.device, generator)
         return step.mean + (index > 0).view(-1, 1, 1, 1) * (0.5 * step.log_variance).exp() * noise

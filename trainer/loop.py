@@ -158,6 +158,7 @@ def train(
         note(f"no usable row is under {', '.join(nowhere)}")
         note(f"the dataset's licences are {describe_licences(read_manifest(annotated))}")
     seen = {"licences": dataset.licences, "targets": dataset.targets}
+    trainer.licences.update(dataset.licences)
     _require_same_licences(run, seen, watched)
     if watched.get("targets", dataset.targets) != dataset.targets:
         note(

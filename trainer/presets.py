@@ -221,6 +221,10 @@ class SamplingConfig(Config):
     """Keep each step's estimate of the clean latent within +- this value; 1 for pixels, None for latents."""
 
 
+BATCH_SIZE: Final = 16
+"""Number of images that tasks draw at once where nothing else is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     """What a caller chooses for one call of a task.

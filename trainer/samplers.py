@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from handdata.trainer.conditioning import Task, null_conditions
-from handdata.trainer.diffusion import Diffusion, draw_noise
+from handdata.trainer.diffusion import Diffusion, Draws, draw_noise
 from handdata.trainer.presets import DiffusionConfig, SamplerName, SamplingConfig
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -93,7 +93,7 @@ def denoise(
     steps: int,
     diffusion: DiffusionConfig | None = None,
     clip_x0: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: Draws | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Turn noise (N, C, H, W) into a latent of the same shape by ``steps`` evaluations of ``predict``.
@@ -156,12 +156,12 @@ def denoise(
 def sample(
     model: nn.Module,
     target_cond: Tensor,
-    ref_cond: Tensor,
+    ref_cond: Tensor | Callable[[], Tensor],
     task: Tensor,
     config: SamplingConfig,
     *,
     noise: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: Draws | None = None,
     diffusion: DiffusionConfig | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -172,22 +172,24 @@ def sample(
     Args:
         model: Two-frame diffusion transformer.
         target_cond: Target condition (N, 43, H, W).
-        ref_cond: Reference condition (N, C + 43, H, W).
+        ref_cond: Reference condition (N, C + 43, H, W), or a function that gives that of each step.
         task: Tasks (N,).
         config: Scheduler, steps and guidance.
-        noise: Latent to start from (N, C, H, W); None draws it by ``generator``.
+        noise: Latent to start from (N, C, H, W); None draws it by ``generator``, and needs one reference condition.
         generator: Source of all noise.
         diffusion: Noise schedule; None takes the published one.
         progress: Called after each step.
 
     """
     if noise is None:
+        assert isinstance(ref_cond, Tensor)
         channels = ref_cond.shape[1] - target_cond.shape[1]
         shape = torch.Size((ref_cond.shape[0], channels, *ref_cond.shape[2:]))
         noise = draw_noise(shape, ref_cond.device, generator)
 
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        return guided(model, x_t, t, target_cond, ref_cond, task, config)
+        shown = ref_cond if isinstance(ref_cond, Tensor) else ref_cond()
+        return guided(model, x_t, t, target_cond, shown, task, config)
 
     return denoise(
         predict,

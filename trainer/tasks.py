@@ -4,8 +4,10 @@ Frames are square crops around the hands, as annotated samples are. The caller d
 photograph whose keypoints a detector found, a file of keypoints).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -26,8 +28,11 @@ from handdata.trainer.diffusion import draw_noise
 from handdata.trainer.inputs import encode_images, pair_conditions
 from handdata.trainer.memory import memory_errors
 from handdata.trainer.poses import pose_frame
-from handdata.trainer.presets import Preset, SamplingConfig, SamplingOptions
+from handdata.trainer.presets import BATCH_SIZE, Preset, SamplingConfig, SamplingOptions
 from handdata.trainer.samplers import Predict, Progress, denoise, guided, repaint, sample
+
+References: TypeAlias = Frame | Sequence[Frame] | None
+"""What lends an image its hand: a frame, several of one hand, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,46 +94,69 @@ def load_sampler(
 
 def gesture_transfer(
     sampler: Sampler,
-    references: Sequence[Frame | None],
+    references: Sequence[References],
     targets: Sequence[Frame],
     options: SamplingOptions = SamplingOptions(),
     *,
     task: Task = Task.POSE_CHANGE,
+    numbers: Sequence[int] | None = None,
+    batch_size: int = BATCH_SIZE,
+    on_image: Callable[[int, ByteArray], None] | None = None,
     progress: Progress | None = None,
 ) -> ByteArray:
     """Draw each reference's hand and surroundings in the pose of its target, as images (N, S, S, 3) RGB.
 
     S is the preset's image size; frames of other sizes are resized. Domain transfer is this with references of another
-    dataset; novel views are this with ``Task.VIEW_CHANGE``.
+    dataset; novel views are this with ``Task.VIEW_CHANGE``. All that is random about an image follows from the seed and
+    its number: the batch size does not matter.
 
     Args:
         sampler: Network, autoencoder and preset.
-        references: Frames whose hands are drawn; where one is None the network imagines it.
+        references: Frames whose hands are drawn; where one is None the network imagines it. Several frames of one hand
+            take turns: at each denoising step one is drawn at random (stochastic conditioning), or in a single step the
+            one is taken whose joints lie nearest to the target's.
         targets: Frames whose keypoints and validity are used, and nothing else (``pose_frame`` makes such frames).
         options: Steps, guidance and seed.
         task: What lies between reference and target.
+        numbers: Number of each image in the call of a user; None counts from 0.
+        batch_size: Number of images that are drawn at once.
+        on_image: Called with the position of each image, and the image, when its batch is done.
         progress: Called after each denoising step.
 
     """
-    batch = _batch(sampler, list(zip(targets, references, strict=True)), task)
-    draws = torch.Generator().manual_seed(options.seed)
-    doing = f"drawing {len(targets)} images at once"
-    with torch.no_grad(), memory_errors(doing, "draw fewer with --n, or on the CPU with --device cpu"):
-        latents = sample(
-            sampler.network,
-            *pair_conditions(batch, sampler.autoencoder, draws),
-            options.applied_to(sampler.preset),
-            generator=draws,
-            diffusion=sampler.preset.diffusion,
-            progress=progress,
-        )
-        return _images(sampler.autoencoder.decode(latents))
+    if numbers is None:
+        numbers = range(len(targets))
+    given = [_as_several(each) for each in references]
+    wanted = list(zip(given, targets, numbers, strict=True))
+    images: list[ByteArray] = []
+    batches = math.ceil(len(wanted) / batch_size)
+    for before in range(batches):
+        part = wanted[before * batch_size : (before + 1) * batch_size]
+
+        def of_all(step: int, total: int, before: int = before) -> None:
+            if progress:
+                progress(before * total + step, batches * total)
+
+        with memory_errors(f"drawing {len(part)} images at once", "choose a smaller --batch-size, or --device cpu"):
+            images += _transferred(sampler, part, options, task, of_all)
+        if on_image:
+            for position in range(len(images) - len(part), len(images)):
+                on_image(position, images[position])
+    size = sampler.preset.image_size
+    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
 
 
 def unconditional(
-    sampler: Sampler, count: int, options: SamplingOptions = SamplingOptions(), *, progress: Progress | None = None
+    sampler: Sampler,
+    count: int,
+    options: SamplingOptions = SamplingOptions(),
+    *,
+    numbers: Sequence[int] | None = None,
+    batch_size: int = BATCH_SIZE,
+    on_image: Callable[[int, ByteArray], None] | None = None,
+    progress: Progress | None = None,
 ) -> ByteArray:
-    """Draw ``count`` images (N, S, S, 3) without reference, keypoints, task and guidance.
+    """Draw ``count`` images (N, S, S, 3) without reference, keypoints, task and guidance; see ``gesture_transfer``.
 
     Raises:
         UsageError: The network needs a reference.
@@ -137,8 +165,51 @@ def unconditional(
     _require_none_needed(sampler)
     absent = np.zeros((KEYPOINT_COUNT, 2), np.float32), np.zeros(KEYPOINT_COUNT, np.bool_)
     nothing = pose_frame(*absent, sampler.preset.image_size)
-    unguided = replace(options, guidance_scale=1.0, pose_guidance=None, appearance_guidance=None)
-    return gesture_transfer(sampler, [None] * count, [nothing] * count, unguided, task=Task.NULL, progress=progress)
+    return gesture_transfer(
+        sampler,
+        [None] * count,
+        [nothing] * count,
+        unguided(options),
+        task=Task.NULL,
+        numbers=numbers,
+        batch_size=batch_size,
+        on_image=on_image,
+        progress=progress,
+    )
+
+
+def unguided(options: SamplingOptions) -> SamplingOptions:
+    """Return options without guidance, of which there is none where the null condition is all that there is."""
+    return replace(options, guidance_scale=1.0, pose_guidance=None, appearance_guidance=None)
+
+
+def keypoints_only(
+    sampler: Sampler,
+    targets: Sequence[Frame],
+    options: SamplingOptions = SamplingOptions(),
+    *,
+    numbers: Sequence[int] | None = None,
+    batch_size: int = BATCH_SIZE,
+    on_image: Callable[[int, ByteArray], None] | None = None,
+    progress: Progress | None = None,
+) -> ByteArray:
+    """Draw hands (N, S, S, 3) that the network imagines in the pose of targets; see ``gesture_transfer``.
+
+    Raises:
+        UsageError: The network needs a reference.
+
+    """
+    _require_none_needed(sampler)
+    return gesture_transfer(
+        sampler,
+        [None] * len(targets),
+        targets,
+        options,
+        numbers=numbers,
+        batch_size=batch_size,
+        on_image=on_image,
+        progress=progress,
+    )
 
 
 def video(
@@ -256,6 +327,64 @@ def repair(
     return np.asarray(np.where(wanted[..., None], np.round(blended), frame_at_size.image), dtype=np.uint8)
 
 
+def _transferred(
+    sampler: Sampler,
+    wanted: Sequence[tuple[tuple[Frame, ...], Frame, int]],
+    options: SamplingOptions,
+    task: Task,
+    progress: Progress,
+) -> list[ByteArray]:
+    """Draw a batch of references, a target and a number each."""
+    settings = options.applied_to(sampler.preset)
+    if settings.steps == 1:
+        wanted = [(_nearest_alone(given, target), target, number) for given, target, number in wanted]
+    draws = [_generator(options.seed, number) for _, _, number in wanted]
+    choices = [np.random.default_rng([options.seed, number]) for _, _, number in wanted]
+    counts = [max(1, len(given)) for given, _, _ in wanted]
+    with torch.no_grad():
+        shown: list[Tensor] = []  # reference conditions (N, C + 43, h, w): everyone's first one, second one, ...
+        for turn in reversed(range(max(counts))):
+            pairs = [(target, given[min(turn, len(given) - 1)] if given else None) for given, target, _ in wanted]
+            # Encoding draws too: of generators that no other reference has used.
+            of_turn = [_generator(options.seed, number, turn) for _, _, number in wanted] if turn else draws
+            conditions = pair_conditions(_batch(sampler, pairs, task), sampler.autoencoder, of_turn)
+            shown.insert(0, conditions[1])
+        target_cond, _, tasks = conditions
+        rows = torch.arange(len(wanted), device=target_cond.device)
+        several = torch.stack(shown)
+
+        def in_turn() -> Tensor:
+            turns = [int(choice.integers(count)) for choice, count in zip(choices, counts, strict=True)]
+            return several[torch.tensor(turns, device=rows.device), rows]
+
+        channels = several.shape[2] - CONDITION_CHANNELS
+        noise = draw_noise(torch.Size((len(wanted), channels, *several.shape[3:])), several.device, draws)
+        latents = sample(
+            sampler.network,
+            target_cond,
+            in_turn,
+            tasks,
+            settings,
+            noise=noise,
+            generator=draws,
+            diffusion=sampler.preset.diffusion,
+            progress=progress,
+        )
+        return list(_images(sampler.autoencoder.decode(latents)))
+
+
+def _as_several(references: References) -> tuple[Frame, ...]:
+    if references is None:
+        return ()
+    return (references,) if isinstance(references, Frame) else tuple(references)
+
+
+def _generator(seed: int, *numbers: int) -> torch.Generator:
+    """Return the source of random numbers of one image of a call, or of one part of it."""
+    (state,) = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state))
+
+
 def _require_none_needed(sampler: Sampler) -> None:
     """Check that a network can draw without a reference: a difference from none shows patches and colours at random.
 
@@ -269,6 +398,10 @@ def _require_none_needed(sampler: Sampler) -> None:
             "it is for gesture-transfer, domain-transfer and video; name another --run or --checkpoint, such as one of "
             "foundhand-xl",
         )
+
+
+def _nearest_alone(references: tuple[Frame, ...], target: Frame) -> tuple[Frame, ...]:
+    return (references[_nearest(references, target)],) if references else ()
 
 
 def _nearest(references: Sequence[Frame], target: Frame) -> int:

@@ -16,7 +16,15 @@ from handdata.schemas import RunError, WeightsError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.alignment import AlignedDiT, ImageEncoder, alignment_loss
 from handdata.trainer.autoencoders import Autoencoder, load_autoencoder, require_fit
-from handdata.trainer.checkpoints import by_our_names, first_weights, load_checkpoint, save_checkpoint
+from handdata.trainer.checkpoints import (
+    UNKNOWN_LICENCE,
+    averaged_weights,
+    by_our_names,
+    first_weights,
+    load_checkpoint,
+    save_checkpoint,
+    training_licences,
+)
 from handdata.trainer.conditioning import drop_conditions
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.batch import FramePair
@@ -73,6 +81,8 @@ class Trainer:
         self.process = process
         self.device = torch.device(device)
         self.step = 0
+        self.licences: set[str] = set()
+        """Ids of the licences of the data that the weights have been trained on."""
         self.skipped = 0
         """Steps that changed nothing, since their gradient was not finite."""
         self.skipped_in_a_row = 0
@@ -314,6 +324,7 @@ class Trainer:
             hint = f": {' or '.join(fits)}" if fits else ""
             raise WeightsError(f"{path} does not fit this network: {how}", f"choose the preset of its size{hint}")
         require_same_meaning(stored, self.preset, path, on_note)
+        self.licences.update(training_licences(averaged_weights(path), stored))
         for network in (self.model, self.averaged_model):
             network.load_state_dict(state)
 
@@ -344,6 +355,7 @@ class Trainer:
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "watched": dict(watched or {}),
             },
+            licences=sorted(self.licences),
             keep_last=self.preset.monitoring.keep_last,
         )
 
@@ -370,6 +382,7 @@ class Trainer:
             self._aligned.projection.load_state_dict(resumed.data_state["projection"])
         state = resumed.data_state
         self.step = resumed.step
+        self.licences.update(resumed.licences or (UNKNOWN_LICENCE,))
         for group in self._optimizer.param_groups:  # by this run's schedule: its length may have changed
             group["lr"] = group["initial_lr"] * self._learning_rate_share(self.step)
         self.skipped, self.skipped_in_a_row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)

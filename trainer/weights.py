@@ -6,8 +6,8 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
@@ -54,6 +54,8 @@ _AVERAGED: Final = "n_averaged"
 """Counter that ``AveragedModel`` has beside the weights that it wraps."""
 _SETTINGS: Final = "handdata_settings"
 """Key under which a ``.pt`` file of ours has the settings beside the weights."""
+_LICENCES: Final = "handdata_licences"
+"""Key under which it has the licences of the data that they were trained on."""
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 """How files of weights end."""
 
@@ -65,11 +67,13 @@ class StoredWeights:
     Args:
         tensors: State dict, on the CPU, mapped to the file where its format allows: for use at once, or to be copied.
         settings: Settings of the run that the weights come from, as JSON; None where the file has none.
+        licences: Ids of the licences of the data that the weights were trained on, as far as the file says.
 
     """
 
     tensors: dict[str, Tensor]
     settings: str | None = None
+    licences: tuple[str, ...] = ()
 
 
 def import_foundhand(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -84,16 +88,17 @@ def export_foundhand(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_renamed(name, names, block_names): tensor for name, tensor in state.items()}
 
 
-def write_foundhand(model: DiT, path: Path, settings: str | None = None) -> None:
+def write_foundhand(model: DiT, path: Path, settings: str | None = None, licences: Sequence[str] = ()) -> None:
     """Write a network's weights as the public FoundHand code reads them.
 
-    A ``.pt`` or ``.pth`` file holds them under ``ema_state_dict``, like the released one, and the settings beside them;
-    a ``.safetensors`` file has the settings in its header. The public code passes over both.
+    A ``.pt`` or ``.pth`` file holds them under ``ema_state_dict``, like the released one, and settings and licences
+    beside them; a ``.safetensors`` file has these in its header. The public code passes over both.
 
     Args:
         model: The network.
         path: File to write.
         settings: Settings of its run as JSON, which sampling needs; None leaves them out.
+        licences: Ids of the licences of the data that it was trained on.
 
     Raises:
         WeightsError: The published code cannot build the network (``qk_norm``, ``geometry``), the file has another
@@ -108,9 +113,11 @@ def write_foundhand(model: DiT, path: Path, settings: str | None = None) -> None
     try:
         if path.suffix == ".safetensors":
             header = {"format": "pt"} if settings is None else {"format": "pt", "config": settings}
+            header |= licences_header(licences)
             path.write_bytes(safetensors.torch.save(state, header))
         elif path.suffix in (".pt", ".pth"):
-            beside = {} if settings is None else {_SETTINGS: settings}
+            beside: dict[str, Any] = {} if settings is None else {_SETTINGS: settings}
+            beside |= {_LICENCES: list(licences)} if licences else {}
             path.write_bytes(torch_bytes({"ema_state_dict": state, **beside}))
         else:
             raise WeightsError(f"{path} is no name for weights", "end it with .pt, .pth or .safetensors")
@@ -194,7 +201,7 @@ def read_stored(path: str, check: Callable[[Path], None] | None = None) -> Store
     for name, tensor in stored.tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise WeightsError(f"{path} holds no plain numbers: {name} is {_kind(tensor)}", _UNREADABLE)
-    return StoredWeights(_unwrapped(stored.tensors), stored.settings)
+    return replace(stored, tensors=_unwrapped(stored.tensors))
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -268,7 +275,24 @@ def _kind(tensor: Tensor) -> str:
 def _read_safetensors(file: Path) -> StoredWeights:
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
-    return StoredWeights(safetensors.torch.load_file(file), metadata.get("config"))
+    return StoredWeights(safetensors.torch.load_file(file), metadata.get("config"), licences_in(metadata))
+
+
+def licences_header(licences: Sequence[str]) -> dict[str, str]:
+    """Return what the head of a file of weights says of the licences of the data that they were trained on."""
+    return {"licences": json.dumps(list(licences))} if licences else {}
+
+
+def licences_in(header: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the ids of the licences that a file's head names; none where it names none."""
+    try:
+        return _texts(json.loads(header.get("licences", "[]")))
+    except (ValueError, RecursionError):
+        return ()
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 class _PassedOver:
@@ -301,9 +325,10 @@ def _read_torch(file: Path, path: str) -> StoredWeights:
         # Mapped, a training checkpoint of four times the size costs no more memory than what is taken of it.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     state, settings = content, None
+    licences: tuple[str, ...] = ()
     if isinstance(content, dict):
         state = next((content[key] for key in _STATES if isinstance(content.get(key), dict)), content)
-        settings = content.get(_SETTINGS)
+        settings, licences = content.get(_SETTINGS), _texts(content.get(_LICENCES))
     if (
         not isinstance(state, dict)
         or not state
@@ -311,7 +336,9 @@ def _read_torch(file: Path, path: str) -> StoredWeights:
     ):
         raise WeightsError(f"{path} holds no state dict", "expected a dictionary of tensors by parameter name")
     return StoredWeights(
-        {name: tensor.detach() for name, tensor in state.items()}, settings if isinstance(settings, str) else None
+        {name: tensor.detach() for name, tensor in state.items()},
+        settings if isinstance(settings, str) else None,
+        licences,
     )
 
 

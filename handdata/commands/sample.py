@@ -23,7 +23,7 @@ from handdata.commands.options import (
 from handdata.console import ProgressLine, out, say
 from handdata.pipeline.settings import load_settings
 from handdata.schemas import UsageError, known_names
-from handdata.trainer.presets import SamplingOptions
+from handdata.trainer.presets import BATCH_SIZE, SamplingOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,6 +53,17 @@ Target = Annotated[
     ),
 ]
 Count = Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of generated images.")]
+OutDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--out-dir",
+        metavar="DIR",
+        help="Folder of every picture at the network's own size: PNG files that say what they were made from.",
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, metavar="N", help="Number of pictures that are drawn at once.")
+]
 Figure = Annotated[Path, typer.Option("--out", metavar="FILE", help="File of the figure: .png, .jpg or .webp.")]
 
 
@@ -73,7 +84,9 @@ def gesture_transfer(
     guidance_scale: GuidanceScale = None,
     seed: SamplingSeed = 0,
     device: Device = None,
+    batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("gesture-transfer.png"),
+    out_dir: OutDir = None,
 ) -> None:
     """Generate a reference's hand in the pose of a target: a figure of reference, pose, result and truth."""
     sampling = _sampling(
@@ -87,11 +100,13 @@ def gesture_transfer(
         target=target,
         count=count,
         options=SamplingOptions(steps, guidance_scale, seed),
+        out_dir=out_dir,
+        batch_size=batch_size,
         device=device,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.gesture_transfer(lambda step, total: progress.set(step, total=total))
-    _write(out_file, figure)
+    _write_figure(out_file, figure, out_dir)
 
 
 @sample_app.command(
@@ -113,7 +128,9 @@ def domain_transfer(
     guidance_scale: GuidanceScale = None,
     seed: SamplingSeed = 0,
     device: Device = None,
+    batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("domain-transfer.png"),
+    out_dir: OutDir = None,
 ) -> None:
     """Generate the poses of one source with the appearance of another, such as synthetic hands as photographs."""
     sampling = _sampling(
@@ -129,11 +146,13 @@ def domain_transfer(
         target_source=target_source,
         count=count,
         options=SamplingOptions(steps, guidance_scale, seed),
+        out_dir=out_dir,
+        batch_size=batch_size,
         device=device,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.domain_transfer(lambda step, total: progress.set(step, total=total))
-    _write(out_file, figure)
+    _write_figure(out_file, figure, out_dir)
 
 
 @sample_app.command(
@@ -152,7 +171,9 @@ def novel_view(
     guidance_scale: GuidanceScale = None,
     seed: SamplingSeed = 0,
     device: Device = None,
+    batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("novel-view.png"),
+    out_dir: OutDir = None,
 ) -> None:
     """Generate the moment of a reference as another camera sees it, from the keypoints in that camera."""
     sampling = _sampling(
@@ -166,11 +187,13 @@ def novel_view(
         target=target,
         count=count,
         options=SamplingOptions(steps, guidance_scale, seed),
+        out_dir=out_dir,
+        batch_size=batch_size,
         device=device,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.novel_view(lambda step, total: progress.set(step, total=total))
-    _write(out_file, figure)
+    _write_figure(out_file, figure, out_dir)
 
 
 @sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --n 24 --out me-waving.webp")
@@ -284,7 +307,9 @@ def unconditional(
     steps: DenoisingSteps = None,
     seed: SamplingSeed = 0,
     device: Device = None,
+    batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("unconditional.png"),
+    out_dir: OutDir = None,
 ) -> None:
     """Sample unconditionally: a grid of hands, without reference or pose."""
     sampling = _sampling(
@@ -295,11 +320,13 @@ def unconditional(
         checkpoint_preset=preset,
         count=count,
         options=SamplingOptions(steps, seed=seed),
+        out_dir=out_dir,
+        batch_size=batch_size,
         device=device,
     )
     with ProgressLine("Sampling", None, "steps") as progress:
         figure = sampling.unconditional(lambda step, total: progress.set(step, total=total))
-    _write(out_file, figure)
+    _write_figure(out_file, figure, out_dir)
 
 
 def _sampling(
@@ -309,6 +336,7 @@ def _sampling(
     checkpoint: str | None,
     *,
     is_video: bool = False,
+    out_dir: Path | None = None,
     **request: object,
 ) -> "Sampling":
     from handdata.pictures.files import require_format
@@ -323,13 +351,15 @@ def _sampling(
     from handdata.jobs.sample import SampleRequest, Sampling  # torch and MediaPipe: seconds, once it is known what for
 
     sampling = Sampling(
-        SampleRequest(checkpoint=chosen, **request),  # type: ignore[arg-type]
+        SampleRequest(checkpoint=chosen, out_dir=out_dir, **request),  # type: ignore[arg-type]
         storage,
         settings.annotate,
         settings.weights,
         cache(say),
     )
     require_place(out_file)
+    if out_dir is not None:
+        require_place(out_dir / "0000.png")
     return sampling
 
 
@@ -354,6 +384,12 @@ def _trained(storage: "Storage", name: str | None) -> str:
             f"{known_names(wanted, runs)}; --checkpoint builtin is the network of the package",
         )
     return storage.url(run_folder(wanted))
+
+
+def _write_figure(file: Path, figure: "ByteArray", out_dir: Path | None) -> None:
+    _write(file, figure)
+    if out_dir is not None:
+        out.print(f"Every picture is in {out_dir.absolute()}")
 
 
 def _write(file: Path, image: "ByteArray") -> None:

@@ -353,13 +353,14 @@ def export(
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.storage.layout import run_folder
     from handdata.pipeline.weights import named_weights
-    from handdata.trainer.checkpoints import load_for_sampling
+    from handdata.trainer.checkpoints import averaged_weights, first_weights, load_for_sampling, training_licences
     from handdata.trainer.weights import write_foundhand
 
     settings = load_settings(workspace=workspace)
     trained = named_weights(checkpoint or Storage(settings.workspace).url(run_folder(run)), settings.weights)
     model, trained_with = load_for_sampling(trained, preset=preset, on_note=say)
-    write_foundhand(model, out_file, json.dumps(trained_with))
+    licences = training_licences(averaged_weights(trained), first_weights(trained))
+    write_foundhand(model, out_file, json.dumps(trained_with), licences)
     out.print(f"Written: {out_file.absolute()}")
 
 

@@ -6,7 +6,7 @@ any position without replaying what came before.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -260,6 +260,13 @@ class PairDataset(torch.utils.data.Dataset[FramePair]):
     def sequence_id(self, row: int) -> str:
         """Return the sequence that a row belongs to."""
         return str(self._sequences[row])
+
+    def columns(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        """Return columns of a row's sample, by name."""
+        shard, number = self.rows.in_shard(row)
+        table = self.storage.read_parquet(self.shards[shard].name, list(names))
+        (values,) = table.slice(number, 1).to_pylist()
+        return dict(values)
 
     def frame(self, row: int) -> Frame:
         """Return a row's image and labels at the training size.

@@ -1,0 +1,174 @@
+"""The folder of ``handdata sample --out-dir``: every picture at the network's own size, with what it was made from.
+
+Each is a PNG file whose text says ``handdata`` (the version), ``task``, ``checkpoint``, ``checkpoint_sha256``,
+``licences`` (of the data that the network was trained on), ``settings`` (JSON), ``seed``, ``number`` (of the picture;
+seed and number give its noise), ``reference`` and ``target`` (their names), and ``inputs_sha256`` (of their pixels and
+keypoints). A picture that is there with the same text is not drawn again.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from handdata._version import __version__
+from handdata.pipeline.storage import Storage
+from handdata.schemas.arrays import ByteArray
+from handdata.trainer.checkpoints import averaged_weights, training_licences
+from handdata.trainer.data.augment import Frame
+from handdata.trainer.presets import Preset, SamplingOptions
+from handdata.trainer.weights import read_stored
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOrigin:
+    """What is told of a network in the pictures that it draws.
+
+    Args:
+        checkpoint: Path or URL of the file of weights.
+        checkpoint_sha256: SHA-256 of that file, hexadecimal.
+        licences: Ids of the licences of the data that it was trained on, separated by commas, as far as they are known.
+
+    """
+
+    checkpoint: str
+    checkpoint_sha256: str
+    licences: str
+
+    @classmethod
+    def of(cls, checkpoint: str) -> "CheckpointOrigin":
+        """Read the origin of a checkpoint, which may be whatever ``load_sampler`` takes."""
+        file = averaged_weights(checkpoint)
+        with Storage(file).local_copy() as local, local.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            licences = training_licences(file, read_stored(str(local)))
+        return cls(file, digest, ", ".join(licences))
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFrame:
+    """A frame with the name that a user knows it by: a file or a sample.
+
+    Args:
+        name: Path or sample_id.
+        frame: Image and labels.
+
+    """
+
+    name: str
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class MadeFrom:
+    """What a picture was made from.
+
+    Args:
+        reference: Name of what lent it its hand; empty for nothing.
+        target: Name of what lent it its pose.
+        inputs_sha256: Hash of their pixels and keypoints.
+
+    """
+
+    reference: str = ""
+    target: str = ""
+    inputs_sha256: str = ""
+
+    @classmethod
+    def of(cls, references: Sequence[NamedFrame], target: NamedFrame | None) -> "MadeFrom":
+        """Name references and target, and hash what the network is given of them."""
+        digest = hashlib.sha256()
+        for each in references:
+            for plane in (each.frame.image, each.frame.mask, each.frame.keypoints, each.frame.valid):
+                digest.update(np.ascontiguousarray(plane).tobytes())
+        if target is not None:
+            digest.update(target.frame.keypoints.tobytes() + target.frame.valid.tobytes())
+        names = ", ".join(each.name for each in references)
+        return cls(names, target.name if target else "", digest.hexdigest() if references or target else "")
+
+
+class PictureFolder:
+    """Pictures of one call of a task. Without a folder, none is written and none is found.
+
+    Args:
+        folder: Folder of the pictures; made when the first is written.
+        task: Name of the task.
+        checkpoint: Path or URL of the weights.
+        preset: Settings of the network.
+        options: Steps, guidance and seed.
+        details: Further settings of the call, as JSON has them.
+
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        task: str,
+        checkpoint: str,
+        preset: Preset,
+        options: SamplingOptions,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._folder, self._task, self._checkpoint, self._options = folder, task, checkpoint, options
+        self._settings = options.applied_to(preset).model_dump(mode="json") | dict(details or {})
+
+    @cached_property
+    def _origin(self) -> CheckpointOrigin:
+        return CheckpointOrigin.of(self._checkpoint)
+
+    def write(self, number: int, picture: ByteArray, made_from: MadeFrom) -> None:
+        """Write a picture.
+
+        Args:
+            number: Its number among those of the call, from 0 on.
+            picture: RGB (H, W, 3).
+            made_from: Reference and target.
+
+        Raises:
+            StorageError: It cannot be written.
+
+        """
+        if self._folder is None:
+            return
+        text = PngImagePlugin.PngInfo()
+        for key, value in self._text(number, made_from).items():
+            text.add_text(key, value)
+        stream = BytesIO()
+        Image.fromarray(picture).save(stream, "PNG", pnginfo=text)
+        Storage(self._folder).write_bytes(self._name(number, made_from), stream.getvalue())
+
+    def find(self, number: int, made_from: MadeFrom) -> ByteArray | None:
+        """Return a picture (H, W, 3) RGB that an earlier call has made of all the same; None where there is none."""
+        if self._folder is None:
+            return None
+        try:
+            with Image.open(self._folder / self._name(number, made_from)) as opened:
+                if opened.info != self._text(number, made_from):
+                    return None
+                return np.asarray(opened.convert("RGB"))
+        except (OSError, ValueError, SyntaxError):  # none is there, or half of one
+            return None
+
+    def _text(self, number: int, made_from: MadeFrom) -> dict[str, str]:
+        return {
+            "handdata": __version__,
+            "task": self._task,
+            **asdict(self._origin),
+            "settings": json.dumps(self._settings, sort_keys=True),
+            "seed": str(self._options.seed),
+            "number": str(number),
+            **{key: value for key, value in asdict(made_from).items() if value},
+        }
+
+    def _name(self, number: int, made_from: MadeFrom) -> str:
+        first = made_from.reference.split(", ")[0]
+        words = [re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-")[-40:] for name in (first, made_from.target)]
+        return "_".join([f"{number:04d}", *filter(None, words)]) + ".png"

@@ -1,0 +1,141 @@
+"""``handdata sample --out-dir``: every picture at the network's own size, with what it was made from."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from handdata import __version__
+from handdata.jobs.outputs import CheckpointOrigin, MadeFrom, NamedFrame
+from handdata.pipeline.storage import Storage
+from handdata.trainer.checkpoints import builtin_file, read_network
+from handdata.trainer.poses import pose_frame
+from handdata.trainer.trainer import Trainer
+from handdata.trainer.weights import write_foundhand
+from tests.fixtures.commands import CommandResult
+from tests.fixtures.samples import sample, write_dataset
+from tests.fixtures.training import SMALL
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a run on a video."""
+    folder = tmp_path_factory.mktemp("workspace")
+    write_dataset(
+        Storage(folder), [sample("wave", frame, "a", split="val", timestamp_s=frame / 10) for frame in range(6)]
+    )
+    trainer = Trainer(SMALL, "cpu")
+    trainer.licences.update(["CC-BY-4.0", "Apache-2.0"])
+    trainer.save(Storage(folder).url("runs/default"))
+    return folder
+
+
+Run = Callable[..., CommandResult]
+
+
+def drawn(run_command: Run, workspace: Path, out: Path, *words: object) -> dict[str, Image.Image]:
+    """Return the pictures of a command's folder, by name."""
+    options = ["--steps", 2, "-w", workspace, "--out", out / "figure.png", "--out-dir", out / "pictures"]
+    result = run_command("sample", *words, *options)
+    assert result.code == 0, result.err
+    assert str(out / "pictures") in result.out.replace("\n", "")
+    return {file.name: opened(file) for file in sorted((out / "pictures").iterdir())}
+
+
+def opened(file: Path) -> Image.Image:
+    """Return a picture that holds no file open."""
+    with Image.open(file) as picture:
+        picture.load()
+        return picture
+
+
+def test_a_picture_says_what_it_was_made_from(workspace: Path, tmp_path: Path, run_command: Run) -> None:
+    names = "synthetic/val/wave/000000-a", "synthetic/val/wave/000003-a"
+    words = "gesture-transfer", "--reference", names[0], "--target", names[1], "--seed", 7, "--guidance-scale", 2
+    ((name, picture),) = drawn(run_command, workspace, tmp_path, *words).items()
+    assert name == "0000_000000-a_000003-a.png"
+    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (SMALL.image_size,) * 2)
+    text = dict(picture.info)
+    file = next((workspace / "runs" / "default").rglob("ema.safetensors"))
+    settings = json.loads(text.pop("settings"))
+    assert (settings["steps"], settings["guidance_scale"]) == (2, 2)
+    assert len(text.pop("inputs_sha256")) == 64
+    assert text == {
+        "handdata": __version__,
+        "task": "gesture-transfer",
+        "checkpoint": str(file),
+        "checkpoint_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "licences": "Apache-2.0, CC-BY-4.0",
+        "seed": "7",
+        "number": "0",
+        "reference": names[0],
+        "target": names[1],
+    }
+
+
+def test_pictures_do_not_depend_on_the_batch_size(workspace: Path, tmp_path: Path, run_command: Run) -> None:
+    for words in (("gesture-transfer", "--n", 5), ("unconditional", "--n", 5)):
+        found = [
+            drawn(run_command, workspace, tmp_path / f"{words[0]}-{size}", *words, "--batch-size", size)
+            for size in (1, 2, 16)
+        ]
+        assert [len(each) for each in found] == [5, 5, 5]
+        for name, picture in found[0].items():
+            for other in found[1:]:
+                apart = np.asarray(picture, np.int16) - np.asarray(other[name], np.int16)
+                assert np.abs(apart).max() <= 1  # sums of matrix products in another order
+        different = {np.asarray(picture).tobytes() for picture in found[0].values()}
+        assert len(different) == 5
+
+
+def test_the_same_call_goes_on_with_the_pictures_that_are_there(
+    workspace: Path, tmp_path: Path, run_command: Run
+) -> None:
+    names = list(drawn(run_command, workspace, tmp_path, "unconditional", "--n", 4))
+    folder = tmp_path / "pictures"
+    kept = (folder / names[0]).stat().st_mtime_ns
+    whole = (folder / names[1]).read_bytes()
+    (folder / names[1]).unlink()
+    (folder / names[2]).write_bytes(b"half a file")
+    words = "unconditional", "--n", 4, "--steps", 2, "-w", workspace, "--out", tmp_path / "a.png", "--out-dir", folder
+    result = run_command("sample", *words)
+    assert result.code == 0 and "2 of 4 pictures are in" in result.err
+    assert (folder / names[0]).stat().st_mtime_ns == kept
+    assert (folder / names[1]).read_bytes() == whole
+    assert len(drawn(run_command, workspace, tmp_path, "unconditional", "--n", 4, "--seed", 1)) == 4
+    assert (folder / names[0]).stat().st_mtime_ns != kept  # of another seed it is another picture
+
+
+def test_inputs_are_known_by_what_they_hold() -> None:
+    def pose(x: float) -> NamedFrame:
+        return NamedFrame("pose.npy", pose_frame(np.full((42, 2), x, np.float32), np.ones(42, bool), 32))
+
+    assert MadeFrom.of([], pose(3)) == MadeFrom.of([], pose(3))
+    assert MadeFrom.of([], pose(3)) != MadeFrom.of([], pose(4))
+
+
+def test_licences_of_the_data_travel_with_weights(tmp_path: Path) -> None:
+    first = Trainer(SMALL, "cpu")
+    first.licences.add("CC-BY-4.0")
+    checkpoint = first.save(str(tmp_path / "first"))
+    resumed = Trainer(SMALL, "cpu")
+    resumed.load(checkpoint)
+    resumed.licences.add("MIT")
+    _, head = read_network(Storage(resumed.save(str(tmp_path / "second"))), "ema.safetensors")
+    assert json.loads(head["licences"]) == ["CC-BY-4.0", "MIT"]
+    started = Trainer(SMALL, "cpu")
+    started.start_from(checkpoint)
+    assert started.licences == {"CC-BY-4.0"}
+    silent = Trainer(SMALL, "cpu").save(str(tmp_path / "silent"))
+    assert CheckpointOrigin.of(silent).licences == "unknown"
+    assert CheckpointOrigin.of("builtin").licences == "Apache-2.0"
+    assert CheckpointOrigin.of("builtin").checkpoint == str(builtin_file())
+    for name in ("a.pt", "a.safetensors"):
+        write_foundhand(first.averaged_model, tmp_path / name)
+        assert CheckpointOrigin.of(str(tmp_path / name)).licences == "CC-BY-NC-4.0"  # the published format
+        write_foundhand(first.averaged_model, tmp_path / name, first.preset.model_dump_json(), ["CC-BY-4.0", "MIT"])
+        assert CheckpointOrigin.of(str(tmp_path / name)).licences == "CC-BY-4.0, MIT"
