@@ -57,7 +57,7 @@ from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
 from handdata.adapters.reading.images import read_image_size, read_upright_size
 from handdata.adapters.reading.joint_names import HandOrder, hand_orders, side_in
-from handdata.adapters.reading.listing import files_in, folders_in, is_file, is_folder, refuse_copies
+from handdata.adapters.reading.listing import files_in, folders_in, is_file, is_folder, open_file, refuse_copies, size_of
 from handdata.adapters.reading.masks import decode_rle, fill_polygon
 from handdata.adapters.reading.paths import path_below
 from handdata.schemas import (
@@ -544,7 +544,13 @@ class _LabelFile:
         if name.startswith(f"{self._base}/"):  # in full, and yet of this set
             name = name.removeprefix(f"{self._base}/")
         paths = [path_below(folder, name) for folder in self._folders]
-        return next((path for path in paths if is_file(path)), paths[-1])
+        there = [path for path in paths if is_file(path)]
+        for other in there[1:]:
+            if size_of(other) != size_of(there[0]) or _content(other) != _content(there[0]):
+                raise RecordError(
+                    RejectReason.LABEL_CORRUPT, f"{where} may be one of two different images: {there[0]} and {other}"
+                )
+        return there[0] if there else paths[-1]
 
     def _record(
         self, sequence: str, uri: str, where: str, image: dict[str, Any], annotations: Sequence[Any]
@@ -687,6 +693,11 @@ def _hands_of_person(where: str, index: int, entry: dict[str, Any]) -> Iterator[
         (is_valid,) = label_flags(where, f"{side}hand_valid", [entry[f"{side}hand_valid"]], 1)
         if is_valid and valid.any():
             yield _Hand(points, valid, side, index, is_of_person=True)
+
+
+def _content(path: str) -> bytes:
+    with open_file(path) as file:
+        return file.read()
 
 
 def _in_any_case(base: Path, name: str) -> list[Path]:

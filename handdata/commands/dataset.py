@@ -203,7 +203,7 @@ def _roots(given: list[str]) -> dict[str, Path]:
             raise UsageError(f"--root {text} names no source and folder", "write --root SOURCE=DIR")
         if source in roots:
             raise UsageError(f"--root names {source} twice", "give one folder")
-        roots[source] = Path(folder)
+        roots[source] = Path(folder).expanduser()  # no shell expands ~ there
     return roots
 
 

@@ -324,6 +324,20 @@ def test_two_hands_of_unknown_sides_are_kept_for_the_detector_and_more_are_rejec
     assert reason(row) is RejectReason.SIDE_UNKNOWN
 
 
+def test_a_name_in_two_folders_is_an_image_only_where_both_hold_the_same(tmp_path: Path) -> None:
+    copy = tmp_path / "images/a.png"
+    record = read(tmp_path, [hand_entry(RIGHT)], [hand_category()])
+    copy.parent.mkdir()
+    copy.write_bytes((tmp_path / "a.png").read_bytes())
+    (same,) = ingest(tmp_path)
+    assert_hand_is(record, "right", RIGHT)
+    assert_hand_is(same, "right", RIGHT)
+    copy.write_bytes(encoded(photograph(), "PNG"))
+    (row,) = ingest(tmp_path)
+    assert reason(row) is RejectReason.LABEL_CORRUPT
+    assert str(copy) in row.detail and str(tmp_path / "a.png") in row.detail
+
+
 # ---------------------------------------------------------------------------------------------------- people
 
 
