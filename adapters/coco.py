@@ -57,7 +57,15 @@ from handdata.adapters.reading.frames import frame_rejection
 from handdata.adapters.reading.geometry import place_hands, place_validity, reorder_joints
 from handdata.adapters.reading.images import read_image_size, read_upright_size
 from handdata.adapters.reading.joint_names import HandOrder, hand_orders, side_in
-from handdata.adapters.reading.listing import files_in, folders_in, is_file, is_folder, open_file, refuse_copies, size_of
+from handdata.adapters.reading.listing import (
+    files_in,
+    folders_in,
+    is_file,
+    is_folder,
+    open_file,
+    refuse_copies,
+    size_of,
+)
 from handdata.adapters.reading.masks import decode_rle, fill_polygon
 from handdata.adapters.reading.paths import path_below
 from handdata.schemas import (

@@ -176,7 +176,7 @@ def print_table() -> None:
     for file in sorted((CACHE / "results").glob("*.json")):
         found = json.loads(file.read_text())
         for way, scores in found["scores"].items():
-            means = [scores[name][0] for name in ("psnr", "ssim", "detected", "pck@0.2")]
+            means = [scores[name][0] for name in ("psnr_box", "ssim_box", "detected", "pck@0.2")]
             numbers = f"{means[0]:.2f} | {means[1]:.3f} | {means[2]:.0%} | {means[3]:.3f}"
             run = f"{found['row']} {found['seconds']:g} s | {found['seed']} | {found.get('steps', '')}"
             print(f"| {run} | {way} | {numbers} |")

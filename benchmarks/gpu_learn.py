@@ -40,8 +40,8 @@ from handdata.trainer.evaluation import (
     carried_references,
     interval,
     mean_motion,
-    similarity,
 )
+from handdata.trainer.metrics import picture_marks
 from handdata.trainer.model import DiT
 from handdata.trainer.presets import AugmentationConfig, Preset, SamplingOptions
 from handdata.trainer.tasks import Sampler, gesture_transfer
@@ -392,7 +392,7 @@ def score(learned: "Learned", device: torch.device, pairs: Sequence[MovedPair], 
         "carried reference, hand left in": carried_references(frames, painted_out=False),
     }
     marks = {
-        way: [similarity(image, target) for image, target in zip(made, targets, strict=True)]
+        way: [picture_marks(image, target) for image, target in zip(made, targets, strict=True)]
         for way, made in images.items()
     }
     groups = [pair.sequence for pair in pairs]

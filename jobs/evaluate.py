@@ -15,7 +15,7 @@ from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import require_weights
 from handdata.schemas import Split, UnreadableImageError, UsageError
-from handdata.schemas.arrays import ByteArray, FloatArray
+from handdata.schemas.arrays import ByteArray
 from handdata.trainer.data.pairs import open_pairs
 from handdata.trainer.data.splits import TRAINED_FIRST
 from handdata.trainer.evaluation import (
@@ -27,6 +27,7 @@ from handdata.trainer.evaluation import (
     moved_pairs,
     pose_of_truth,
 )
+from handdata.trainer.metrics import FoundHand
 from handdata.trainer.presets import PairConfig, Preset, SamplingOptions
 from handdata.trainer.tasks import gesture_transfer, load_sampler
 
@@ -141,7 +142,7 @@ def evaluate(
     }
     with HandDetector(require_weights("hand_landmarker", weights), AnnotateSettings().detection_confidence) as detector:
 
-        def find(image: ByteArray) -> list[FloatArray]:
+        def find(image: ByteArray) -> list[FoundHand]:
             return find_hands(detector, image)
 
         scores, above = compare(pairs, images, OURS, find)
@@ -177,13 +178,13 @@ def _mean_of_training(storage: Storage, preset: Preset, on_note: Callable[[str],
     raise UsageError(f"{storage.describe()} has no samples", "run `handdata annotate` first")
 
 
-def find_hands(detector: HandDetector, image: ByteArray) -> list[FloatArray]:
-    """Return the joints (21, 2) of the hands in an image, which is enlarged where it is small."""
+def find_hands(detector: HandDetector, image: ByteArray) -> list[FoundHand]:
+    """Return the hands in an image, which is enlarged where it is small."""
     size = image.shape[0]
     scale = max(_DETECTOR_PX / size, 1.0)
     enlarged = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     found = detector.detect(np.asarray(enlarged, dtype=np.uint8))
-    return [np.asarray((hand.keypoints + 0.5) / scale - 0.5, dtype=np.float32) for hand in found]
+    return [FoundHand(hand.side, np.asarray((hand.keypoints + 0.5) / scale - 0.5, np.float32)) for hand in found]
 
 
 def _figure(pairs: Sequence[MovedPair], images: Mapping[str, Sequence[ByteArray]], shown: int) -> ByteArray:

@@ -2,45 +2,34 @@
 
 Pairs are moments of one video whose hands have moved. The network draws the target from the reference and the target's
 keypoints. What it must beat learns nothing: the reference copied, the reference carried to the target's keypoints bone
-by bone (``handdata.trainer.geometry``), and the mean image of the training split. Images are compared
-inside the target's hand box, grown by ``BOX_MARGIN``: the background would decide otherwise. Intervals come
-from resampling videos, not pairs, since pairs of one video resemble each other (Efron and Tibshirani 1993, section
-8.3).
+by bone (``handdata.trainer.geometry``), and the mean image of the training split. ``metrics`` has the measures.
+Intervals come from resampling videos, not pairs, since pairs of one video resemble each other (Efron and Tibshirani
+1993, section 8.3).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from handdata.schemas import FINGERS, SIDES, WRIST, UnreadableImageError, UsageError, hand_rows
-from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.schemas import SIDES, UnreadableImageError, UsageError, hand_rows
+from handdata.schemas.arrays import ByteArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.geometry.carrying import carry
 from handdata.trainer.geometry.poses import Pose
+from handdata.trainer.metrics import FindHands, hand_length, picture_marks, pose_marks
 
 if TYPE_CHECKING:
     from handdata.trainer.data.pairs import PairDataset  # here alone: machines without polars score images, too
 
-BOX_MARGIN: Final = 0.25
-"""Share of the hand box's longer side that is added on each side."""
-SMALLEST_BOX_PX: Final = 16
-"""Smallest side of a box: SSIM looks through a window of 11 pixels."""
-PCK_SHARES: Final = (0.1, 0.2)
-"""Shares of the hand's length within which a drawn joint is right."""
 LEAST_MOTION: Final = 0.3
 """Smallest mean motion of a pair, in hand lengths, where the dataset has pairs that move so far."""
 _RESAMPLES: Final = 10_000
 _CANDIDATES: Final = 200
 """Largest number of pairs that are looked at for each one wanted, until enough have moved."""
-
-FindHands = Callable[[ByteArray], Sequence[FloatArray]]
-"""An (S, S, 3) RGB image -> the (21, 2) joints, pixels, of each hand that a detector finds in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +143,6 @@ def carried_references(pairs: Sequence[tuple[Frame, Frame]], painted_out: bool =
     return images
 
 
-def hand_length(keypoints: FloatArray, valid: BoolArray) -> float:
-    """Return the longest way from a hand's wrist to a fingertip along its joints (21, 2), in pixels."""
-    ways = (keypoints[[joint for joint in (WRIST, *finger) if valid[joint]]] for finger in FINGERS.values())
-    return max(float(np.hypot(*np.diff(way, axis=0).T).sum()) for way in ways)
-
-
 def mean_motion(reference: Frame, target: Frame) -> float:
     """Return how far the joints that both frames show lie apart, in hand lengths of the target; 0 if there are none."""
     motions = _joint_motions(reference, target)
@@ -178,66 +161,14 @@ def _joint_motions(reference: Frame, target: Frame) -> list[float]:
     return distances
 
 
-def hand_box(frame: Frame) -> tuple[slice, slice]:
-    """Return rows and columns of the box around a frame's joints, grown by ``BOX_MARGIN``, inside the image."""
-    size = frame.image.shape[0]
-    joints = frame.keypoints[frame.valid]
-    low, high = joints.min(axis=0), joints.max(axis=0)
-    grown = np.maximum((high - low) / 2 + BOX_MARGIN * (high - low).max(), SMALLEST_BOX_PX / 2)
-    first = np.clip(np.floor((low + high) / 2 - grown).astype(int), 0, size - SMALLEST_BOX_PX)
-    last = np.clip(np.ceil((low + high) / 2 + grown).astype(int) + 1, first + SMALLEST_BOX_PX, size)
-    return slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0]))
-
-
-def similarity(image: ByteArray, target: Frame) -> dict[str, float]:
-    """Return PSNR (dB) and SSIM of an image (S, S, 3) and the true target inside the target's hand box."""
-    box = hand_box(target)
-    drawn, true = (
-        torch.from_numpy(np.ascontiguousarray(pixels[box])).permute(2, 0, 1)[None].float()
-        for pixels in (image, target.image)
-    )
-    ssim = structural_similarity_index_measure(drawn, true, data_range=255.0)
-    assert isinstance(ssim, torch.Tensor)  # without its map of local values
-    return {"psnr": float(peak_signal_noise_ratio(drawn, true, data_range=255.0)), "ssim": float(ssim)}
-
-
-def correct_joints(image: ByteArray, target: Frame, find_hands: FindHands) -> dict[str, float]:
-    """Return how much of the target's pose a detector finds in an image (S, S, 3), as shares of hands and joints.
-
-    ``detected``: hands for which a detection lies within a hand's length on average; ``pck@...``: visible joints
-    within that share of the hand's length, those of hands that are not detected counted as wrong. A detection counts
-    for one hand: they are shared out such that the distances are smallest in all.
-    """
-    hands = [(target.keypoints[rows], target.valid[rows]) for rows in map(hand_rows, SIDES)]
-    hands = [hand for hand in hands if hand_length(*hand) > 0]
-    # A row a hand, a column a detection, and columns of "not detected", which is worse than any hit.
-    missed = [[np.full(int(valid.sum()), np.inf) for _ in hands] for _, valid in hands]
-    found = list(find_hands(image))
-    apart = [
-        [np.hypot(*(joints - keypoints)[valid].T) / hand_length(keypoints, valid) for joints in found] + columns
-        for (keypoints, valid), columns in zip(hands, missed, strict=True)
-    ]
-    chosen = min(
-        permutations(range(len(found) + len(hands)), len(hands)),
-        key=lambda columns: sum(min(float(apart[row][column].mean()), 1.0) for row, column in enumerate(columns)),
-    )
-    nearest = [apart[row][column] for row, column in enumerate(chosen)]
-    detected = [float(distance.mean()) < 1 for distance in nearest]
-    distances = np.concatenate(
-        [distance if hit else np.full_like(distance, np.inf) for distance, hit in zip(nearest, detected, strict=True)]
-    )
-    shares = {f"pck@{share}": float((distances < share).mean()) for share in PCK_SHARES}
-    return {"detected": float(np.mean(detected)), **shares}
-
-
 def interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> Interval:
-    """Return the mean of values with its 95% bootstrap interval, which resamples whole groups."""
+    """Return the mean of values with its 95% bootstrap interval, which resamples groups; infinite ones may be there."""
     names, group = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.bincount(group, weights=np.asarray(values, dtype=np.float64))
     counts = np.bincount(group)
     chosen = np.random.default_rng(seed).integers(len(names), size=(_RESAMPLES, len(names)))
     means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, 0.025, method="lower"), np.quantile(means, 0.975, method="higher")
     return Interval(float(np.mean(values)), float(low), float(high))
 
 
@@ -259,14 +190,14 @@ def compare(
     """
     marks = {
         way: [
-            similarity(image, pair.target) | correct_joints(image, pair.target, find_hands)
+            picture_marks(image, pair.target) | pose_marks(image, pair.target, find_hands)
             for pair, image in zip(pairs, made, strict=True)
         ]
         for way, made in images.items()
     }
     above = {
         way: [
-            {name: mark - other[name] for name, mark in mine.items()}
+            {name: 0.0 if mark == other[name] else mark - other[name] for name, mark in mine.items()}  # infinite, too
             for mine, other in zip(marks[ours], of_way, strict=True)
         ]
         for way, of_way in marks.items()
@@ -280,7 +211,7 @@ def compare(
 
 def pose_of_truth(pairs: Sequence[MovedPair], find_hands: FindHands) -> Scores:
     """Return how much of the pose the detector finds in the true targets: the most that a generator can reach."""
-    return _summed_up([correct_joints(pair.target.image, pair.target, find_hands) for pair in pairs], pairs)
+    return _summed_up([pose_marks(pair.target.image, pair.target, find_hands) for pair in pairs], pairs)
 
 
 def _summed_up(marks: Sequence[Mapping[str, float]], pairs: Sequence[MovedPair]) -> Scores:

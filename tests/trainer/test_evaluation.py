@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import HAND_EDGES, EncodedImage, UsageError
+from handdata.schemas import HAND_EDGES, EncodedImage, Side, UsageError
 from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.data.pairs import PairDataset
@@ -20,16 +20,14 @@ from handdata.trainer.evaluation import (
     MovedPair,
     carried_references,
     compare,
-    correct_joints,
-    hand_box,
     interval,
     mean_image,
     mean_motion,
     moved_pairs,
     pose_of_truth,
-    similarity,
 )
 from handdata.trainer.loop import train
+from handdata.trainer.metrics import FoundHand, hand_box, picture_marks, pose_marks
 from handdata.trainer.presets import PairConfig
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
@@ -67,7 +65,7 @@ def test_a_carried_reference_is_the_target_where_a_hand_has_moved_over_a_plain_b
     target = replace(frame(0, shift), image=np.roll(picture, shift, axis=(1, 0)))
     pairs = [(reference, target)]
     (carried,), (left_in,) = carried_references(pairs), carried_references(pairs, painted_out=False)
-    copied, better, worse = (similarity(image, target)["psnr"] for image in (picture, carried, left_in))
+    copied, better, worse = (picture_marks(image, target)["psnr_box"] for image in (picture, carried, left_in))
     assert better > copied + 6
     assert copied < worse < better
     old = (hand > 0) & (np.roll(cv2.dilate(hand, np.ones((5, 5))), shift, axis=(1, 0)) == 0)
@@ -105,29 +103,62 @@ def test_only_the_hand_box_counts() -> None:
     keep = np.zeros((64, 64), bool)
     keep[hand_box(target)] = True
     outside[~keep] = 0
-    assert similarity(outside, target) == {"psnr": np.inf, "ssim": pytest.approx(1.0)}
+    marks = picture_marks(outside, target)
+    assert (marks["psnr_box"], marks["ssim_box"]) == (np.inf, pytest.approx(1.0))
+    assert marks["psnr"] < 20 and marks["ssim"] < 0.9
     darker = (target.image * 0.9).astype(np.uint8)
-    assert 20 < similarity(darker, target)["psnr"] < 40
-    assert similarity(darker, target)["ssim"] < 1
+    assert 20 < picture_marks(darker, target)["psnr_box"] < 40
+    assert picture_marks(darker, target)["ssim_box"] < 1
 
 
-def known_hands(*hands: FloatArray) -> Callable[[ByteArray], list[FloatArray]]:
-    return lambda _: list(hands)
+def known_hands(*hands: FloatArray, side: Side = "right") -> Callable[[ByteArray], list[FoundHand]]:
+    return lambda _: [FoundHand(side, joints) for joints in hands]
+
+
+def found_pose(image: ByteArray, target: Frame, find: Callable[[ByteArray], list[FoundHand]]) -> dict[str, float]:
+    """Return shares of hands and joints alone."""
+    return {name: mark for name, mark in pose_marks(image, target, find).items() if name in ("detected", *PCK)}
+
+
+PCK = ("pck@0.1", "pck@0.2")
 
 
 def test_joints_are_right_within_a_share_of_the_hand() -> None:
     target = frame(0)
     true = target.keypoints[:21]
     length = np.hypot(0.6, 1) * 24
-    assert correct_joints(target.image, target, known_hands(true)) == {"detected": 1, "pck@0.1": 1, "pck@0.2": 1}
+    assert found_pose(target.image, target, known_hands(true)) == {"detected": 1, "pck@0.1": 1, "pck@0.2": 1}
     half_wrong = true.copy()
     half_wrong[:10] += 0.15 * length
-    found = correct_joints(target.image, target, known_hands(true + 500, half_wrong))
+    found = found_pose(target.image, target, known_hands(true + 500, half_wrong))
     assert found["pck@0.1"] == pytest.approx(11 / 21)
     assert found["pck@0.2"] == pytest.approx(11 / 21)  # 0.15 in x and in y is 0.21 away
     missed = {"detected": 0, "pck@0.1": 0, "pck@0.2": 0}
-    assert correct_joints(target.image, target, known_hands()) == missed
-    assert correct_joints(target.image, target, known_hands(true + 500)) == missed
+    assert found_pose(target.image, target, known_hands()) == missed
+    assert found_pose(target.image, target, known_hands(true + 500)) == missed
+
+
+def test_the_side_and_the_error_of_a_found_hand_count_apart() -> None:
+    target = frame(0)
+    true, length = target.keypoints[:21], np.hypot(0.6, 1) * 24
+    near = known_hands(true + np.array([0.06, 0.08]) * length)
+    marks = pose_marks(target.image, target, near)
+    assert marks["error"] == pytest.approx(0.1, rel=1e-4)
+    assert marks["side_right"] == 1
+    marks = pose_marks(target.image, target, known_hands(true, side="left"))
+    assert (marks["detected"], marks["side_right"], marks["error"]) == (1, 0, 0)
+    marks = pose_marks(target.image, target, known_hands())
+    assert (marks["detected"], marks["side_right"], marks["error"]) == (0, 0, 1)
+
+
+def test_the_sides_of_swapped_hands_are_wrong() -> None:
+    target = two_hands()
+    right, left = target.keypoints[:21], target.keypoints[21:]
+    named = [FoundHand("right", right), FoundHand("left", left)]
+    assert pose_marks(target.image, target, lambda _: named)["side_right"] == 1
+    swapped = [FoundHand("left", right), FoundHand("right", left)]
+    marks = pose_marks(target.image, target, lambda _: swapped)
+    assert (marks["side_right"], marks["pck@0.1"]) == (0, 1)
 
 
 def two_hands() -> Frame:
@@ -143,11 +174,11 @@ def test_a_detection_counts_for_one_hand() -> None:
     right, left = target.keypoints[:21], target.keypoints[21:]
     both = {"detected": 1, "pck@0.1": 1, "pck@0.2": 1}
     half = {"detected": 0.5, "pck@0.1": 0.5, "pck@0.2": 0.5}
-    assert correct_joints(target.image, target, known_hands(left, right)) == both
-    assert correct_joints(target.image, target, known_hands(right)) == half
-    assert correct_joints(target.image, target, known_hands(left, left + 500)) == half
+    assert found_pose(target.image, target, known_hands(left, right)) == both
+    assert found_pose(target.image, target, known_hands(right)) == half
+    assert found_pose(target.image, target, known_hands(left, left + 500)) == half
     # The nearest detection of both hands is the same: the other one is left for the hand that it fits.
-    found = correct_joints(target.image, target, known_hands(right + np.array([5, 0]), right - np.array([12, 0])))
+    found = found_pose(target.image, target, known_hands(right + np.array([5, 0]), right - np.array([12, 0])))
     assert found["detected"] == 1
 
 
@@ -185,13 +216,13 @@ def test_a_perfect_generator_is_above_both_baselines_and_copying_is_not_above_it
     find_hands = known_hands(pairs[0].target.keypoints[:21])
     scores, above = compare(pairs, images, "generated", find_hands)
     for baseline in ("copied", "mean"):
-        assert above[baseline]["psnr"].low > 10
-        assert above[baseline]["ssim"].low > 0.5
-        assert scores["generated"]["psnr"].mean - scores[baseline]["psnr"].mean == pytest.approx(
-            above[baseline]["psnr"].mean
+        assert above[baseline]["psnr_box"].low > 10
+        assert above[baseline]["ssim_box"].low > 0.5
+        assert scores["generated"]["psnr_box"].mean - scores[baseline]["psnr_box"].mean == pytest.approx(
+            above[baseline]["psnr_box"].mean
         )
     _, above = compare(pairs, images, "copied", find_hands)
-    assert above["copied again"]["psnr"].low == above["copied again"]["psnr"].high == 0
+    assert above["copied again"]["psnr_box"].low == above["copied again"]["psnr_box"].high == 0
     assert pose_of_truth(pairs, find_hands)["pck@0.1"].mean == 1
 
 
@@ -211,6 +242,18 @@ def test_pairs_of_one_video_do_not_make_the_interval_narrower() -> None:
     names = [str(number) for number in range(30)]
     once, often = interval(values, names), interval(values * 9, names * 9)
     assert astuple(often) == pytest.approx(astuple(once))
+
+
+def test_equal_images_are_infinitely_alike_and_no_better_than_one_another() -> None:
+    pairs = [pair(seed, (8, 4)) for seed in range(6)]
+    truths = [pair.target.image for pair in pairs]
+    worse = [truths[0], *(np.roll(truth, 1, axis=1) for truth in truths[1:])]
+    images = {"generated": truths, "again": truths, "worse": worse}
+    scores, above = compare(pairs, images, "generated", known_hands())
+    assert astuple(scores["generated"]["psnr"]) == (np.inf,) * 3
+    assert astuple(above["again"]["psnr"]) == (0, 0, 0)
+    assert scores["worse"]["psnr"].low < np.inf
+    assert above["worse"]["psnr"].low > 0
 
 
 @pytest.fixture
@@ -265,7 +308,8 @@ def test_a_checkpoint_is_scored_from_the_command_line(
     baselines = {"copied reference", "carried reference", "carried reference, hand left in", "mean picture"}
     assert set(found["scores"]) == {"generated"} | baselines
     assert set(found["above"]) == baselines
-    assert set(found["scores"]["generated"]) == {"psnr", "ssim", "detected", "pck@0.1", "pck@0.2"}
+    pose = {"detected", "side_right", "error", "pck@0.1", "pck@0.2"}
+    assert set(found["scores"]["generated"]) == {"psnr", "ssim", "psnr_box", "ssim_box"} | pose
     assert found["above"]["copied reference"]["psnr"]["mean"] == pytest.approx(
         found["scores"]["generated"]["psnr"]["mean"] - found["scores"]["copied reference"]["psnr"]["mean"]
     )
