@@ -143,7 +143,7 @@ def skin_distance(image: ByteArray, target: Frame) -> float:
     if not hands.any():
         hands[hand_box(target)] = True
     drawn, true = (rgb2lab(pixels[hands][None]).mean(axis=1) for pixels in (image, target.image))
-    return float(deltaE_ciede2000(drawn, true)[0])
+    return float(deltaE_ciede2000(drawn, true)[0])  # type: ignore[no-untyped-call]
 
 
 def flicker(images: ByteArray, truth: ByteArray) -> float:
