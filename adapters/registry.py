@@ -27,7 +27,7 @@ from handdata.adapters.rhd import RhdAdapter
 from handdata.adapters.synthetic import SyntheticAdapter
 from handdata.adapters.visor import VisorAdapter
 from handdata.adapters.wlasl import WlaslAdapter
-from handdata.schemas import SOURCE_CARDS, SourceCard, UnknownSourceError, known_names
+from handdata.schemas import GENERATED, SOURCE_CARDS, SourceCard, UnknownSourceError, known_names
 
 BUILT_IN: dict[str, type[Adapter]] = {
     "arctic": ArcticAdapter,
@@ -83,5 +83,10 @@ def find_adapter(source: str) -> type[Adapter]:
     """
     adapters = registered_adapters()
     if source not in adapters:
+        if source == GENERATED:
+            raise UnknownSourceError(
+                f"{GENERATED} is no dataset to read: its samples are made of others",
+                "`handdata sample domain-transfer --all` writes them into a dataset that train reads",
+            )
         raise UnknownSourceError(f"unknown source {source!r}", known_names(source, adapters))
     return adapters[source]

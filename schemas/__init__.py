@@ -61,12 +61,13 @@ from handdata.schemas.sample import (
     Pair,
     samples_to_table,
 )
-from handdata.schemas.sources import SOURCE_CARDS, SourceCard, license_id_of, permits_commercial_use
+from handdata.schemas.sources import GENERATED, SOURCE_CARDS, SourceCard, license_id_of, permits_commercial_use
 
 __all__ = [
     "FINGERS",
     "FLIP_PERMUTATION",
     "FORMAT_VERSION",
+    "GENERATED",
     "HAND_EDGES",
     "JOINT_NAMES",
     "KEYPOINTS_PER_HAND",

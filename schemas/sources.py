@@ -10,7 +10,10 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from handdata.schemas.licences import as_license_id, is_commercial_license
+from handdata.schemas.licences import as_license_id, is_commercial_license, parts_of_license
+
+GENERATED: Final = "generated"
+"""Source of the samples that ``sample domain-transfer`` makes of others: no dataset to ingest."""
 
 
 class SourceCard(BaseModel):
@@ -74,6 +77,11 @@ def _ids_by_text() -> dict[str, str]:
 
 
 def permits_commercial_use(license_id: str) -> bool:
-    """Return whether a licence is known to permit commercial use: by its SPDX id, or by the card that has its id."""
+    """Return whether a licence is known to permit commercial use: by its SPDX id, or by the card that has its id.
+
+    Of licences that hold together (``AND``) each has to.
+    """
+    if len(parts := parts_of_license(license_id)) > 1:
+        return all(map(permits_commercial_use, parts))
     cards = [card.commercial_use for card in SOURCE_CARDS.values() if card.license_id == license_id]
     return set(cards) == {"yes"} if cards else is_commercial_license(license_id)

@@ -13,6 +13,7 @@ from handdata.schemas import UsageError
 
 if TYPE_CHECKING:
     from handdata.pipeline.shards.progress import DatasetProgress
+    from handdata.pipeline.storage import Dataset
 
 cluster_app = typer.Typer()
 
@@ -113,12 +114,12 @@ def status(
     from handdata.pipeline.storage import Dataset, Storage
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    progress = dataset_progress(Dataset(storage, dataset))
-    where = storage.describe(dataset)
+    opened = Dataset(storage, dataset)
+    progress = dataset_progress(opened)
     if as_json:
-        print_json(_status_document(progress, where))
+        print_json(_status_document(progress, opened.describe()))
     else:
-        _print_status(progress, where)
+        _print_status(progress, opened)
 
 
 def _status_document(progress: "DatasetProgress", where: str) -> dict[str, object]:
@@ -149,9 +150,9 @@ def _status_document(progress: "DatasetProgress", where: str) -> dict[str, objec
     }
 
 
-def _print_status(progress: "DatasetProgress", where: str) -> None:
+def _print_status(progress: "DatasetProgress", dataset: "Dataset") -> None:
     print_table(
-        f"Dataset {where}",
+        f"Dataset {dataset.describe()}",
         [
             (
                 source,
@@ -180,7 +181,7 @@ def _print_status(progress: "DatasetProgress", where: str) -> None:
             summary["rate"] = f"{progress.records_per_s:,.1f} records/s while it ran"
             summary["time left"] = duration(progress.seconds_left)
     if progress.lost:
-        from handdata.pipeline.shards.lost import describe_lost
+        from handdata.pipeline.shards.lost import describe_lost, how_to_repair
 
-        summary["lost files"] = f"{describe_lost(progress.lost)}; `handdata annotate --repair` does them again"
+        summary["lost files"] = f"{describe_lost(progress.lost)}; {how_to_repair(dataset, progress.lost)}"
     print_table("Total" if progress.records_to_do else "Complete", summary)

@@ -100,7 +100,7 @@ def annotate(
         sources=list(ingests),
         licences={name: licence for name, licence in licenses.items() if takes_option(name, "licence")},
     )
-    lease, state = _settled(dataset)
+    lease, state = settled_state(dataset)
     annotator = choose(state, overwrite=request.overwrite)
     lost = lost_units(state, request, set(ingests) - set(annotator.overwritten))
     made: list[UnitMarker] = []
@@ -112,7 +112,7 @@ def annotate(
             stack.enter_context(connected(cluster.address, cluster.cpus, on_connect))
             count_workers(cluster)
             if lease is None:
-                lease, state = _take_over(dataset)
+                lease, state = take_over(dataset)
                 annotator = choose(state, overwrite=request.overwrite)
                 lost = lost_units(state, request, set(ingests) - set(annotator.overwritten))
             state = _without(lease, state, lost)
@@ -140,7 +140,7 @@ def annotate(
             )
 
         if lease is None and (state.to_do(ingests) or not state.is_summed_up(sum_up(state))):
-            lease, state = _take_over(dataset)
+            lease, state = take_over(dataset)
             # What another run, or ``flag``, has made of the dataset since the first reading holds.
             annotator = choose(state, overwrite=False)
         to_do = state.to_do(ingests)
@@ -219,20 +219,39 @@ def count_workers(cluster: Cluster) -> int:
 
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    require_gpus(cluster, resources)
+    cores = max(1, int(resources.get("CPU", 1)))
+    return min(cluster.cpus or cores, cores)
+
+
+def require_gpus(cluster: Cluster, resources: Mapping[str, float]) -> None:
+    """Check that a cluster has the GPUs that are asked for.
+
+    Raises:
+        UsageError: It has fewer.
+
+    """
     available = int(resources.get("GPU", 0))
     if cluster.gpus > available:
         raise UsageError(
             f"--gpus {cluster.gpus} was asked for, the cluster has {available}",
             "lower --gpus, or add nodes to the cluster",
         )
-    cores = max(1, int(resources.get("CPU", 1)))
-    return min(cluster.cpus or cores, cores)
 
 
-def _settled(dataset: Dataset) -> tuple[Lease | None, DatasetState]:
+def settled_state(dataset: Dataset) -> tuple[Lease | None, DatasetState]:
     """Read the state, and take the lease to settle it where a command that changes datasets was interrupted."""
     state = read_state(dataset)
-    return (None, state) if is_settled(state) else _take_over(dataset)
+    return (None, state) if is_settled(state) else take_over(dataset)
+
+
+def take_over(dataset: Dataset) -> tuple[Lease, DatasetState]:
+    """Take the lease, read what the run before has done until now, and settle what a command has left unsettled."""
+    lease = take_lease(dataset)
+    state = read_state(dataset)
+    if not is_settled(state):
+        state, _ = settle(lease, state, remove_late=True)
+    return lease, state
 
 
 def _planned(state: DatasetState, request: AnnotateRequest, sources: Sequence[str], image_size: int) -> DatasetState:
@@ -248,15 +267,6 @@ def _planned(state: DatasetState, request: AnnotateRequest, sources: Sequence[st
         )
         state = state.with_units(source, units)
     return state
-
-
-def _take_over(dataset: Dataset) -> tuple[Lease, DatasetState]:
-    """Take the lease, read what the run before has done until now, and settle what a command has left unsettled."""
-    lease = take_lease(dataset)
-    state = read_state(dataset)
-    if not is_settled(state):
-        state, _ = settle(lease, state, remove_late=True)
-    return lease, state
 
 
 def _without(lease: Lease, state: DatasetState, lost: Sequence[LostUnit]) -> DatasetState:

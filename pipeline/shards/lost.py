@@ -8,7 +8,7 @@ from handdata.pipeline.shards.markers import files_of
 from handdata.pipeline.shards.plan import PlannedUnit, read_unit_keys
 from handdata.pipeline.shards.state import DatasetState, read_state
 from handdata.pipeline.storage import DATASET, Dataset, Storage
-from handdata.schemas import RunError, StorageError, UnitMarker
+from handdata.schemas import GENERATED, RunError, StorageError, UnitMarker
 
 _LEAST_BYTES = 12
 """Size of the shortest Parquet file: for tables whose markers do not say how large they are."""
@@ -65,11 +65,17 @@ def confirmed_lost(state: DatasetState) -> list[LostUnit]:
 
 def lost_error(dataset: Dataset, lost: Sequence[LostUnit]) -> RunError:
     """Return the error that names lost units, and how they are done again."""
-    option = "" if dataset.name == DATASET else f" --dataset {dataset.name}"
     return RunError(
         f"{dataset.describe()} has lost files of {describe_lost(lost)}",
-        f"is its disk mounted? `handdata annotate{option} --repair` does these units again",
+        f"is its disk mounted? {how_to_repair(dataset, lost)}",
     )
+
+
+def how_to_repair(dataset: Dataset, lost: Sequence[LostUnit]) -> str:
+    """Return which command does lost units again, for a message."""
+    command = "sample domain-transfer" if lost[0].marker.source == GENERATED else "annotate"
+    option = "" if dataset.name == DATASET else f" --dataset {dataset.name}"
+    return f"`handdata {command}{option} --repair` does these units again"
 
 
 def describe_lost(lost: Sequence[LostUnit]) -> str:

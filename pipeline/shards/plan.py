@@ -12,7 +12,7 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -196,7 +196,59 @@ def plan_source(
         units, parts = preview_source(dataset, source, image_size, limit=limit, sample=sample, has_moved=has_moved)
         if not parts:
             return units
-        _store_generation(dataset, source, parts, tombstones)
+        ingest = read_ingest_summary(dataset.storage, source)
+        made = _Generation(0, (), _token_of(ingest), ingest.options, ingest.root)
+        _store_generation(dataset, source, parts, _gathered(dataset.storage, source, parts), made, tombstones)
+
+
+def plan_rows(
+    dataset: Dataset,
+    source: str,
+    keys: pl.DataFrame,
+    records_of: Callable[[pl.DataFrame], pa.Table],
+    most_rows: int,
+    options: Mapping[str, str | float | bool],
+) -> list[PlannedUnit]:
+    """Plan records that no unit has yet and no ingest gave, store them, and return all units of their source.
+
+    Args:
+        dataset: The dataset.
+        source: Source of the records; none that is ingested.
+        keys: ``KEY_COLUMNS``, ``split``, ``frame_index`` and ``camera_id`` of each record, and what ``records_of``
+            needs of it.
+        records_of: Function that returns the records of some rows of ``keys``, as a table with ``RECORD_SCHEMA``.
+        most_rows: Most rows of a unit.
+        options: Settings of the whole source.
+
+    Raises:
+        UsageError: Records are planned with other options, or a frame that is planned in one split is to be planned in
+            another, too.
+
+    """
+    while True:
+        _refuse_other_options(dataset, source, options)
+        stones = read_tombstones(dataset.storage, source)
+        kept = keys.filter(~pl.Series(stones.strike(keys.select(KEY_COLUMNS).to_arrow())))
+        units = stored_units(dataset, source)
+        named = ["sequence_id", "frame_index", "camera_id"]
+        if files := sorted({unit.plan_file for unit in units}):
+            planned = pl.concat(
+                pl.DataFrame(dataset.storage.read_parquet(name, ["record_id", "split", *named])) for name in files
+            ).select("record_id", *named, before=pl.col("split").cast(pl.String))
+            kept = kept.join(planned, on="record_id", how="anti", maintain_order="left")
+            moved = kept.join(planned.drop("record_id"), on=named).sort("record_id")
+            if not moved.is_empty():
+                first = moved.row(0, named=True)
+                raise UsageError(
+                    f"{len(moved):,} frames of {source} in {dataset.describe()} were of another split, such as "
+                    f"{first['record_id']}, which was of {first['before']}",
+                    "--dataset NAME makes another dataset",
+                )
+        parts = list(_cut_into_units(_in_unit_order(kept), most_rows)) if len(kept) else []
+        if not parts:
+            return units
+        tables = (records_of(part).cast(_PLAN_SCHEMA) for part in parts)
+        _store_generation(dataset, source, parts, tables, _Generation(0, (), options=dict(options)), stones.digest)
 
 
 def preview_source(
@@ -226,10 +278,26 @@ def preview_source(
     return units, list(_cut_into_units(keys, most_rows)) if len(keys) else []
 
 
-def _store_generation(dataset: Dataset, source: str, parts: Sequence[pl.DataFrame], tombstones: str) -> None:
+def _store_generation(
+    dataset: Dataset,
+    source: str,
+    parts: Sequence[pl.DataFrame],
+    records: Iterable[pa.Table],
+    made: _Generation,
+    tombstones: str,
+) -> None:
     """Store units as the next generation of a source's plan; nothing happens where another run is faster.
 
     The records come first, under a name that no other run writes; the list of units, which names them, is created last.
+
+    Args:
+        dataset: The dataset.
+        source: Source of the records.
+        parts: Keys of each unit.
+        records: Records of each unit.
+        made: What the generation says beside its units.
+        tombstones: Digest of the tombstones that the records honour.
+
     """
     generation = len(_generations(dataset, source))
     name = dataset.generation_file(source, generation)
@@ -239,9 +307,8 @@ def _store_generation(dataset: Dataset, source: str, parts: Sequence[pl.DataFram
         split: Split = part["split"][0]
         unit_id = f"{source}-{split}-{generation:03d}-{ordinal:06d}"
         units.append(PlannedUnit(unit_id, source, split, len(part), plan_file, ordinal, tombstones))
-    _write_records(dataset.storage, source, parts, plan_file)
-    ingest = read_ingest_summary(dataset.storage, source)
-    made = _Generation(sum(map(len, parts)), tuple(units), _token_of(ingest), ingest.options, ingest.root)
+    _write_records(dataset.storage, records, plan_file)
+    made = replace(made, records=sum(map(len, parts)), units=tuple(units))
     stored = dataset.storage.create_bytes(name, made.encoded())
     _remove_unnamed(dataset.storage, name, _parse_generation(dataset.storage, source, name, stored))
 
@@ -328,7 +395,7 @@ def _copy_units(
     left = [unit for unit in units if kept[unit.unit_id].any()]
     with _record_writer(storage, plan_file) as writer:
         for unit in left:
-            rows = _read_rows(storage, unit).filter(pa.array(kept[unit.unit_id]))
+            rows = read_unit_rows(storage, unit).filter(pa.array(kept[unit.unit_id]))
             writer.write_table(rows.cast(_PLAN_SCHEMA), row_group_size=len(rows))  # an older version wrote another
     return [
         replace(unit, rows=int(kept[unit.unit_id].sum()), plan_file=plan_file, row_group=ordinal)
@@ -381,10 +448,10 @@ def _remove_unnamed(storage: Storage, generation_file: str, generation: _Generat
 
 def read_unit_keys(storage: Storage, unit: PlannedUnit) -> pa.Table:
     """Return the ``KEY_COLUMNS`` of a unit's records."""
-    return _read_rows(storage, unit, KEY_COLUMNS)
+    return read_unit_rows(storage, unit, KEY_COLUMNS)
 
 
-def _read_rows(storage: Storage, unit: PlannedUnit, columns: Sequence[str] = RECORD_SCHEMA.names) -> pa.Table:
+def read_unit_rows(storage: Storage, unit: PlannedUnit, columns: Sequence[str] = RECORD_SCHEMA.names) -> pa.Table:
     """Return columns of a unit's records.
 
     Raises:
@@ -410,7 +477,7 @@ def read_unit(storage: Storage, unit: PlannedUnit, root: str | None = None) -> l
 
     """
     root = read_ingest_summary(storage, unit.source).root if root is None else root
-    return _records_of(_read_rows(storage, unit), root, records_folder(unit.source))
+    return _records_of(read_unit_rows(storage, unit), root, records_folder(unit.source))
 
 
 def read_previewed(storage: Storage, source: str, keys: pl.DataFrame, root: str | None = None) -> list[HandRecord]:
@@ -484,6 +551,11 @@ def _sorted_keys(storage: Storage, source: str) -> pl.DataFrame:
         pl.col("sequence_id", "camera_id").fill_null(""),
         pl.col("frame_index").fill_null(0),
     )
+    return _in_unit_order(keys)
+
+
+def _in_unit_order(keys: pl.DataFrame) -> pl.DataFrame:
+    """Return keys with their camera ``block``, in the order of units."""
     camera = pl.col("camera_id").rank("dense").over("split", "sequence_id") - 1
     keys = keys.with_columns(block=(camera // CAMERA_BLOCK).cast(pl.Int32))
     return keys.sort("split", "sequence_id", "block", "frame_index", "camera_id", "record_id")
@@ -543,6 +615,28 @@ def _refuse_moved(storage: Storage, source: str, units: Sequence[PlannedUnit], k
         )
 
 
+def _refuse_other_options(dataset: Dataset, source: str, options: Mapping[str, str | float | bool]) -> None:
+    """Raise where records of a source are planned with other options.
+
+    Raises:
+        UsageError: They are; the message names what differs.
+
+    """
+    for name in _generations(dataset, source):
+        generation = _read_generation(dataset, source, name)
+        before = generation.options
+        if generation.units and before != options:
+            changes = "; ".join(
+                f"{key.replace('_', ' ')} {before.get(key, 'unset')} -> {options.get(key, 'unset')}"
+                for key in sorted(before.keys() | options.keys())
+                if before.get(key) != options.get(key)
+            )
+            raise UsageError(
+                f"{dataset.describe()} holds {source} made with other settings: {changes}",
+                "repeat the earlier ones; --dataset NAME keeps both",
+            )
+
+
 def _cut_into_units(keys: pl.DataFrame, most_rows: int) -> Iterator[pl.DataFrame]:
     """Yield the rows of each unit. Long sequences are cut between frames, short ones are packed."""
     groups = keys.select(split=pl.col("split"), run=pl.struct("split", "sequence_id", "block").rle_id())
@@ -583,10 +677,10 @@ def _record_writer(storage: Storage, name: str) -> Iterator[pq.ParquetWriter]:
         yield writer
 
 
-def _write_records(storage: Storage, source: str, parts: Sequence[pl.DataFrame], name: str) -> None:
+def _write_records(storage: Storage, units: Iterable[pa.Table], name: str) -> None:
     """Write the units' records to one Parquet file, a row group a unit; holds a few row groups at a time."""
     with _record_writer(storage, name) as writer:
-        for records in _gathered(storage, source, parts):
+        for records in units:
             writer.write_table(records, row_group_size=len(records))
 
 

@@ -36,6 +36,7 @@ from handdata.pipeline.shards.lease import Lease, take_lease
 from handdata.pipeline.shards.lost import LostUnit, find_lost
 from handdata.pipeline.shards.manifest import read_manifest
 from handdata.pipeline.shards.markers import files_of, read_marker, read_markers
+from handdata.pipeline.shards.parents import children_tombstones
 from handdata.pipeline.shards.plan import (
     PlannedUnit,
     annotated_sources,
@@ -48,7 +49,7 @@ from handdata.pipeline.shards.plan import (
 from handdata.pipeline.shards.state import DatasetState, read_state, write_manifest
 from handdata.pipeline.storage import Dataset, Storage, list_datasets
 from handdata.pipeline.storage.damage import damaged
-from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, UnitMarker, UsageError
+from handdata.schemas import GENERATED, SAMPLE_SCHEMA, DatasetManifest, UnitMarker, UsageError
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.rejection import printable
 from handdata.schemas.sample import VERSION_2_COLUMNS
@@ -121,7 +122,7 @@ class DropSummary:
         source: Source of the dropped records.
         records: Number of ingested records that were removed.
         rejected: Number of removed records that the ingest had rejected.
-        datasets: What changed in each dataset, by name.
+        datasets: What changed in each dataset, by name; generated samples go with a parent.
         left: Number of records of the source that stay.
         dropped_before: Whether earlier tombstones name all of it, so that only what they left is removed.
 
@@ -136,9 +137,9 @@ class DropSummary:
 
     @property
     def lost(self) -> dict[str, list[LostUnit]]:
-        """Units of the source that have lost files, by dataset: what was dropped may be in what is left of them."""
+        """Units that have lost files, by dataset: what was dropped may be in what is left of them."""
         lost = {
-            name: [unit for unit in settled.lost if unit.marker.source == self.source]
+            name: [unit for unit in settled.lost if unit.marker.source in (self.source, GENERATED)]
             for name, settled in self.datasets.items()
         }
         return {name: units for name, units in lost.items() if units}
@@ -431,6 +432,8 @@ def drop(
 ) -> DropSummary:
     """Remove records for good, from all datasets of a workspace, and leave a tombstone.
 
+    What was generated of them goes, too.
+
     Args:
         storage: The workspace.
         kind: What ``values`` name.
@@ -447,12 +450,16 @@ def drop(
     source = _source_of(storage, kind, values, source)
     tombstones = proposed_tombstones(storage, source, kind, values)
     dropped_before = tombstones == read_tombstones(storage, source)
+    children = children_tombstones(storage, [tombstones])
     if dry_run:
-        return replace(_preview(storage, tombstones), dropped_before=dropped_before)
+        return replace(_preview(storage, [tombstones, children]), dropped_before=dropped_before)
+    write_tombstones(storage, children)  # first: where this ends here, none outlives its parent
     write_tombstones(storage, tombstones)
+    children = children_tombstones(storage)  # with those that were planned meanwhile
+    write_tombstones(storage, children)
     datasets: dict[str, Settled] = {}
     for dataset in list_datasets(storage):
-        if source in annotated_sources(dataset):
+        if _concerns(dataset, source, children):
             datasets[dataset.name] = Settled()
             state = read_state(dataset)
             if not (is_settled(state) and state.is_summed_up(state.sum_up())):
@@ -463,8 +470,15 @@ def drop(
     return DropSummary(source, records, rejected, datasets, left, dropped_before)
 
 
-def _preview(storage: Storage, tombstones: Tombstones) -> DropSummary:
-    """Return what a drop would remove."""
+def _concerns(dataset: Dataset, source: str, children: Tombstones) -> bool:
+    """Return whether a dataset may hold what a drop removes: records of a source, or samples generated of them."""
+    there = annotated_sources(dataset)
+    return source in there or (bool(children) and GENERATED in there)
+
+
+def _preview(storage: Storage, proposed: Sequence[Tombstones]) -> DropSummary:
+    """Return what a drop would remove by the tombstones of a source, and of what was generated of it."""
+    tombstones, children = proposed
     source = tombstones.source
     records = left = rejected = 0
     if source in ingested_sources(storage):
@@ -475,12 +489,14 @@ def _preview(storage: Storage, tombstones: Tombstones) -> DropSummary:
         left = summary.records - records
     datasets: dict[str, Settled] = {}
     for dataset in list_datasets(storage):
-        if source in annotated_sources(dataset):
-            state = read_state(dataset).with_tombstones(tombstones)
+        if _concerns(dataset, source, children):
+            state = read_state(dataset)
+            for stones in proposed:
+                state = state.with_tombstones(stones)
             settled = datasets[dataset.name] = Settled(lost=find_lost(state))
             lost = {unit.marker.unit_id for unit in settled.lost}
             for pending in _pending(state):
-                if pending.marker.source == source and pending.marker.unit_id not in lost:
+                if pending.marker.source in (source, GENERATED) and pending.marker.unit_id not in lost:
                     _add(settled, _compare(pending))
     return DropSummary(source, records, rejected, datasets, left)
 

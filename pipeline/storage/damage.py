@@ -5,7 +5,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from handdata.schemas import StorageError
+from handdata.schemas import GENERATED, StorageError
 
 Document = TypeVar("Document")
 
@@ -63,6 +63,8 @@ def advice(name: str, *, gone: bool = False) -> str:
             dataset = parts.get("dataset")
             option = f" --dataset {dataset}" if dataset not in (None, "dataset") else ""
             text = text.removeprefix("remove it: ") if gone else text
+            if f"/source={GENERATED}/" in name:
+                text = text.replace("`handdata annotate", "`handdata sample domain-transfer")
             return text.format(**parts, option=option)
     return ""
 

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from handdata.schemas import SOURCE_CARDS, SourceCard, license_id_of, permits_commercial_use
+from handdata.schemas.licences import more_restrictive
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,29 @@ def test_only_what_is_known_to_permit_commercial_use_does() -> None:
     } == permitted
     for card in SOURCE_CARDS.values():
         assert permits_commercial_use(card.license_id) == (card.commercial_use == "yes"), card.name
+
+
+@pytest.mark.parametrize(
+    ("licences", "binding"),
+    [
+        (["Apache-2.0"], "Apache-2.0"),
+        (["Apache-2.0", "Apache-2.0"], "Apache-2.0"),
+        (["Apache-2.0", "CC-BY-NC-4.0"], "CC-BY-NC-4.0"),
+        (["CC-BY-SA-4.0", "CC-BY-4.0"], "CC-BY-SA-4.0"),
+        (["CC-BY-NC-SA-4.0", "CC-BY-NC-4.0", "MIT"], "CC-BY-NC-SA-4.0"),
+        (["LicenseRef-own", "MIT"], "LicenseRef-own"),
+        (["CC-BY-4.0", "Apache-2.0"], "Apache-2.0 AND CC-BY-4.0"),
+        (["LicenseRef-RHD", "CC-BY-NC-4.0"], "CC-BY-NC-4.0 AND LicenseRef-RHD"),
+        (["CC-BY-NC-4.0 AND LicenseRef-RHD", "LicenseRef-RHD", "MIT"], "CC-BY-NC-4.0 AND LicenseRef-RHD"),
+        (["LicenseRef-own OR MIT", "CC-BY-NC-4.0"], "CC-BY-NC-4.0 AND (LicenseRef-own OR MIT)"),
+    ],
+)
+def test_what_is_made_of_works_has_the_more_restrictive_licence(licences: list[str], binding: str) -> None:
+    assert more_restrictive(licences) == more_restrictive(licences[::-1]) == binding
+    assert license_id_of(binding) == binding
+
+
+def test_licences_that_hold_together_permit_what_each_of_them_permits() -> None:
+    assert permits_commercial_use("Apache-2.0 AND CC-BY-4.0")
+    assert not permits_commercial_use("Apache-2.0 AND CC-BY-NC-4.0")
+    assert not permits_commercial_use("CC-BY-NC-4.0 AND (Apache-2.0 OR MIT)")

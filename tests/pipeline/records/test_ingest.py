@@ -262,6 +262,7 @@ def test_a_label_that_leaves_the_root_is_rejected(tmp_path: Path, run_command) -
     ("arguments", "code", "message"),
     [
         (("-s", "hagrod"), 2, "unknown source 'hagrod'"),
+        (("-s", "generated"), 2, "`handdata sample domain-transfer --all`"),
         (("-s", "hagrid", "--root", "/nowhere"), 2, "the root /nowhere of source hagrid does not exist"),
         (("-s", "hagrid", "--root", os.curdir), 2, "does not look like hagrid"),
     ],

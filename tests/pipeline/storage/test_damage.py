@@ -37,6 +37,10 @@ SHARD = DATASET.path(DATASET.shard_in_dataset("rhd", "train", "u-0.parquet"))
         (OTHER.manifest_file, "remove it: `handdata annotate --dataset second` with the options of before"),
         (SHARD, "remove it: `handdata annotate --repair` does its unit again"),
         (f"{DATASET.rejected_folder('rhd')}/u.parquet", "`handdata annotate --repair`"),
+        (
+            "generated/data/source=generated/split=train/u.parquet",
+            "`handdata sample domain-transfer --dataset generated --repair`",
+        ),
         (f"{OTHER.rejected_folder('rhd')}/u.parquet", "`handdata annotate --dataset second --repair`"),
         (latents_settings_file(f"{DATASET.latents_folder}/vae"), "remove its folder: `handdata encode`"),
         (f"{DATASET.latents_folder}/vae/source=rhd/split=train/u.parquet", "remove it: `handdata encode`"),
