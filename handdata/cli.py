@@ -56,6 +56,8 @@ def after_interruption(arguments: Sequence[str]) -> str:
     if command == "train":
         resume = "" if "--resume" in arguments else " with --resume"
         return f"the same command{resume} continues from the last checkpoint"
+    if command == "export" and "dataset" in arguments:
+        return _CONTINUES
     only_shows = {"--plan", "--dry-run"} & {*arguments}
     return _AFTERWARDS.get(command, _STARTS_ANEW if only_shows else _CONTINUES)
 

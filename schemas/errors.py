@@ -197,6 +197,7 @@ class RecordError(HandDataError):
 _EXTRAS: Final = {
     "ray": "annotate",
     "mediapipe": "annotate",
+    "rerun": "rerun",
     "segment_anything": "sam",
     **dict.fromkeys(
         ("diffusers", "safetensors", "tensorboard", "timm", "torch", "torchmetrics", "torchvision"), "train"

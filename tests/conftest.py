@@ -79,10 +79,11 @@ def group_of(nodeid: str) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def ingest_processes() -> Iterator[None]:
-    """Let all calls of ``ingest`` in this process share worker processes."""
+    """Let all calls of ``ingest`` and ``export dataset`` in this process share worker processes."""
     processes = IngestProcesses()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("handdata.pipeline.records.ingest.process_pool", processes.pool)
+        patch.setattr("handdata.jobs.exports.export.process_pool", processes.pool)
         yield
     processes.close()
 

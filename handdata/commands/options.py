@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,8 @@ from handdata.schemas import StorageError, UsageError
 
 if TYPE_CHECKING:
     from typer.models import OptionInfo
+
+    from handdata.pipeline.storage import Dataset
 
 
 def shown_default(model: type[BaseModel], setting: str) -> str | bool:
@@ -248,6 +251,20 @@ def require_place(file: Path) -> None:
         ) from None
 
 
+Licence = Annotated[
+    str | None,
+    typer.Option(
+        "--licence",
+        "--license",
+        metavar="A,B",
+        help="Ids of licences (column license_id), separated by commas; only their rows are used.",
+    ),
+]
+Commercial = Annotated[
+    bool, typer.Option("--commercial", help="Use only rows whose licence is known to permit commercial use.")
+]
+
+
 def given_thresholds(
     *, min_sharpness: float | None, max_blur: float | None, **others: float | None
 ) -> dict[str, float]:
@@ -271,3 +288,36 @@ def given_thresholds(
         if threshold is not None and not math.isfinite(threshold):
             raise UsageError(f"--{name.replace('_', '-')} {threshold:g} is no finite number")
     return {name: value for name, value in thresholds.items() if value is not None}
+
+
+def commercial_licences(dataset: "Dataset", licences: Sequence[str]) -> list[str]:
+    """Return the ids of those of some licences of a dataset, or of all, that are known to permit commercial use.
+
+    Raises:
+        UsageError: There are none; the message lists those that are there.
+
+    """
+    from handdata.pipeline.shards import describe_licences, license_ids, read_manifest
+    from handdata.schemas import license_id_of, permits_commercial_use
+
+    manifest = read_manifest(dataset)
+    wanted = {license_id_of(name) for name in licences} if licences else {*license_ids(manifest).values()}
+    found = sorted(filter(permits_commercial_use, wanted.intersection(license_ids(manifest).values())))
+    if not found:
+        raise UsageError(
+            "no licence here is known to permit commercial use", f"there are {describe_licences(manifest)}"
+        )
+    return found
+
+
+def licence_names(text: str) -> list[str]:
+    """Return the names in a list of licences.
+
+    Raises:
+        UsageError: There are none, or one is empty: what a shell makes of a variable that is not set.
+
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UsageError(f"--licence {text!r} names an empty licence", "leave it out to use rows under any licence")
+    return names

@@ -1,7 +1,5 @@
-"""Commands from shards to a trained model: ``presets``, ``train``, ``encode``, ``export``."""
+"""Commands from shards to a trained model: ``presets``, ``train``, ``encode``."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +7,13 @@ import typer
 
 from handdata.commands.options import (
     AsJson,
-    Checkpoint,
-    CheckpointPreset,
+    Commercial,
     Device,
-    RunName,
+    Licence,
     TrainingDataset,
     Workspace,
+    commercial_licences,
+    licence_names,
     run_option,
 )
 from handdata.console import ProgressLine, escape, out, print_json, print_table, say, say_connecting, say_next
@@ -23,7 +22,6 @@ from handdata.schemas import UsageError
 from handdata.trainer.presets import PRESETS, PURPOSES, AutoencoderKind, default_preset
 
 if TYPE_CHECKING:
-    from handdata.pipeline.storage import Dataset
     from handdata.trainer.loop import TrainSummary
 
 training_app = typer.Typer()
@@ -86,19 +84,8 @@ def train(
         str | None,
         typer.Option(metavar="EXPR", help="SQL condition over the sample columns; only rows that fulfil it are used."),
     ] = None,
-    licence: Annotated[
-        str | None,
-        typer.Option(
-            "--licence",
-            "--license",
-            metavar="A,B",
-            help="Ids of licences (column license_id), separated by commas; only their rows are used.",
-        ),
-    ] = None,
-    commercial: Annotated[
-        bool,
-        typer.Option("--commercial", help="Use only rows whose licence is known to permit commercial use."),
-    ] = False,
+    licence: Licence = None,
+    commercial: Commercial = False,
     dataset: TrainingDataset = None,
 ) -> None:
     """Train the two-frame diffusion transformer on the annotated dataset."""
@@ -111,7 +98,7 @@ def train(
 
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
-    licences = None if licence is None else _licences(licence)
+    licences = None if licence is None else licence_names(licence)
     if address is not None and (gpus or 0) < 2:
         raise UsageError("--address is for several GPUs", "say how many with --gpus; one trains without Ray")
     if where is not None and not where.strip():
@@ -124,7 +111,7 @@ def train(
         init = named_weights(init, settings.weights)
     base = of_run or load_preset(preset, config, lambda: _preset_of_machine(gpus, init))
     if commercial:
-        licences = _commercial(Dataset(storage, dataset or base.data.dataset), licences or base.data.licences)
+        licences = commercial_licences(Dataset(storage, dataset or base.data.dataset), licences or base.data.licences)
     if of_run is None:
         chosen = base.choosing_rows(where, licences or (), dataset).trained_for(steps, init)
     else:
@@ -213,39 +200,6 @@ def presets(
     print_table("Presets", rows, header=("name", "for", "px", "latents", "width x depth", "batch", "steps"))
     out.print("Without --preset `handdata train` takes foundhand-xl on a CUDA GPU, and tiny on a CPU")
     say_next("presets foundhand-xl", "train --preset tiny")
-
-
-def _commercial(dataset: "Dataset", licences: Sequence[str]) -> list[str]:
-    """Return the ids of those of some licences of a dataset, or of all, that are known to permit commercial use.
-
-    Raises:
-        UsageError: There are none; the message lists those that are there.
-
-    """
-    from handdata.pipeline.shards import describe_licences, license_ids, read_manifest
-    from handdata.schemas import license_id_of, permits_commercial_use
-
-    manifest = read_manifest(dataset)
-    wanted = {license_id_of(name) for name in licences} if licences else {*license_ids(manifest).values()}
-    found = sorted(filter(permits_commercial_use, wanted.intersection(license_ids(manifest).values())))
-    if not found:
-        raise UsageError(
-            "no licence here is known to permit commercial use", f"there are {describe_licences(manifest)}"
-        )
-    return found
-
-
-def _licences(text: str) -> list[str]:
-    """Return the names in a list of licences.
-
-    Raises:
-        UsageError: There are none, or one is empty: what a shell makes of a variable that is not set.
-
-    """
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise UsageError(f"--licence {text!r} names an empty licence", "leave it out to use rows under any licence")
-    return names
 
 
 def _show_trained(summary: "TrainSummary", run: str, workspace: str | None) -> None:
@@ -337,31 +291,6 @@ def encode(
     print_table("Encoded", table)
     out.print("Put `latents = true` below `\\[data]` in the file of settings that training takes")
     say_next(f"train --preset {preset} --config FILE", dataset=dataset, workspace=workspace)
-
-
-@training_app.command(epilog="Example: handdata export --run default --out foundhand-mine.pt")
-def export(
-    workspace: Workspace = None,
-    run: RunName = "default",
-    checkpoint: Checkpoint = None,
-    preset: CheckpointPreset = None,
-    out_file: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="File of the weights: .pt, .pth or .safetensors.")
-    ] = Path("foundhand.pt"),
-) -> None:
-    """Write a run's averaged weights as a file that the public FoundHand code, `sample` and `train --init` read."""
-    from handdata.pipeline.storage import Storage
-    from handdata.pipeline.storage.layout import run_folder
-    from handdata.pipeline.weights import named_weights
-    from handdata.trainer.checkpoints import averaged_weights, first_weights, load_for_sampling, training_licences
-    from handdata.trainer.weights import write_foundhand
-
-    settings = load_settings(workspace=workspace)
-    trained = named_weights(checkpoint or Storage(settings.workspace).url(run_folder(run)), settings.weights)
-    model, trained_with = load_for_sampling(trained, preset=preset, on_note=say)
-    licences = training_licences(averaged_weights(trained), first_weights(trained))
-    write_foundhand(model, out_file, json.dumps(trained_with), licences)
-    out.print(f"Written: {out_file.absolute()}")
 
 
 def _training_device(gpus: int | None) -> str | None:

@@ -19,6 +19,7 @@ from handdata.pipeline.shards.index import (
     list_shards,
     read_index,
     read_row_group,
+    read_row_groups,
     read_samples,
     read_shard_index,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "read_manifest",
     "read_markers",
     "read_row_group",
+    "read_row_groups",
     "read_samples",
     "read_shard_index",
 ]

@@ -1,7 +1,8 @@
 """Committed shards, and small columns of all their rows."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 import polars as pl
@@ -31,6 +32,11 @@ class Shard:
     source: str
     split: Split
     unit_id: str
+
+    @property
+    def stem(self) -> str:
+        """Name of the file without its folders and suffix: unit and token."""
+        return PurePosixPath(self.name).stem
 
 
 def list_shards(
@@ -115,8 +121,24 @@ def read_samples(storage: Storage, shard: Shard, columns: Sequence[str]) -> pa.T
         return _columns_of(file, columns, storage.describe(shard.name), shard.name)
 
 
+def read_row_groups(storage: Storage, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield columns of the row groups of a shard in turn, as ``read_samples`` returns those of all rows.
+
+    Raises:
+        StorageError: The shard is missing or damaged.
+
+    """
+    with storage.open_parquet(shard.name) as file:
+        for group in range(file.num_row_groups):
+            stored = file.read_row_group(group, list(columns))
+            yield _with_all_columns(stored, columns, storage.describe(shard.name), shard.name)
+
+
 def _columns_of(file: pq.ParquetFile, columns: Sequence[str], place: str, name: str) -> pa.Table:
-    stored = file.read(list(columns))
+    return _with_all_columns(file.read(list(columns)), columns, place, name)
+
+
+def _with_all_columns(stored: pa.Table, columns: Sequence[str], place: str, name: str) -> pa.Table:
     stored.validate(full=True)
     for field in (SAMPLE_SCHEMA.field(column) for column in columns if column not in stored.column_names):
         if not field.nullable:

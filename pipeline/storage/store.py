@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
 from pathlib import Path, PurePosixPath
@@ -300,6 +300,30 @@ class Storage:
             with self._named_errors("write", name):
                 self._filesystem.pipe_file(self._path(name), data)
 
+    @retried
+    def write_many(self, files: Mapping[str, bytes]) -> None:
+        """Write many small files, at once where the store can.
+
+        On local disk a reader may see half of one, and a power cut may cost them until ``flush``: whoever writes them
+        says afterwards that they are there.
+        """
+        if not files:
+            return
+        with self._named_errors("write", next(iter(files))):
+            if not self.is_local:
+                self._filesystem.pipe({self._path(name): data for name, data in files.items()})
+                return
+            paths = {Path(self._path(name)): data for name, data in files.items()}
+            for folder in {path.parent for path in paths}:
+                folder.mkdir(parents=True, exist_ok=True)
+            for path, data in paths.items():
+                path.write_bytes(data)
+
+    def flush(self) -> None:
+        """Let what was written survive a power cut."""
+        if self.is_local:
+            os.sync()
+
     @contextmanager
     def open_output(self, name: str) -> Iterator[BinaryIO]:
         """Open a file for writing in one go; it becomes visible when the block ends without an error."""
@@ -404,6 +428,28 @@ class Storage:
             path = self._path(name)
             if self._filesystem.exists(path):
                 self._filesystem.rm(path, recursive=True)
+
+    def remove_many(self, names: Iterable[str]) -> None:
+        """Remove files, and on local disk the folders that are empty then; those that are not there are passed over."""
+        for name in names:
+            self.remove(name)
+            if self.is_local:
+                self._remove_empty_folders(Path(self._path(name)).parent)
+
+    def _remove_empty_folders(self, folder: Path) -> None:
+        root = Path(self._root)
+        while folder != root and folder.is_relative_to(root):
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, or gone
+                return
+            folder = folder.parent
+
+    @retried
+    def is_empty(self) -> bool:
+        """Return whether nothing lies in the root folder, or there is none."""
+        with self._named_errors("list", ""):
+            return not self._filesystem.exists(self._root) or not self._filesystem.ls(self._root, detail=False)
 
     @retried
     def move(self, source: str, target: str) -> None:

@@ -1,0 +1,1 @@
+"""``handdata export dataset``: annotated samples in the layouts that other people's tools open."""
