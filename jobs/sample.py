@@ -209,10 +209,22 @@ class Sampling:
         frames = video(self._sampler, [reference], targets, request.options, progress=progress)
         return frames, filmstrip(list(frames), targets)
 
-    def fix(self, photo: Path, progress: OnStep | None = None) -> ByteArray:
-        """Return a photograph (H, W, 3) RGB with its hands drawn anew, as ``fix_photo`` does."""
-        options = self._request.options
-        return fix_photo(self._sampler, photo, self._settings, self._weights, options, progress)
+    def fix(self, photo: Path, region: BoolArray | None = None, progress: OnStep | None = None) -> ByteArray:
+        """Return a photograph (H, W, 3) RGB with its hands, or a region, drawn anew, as ``fix_photo`` does."""
+        folder = self.folder("fix")
+        return fix_photo(
+            self._sampler,
+            photo,
+            self._settings,
+            self._weights,
+            self._request.options,
+            progress,
+            region=region,
+            on_square=lambda number, frame, drawn: folder.write(
+                number, drawn, MadeFrom.of([], NamedFrame(str(photo), frame))
+            ),
+            on_note=self._note,
+        )
 
     def _transferred(self, name: str, pairs: list[NamedPair], task: Task, progress: OnStep | None) -> ByteArray:
         size, options = self._preset.image_size, self._request.options

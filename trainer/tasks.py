@@ -27,6 +27,7 @@ from handdata.trainer.devices import TrainedPrecision, choose_device
 from handdata.trainer.diffusion import draw_noise
 from handdata.trainer.inputs import encode_images, pair_conditions
 from handdata.trainer.memory import memory_errors
+from handdata.trainer.pasting import EDGE_SHARE, paste_softly
 from handdata.trainer.poses import pose_frame
 from handdata.trainer.presets import BATCH_SIZE, Preset, SamplingConfig, SamplingOptions
 from handdata.trainer.samplers import Predict, Progress, denoise, guided, repaint, sample
@@ -162,7 +163,7 @@ def unconditional(
         UsageError: The network needs a reference.
 
     """
-    _require_none_needed(sampler)
+    require_none_needed(sampler)
     absent = np.zeros((KEYPOINT_COUNT, 2), np.float32), np.zeros(KEYPOINT_COUNT, np.bool_)
     nothing = pose_frame(*absent, sampler.preset.image_size)
     return gesture_transfer(
@@ -199,7 +200,7 @@ def keypoints_only(
         UsageError: The network needs a reference.
 
     """
-    _require_none_needed(sampler)
+    require_none_needed(sampler)
     return gesture_transfer(
         sampler,
         [None] * len(targets),
@@ -280,8 +281,7 @@ def repair(
 ) -> ByteArray:
     """Draw the ``region`` of a frame's image anew, with hands at the frame's keypoints, as an image (S, S, 3) RGB.
 
-    The network is given nothing of the hands but the keypoints (the reference is dropped). What lies outside the region
-    is kept at every step (RePaint, ``samplers.repaint``), and pasted at the end.
+    What ``redraw`` gives is pasted with a soft edge that lies inside the region; the rest of the image stays as it is.
 
     Args:
         sampler: Network, autoencoder and preset.
@@ -295,17 +295,35 @@ def repair(
         UsageError: The network needs a reference.
 
     """
-    _require_none_needed(sampler)
+    side = sampler.preset.image_size
+    drawn = redraw(sampler, frame, region, options, resamples=resamples, progress=progress)
+    return paste_softly(resize(frame, side).image, drawn, _region_at(region, side), EDGE_SHARE * side)
+
+
+def redraw(
+    sampler: Sampler,
+    frame: Frame,
+    region: BoolArray,
+    options: SamplingOptions = SamplingOptions(),
+    *,
+    resamples: int = 10,
+    progress: Progress | None = None,
+) -> ByteArray:
+    """Draw a frame's image (S, S, 3) RGB with the ``region`` anew, as the autoencoder has it: the rest is not exact.
+
+    The network is given nothing of the hands but the keypoints (the reference is dropped). What lies outside the region
+    is kept at every step (RePaint, ``samplers.repaint``). Arguments and errors are those of ``repair``.
+    """
+    require_none_needed(sampler)
     autoencoder, side = sampler.autoencoder, sampler.preset.image_size
     settings = options.applied_to(sampler.preset)
     draws = torch.Generator().manual_seed(options.seed)
-    frame_at_size = resize(frame, side)
-    wanted = np.asarray(cv2.resize(region.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0)
-    batch = _batch(sampler, [(frame_at_size, None)], Task.POSE_CHANGE)
+    batch = _batch(sampler, [(frame, None)], Task.POSE_CHANGE)
+    wanted = torch.from_numpy(_region_at(region, side)[None, None]).float()
     with torch.no_grad():
         conditions = pair_conditions(batch, autoencoder, draws)
         known = encode_images(batch.target_image, autoencoder, draws)
-        inside_region = F.adaptive_max_pool2d(torch.from_numpy(wanted[None, None]).float(), known.shape[-2:]).bool()
+        inside_region = F.adaptive_max_pool2d(wanted, known.shape[-2:]).bool()
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
             return guided(sampler.network, x_t, t, *conditions, settings)
@@ -321,10 +339,15 @@ def repair(
             generator=draws,
             progress=progress,
         )
-        drawn = _images(autoencoder.decode(latent))[0]
-    share = cv2.GaussianBlur(wanted.astype(np.float32), (0, 0), side / 128)[..., None]
-    blended = share * drawn + (1 - share) * frame_at_size.image
-    return np.asarray(np.where(wanted[..., None], np.round(blended), frame_at_size.image), dtype=np.uint8)
+        image: ByteArray = _images(autoencoder.decode(latent))[0]
+        return image
+
+
+def _region_at(region: BoolArray, side: int) -> BoolArray:
+    """Return a region (H, W) at another size: with each pixel that any part of it lies in."""
+    shrinks = region.shape[0] > side
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(region.astype(np.float32), (side, side), interpolation=interpolation) > 0)
 
 
 def _transferred(
@@ -385,7 +408,7 @@ def _generator(seed: int, *numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
-def _require_none_needed(sampler: Sampler) -> None:
+def require_none_needed(sampler: Sampler) -> None:
     """Check that a network can draw without a reference: a difference from none shows patches and colours at random.
 
     Raises:

@@ -32,7 +32,7 @@ _ISO_IMAGE_BRANDS: Final = _HEIC_BRANDS | _AVIF_BRANDS | {b"mif1", b"mif2", b"ms
 _BRAND_BYTES: Final = 64
 _ORIENTATIONS: Final = range(1, 9)
 _TURNED_SIDEWAYS: Final = (5, 6, 7, 8)
-_NO_EXIF: Final = (OSError, ValueError, SyntaxError, EOFError, struct.error, KeyError, TypeError)
+NO_EXIF: Final = (OSError, ValueError, SyntaxError, EOFError, struct.error, KeyError, TypeError)
 """What Pillow raises over a damaged EXIF block."""
 _PNG_TEXTS: Final = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
 
@@ -136,7 +136,7 @@ def orientation_of(image: Image.Image, stream: IO[bytes]) -> int:
         is_plain = image.format == "PNG" and not _has_text_behind_pixels(stream)
         exif = Image.Image.getexif(image) if is_plain else image.getexif()
         orientation = int(exif.get(ExifTags.Base.Orientation, 1))
-    except _NO_EXIF:
+    except NO_EXIF:
         return 1
     return orientation if orientation in _ORIENTATIONS else 1
 

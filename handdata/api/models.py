@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, overload
 
@@ -18,7 +19,7 @@ from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import list_runs, run_folder
 from handdata.pipeline.weights import WEIGHTS, named_weights
 from handdata.schemas import UsageError, known_names
-from handdata.schemas.arrays import ByteArray
+from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.poses import read_keypoints, require_keypoints
 from handdata.trainer.presets import Preset, SamplingOptions
@@ -270,32 +271,49 @@ class HandModel:
 
     @names_arguments
     def fix(
-        self, photo: Reference, *, steps: int | None = None, guidance: float = REPAIR_GUIDANCE, seed: int = 0
+        self,
+        photo: Reference,
+        *,
+        mask: Photo | BoolArray | None = None,
+        box: tuple[int, int, int, int] | None = None,
+        steps: int | None = None,
+        guidance: float = REPAIR_GUIDANCE,
+        seed: int = 0,
     ) -> Image.Image:
-        """Draw the hands of a photograph anew where MediaPipe finds their keypoints; the rest stays as it is.
+        """Draw the hands of a photograph anew; the rest stays as it is, to the pixel.
 
-        The image is upright, and has the photograph's alpha and colour profile.
+        The image is upright, and has the photograph's alpha and colour profile, and its EXIF block as ``info["exif"]``.
 
             >>> model = handdata.load_model("default", workspace="workspace")
-            >>> model.fix("photo.jpg", steps=2).save("fixed.png")
+            >>> model.fix("photo.jpg", box=(40, 60, 200, 220), steps=2).save("fixed.png")
 
         Args:
             photo: Image with malformed hands: path, PIL image, array or sample.
+            mask: Image or array (H, W) of the upright photograph's size: what is True, or of a level of at least 128,
+                is drawn anew. By default each hand that MediaPipe finds is.
+            box: Left, top, right and bottom of what is drawn anew, pixels of the upright photograph.
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; more than for other tasks, as published.
             seed: Seed of all that is random.
 
         Raises:
-            UsageError: It is no readable image.
-            NoHandError: MediaPipe finds no hand in it.
+            UsageError: It is no readable image, or the mask or the box does not fit it.
+            NoHandError: MediaPipe finds no hand in it, and neither mask nor box is given.
 
         """
         from handdata.jobs.fixing import fix_photo
         from handdata.pipeline.annotation.photo import like_photo
+        from handdata.pipeline.annotation.regions import marked_region
 
         options, settings = SamplingOptions(steps, guidance, seed), self._settings
         image = photo.image if isinstance(photo, HandSample) else photo
-        with image_file(image) as path, ProgressLine("Repairing", None, "steps") as progress:
+        if isinstance(mask, np.ndarray) and mask.ndim == 2:
+            if mask.dtype not in (np.bool_, np.uint8):
+                raise UsageError(f"a mask is an array of bool or of levels 0 to 255 in uint8, not of {mask.dtype}")
+            mask = Image.fromarray(mask)
+        with ExitStack() as files, ProgressLine("Repairing", None, "steps") as progress:
+            path = files.enter_context(image_file(image))
+            marks = None if mask is None else files.enter_context(image_file(mask))
             fixed = fix_photo(
                 self._sampler,
                 path,
@@ -303,6 +321,8 @@ class HandModel:
                 settings.weights,
                 options,
                 lambda step, total: progress.set(step, total=total),
+                region=marked_region(path, marks, box),
+                on_note=say,
             )
             return like_photo(path, fixed)
 

@@ -260,9 +260,17 @@ def video(
     _write(strip_file, strip)
 
 
-@sample_app.command("fix", epilog="Example: handdata sample fix malformed.png --out repaired.png")
+@sample_app.command("fix", epilog="Example: handdata sample fix malformed.png --mask region.png --out repaired.png")
 def fix(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Image with malformed hands.")],
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Image of the photograph's size, white (from 128) where it is drawn anew."),
+    ] = None,
+    box: Annotated[
+        tuple[int, int, int, int] | None,
+        typer.Option(metavar="X0 Y0 X1 Y1", help="Box that is drawn anew: pixels of the upright photograph."),
+    ] = None,
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
@@ -277,12 +285,20 @@ def fix(
     out_file: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="File of the repaired image: .png, .jpg or .webp.")
     ] = Path("fixed.png"),
+    out_dir: OutDir = None,
 ) -> None:
-    """Generate the hands of an image anew where MediaPipe finds their keypoints; the rest stays as it is."""
+    """Generate the hands of an image anew; the rest stays as it is, to the pixel.
+
+    What is drawn is a mask's white part, a box, or each hand that MediaPipe finds.
+    """
     from handdata.pictures.files import require_format
     from handdata.pipeline.annotation.photo import has_alpha, like_photo
+    from handdata.pipeline.annotation.regions import marked_region
 
+    region = marked_region(photo, mask, box)
     require_format(out_file, alpha=has_alpha(photo))
+    if out_file.suffix.lower() in (".jpg", ".jpeg"):
+        say("JPEG changes all pixels a little: .png and .webp keep those that are not drawn")
     sampling = _sampling(
         out_file,
         workspace,
@@ -291,10 +307,11 @@ def fix(
         checkpoint_preset=preset,
         options=SamplingOptions(steps, guidance_scale, seed),
         device=device,
+        out_dir=out_dir,
     )
     with ProgressLine("Repairing", None, "steps") as progress:
-        image = sampling.fix(photo, lambda step, total: progress.set(step, total=total))
-    _write_picture(out_file, like_photo(photo, image))
+        image = sampling.fix(photo, region, lambda step, total: progress.set(step, total=total))
+    _write_picture(out_file, like_photo(photo, image), exact=True)
 
 
 @sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")
@@ -398,11 +415,11 @@ def _write(file: Path, image: "ByteArray") -> None:
     _write_picture(file, Image.fromarray(image))
 
 
-def _write_picture(file: Path, picture: "Image.Image") -> None:
+def _write_picture(file: Path, picture: "Image.Image", *, exact: bool = False) -> None:
     from handdata.pictures.files import encode_picture
     from handdata.pipeline.storage import Storage
 
-    content, written = encode_picture(picture, file)
+    content, written = encode_picture(picture, file, exact=exact)
     if written != file:
         say(f"{file.suffix} cannot hold a picture of {picture.width} x {picture.height} pixels: it is written as .png")
     Storage(written.absolute().parent).write_bytes(written.name, content)

@@ -34,15 +34,21 @@ def require_format(file: Path, *, alpha: bool = False) -> None:
         raise UsageError(f"--out {file}: JPEG has no transparency, which the photograph has", "end the name with .png")
 
 
-def encode_picture(picture: Image.Image, file: Path) -> tuple[bytes, Path]:
+def encode_picture(picture: Image.Image, file: Path, *, exact: bool = False) -> tuple[bytes, Path]:
     """Return a picture as the content of a file, and the file's name: another, .png, where the format cannot hold it.
 
     The formats have their limits in size, and what was drawn for an hour is not to be lost to them.
+
+    Args:
+        picture: The picture; the colour profile and the EXIF block in its ``info`` are kept.
+        file: Name of the file.
+        exact: Whether a format that can keeps every pixel as it is.
+
     """
     kind = _FORMATS[file.suffix.lower()]
     if max(picture.size) > _LONGEST.get(kind, max(picture.size)):
         kind, file = "PNG", file.with_suffix(".png")
     stream = BytesIO()
-    profile = picture.info.get("icc_profile")
-    picture.save(stream, kind, quality=_QUALITY, icc_profile=profile)
+    kept = {name: picture.info[name] for name in ("icc_profile", "exif") if name in picture.info}
+    picture.save(stream, kind, quality=_QUALITY, lossless=exact, exact=exact, **kept)
     return stream.getvalue(), file

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +11,17 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
-from handdata.adapters.reading.images import open_image, orientation_of
+from handdata.adapters.reading.images import NO_EXIF, open_image, orientation_of
 from handdata.pipeline.annotation.annotator import Annotator, PreparedCrop
 from handdata.pipeline.annotation.crop import CropSquare, square_around
+from handdata.pipeline.annotation.detector import Detection, HandDetector
 from handdata.pipeline.annotation.factory import AnnotatorFactory, LocalSam, ModelFiles
 from handdata.pipeline.annotation.frames import decode_image, read_image_file, turned
 from handdata.pipeline.annotation.keypoints import FrameKeypoints
+from handdata.pipeline.annotation.people import MOST_IN_PHOTOGRAPH
+from handdata.pipeline.annotation.search import box_hint, find_hands
 from handdata.pipeline.records.provenance import Provenance
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.weights import find_weights, require_weights
@@ -40,6 +44,21 @@ from handdata.schemas.sample import MaskOrigin
 _SAM_MODELS: Final[tuple[MaskOrigin, ...]] = ("sam_vit_h", "sam_vit_l", "sam_vit_b")
 """The best first."""
 _OWN: Final = Provenance("the user's own", "LicenseRef-own")
+_ABOUT_PHOTO: Final = frozenset(
+    {
+        *(ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.Software),
+        *(
+            ExifTags.Base.DateTime,
+            ExifTags.Base.Artist,
+            ExifTags.Base.Copyright,
+            ExifTags.IFD.Exif,
+            ExifTags.IFD.GPSInfo,
+        ),
+    }
+)
+"""Tags that tell where a photograph comes from, not how its pixels are stored."""
+_MASKED_CONFIDENCE: Final = 0.1
+"""Least confidence of MediaPipe's palm detection where someone says that a hand is, as published."""
 _COLOUR_SPACE: Final = slice(16, 20)
 """Bytes of an ICC profile that name the colour space of its pixels."""
 
@@ -143,6 +162,26 @@ def annotate_hands(path: Path, settings: AnnotateSettings, weights: Path | None 
     ]
 
 
+def find_hands_at(
+    image: ByteArray, boxes_xyxy: Sequence[FloatArray], settings: AnnotateSettings, weights: Path | None = None
+) -> list[Detection]:
+    """Find the hands in a photograph, looked for in some places above all: each hand once, the most confident first.
+
+    Args:
+        image: Upright pixels (height, width, 3) RGB.
+        boxes_xyxy: Boxes (4,), pixels, in which someone says that there are hands.
+        settings: Settings of the detector.
+        weights: Folder of model files that is searched first.
+
+    Raises:
+        WeightsError: MediaPipe's model is missing.
+
+    """
+    confidence = min(settings.detection_confidence, _MASKED_CONFIDENCE)
+    with HandDetector(require_weights("hand_landmarker", weights), confidence) as detector:
+        return find_hands(detector, image, hints=[box_hint(box) for box in boxes_xyxy], most=MOST_IN_PHOTOGRAPH)
+
+
 def read_photo(path: Path) -> ByteArray:
     """Return the upright pixels (height, width, 3) RGB of a photograph.
 
@@ -167,7 +206,10 @@ def has_alpha(path: Path) -> bool:
 
 
 def like_photo(path: Path, pixels: ByteArray) -> Image.Image:
-    """Return new pixels of a photograph as a picture with the transparency and the colour profile of the photograph.
+    """Return new pixels of a photograph as a picture with its transparency, colour profile and EXIF block.
+
+    The block says that the picture stands upright, and has no thumbnail. As ``info["exif"]`` it is written only where
+    it is handed to ``save``.
 
     Args:
         path: File of the photograph.
@@ -183,9 +225,33 @@ def like_photo(path: Path, pixels: ByteArray) -> Image.Image:
         profile = photo.info.get("icc_profile")
         if photo.has_transparency_data:
             image.putalpha(Image.fromarray(turned(np.asarray(photo.convert("RGBA").getchannel("A")), orientation)))
+        exif = _upright_exif(
+            photo, image.size
+        )  # last: Pillow turns the pixels of a TIFF by the block that this changes
     if profile is not None and profile[_COLOUR_SPACE] == b"RGB ":  # else of inks or of grey, which the pixels are not
         image.info["icc_profile"] = profile
+    if exif:
+        image.info["exif"] = exif
     return image
+
+
+def _upright_exif(photo: Image.Image, size: tuple[int, int]) -> bytes:
+    """Return the EXIF block of a photograph for its upright pixels; empty where it has none, or a damaged one."""
+    try:
+        exif = photo.getexif()
+        if photo.format == "TIFF":  # where a tag may say how the file's pixels are stored
+            for tag in set(exif).difference(_ABOUT_PHOTO):
+                del exif[tag]
+        if not exif:
+            return b""
+        exif[ExifTags.Base.Orientation] = 1
+        details = exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in exif else {}
+        for tag, length in zip((ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size, strict=True):
+            if tag in details:
+                details[tag] = length
+        return exif.tobytes()
+    except NO_EXIF:
+        return b""
 
 
 def _photo_factory(settings: AnnotateSettings, weights: Path | None) -> AbstractContextManager[AnnotatorFactory]:

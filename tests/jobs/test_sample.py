@@ -11,19 +11,14 @@ from PIL import Image
 
 from handdata.adapters.synthesis.dataset import write_dataset as write_synthetic
 from handdata.app import app
-from handdata.jobs import fixing
 from handdata.jobs import sample as jobs_sample
 from handdata.jobs.figures import GAP_PX, TILE_PX
-from handdata.jobs.sample import OnStep, SampleRequest, Sampling
+from handdata.jobs.sample import SampleRequest, Sampling
 from handdata.pictures.files import encode_picture
-from handdata.pipeline.annotation.crop import CropSquare
-from handdata.pipeline.annotation.photo import PhotoHand
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
-from handdata.schemas import EncodedImage, UsageError, hand_rows
-from handdata.trainer.data.augment import Frame
+from handdata.schemas import EncodedImage, UsageError
 from handdata.trainer.presets import PairConfig, Preset, SourceConfig
-from handdata.trainer.tasks import Sampler
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
@@ -181,28 +176,6 @@ def test_unconditional_samples_fill_a_grid(workspace: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_fix_changes_the_hands_of_a_photograph_and_nothing_else(workspace: Path, tmp_path: Path) -> None:
-    write_synthetic(
-        tmp_path / "rendered", identities=1, sequences=1, frames=1, cameras=1, size=256, seed=3, processes=1
-    )
-    (photo,) = (tmp_path / "rendered").rglob("*.jpg")
-    before = read_image(photo)
-    framed = np.pad(before, ((40, 60), (100, 20), (0, 0)), constant_values=90)
-    cv2.imwrite(str(tmp_path / "photo.png"), framed[..., ::-1])
-    run(workspace, "fix", str(tmp_path / "photo.png"), "--out", str(tmp_path / "fixed.png"))
-    fixed = read_image(tmp_path / "fixed.png")
-    assert fixed.shape == framed.shape
-    changed = (fixed != framed).any(axis=2)
-    assert 0.01 < changed.mean() < 0.8
-    rows, columns = np.nonzero(changed)
-    assert rows.min() > 10 and columns.min() > 10
-    with pytest.raises(UsageError, match="cannot be used"):
-        empty = tmp_path / "empty.png"
-        cv2.imwrite(str(empty), np.full((200, 200, 3), 90, np.uint8))
-        run(workspace, "fix", str(empty), "--out", str(tmp_path / "no.png"))
-
-
-@pytest.mark.slow
 def test_without_a_run_the_built_in_network_draws_photographs(
     tmp_path: Path, run_command: Callable[..., CommandResult]
 ) -> None:
@@ -218,47 +191,6 @@ def test_without_a_run_the_built_in_network_draws_photographs(
     (tmp_path / "w" / "runs" / "theirs").mkdir(parents=True)
     other = run_command(*words, "-w", tmp_path / "w")
     assert other.code == 2 and "has no run default" in other.err and "theirs" in other.err
-
-
-def test_fix_draws_each_hand_in_its_own_square_and_nothing_between_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(0)
-    image = np.asarray(rng.integers(0, 200, (120, 400, 3)), np.uint8)
-    cv2.imwrite(str(tmp_path / "two.png"), image[..., ::-1])
-    hands = []
-    for left, side in ((10, "right"), (330, "left")):
-        rows = hand_rows(side)
-        square = CropSquare(left=left, top=30, side=60, size=30)
-        keypoints, own = np.zeros((42, 2), np.float32), np.zeros(42, bool)
-        keypoints[rows] = rng.uniform(10, 20, (21, 2))
-        own[rows] = True
-        whole = np.ones((30, 30), bool)
-        hands.append(PhotoHand(square, ~whole, keypoints, own, own, whole, side, 1))
-    monkeypatch.setattr(fixing, "annotate_hands", lambda *_: hands)
-    steps: list[tuple[int, int]] = []
-    seen: list[np.ndarray] = []
-
-    def white(sampler: Sampler, frame: Frame, region: np.ndarray, options: object, progress: OnStep) -> np.ndarray:
-        np.testing.assert_array_equal(frame.image, hands[len(seen)].square.cut(image))
-        progress(1, 1)
-        seen.append(region)
-        return np.full((32, 32, 3), 255, np.uint8)
-
-    monkeypatch.setattr(fixing, "repair", white)
-    checkpoint = Trainer(SMALL, "cpu").save(str(tmp_path / "runs"))
-    sampling = Sampling(SampleRequest(checkpoint), Storage(tmp_path), AnnotateSettings())
-    fixed = sampling.fix(tmp_path / "two.png", lambda *done: steps.append(done))
-    assert steps == [(1, 2), (2, 2)]
-    changed = (fixed != image).any(axis=2)
-    rows, columns = np.nonzero(changed)
-    assert not changed[:, 70:330].any()
-    for hand, region in zip(hands, seen, strict=True):
-        x, y = np.round(hand.keypoints[hand.own]).astype(int).T
-        assert region[y, x].all()
-        assert region.mean() < 0.5
-    assert columns.min() >= 10 and columns.max() < 390 and rows.min() >= 30 and rows.max() < 90
-    assert (fixed[changed] == 255).all()
 
 
 @pytest.mark.parametrize("task", ["gesture-transfer", "video", "unconditional"])

@@ -18,11 +18,12 @@ from handdata.schemas import HandDataError, UsageError, WeightsError
 from handdata.trainer import presets
 from handdata.trainer.checkpoints import load_for_sampling
 from handdata.trainer.model import DiT, resample_positions
-from handdata.trainer.presets import PRESETS, AutoencoderConfig, Preset, SamplingConfig
+from handdata.trainer.presets import PRESETS, Preset
 from handdata.trainer.tasks import load_sampler, unconditional
 from handdata.trainer.trainer import Trainer
 from handdata.trainer.weights import export_foundhand, fitting_presets
 from tests.fixtures.commands import CommandResult
+from tests.fixtures.published import network_of, published_state, small_published, write_vae
 from tests.fixtures.training import SMALL, changed
 
 
@@ -50,48 +51,15 @@ class Attack:
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny autoencoder in diffusers' layout, of Stable Diffusion's four channels and factor 8."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("vae")
-    AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[4, 4, 4, 4],
-        layers_per_block=1,
-        norm_num_groups=2,
-    ).save_pretrained(folder)
-    return folder
+    return write_vae(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture
 def published(vae: Path, monkeypatch: pytest.MonkeyPatch) -> Preset:
     """The published setting at the size of tests, as the preset ``foundhand-xs``."""
-    xl = PRESETS["foundhand-xl"]
-    sizes = {"input_size": 8, "hidden_size": 48, "depth": 2, "num_heads": 2}
-    preset = xl.model_copy(
-        update={
-            "image_size": 64,
-            "model": xl.model.model_copy(update=sizes),
-            "autoencoder": AutoencoderConfig(kind="sd-vae", weights=str(vae)),
-            "sampling": SamplingConfig(steps=2),
-        }
-    )
+    preset = small_published(vae)
     monkeypatch.setitem(presets.PRESETS, "foundhand-xs", preset)
     return preset
-
-
-def network_of(preset: Preset, seed: int = 0) -> DiT:
-    torch.manual_seed(seed)
-    network = DiT(**preset.model.model_dump())
-    for parameter in network.parameters():  # those that start at zero too
-        torch.nn.init.normal_(parameter, std=0.05)
-    return network
-
-
-def published_state(preset: Preset) -> dict[str, Tensor]:
-    return export_foundhand({name: tensor.clone() for name, tensor in network_of(preset).state_dict().items()})
 
 
 def as_released(preset: Preset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

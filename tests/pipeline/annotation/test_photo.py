@@ -106,6 +106,15 @@ def test_a_repaired_photograph_keeps_a_colour_profile_of_rgb(tmp_path: Path, spa
     np.testing.assert_array_equal(np.asarray(written), pixels)
 
 
+def test_a_damaged_or_structural_exif_block_is_left_out(tmp_path: Path) -> None:
+    photograph().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09broken")
+    assert "exif" not in like_photo(tmp_path / "a.jpg", read_photo(tmp_path / "a.jpg")).info
+    photograph().save(tmp_path / "a.tif", tiffinfo={0x010F: "a scanner"})
+    exif = Image.Exif()
+    exif.load(like_photo(tmp_path / "a.tif", read_photo(tmp_path / "a.tif")).info["exif"])
+    assert dict(exif) == {0x010F: "a scanner", 0x0112: 1}
+
+
 @pytest.mark.parametrize("is_mirrored", [False, True])
 def test_the_sides_of_a_mirror_image_are_exchanged_and_its_pixels_stay(shared_dir: Path, is_mirrored: bool) -> None:
     path = next((shared_dir / "data" / "phone_video").rglob("*.jpg"))
