@@ -164,5 +164,5 @@ def _show(summary: "ExportSummary", format_name: str, place: str) -> None:
             "folder": place,
         },
     )
-    say(f"what these licences oblige to is in {place}/LICENSES.md")
+    say(f"what these licences oblige to is in {place}/LICENSE.md")
     out.print(f"Open it: {_OPENED_BY[format_name].format(out=place, split=splits[0])}")

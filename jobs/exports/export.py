@@ -22,7 +22,7 @@ import polars as pl
 import pyarrow as pa
 
 from handdata.adapters.processes import process_pool
-from handdata.jobs.exports import coco, foundhand, huggingface, rerun, webdataset
+from handdata.jobs.exports import coco, foundhand, huggingface, readme, rerun, webdataset
 from handdata.jobs.exports.documents import (
     FILES,
     REQUEST,
@@ -32,12 +32,12 @@ from handdata.jobs.exports.documents import (
     ExportRequest,
     FormatName,
 )
-from handdata.jobs.exports.licences import LICENCES_FILE, licences_text
 from handdata.jobs.exports.rows import NAMING_COLUMNS
 from handdata.pipeline.shards import Shard, list_shards, read_manifest, read_row_groups
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.store import retried
 from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, RunError, SplitCounts, UsageError
+from handdata.schemas.terms import LICENCES_FILE
 from handdata.trainer.data.sample_index import all_of, chosen_rows, parse_condition
 from handdata.trainer.presets import DataConfig
 
@@ -154,9 +154,8 @@ def export_dataset(
         join(out, exported)
     manifest = _manifest_of(read_manifest(dataset), exported)
     licences = sum((Counter(one.licences) for one in exported), Counter())
-    out.write_bytes(LICENCES_FILE, licences_text(manifest).encode())
-    if request.format == "huggingface":
-        out.write_bytes(huggingface.CARD_FILE, huggingface.card(manifest, licences).encode())
+    out.write_bytes(LICENCES_FILE, readme.licences(manifest, exported).encode())
+    out.write_bytes("README.md", readme.card(request, dataset, manifest).encode())
     return ExportSummary(
         manifest,
         samples,

@@ -6,25 +6,18 @@
 ``load_dataset(FOLDER)`` reads it. The columns are those of the dataset.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
-import yaml
 
-from handdata.jobs.exports.licences import LICENCES_FILE, licences_text
 from handdata.pipeline.shards import Shard
 from handdata.pipeline.storage import Storage, table_to_parquet
 from handdata.schemas import SAMPLE_SCHEMA, SPLITS, DatasetManifest, RunError, UsageError
-from handdata.schemas.dictionary import data_dictionary
 from handdata.schemas.sample import PIXEL_COLUMNS, ROW_GROUP_ROWS
 
-CARD_FILE: Final = "README.md"
-
 _HUB_SPLITS: Final = {"train": "train", "val": "validation", "test": "test"}
-_SIZES: Final = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
-"""The Hub's categories of sizes, a power of ten each."""
 _CLIENTS: Final = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
 """Packages whose errors an upload may end in."""
 
@@ -41,25 +34,18 @@ def encode(shard: Shard, tables: Iterable[pa.Table]) -> Iterator[tuple[str, byte
     yield name, table_to_parquet(rows, ROW_GROUP_ROWS)
 
 
-def card(manifest: DatasetManifest, licences: Mapping[str, int]) -> str:
-    """Return the card of the repository: what the Hub reads of it as YAML, then Markdown.
+def hub_fields(manifest: DatasetManifest) -> dict[str, Any]:
+    """Return what the Hub reads of a card beside what every card says: features, splits and where their files are.
 
     Args:
         manifest: Manifest with the counts of what was exported.
-        licences: Samples by the id of their licence.
 
     """
     splits = [split for split in SPLITS if any(split in of_source for of_source in manifest.sources.values())]
     counts = {
         split: [of_source[split] for of_source in manifest.sources.values() if split in of_source] for split in splits
     }
-    samples = sum(licences.values())
-    head = {
-        "pretty_name": "Annotated hands",
-        **_licence_of(list(licences)),
-        "task_categories": ["keypoint-detection", "image-segmentation"],
-        "tags": ["hands", "keypoints", "handdata"],
-        "size_categories": [_SIZES[max(len(str(samples)) - 3, 0)]],
+    return {
         "dataset_info": {
             "features": [{"name": field.name, **_feature(field)} for field in SAMPLE_SCHEMA],
             "splits": [
@@ -78,19 +64,6 @@ def card(manifest: DatasetManifest, licences: Mapping[str, int]) -> str:
             }
         ],
     }
-    about = [
-        "# Annotated hands",
-        "",
-        f"{samples:,} square crops around hands, {manifest.image_size} x {manifest.image_size} pixels, with 42 "
-        f"keypoints, masks and quality flags, made by handdata {manifest.handdata_version}.",
-        "",
-        "## Columns",
-        "",
-        data_dictionary(),
-        "",
-        f"#{licences_text(manifest).replace('## ', '### ')}",
-    ]
-    return "\n".join(["---", yaml.safe_dump(head, sort_keys=False) + "---", "", *about])
 
 
 def _feature(field: pa.Field) -> dict[str, Any]:
@@ -107,13 +80,6 @@ def _feature(field: pa.Field) -> dict[str, Any]:
 
 def _plain_type(kind: pa.DataType) -> str:
     return {"float": "float32", "double": "float64"}.get(str(kind), str(kind))
-
-
-def _licence_of(licences: Sequence[str]) -> dict[str, str]:
-    """Return what the Hub's card says of licences: it knows SPDX's ids, and one alone."""
-    if len(licences) == 1 and not licences[0].startswith("LicenseRef-"):
-        return {"license": licences[0].lower()}
-    return {"license": "other", "license_name": "-and-".join(licences).lower()[:100], "license_link": LICENCES_FILE}
 
 
 def push(folder: Storage, repository: str) -> str:

@@ -281,7 +281,7 @@ def test_the_card_of_the_hub_has_features_splits_and_licences(workspace: Storage
         "validation": 1,
         "test": 1,
     }
-    assert head["license"] == "other"
+    assert head["license"] == ["apache-2.0", "other"]
     assert all(name in card.text for name in LICENCES.values())
 
 
@@ -308,10 +308,12 @@ def test_licences_and_obligations_stand_in_every_export(name: FormatName, worksp
     if name == "rerun":
         pytest.importorskip("rerun", reason='rerun-sdk is not installed: pip install "handdata[rerun]"')
     summary = export(workspace, tmp_path / "out", name)
-    text = (tmp_path / "out" / "LICENSES.md").read_text()
+    text = (tmp_path / "out" / "LICENSE.md").read_text()
     for source, licence in LICENCES.items():
-        assert f"source `{source}`" in text and licence in text
-    assert "redistribution: no (who wants the data gets it" in text
+        assert f"## {source}: " in text and licence in text
+    assert "Do not pass the images on, nor crops of them." in text
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"`{licence}`" in card for licence in LICENCES.values())
     assert sum(summary.licences.values()) == summary.samples
 
 
@@ -447,6 +449,15 @@ def test_options_before_the_command_are_not_taken_for_its_own(
 def test_an_interrupted_export_says_what_the_same_command_does() -> None:
     assert "continues" in after_interruption(["export", "dataset", "--format", "coco", "--out", "x"])
     assert "starts anew" in after_interruption(["export", "weights"])
+
+
+def test_a_licence_that_only_samples_name_stands_in_the_export(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "w")
+    write(storage, [hands("s", 0), hands("s", 1, license="CC BY-NC-SA 4.0", license_id="CC-BY-NC-SA-4.0")])
+    summary = export(storage, tmp_path / "out", "coco")
+    assert summary.licences == {"Apache-2.0": 1, "CC-BY-NC-SA-4.0": 1}
+    text = (tmp_path / "out" / "LICENSE.md").read_text()
+    assert "CC-BY-NC-SA-4.0" in text and "No commercial use." in text
 
 
 def test_images_are_the_bytes_that_were_annotated(workspace: Storage, tmp_path: Path) -> None:
