@@ -64,7 +64,7 @@ def licences(manifest: DatasetManifest, exported: Sequence[ExportedShard]) -> st
 
 
 def _terms(manifest: DatasetManifest, source: str, license_id: str) -> tuple[Terms, ...]:
-    own = {"sources": {source: manifest.sources[source]}}
+    own = manifest.model_copy(update={"sources": {source: manifest.sources[source]}})
     if manifest.license_ids.get(source, license_id) != license_id:
-        own |= {"licenses": {source: license_id}, "license_ids": {source: license_id}}
-    return terms_of(manifest.model_copy(update=own), known_cards())
+        own = own.model_copy(update={"licenses": {source: license_id}, "license_ids": {source: license_id}})
+    return terms_of(own, known_cards())
