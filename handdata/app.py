@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from handdata._version import __version__
+from handdata.commands.ablating import ablating_app
 from handdata.commands.cluster import cluster_app
 from handdata.commands.dataset import dataset_app
 from handdata.commands.evaluating import evaluating_app
@@ -31,6 +32,7 @@ app.add_typer(dataset_app)
 app.add_typer(training_app)
 app.add_typer(evaluating_app)
 app.add_typer(export_app, name="export")
+app.add_typer(ablating_app)
 app.add_typer(sample_app, name="sample")
 app.add_typer(cluster_app)
 app.add_typer(weights_app, name="weights")

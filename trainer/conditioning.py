@@ -27,6 +27,10 @@ CONDITION_CHANNELS: Final = KEYPOINT_COUNT + 1
 """Channels of a frame beside its latent: the heatmaps and the mask."""
 
 
+HEATMAP_PEAK: Final = 1 / (2 * math.pi)
+"""Value of a heatmap at a keypoint that lies on the grid."""
+
+
 class Task(IntEnum):
     """What lies between reference and target."""
 

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from handdata.schemas import KEYPOINT_COUNT
-from handdata.trainer.conditioning import CONDITION_CHANNELS, Task
+from handdata.trainer.conditioning import CONDITION_CHANNELS, HEATMAP_PEAK, Task
 from handdata.trainer.geometry.carrying import carry
-from handdata.trainer.geometry.limbs import LIMBS, bone_distances, limb_distances, limb_maps
+from handdata.trainer.geometry.limbs import LIMBS, bone_distances, draw_bones, limb_distances, limb_maps
 from handdata.trainer.geometry.poses import bones_of, read_pose
-from handdata.trainer.presets import GeometryConfig
+from handdata.trainer.presets import ConditionsConfig, GeometryConfig
 
 IMAGENET_CLASSES: Final = 1000
 TIMESTEP_FREQUENCIES: Final = 256
@@ -216,7 +216,8 @@ class DiT(nn.Module):
 
     ``learn_sigma`` adds C output channels for the learned variance (see ``handdata.trainer.diffusion``). ``qk_norm``
     normalises queries and keys, which the published network does not (see ``ModelConfig``). ``geometry`` are its
-    settings, as ``GeometryConfig`` or as plain values; None: the published network.
+    settings, as ``GeometryConfig`` or as plain values, and ``conditions``, as ``ConditionsConfig``, what it is shown of
+    hands; None: the published network.
     """
 
     activation_checkpointing = False
@@ -234,8 +235,10 @@ class DiT(nn.Module):
         learn_sigma: bool = True,
         qk_norm: bool = False,
         geometry: GeometryConfig | Mapping[str, Any] | None = None,
+        conditions: ConditionsConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.conditions = ConditionsConfig.model_validate(conditions or {})
         self.geometry = GeometryConfig.model_validate(geometry or {})
         self.latent_channels = latent_channels
         self.patch_size = patch_size
@@ -276,7 +279,11 @@ class DiT(nn.Module):
         self, x_t: Tensor, t: Tensor, target_cond: Tensor, ref_cond: Tensor, task: Tensor, blocks: int
     ) -> tuple[Tensor, Tensor]:
         """Return what ``forward`` returns, and the target's tokens (N, P, D) after the first ``blocks`` blocks."""
+        if not self.conditions.reference_mask:
+            ref_cond = torch.cat([ref_cond[:, :-1], torch.zeros_like(ref_cond[:, -1:])], dim=1)
         geometry = self._geometry(target_cond, ref_cond, x_t.dtype)
+        if self.conditions.keypoints != "heatmaps":
+            target_cond, ref_cond = (shown_otherwise(cond, self.conditions) for cond in (target_cond, ref_cond))
         target = self.patch_embedding(torch.cat([x_t, target_cond.to(x_t.dtype)], dim=1))  # N, P, D
         reference = self.patch_embedding(ref_cond.to(x_t.dtype))  # N, P, D
         if self.limb_embedding is not None:
@@ -378,6 +385,21 @@ class DiT(nn.Module):
         with torch.no_grad():
             table = sincos_positions(2 * self.grid_size, self.grid_size, self.positions.shape[-1])
             self.positions.copy_(table.unsqueeze(0))
+
+
+@torch.no_grad()
+def shown_otherwise(cond: Tensor, settings: ConditionsConfig) -> Tensor:
+    """Return a condition (N, ... + 43, H, W) whose 42 heatmaps are replaced by another picture of the keypoints.
+
+    It lies in the first of these channels, as bright as a heatmap; the others are zero.
+    """
+    heatmaps = cond[:, -CONDITION_CHANNELS:-1]
+    if settings.keypoints == "sum":
+        drawn = heatmaps.sum(1, keepdim=True)
+    else:
+        drawn = draw_bones(bones_of(read_pose(heatmaps)), (cond.shape[-2], cond.shape[-1])) * HEATMAP_PEAK
+    others = torch.zeros_like(heatmaps[:, drawn.shape[1] :])
+    return torch.cat([cond[:, :-CONDITION_CHANNELS], drawn.to(cond.dtype), others, cond[:, -1:]], dim=1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -63,6 +63,16 @@ class GeometryConfig(Config):
         return self.residual == "carried" or (self.reference_at_target and self.residual == "none")
 
 
+class ConditionsConfig(Config):
+    """What the network is shown of hands, for comparisons (``handdata ablate``); by default all, as published."""
+
+    keypoints: Literal["heatmaps", "sum", "skeleton"] = "heatmaps"
+    """A heatmap for each of the 42 keypoints (published); the sum of these in one channel, which tells no joint from
+    another; or their bones drawn in colours, three channels. The other channels are zero, so that sizes stay."""
+    reference_mask: bool = True
+    """Whether it sees the reference's hand mask."""
+
+
 class ModelConfig(Config):
     """Sizes of the two-frame diffusion transformer, as ``DiT`` takes them."""
 
@@ -79,6 +89,13 @@ class ModelConfig(Config):
     precision (Dehghani et al. 2023, Scaling Vision Transformers to 22 Billion Parameters, section 2). Published
     weights, made without it, do not fit."""
     geometry: GeometryConfig = GeometryConfig()
+    conditions: ConditionsConfig = ConditionsConfig()
+
+    @model_validator(mode="after")
+    def _geometry_reads_heatmaps(self) -> Self:
+        if self.conditions.keypoints != "heatmaps" and (self.geometry.limbs or self.geometry.carries):
+            raise ValueError(f"conditions.keypoints {self.conditions.keypoints}: geometry would show the joints anyway")
+        return self
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:

@@ -24,7 +24,7 @@ from handdata.pipeline.storage.store import as_storage_error
 from handdata.schemas.errors import DamagedWeightsError, UsageError, WeightsError
 from handdata.trainer.conditioning import CONDITION_CHANNELS
 from handdata.trainer.model import DiT, resample_positions
-from handdata.trainer.presets import PRESETS, GeometryConfig, ModelConfig, Preset
+from handdata.trainer.presets import PRESETS, ConditionsConfig, GeometryConfig, ModelConfig, Preset
 
 # (published name, our name): the first part that matches from the left is replaced.
 _FOUNDHAND_NAMES: Final = (
@@ -101,13 +101,15 @@ def write_foundhand(model: DiT, path: Path, settings: str | None = None, licence
         licences: Ids of the licences of the data that it was trained on.
 
     Raises:
-        WeightsError: The published code cannot build the network (``qk_norm``, ``geometry``), the file has another
-            ending, or it cannot be written.
+        WeightsError: The published code cannot build the network (``qk_norm``, ``geometry``, ``conditions``), the file
+            has another ending, or it cannot be written.
 
     """
     state = export_foundhand(state_tensors(model))
     if any("_norm." in name for name in state):
         raise WeightsError("a network with qk_norm has no published format", "train without model.qk_norm")
+    if model.conditions != ConditionsConfig():
+        raise WeightsError("a network that is shown less than the published one has no published format")
     if model.geometry != GeometryConfig():
         raise WeightsError("a network with geometry has no published format", "train without model.geometry")
     try:
@@ -453,7 +455,14 @@ def require_sizes(sizes: ModelConfig, weights: Mapping[str, Tensor], place: str)
             )
 
 
-_MEANING: Final = ("diffusion.prediction", "autoencoder.kind", "model.num_heads", "model.geometry.residual")
+_MEANING: Final = (
+    "diffusion.prediction",
+    "autoencoder.kind",
+    "model.num_heads",
+    "model.geometry.residual",
+    "model.conditions.keypoints",
+    "model.conditions.reference_mask",
+)
 """Settings without which weights of the same shapes mean something else; a residual may be added to none."""
 
 

@@ -18,6 +18,13 @@ FINGER_RADIUS, PALM_RADIUS, FOREARM_RADIUS = 0.08, 0.12, 0.18
 pairs 0.06 for all gave carried references 0.8 dB and 0.14 of PCK@0.2 less."""
 _FAR: Final = 1e6
 _SMALLEST: Final = 1e-3
+_THINNER: Final = 4.0
+"""How much thinner than limbs bones are drawn, squared."""
+_COLOURS: Final = [
+    *((1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (0.0, 1.0, 0.0), (0.0, 1.0, 1.0), (0.0, 0.0, 1.0)),
+    *((1.0, 0.5, 0.5), (1.0, 1.0, 0.5), (0.5, 1.0, 0.5), (0.5, 1.0, 1.0), (0.5, 0.5, 1.0)),
+]
+"""Of the fingers, thumb to little finger: right hand, then left."""
 _SEEN: Final = 20.0
 """Limb maps end where a Gaussian's exponent is this: behind it numbers are so small that processors slow down."""
 
@@ -64,6 +71,17 @@ def nearest_bones(of_bones: Tensor, limb: Tensor) -> Tensor:
 def limb_maps(of_limbs: Tensor) -> Tensor:
     """Return a map of each limb (N, 12, H, W) of distances: 1 on its bones, then falling off like a Gaussian."""
     return torch.exp(-of_limbs.clamp(max=_SEEN)) * (of_limbs < _SEEN)
+
+
+def draw_bones(bones: Bones, size: tuple[int, int]) -> Tensor:
+    """Draw bones as soft lines in the colours of their fingers, left hands paler: RGB (N, 3, H, W), 0 to 1.
+
+    As networks for people are shown skeletons (OpenPose's pictures). ``size`` is (H, W).
+    """
+    lines = bone_distances(bones, size)[:, :HAND_BONES] * _THINNER
+    shades = torch.exp(-lines.clamp(max=_SEEN)) * (lines < _SEEN)  # N, 40, H, W
+    colours = torch.tensor(_COLOURS, device=shades.device).repeat_interleave(BONES_A_FINGER, dim=0)  # 40, 3
+    return torch.stack([(shades * colour.view(-1, 1, 1)).amax(1) for colour in colours.unbind(1)], dim=1)
 
 
 def _radii(device: torch.device) -> Tensor:
