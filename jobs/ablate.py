@@ -228,14 +228,14 @@ def _scores(
 
 
 def as_markdown(answers: Sequence[Answer], request: AblationRequest) -> str:
-    """Return the table of some answers: means over seeds with their standard deviation, and what differs from the first."""
-    measures = [name for name in ("psnr", "ssim", "psnr_box", "ssim_box", "detected", "pck@0.2")]
+    """Return the table of some answers: means over seeds, their standard deviations, and differences from the first."""
+    measures = ("psnr", "ssim", "psnr_box", "ssim_box", "detected", "pck@0.2")
     steps = request.preset.optimisation.steps
     lines = [
-        f"{request.seeds} seeds a row, {steps:,} steps each, {request.preset.image_size} px; up to {request.pairs} pairs of the "
-        f"split {request.split} that move. psnr and ssim are of the whole picture, psnr_box and ssim_box of the hand box; "
-        "detected and pck by MediaPipe. Mean +- standard deviation over seeds; in brackets the difference from the "
-        "question's first row, seed by seed.",
+        f"{request.seeds} seeds a row, {steps:,} steps each, {request.preset.image_size} px; up to {request.pairs} "
+        f"pairs of the split {request.split} that move. psnr and ssim are of the whole picture, psnr_box and ssim_box "
+        "of the hand box; detected and pck by MediaPipe. Mean +- standard deviation over seeds; in brackets the "
+        "difference from the question's first row, seed by seed.",
         "",
         "| question | variant | " + " | ".join(measures) + " |",
         "| --- | --- | " + " | ".join("---" for _ in measures) + " |",

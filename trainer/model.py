@@ -282,8 +282,7 @@ class DiT(nn.Module):
         if not self.conditions.reference_mask:
             ref_cond = torch.cat([ref_cond[:, :-1], torch.zeros_like(ref_cond[:, -1:])], dim=1)
         geometry = self._geometry(target_cond, ref_cond, x_t.dtype)
-        if self.conditions.keypoints != "heatmaps":
-            target_cond, ref_cond = (shown_otherwise(cond, self.conditions) for cond in (target_cond, ref_cond))
+        target_cond, ref_cond = self.shown(target_cond), self.shown(ref_cond)
         target = self.patch_embedding(torch.cat([x_t, target_cond.to(x_t.dtype)], dim=1))  # N, P, D
         reference = self.patch_embedding(ref_cond.to(x_t.dtype))  # N, P, D
         if self.limb_embedding is not None:
@@ -313,6 +312,24 @@ class DiT(nn.Module):
             channels = self.latent_channels
             output = torch.cat([output[:, :channels].float() + geometry.base, output[:, channels:]], dim=1)
         return output, tokens
+
+    @torch.no_grad()
+    def shown(self, cond: Tensor) -> Tensor:
+        """Return a condition (N, ... + 43, H, W) with its 42 heatmaps as ``conditions`` has them.
+
+        Another picture of the keypoints lies in the first of these channels, as bright as a heatmap; the others are
+        zero.
+        """
+        if self.conditions.keypoints == "heatmaps":
+            return cond
+        heatmaps = cond[:, -CONDITION_CHANNELS:-1]
+        if self.conditions.keypoints == "sum":
+            drawn = heatmaps.sum(1, keepdim=True)
+        else:
+            size = (cond.shape[-2], cond.shape[-1])
+            drawn = draw_bones(bones_of(read_pose(heatmaps)), size) * HEATMAP_PEAK
+        others = torch.zeros_like(heatmaps[:, drawn.shape[1] :])
+        return torch.cat([cond[:, :-CONDITION_CHANNELS], drawn.to(cond.dtype), others, cond[:, -1:]], dim=1)
 
     @torch.no_grad()
     def _geometry(self, target_cond: Tensor, ref_cond: Tensor, dtype: torch.dtype) -> Geometry:
@@ -385,21 +402,6 @@ class DiT(nn.Module):
         with torch.no_grad():
             table = sincos_positions(2 * self.grid_size, self.grid_size, self.positions.shape[-1])
             self.positions.copy_(table.unsqueeze(0))
-
-
-@torch.no_grad()
-def shown_otherwise(cond: Tensor, settings: ConditionsConfig) -> Tensor:
-    """Return a condition (N, ... + 43, H, W) whose 42 heatmaps are replaced by another picture of the keypoints.
-
-    It lies in the first of these channels, as bright as a heatmap; the others are zero.
-    """
-    heatmaps = cond[:, -CONDITION_CHANNELS:-1]
-    if settings.keypoints == "sum":
-        drawn = heatmaps.sum(1, keepdim=True)
-    else:
-        drawn = draw_bones(bones_of(read_pose(heatmaps)), (cond.shape[-2], cond.shape[-1])) * HEATMAP_PEAK
-    others = torch.zeros_like(heatmaps[:, drawn.shape[1] :])
-    return torch.cat([cond[:, :-CONDITION_CHANNELS], drawn.to(cond.dtype), others, cond[:, -1:]], dim=1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
