@@ -163,6 +163,21 @@ WEIGHTS: Final[dict[str, WeightsFile]] = {
             sha256="6726825d",
             purpose="FID and KID in evaluations (Inception-v3, ImageNet)",
         ),
+        WeightsFile(
+            name="ldm_super_resolution",
+            filename="unet/diffusion_pytorch_model.bin",
+            url=f"{_HUB_URL}/CompVis/ldm-super-resolution-4x-openimages",
+            size_bytes=None,
+            sha256=None,
+            purpose="`sample --upscale` (latent diffusion, four times as wide)",
+            repository="CompVis/ldm-super-resolution-4x-openimages",
+            beside=(
+                "unet/config.json",
+                "vqvae/config.json",
+                "vqvae/diffusion_pytorch_model.bin",
+                "scheduler/scheduler_config.json",
+            ),
+        ),
     )
 }
 """All model files that handdata can use, by name."""
@@ -219,6 +234,29 @@ def named_weights(name: str, folder: Path | None = None) -> str:
     if found is None:
         raise WeightsError(f"the model file {name} is not on this machine", f"run `handdata weights fetch {name}`")
     return str(found)
+
+
+def model_folder(name: str, folder: Path | None = None) -> Path:
+    """Return the folder of a model of several files, as diffusers lays them out.
+
+    Args:
+        name: Key of ``WEIGHTS``, of a repository of the Hub.
+        folder: The user's weights folder: a folder of the model's name in it is taken first.
+
+    Raises:
+        WeightsError: It is not on this machine.
+
+    """
+    if folder and (folder / name).is_dir():
+        return folder / name
+    found = find_weights(name)
+    if found is None:
+        place = folder / name if folder else f"{name}/ in a folder that HANDDATA_WEIGHTS names"
+        raise WeightsError(
+            f"the model {name} ({WEIGHTS[name].purpose}) is not on this machine",
+            f"run `handdata weights fetch {name}`, or put the files of {WEIGHTS[name].url} into {place}",
+        )
+    return found.parents[len(Path(WEIGHTS[name].filename).parts) - 1]
 
 
 def fault_of(name: str, path: Path) -> str | None:
