@@ -242,6 +242,11 @@ BATCH_SIZE: Final = 16
 """Number of images that tasks draw at once where nothing else is said."""
 
 
+_SCALES: Final = ("guidance_scale", "pose_guidance", "appearance_guidance")
+GUIDANCE: Final = (*_SCALES, "guided_channels")
+"""Fields of ``SamplingOptions`` that are of guidance."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     """What a caller chooses for one call of a task.
@@ -271,7 +276,7 @@ class SamplingOptions:
             number = getattr(self, name)
             if number is not None and (type(number) is not int or not least <= number < most):
                 raise UsageError(f"{_flag(name)} is {number!r}, and should be a whole number from {least} on")
-        for name in _GUIDANCE:
+        for name in _SCALES:
             scale: object = getattr(self, name)  # notebooks give anything
             if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real) or scale < 0):
                 raise UsageError(f"{_flag(name)} is {scale!r}, and should be a number from 0 on")
@@ -293,7 +298,7 @@ class SamplingOptions:
             "scheduler": self.sampler,
             "steps": self.steps,
             "guided_channels": self.guided_channels,
-            **{name: getattr(self, name) for name in _GUIDANCE},
+            **{name: getattr(self, name) for name in _SCALES},
         }
         kept = preset.sampling
         if self.guidance_scale is not None:  # of pose and appearance alike, unless they are given too
@@ -315,7 +320,7 @@ class SamplingOptions:
                 f"the network was trained at the timesteps that ddim visits, not at those of {chosen.scheduler}",
                 "choose --sampler, or sampling.scheduler, ddim",
             )
-        for name in _GUIDANCE:
+        for name in _SCALES:
             if not math.isfinite(getattr(chosen, name) or 0):
                 raise UsageError(f"{_flag(name)} {getattr(chosen, name)} is no finite number")
         if (chosen.guided_channels or 0) > preset.model.latent_channels:
@@ -324,9 +329,6 @@ class SamplingOptions:
                 f"{preset.model.latent_channels}"
             )
         return chosen
-
-
-_GUIDANCE: Final = ("guidance_scale", "pose_guidance", "appearance_guidance")
 
 
 def _flag(name: str) -> str:

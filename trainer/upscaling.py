@@ -37,23 +37,26 @@ class Upscaler:
         """
         # Here, and by its module: it takes seconds, and diffusers hides it where transformers is missing, which it does
         # without.
-        from diffusers import DDIMScheduler, UNet2DModel, VQModel
+        import diffusers
         from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion_superresolution import (
             LDMSuperResolutionPipeline,
         )
         from diffusers.utils import logging
 
-        here: dict[str, Any] = {"local_files_only": True}
-        verbosity = logging.get_verbosity()  # type: ignore[no-untyped-call]
-        logging.set_verbosity(logging.CRITICAL)  # it tells of each file that is a .bin
+        def load(name: str, part: str, **options: object) -> Any:
+            kind: Any = getattr(diffusers, name)  # which carries no types
+            return kind.from_pretrained(str(folder), subfolder=part, local_files_only=True, **options)
+
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(50)  # critical: it tells of each file that is a .bin
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of versions of its own libraries
                 unet, vqvae = (
-                    kind.from_pretrained(str(folder), subfolder=part, low_cpu_mem_usage=False, **here)
-                    for kind, part in ((UNet2DModel, "unet"), (VQModel, "vqvae"))
+                    load(name, part, low_cpu_mem_usage=False)
+                    for name, part in (("UNet2DModel", "unet"), ("VQModel", "vqvae"))
                 )
-                scheduler = DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler", **here)
+                scheduler = load("DDIMScheduler", "scheduler")
         except Exception as error:  # torch's and diffusers' own, of damaged files
             raise WeightsError(
                 f"cannot load the upscaler in {folder}: {told(error)}",
@@ -63,9 +66,9 @@ class Upscaler:
             logging.set_verbosity(verbosity)
         for part in (unet, vqvae):
             part.eval().requires_grad_(False)
-        self._pipeline: Any = LDMSuperResolutionPipeline(vqvae=vqvae, unet=unet, scheduler=scheduler)
-        self._pipeline.to(device)
-        self._pipeline.set_progress_bar_config(disable=True)
+        pipeline: Any = LDMSuperResolutionPipeline(vqvae=vqvae, unet=unet, scheduler=scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        self._pipeline = pipeline.to(device)
         self.factor: int = 2 ** (len(vqvae.config.block_out_channels) - 1)
         """How many times as wide and high images become."""
 

@@ -11,15 +11,13 @@ from handdata.commands.options import (
     AsJson,
     Checkpoint,
     CheckpointPreset,
-    DenoisingSteps,
     Device,
-    GuidanceScale,
     RunName,
-    SamplingSeed,
     TrainedDataset,
     Workspace,
     finite,
     require_place,
+    takes_sampling_options,
 )
 from handdata.console import ProgressLine, out, print_json, print_table, say
 from handdata.pipeline.settings import load_settings
@@ -36,6 +34,7 @@ _CHART_PX = 960
 
 
 @evaluating_app.command(epilog="Example: handdata evaluate --run default --split test --out results")
+@takes_sampling_options()
 def evaluate(
     workspace: Workspace = None,
     run: RunName = "default",
@@ -54,9 +53,7 @@ def evaluate(
             show_default="0.3; where no pair moves so far, the faster half of the pairs",
         ),
     ] = None,
-    steps: DenoisingSteps = None,
-    guidance_scale: GuidanceScale = None,
-    seed: SamplingSeed = 0,
+    options: SamplingOptions = SamplingOptions(),
     device: Device = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the scores as JSON and the figures as PNG.")
@@ -90,7 +87,7 @@ def evaluate(
         split=split,
         count=count,
         least_motion=min_motion,
-        options=SamplingOptions(steps, guidance_scale, seed),
+        options=options,
         device=device,
         checkpoint_preset=preset,
     )

@@ -7,21 +7,27 @@ import errno
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from pydantic import BaseModel
 
 from handdata.pipeline.settings import QualitySettings, Settings
 from handdata.schemas import StorageError, UsageError
+from handdata.trainer.presets import SamplerName, SamplingOptions
 
 if TYPE_CHECKING:
     from typer.models import OptionInfo
 
     from handdata.pipeline.storage import Dataset
+
+
+Command: TypeAlias = Callable[..., None]
 
 
 def shown_default(model: type[BaseModel], setting: str) -> str | bool:
@@ -206,29 +212,61 @@ def finite(parameter: typer.CallbackParam, value: float | None) -> float | None:
     return value
 
 
-DenoisingSteps = Annotated[
-    int | None,
-    typer.Option("--steps", min=1, metavar="N", help="Number of denoising steps.", show_default="the preset's"),
-]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance-scale",
-        min=0,
-        callback=finite,
-        metavar="SCALE",
-        help="Scale of classifier-free guidance; 1 is none.",
-        show_default="the preset's",
-    ),
-]
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.", show_default="CUDA where there is a GPU"),
 ]
-SamplingSeed = Annotated[
-    int,
-    typer.Option("--seed", min=0, max=2**31 - 1, metavar="N", help="Random seed; the same seed gives the same images."),
-]
+
+
+def takes_sampling_options(*left_out: str, guidance_scale: float | None = None) -> Callable[[Command], Command]:
+    """Give a command the options of ``SamplingOptions``, which it receives as its argument ``options``.
+
+    Args:
+        left_out: Fields that the command has no option for, since its task does not look at them.
+        guidance_scale: Guidance scale unless another is asked for; None takes the preset's.
+
+    """
+    preset = {"show_default": "the preset's"}
+    scale = {"min": 0, "callback": finite, "metavar": "SCALE"}
+
+    def option(kind: Any, text: str, **shown: Any) -> Any:
+        return Annotated[kind, typer.Option(help=text, rich_help_panel="Sampling", **shown)]
+
+    kinds = {
+        "steps": option(int | None, "Number of denoising steps.", min=1, metavar="N", **preset),
+        "sampler": option(SamplerName | None, "ddpm as published, or one that needs 10 to 25 steps.", **preset),
+        "guidance_scale": option(
+            float | None,
+            "Scale of classifier-free guidance; 1 is none.",
+            **scale,
+            **(preset if guidance_scale is None else {}),
+        ),
+        "pose_guidance": option(float | None, "Guidance scale of the pose alone.", **scale, **preset),
+        "appearance_guidance": option(float | None, "Guidance scale of the reference alone.", **scale, **preset),
+        "guided_channels": option(
+            int | None, "Guide the first N latent channels; as published 3.", min=1, metavar="N", **preset
+        ),
+        "seed": option(int, "Random seed; the same seed gives the same images.", min=0, max=2**31 - 1, metavar="N"),
+    }
+    defaults = {"guidance_scale": guidance_scale, "seed": 0}
+    offered = [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=defaults.get(name), annotation=kind)
+        for name, kind in kinds.items()
+        if name not in left_out
+    ]
+
+    def taking(command: Command) -> Command:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            command(options=SamplingOptions(**{each.name: given.pop(each.name) for each in offered}), **given)
+
+        parameters = signature(command).parameters.values()
+        spread = [each for one in parameters for each in (offered if one.name == "options" else [one])]
+        vars(run)["__signature__"] = Signature(spread)
+        run.__annotations__ = {each.name: each.annotation for each in spread}
+        return run
+
+    return taking
 
 
 def require_place(file: Path) -> None:

@@ -10,20 +10,18 @@ from handdata.api import REPAIR_GUIDANCE
 from handdata.commands.options import (
     Checkpoint,
     CheckpointPreset,
-    DenoisingSteps,
     Device,
-    GuidanceScale,
     RunOrBuiltin,
-    SamplingSeed,
     TrainedDataset,
     Workspace,
     finite,
     require_place,
+    takes_sampling_options,
 )
 from handdata.console import ProgressLine, out, say
 from handdata.pipeline.settings import load_settings
 from handdata.schemas import UsageError, known_names
-from handdata.trainer.presets import BATCH_SIZE, SamplingOptions
+from handdata.trainer.presets import BATCH_SIZE, GUIDANCE, SamplingOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,6 +69,7 @@ Figure = Annotated[Path, typer.Option("--out", metavar="FILE", help="File of the
     "gesture-transfer",
     epilog="Example: handdata sample gesture-transfer --reference me.jpg --target pose.jpg --out me-posing.png",
 )
+@takes_sampling_options()
 def gesture_transfer(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
@@ -80,9 +79,7 @@ def gesture_transfer(
     reference: Reference = None,
     target: Target = None,
     count: Count = 6,
-    steps: DenoisingSteps = None,
-    guidance_scale: GuidanceScale = None,
-    seed: SamplingSeed = 0,
+    options: SamplingOptions = SamplingOptions(),
     device: Device = None,
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("gesture-transfer.png"),
@@ -99,7 +96,7 @@ def gesture_transfer(
         reference=reference,
         target=target,
         count=count,
-        options=SamplingOptions(steps, guidance_scale, seed),
+        options=options,
         out_dir=out_dir,
         batch_size=batch_size,
         device=device,
@@ -113,6 +110,7 @@ def gesture_transfer(
     "domain-transfer",
     epilog="Example: handdata sample domain-transfer --reference-source hagrid --target-source rhd",
 )
+@takes_sampling_options()
 def domain_transfer(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
@@ -124,9 +122,7 @@ def domain_transfer(
     reference_source: Annotated[str | None, typer.Option(metavar="NAME", help="Source of the references.")] = None,
     target_source: Annotated[str | None, typer.Option(metavar="NAME", help="Source of the targets.")] = None,
     count: Count = 6,
-    steps: DenoisingSteps = None,
-    guidance_scale: GuidanceScale = None,
-    seed: SamplingSeed = 0,
+    options: SamplingOptions = SamplingOptions(),
     device: Device = None,
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("domain-transfer.png"),
@@ -145,7 +141,7 @@ def domain_transfer(
         reference_source=reference_source,
         target_source=target_source,
         count=count,
-        options=SamplingOptions(steps, guidance_scale, seed),
+        options=options,
         out_dir=out_dir,
         batch_size=batch_size,
         device=device,
@@ -158,6 +154,7 @@ def domain_transfer(
 @sample_app.command(
     "novel-view", epilog="Example: handdata sample novel-view --reference me.jpg --target projected-keypoints.npy"
 )
+@takes_sampling_options()
 def novel_view(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
@@ -167,9 +164,7 @@ def novel_view(
     reference: Reference = None,
     target: Target = None,
     count: Count = 6,
-    steps: DenoisingSteps = None,
-    guidance_scale: GuidanceScale = None,
-    seed: SamplingSeed = 0,
+    options: SamplingOptions = SamplingOptions(),
     device: Device = None,
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("novel-view.png"),
@@ -186,7 +181,7 @@ def novel_view(
         reference=reference,
         target=target,
         count=count,
-        options=SamplingOptions(steps, guidance_scale, seed),
+        options=options,
         out_dir=out_dir,
         batch_size=batch_size,
         device=device,
@@ -197,6 +192,7 @@ def novel_view(
 
 
 @sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --n 24 --out me-waving.webp")
+@takes_sampling_options()
 def video(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
@@ -224,9 +220,7 @@ def video(
         float,
         typer.Option(min=1, max=60, callback=finite, metavar="HZ", help="Frames per second of the written video."),
     ] = 10,
-    steps: DenoisingSteps = None,
-    guidance_scale: GuidanceScale = None,
-    seed: SamplingSeed = 0,
+    options: SamplingOptions = SamplingOptions(),
     device: Device = None,
     out_file: Annotated[
         Path,
@@ -249,7 +243,7 @@ def video(
         reference=reference,
         target=target,
         count=count,
-        options=SamplingOptions(steps, guidance_scale, seed),
+        options=options,
         device=device,
         is_video=True,
     )
@@ -261,6 +255,7 @@ def video(
 
 
 @sample_app.command("fix", epilog="Example: handdata sample fix malformed.png --mask region.png --out repaired.png")
+@takes_sampling_options("sampler", "pose_guidance", "appearance_guidance", guidance_scale=REPAIR_GUIDANCE)
 def fix(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Image with malformed hands.")],
     mask: Annotated[
@@ -275,12 +270,7 @@ def fix(
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
     preset: CheckpointPreset = None,
-    steps: DenoisingSteps = None,
-    guidance_scale: Annotated[
-        float,
-        typer.Option(min=0, callback=finite, metavar="SCALE", help="Scale of classifier-free guidance; 1 is none."),
-    ] = REPAIR_GUIDANCE,
-    seed: SamplingSeed = 0,
+    options: SamplingOptions = SamplingOptions(),
     device: Device = None,
     out_file: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="File of the repaired image: .png, .jpg or .webp.")
@@ -305,7 +295,7 @@ def fix(
         run,
         checkpoint,
         checkpoint_preset=preset,
-        options=SamplingOptions(steps, guidance_scale, seed),
+        options=options,
         device=device,
         out_dir=out_dir,
     )
@@ -315,14 +305,14 @@ def fix(
 
 
 @sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")
+@takes_sampling_options(*GUIDANCE)
 def unconditional(
     workspace: Workspace = None,
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
     preset: CheckpointPreset = None,
     count: Count = 16,
-    steps: DenoisingSteps = None,
-    seed: SamplingSeed = 0,
+    options: SamplingOptions = SamplingOptions(),
     device: Device = None,
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("unconditional.png"),
@@ -336,7 +326,7 @@ def unconditional(
         checkpoint,
         checkpoint_preset=preset,
         count=count,
-        options=SamplingOptions(steps, seed=seed),
+        options=options,
         out_dir=out_dir,
         batch_size=batch_size,
         device=device,

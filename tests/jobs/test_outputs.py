@@ -77,6 +77,25 @@ def test_a_picture_says_what_it_was_made_from(workspace: Path, tmp_path: Path, r
     }
 
 
+def test_options_of_sampling_reach_the_pictures(workspace: Path, tmp_path: Path, run_command: Run) -> None:
+    words = "gesture-transfer", "--n", 1, "--sampler", "unipc", "--guidance-scale", 2, "--pose-guidance", 3
+    ((_, picture),) = drawn(run_command, workspace, tmp_path, *words, "--guided-channels", 2).items()
+    assert json.loads(picture.info["settings"]) == {
+        "scheduler": "unipc",
+        "steps": 2,
+        "guidance_scale": 2,
+        "pose_guidance": 3,
+        "appearance_guidance": None,
+        "guided_channels": 2,
+        "clip_x0": 1,
+    }
+    words = "unconditional", "--n", 1, "--sampler", "dpm++"
+    ((_, picture),) = drawn(run_command, workspace, tmp_path / "b", *words).items()
+    assert json.loads(picture.info["settings"])["scheduler"] == "dpm++"
+    wrong = run_command("sample", "unconditional", "-w", workspace, "--pose-guidance", 3)
+    assert wrong.code == 2 and "--pose-guidance" in wrong.err  # there is no pose
+
+
 def test_pictures_do_not_depend_on_the_batch_size(workspace: Path, tmp_path: Path, run_command: Run) -> None:
     for words in (("gesture-transfer", "--n", 5), ("unconditional", "--n", 5)):
         found = [
