@@ -10,8 +10,10 @@ from handdata._version import __version__
 from handdata.commands.ablating import ablating_app
 from handdata.commands.cluster import cluster_app
 from handdata.commands.dataset import dataset_app
+from handdata.commands.doctor import doctor_app
 from handdata.commands.evaluating import evaluating_app
 from handdata.commands.export import export_app
+from handdata.commands.provenance import provenance_app
 from handdata.commands.sample import sample_app
 from handdata.commands.sources import sources_app
 from handdata.commands.training import training_app
@@ -34,7 +36,9 @@ app.add_typer(evaluating_app)
 app.add_typer(export_app, name="export")
 app.add_typer(ablating_app)
 app.add_typer(sample_app, name="sample")
+app.add_typer(provenance_app)
 app.add_typer(cluster_app)
+app.add_typer(doctor_app)
 app.add_typer(weights_app, name="weights")
 
 

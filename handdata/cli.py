@@ -24,13 +24,17 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CONTINUES: Final = "the same command continues"
 _STARTS_ANEW: Final = "the same command starts anew"
 _AFTERWARDS: Final = {
+    "card": _STARTS_ANEW,
     "demo": _STARTS_ANEW,
+    "doctor": _STARTS_ANEW,
     "evaluate": _STARTS_ANEW,
     "export": _STARTS_ANEW,
     "ingest": f"{_STARTS_ANEW}; earlier records stay in force until it is done",
     "inspect": _STARTS_ANEW,
+    "rejected": _STARTS_ANEW,
     "report": _STARTS_ANEW,
     "sample": _STARTS_ANEW,
+    "show": _STARTS_ANEW,
     "sources": _STARTS_ANEW,
     "status": _STARTS_ANEW,
     "submit": "the cluster goes on with a job that it has received",
@@ -63,8 +67,15 @@ def after_interruption(arguments: Sequence[str]) -> str:
 
 
 def _run_commands() -> None:
-    from handdata.app import app
-    from handdata.console import errors_in_one_line
+    try:
+        from handdata.app import app
+        from handdata.console import errors_in_one_line
+    except ModuleNotFoundError as error:
+        if (error.name or "handdata").partition(".")[0] == "handdata":
+            raise
+        sys.stderr.write(f"error: this needs the package {error.name}, which is not installed\n")
+        sys.stderr.write("hint: pip install handdata\n")
+        sys.exit(1)
 
     with errors_in_one_line():
         app()

@@ -57,6 +57,8 @@ _MAKERS: Final = {
     "sam_vit_b": "SAM ViT-B, prompted by the keypoints",
 }
 
+_PAPER: Final = SOURCE_CARDS["foundhand10m"].citation
+
 TITLE: Final = "Hands, annotated by handdata"
 
 
@@ -94,7 +96,7 @@ def dataset_card(
         "Left out": _rejections(manifest),
         "Known faults": _faults(manifest, cards),
         "Columns": _columns() if columns is None else columns,
-        "Whom to cite": _citations(terms),
+        "Whom to cite": "\n".join(f"- {paper}" for paper in whom_to_cite(terms)),
     }
     body = "\n\n".join(f"## {heading}\n\n{text.strip()}" for heading, text in sections.items() if text.strip())
     return (
@@ -294,14 +296,22 @@ def _rejections(manifest: DatasetManifest) -> str:
 
 
 def _faults(manifest: DatasetManifest, cards: Mapping[str, SourceCard]) -> str:
-    parts = []
+    return "\n\n".join(
+        f"`{source}`:\n\n" + "\n".join(f"- {fault}" for fault in faults)
+        for source, faults in known_faults(manifest, cards).items()
+    )
+
+
+def known_faults(manifest: DatasetManifest, cards: Mapping[str, SourceCard]) -> dict[str, list[str]]:
+    """Return what is known to be wrong with the data of each source, or to surprise; none of some sources."""
+    faults = {}
     for source in sorted(manifest.sources):
         card = cards.get(source)
         lines = _sentences(card.pitfalls) if card else []
         lines += [f"When it was read: {warning}" for warning in manifest.warnings.get(source, ())]
         if lines:
-            parts.append(f"`{source}`:\n\n" + "\n".join(f"- {' '.join(line.split())}" for line in lines))
-    return "\n\n".join(parts)
+            faults[source] = [" ".join(line.split()) for line in lines]
+    return faults
 
 
 def _sentences(text: str) -> list[str]:
@@ -319,9 +329,6 @@ def _columns() -> str:
     return data_dictionary().replace("[quality.md](quality.md) lists them", "see the flags above")
 
 
-def _citations(terms: Sequence[Terms]) -> str:
-    own = (
-        "Chen et al., FoundHand: Large-Scale Domain-Specific Learning for Controllable Hand Image Generation, CVPR 2025"
-    )
-    cited = dict.fromkeys((*(of_source.citation for of_source in terms if of_source.citation), own))
-    return "\n".join(f"- {citation}" for citation in cited)
+def whom_to_cite(terms: Sequence[Terms]) -> list[str]:
+    """Return the papers behind the sources of a dataset, and that of its way of annotation."""
+    return list(dict.fromkeys((*(of_source.citation for of_source in terms if of_source.citation), _PAPER)))

@@ -8,6 +8,8 @@
     W/dataset/data/source=<s>/split=<sp>/<unit>-<token>.parquet
     W/dataset/latents/<autoencoder>/...
     W/dataset/dataset.json                                           the manifest
+    W/dataset/README.md, LICENSE.md, croissant.json                  the card
+    W/runs/<run>/README.md                                           the model card
     W/runs/<run>/settings.json, metrics.jsonl, samples/step-<step>.png, checkpoints/step-<step>/
     W/.staging-<s>/<token>/                                          an ingest under way
 
@@ -26,6 +28,12 @@ DATASET = "dataset"
 """Name of a workspace's dataset folder."""
 
 MANIFEST = "dataset.json"
+
+CARD = "README.md"
+"""The card of a dataset or of a training run, in its folder: the name that the Hugging Face Hub looks for."""
+
+CROISSANT = "croissant.json"
+"""A dataset's metadata for search engines and loaders."""
 
 INGEST_SUMMARY = "_ingest.json"
 """Beside a source's records: what the ingest did, and which files it wrote; only those exist for readers. Its leading
