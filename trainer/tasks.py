@@ -5,6 +5,7 @@ photograph whose keypoints a detector found, a file of keypoints).
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -219,20 +220,24 @@ def video(
     targets: Sequence[Frame],
     options: SamplingOptions = SamplingOptions(),
     *,
+    recent: int = 1,
+    on_image: Callable[[int, ByteArray], None] | None = None,
     progress: Progress | None = None,
 ) -> ByteArray:
     """Draw a video (T, S, S, 3) RGB: the hand of some references in the pose of one target after another.
 
     All frames start from the same noise. At each denoising step the reference is drawn at random from those given and
-    the frame made last, which has no mask (stochastic conditioning; FoundHand's published video sampler). A single step
-    takes the one reference, of those given, whose joints lie nearest to the target's: faults of a frame made before
-    would be drawn into all that follow.
+    the frames made last, which have no mask (stochastic conditioning; FoundHand's published video sampler). A single
+    step takes the one reference, of those given, whose joints lie nearest to the target's: faults of a frame made
+    before would be drawn into all that follow.
 
     Args:
         sampler: Network, autoencoder and preset.
-        references: Frames that show the hand.
+        references: Frames that show the hand, and what it holds.
         targets: Frames whose keypoints and validity are used, in the video's order.
         options: Steps, guidance and seed.
+        recent: Number of frames made last that are references too; 1 as published.
+        on_image: Called with the number of each frame, and the frame, when it is drawn.
         progress: Called after each frame.
 
     """
@@ -240,13 +245,13 @@ def video(
     settings = options.applied_to(sampler.preset)
     draws = torch.Generator().manual_seed(options.seed)
     choice = np.random.default_rng(options.seed)
-    with torch.no_grad():
+    with torch.no_grad(), memory_errors("drawing a frame", "draw on the CPU with --device cpu"):
         pairs = [(targets[0], reference) for reference in references]
         _, stacked, _ = pair_conditions(_batch(sampler, pairs, Task.POSE_CHANGE), autoencoder, draws)
         given = list(torch.split(stacked, 1))
         shape = (1, stacked.shape[1] - CONDITION_CHANNELS, *stacked.shape[2:])
         noise = draw_noise(torch.Size(shape), stacked.device, draws)
-        made: list[Tensor] = []
+        made: deque[Tensor] = deque(maxlen=recent)
         frames: list[ByteArray] = []
         for number, target in enumerate(targets, start=1):
             batch = _batch(sampler, [(target, None)], Task.POSE_CHANGE)
@@ -263,8 +268,10 @@ def video(
                 generator=draws,
             )
             # The pose that a frame was asked for is the pose that it has; the target condition ends in a zero mask.
-            made = [torch.cat([latent.to(target_cond.dtype), target_cond], dim=1)]
+            made.append(torch.cat([latent.to(target_cond.dtype), target_cond], dim=1))
             frames.append(_images(autoencoder.decode(latent))[0])
+            if on_image:
+                on_image(number - 1, frames[-1])
             if progress:
                 progress(number, len(targets))
     return np.stack(frames)

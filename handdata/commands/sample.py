@@ -191,7 +191,7 @@ def novel_view(
     _write_figure(out_file, figure, out_dir)
 
 
-@sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --n 24 --out me-waving.webp")
+@sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --n 24 --out me-waving.mp4")
 @takes_sampling_options()
 def video(
     workspace: Workspace = None,
@@ -224,14 +224,18 @@ def video(
     device: Device = None,
     out_file: Annotated[
         Path,
-        typer.Option("--out", metavar="WEBP_OR_GIF", help="File of the video; a strip of its frames lies beside it."),
-    ] = Path("video.webp"),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="File of the video: .mp4, .webp or .gif; a strip of its frames lies beside it.",
+        ),
+    ] = Path("video.mp4"),
 ) -> None:
     """Generate a hand in the poses of a video of the dataset, every frame from the same noise."""
-    from handdata.jobs.films import write_film
+    from handdata.jobs.films import encode_film, require_film_format
+    from handdata.pipeline.storage import Storage
 
-    if out_file.suffix.lower() not in (".webp", ".gif"):
-        raise UsageError(f"--out {out_file}: neither .webp nor .gif", "other programs convert either")
+    require_film_format(out_file)
     strip_file = out_file.with_suffix(".png")
     sampling = _sampling(
         out_file,
@@ -250,7 +254,8 @@ def video(
     require_place(strip_file)
     with ProgressLine("Sampling", None, "frames") as progress:
         frames, strip = sampling.video(lambda frame, total: progress.set(frame, total=total))
-    write_film(out_file, frames, fps)
+    Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_film(frames, out_file, fps))
+    out.print(f"Look at {out_file.absolute()}")
     _write(strip_file, strip)
 
 

@@ -39,7 +39,7 @@ from handdata.schemas import (
     inside,
 )
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
-from handdata.schemas.sample import MaskOrigin
+from handdata.schemas.sample import CropMode, MaskOrigin
 
 _SAM_MODELS: Final[tuple[MaskOrigin, ...]] = ("sam_vit_h", "sam_vit_l", "sam_vit_b")
 """The best first."""
@@ -73,7 +73,6 @@ class PhotoHand:
         keypoints: Joints of both hands (42, 2), pixels of the square.
         valid: Joints (42,) inside the square.
         own: Those (42,) of this hand.
-        known: Pixels (S, S) of the square that lie in the photograph.
         side: Side of the hand.
         score: MediaPipe's confidence, 0 to 1.
 
@@ -84,7 +83,6 @@ class PhotoHand:
     keypoints: FloatArray
     valid: BoolArray
     own: BoolArray
-    known: BoolArray
     side: Side
     score: float
 
@@ -107,16 +105,16 @@ def annotate_photo(path: Path, settings: AnnotateSettings, weights: Path | None 
 
     """
     image = read_photo(path)
-    with _photo_factory(settings, weights) as factory:
-        return _annotated(path, image, _annotator(factory))
+    with photo_factory(settings, weights) as factory:
+        return _annotated(path, image, photo_annotator(factory))
 
 
 def annotate_hands(path: Path, settings: AnnotateSettings, weights: Path | None = None) -> list[PhotoHand]:
     """Find the hands in a photograph, each with a square and a mask of its own; as ``annotate_photo`` otherwise."""
     image = read_photo(path)
     height, width, _ = image.shape
-    with _photo_factory(settings, weights) as factory:
-        annotator = _annotator(factory)
+    with photo_factory(settings, weights) as factory:
+        annotator = photo_annotator(factory)
         sample = _annotated(path, image, annotator)
         whole = CropSquare.from_xyxy(sample.crop_xyxy, settings.image_size)
         joints, valid = whole.to_full(sample.keypoints_2d), sample.keypoints_valid
@@ -126,25 +124,7 @@ def annotate_hands(path: Path, settings: AnnotateSettings, weights: Path | None 
             own = np.zeros(KEYPOINT_COUNT, np.bool_)
             own[rows] = valid[rows]
             square = square_around(joints[own], width, height, settings.crop_scale, settings.image_size)
-            keypoints = square.to_crop(joints)
-            crop = PreparedCrop(
-                record=_record(path, width, height),
-                frame=FrameKeypoints(
-                    keypoints=joints,
-                    valid=own,
-                    hand_state=sample.hand_state,
-                    origin=sample.keypoints_origin,
-                    score=sample.keypoints_score,
-                    agreement=sample.agreement_px,
-                    flags=frozenset(),
-                ),
-                square=square,
-                image=square.cut(image),
-                keypoints=keypoints,
-                valid=own & inside(keypoints, square.size, square.size),
-                dataset_mask=None,
-            )
-            crops.append(crop)
+            crops.append(prepared_crop(photo_record(path, width, height), image, sample, square, joints, own))
         assert annotator.mask_model is not None
         masks = annotator.mask_model.submit(crops)()
     return [
@@ -154,12 +134,50 @@ def annotate_hands(path: Path, settings: AnnotateSettings, weights: Path | None 
             keypoints=crop.keypoints,
             valid=valid & inside(crop.keypoints, crop.square.size, crop.square.size),
             own=crop.valid,
-            known=~crop.outside_image(),
             side=side,
             score=sample.keypoints_score[SIDES.index(side)],
         )
         for side, crop, mask in zip(sides, crops, masks, strict=True)
     ]
+
+
+def prepared_crop(
+    record: HandRecord,
+    image: ByteArray,
+    sample: AnnotatedSample,
+    square: CropSquare,
+    joints: FloatArray,
+    own: BoolArray,
+) -> PreparedCrop:
+    """Return a square of an image as models of masks take it.
+
+    Args:
+        record: Record of the image.
+        image: Upright pixels (height, width, 3) RGB.
+        sample: What is known of its hands.
+        square: Square to cut.
+        joints: Joints (42, 2), pixels of the image.
+        own: Those (42,) of the hands that are masked.
+
+    """
+    keypoints = square.to_crop(joints)
+    return PreparedCrop(
+        record=record,
+        frame=FrameKeypoints(
+            keypoints=joints,
+            valid=own,
+            hand_state=sample.hand_state,
+            origin=sample.keypoints_origin,
+            score=sample.keypoints_score,
+            agreement=sample.agreement_px,
+            flags=frozenset(),
+        ),
+        square=square,
+        image=square.cut(image),
+        keypoints=keypoints,
+        valid=own & inside(keypoints, square.size, square.size),
+        dataset_mask=None,
+    )
 
 
 def find_hands_at(
@@ -254,7 +272,15 @@ def _upright_exif(photo: Image.Image, size: tuple[int, int]) -> bytes:
         return b""
 
 
-def _photo_factory(settings: AnnotateSettings, weights: Path | None) -> AbstractContextManager[AnnotatorFactory]:
+def photo_factory(
+    settings: AnnotateSettings, weights: Path | None, crop: CropMode = "frame"
+) -> AbstractContextManager[AnnotatorFactory]:
+    """Return what makes annotators of the user's own images: MediaPipe, and SAM where it is set up, else GrabCut.
+
+    Raises:
+        WeightsError: MediaPipe's model is missing.
+
+    """
     found = {name: find_weights(name, weights) for name in _SAM_MODELS}
     origin = next((name for name in _SAM_MODELS if found[name]), None)
     if settings.masks not in ("auto", "sam") or importlib.util.find_spec("segment_anything") is None:
@@ -267,7 +293,7 @@ def _photo_factory(settings: AnnotateSettings, weights: Path | None) -> Abstract
         hashes={},
     )
     photo_settings = settings.model_copy(
-        update={"keypoints": "mediapipe", "masks": "sam" if origin else "grabcut", "crop": "frame"}
+        update={"keypoints": "mediapipe", "masks": "sam" if origin else "grabcut", "crop": crop}
     )
     return AnnotatorFactory(photo_settings, models, partial(LocalSam, device=_device()) if origin else None)
 
@@ -278,11 +304,13 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _annotator(factory: AnnotatorFactory) -> Annotator:
+def photo_annotator(factory: AnnotatorFactory) -> Annotator:
+    """Return an annotator of images that have no labels."""
     return factory.make(_no_mask, _OWN)
 
 
-def _record(path: Path, width: int, height: int) -> HandRecord:
+def photo_record(path: Path, width: int, height: int) -> HandRecord:
+    """Return the record of an image file of which nothing is known but its upright size."""
     return HandRecord(
         source="photo",
         split="test",
@@ -301,7 +329,7 @@ def _record(path: Path, width: int, height: int) -> HandRecord:
 
 def _annotated(path: Path, image: ByteArray, annotator: Annotator) -> AnnotatedSample:
     height, width, _ = image.shape
-    samples, rejections = annotator.process("photo", [_record(path, width, height)])
+    samples, rejections = annotator.process("photo", [photo_record(path, width, height)])
     if not samples:
         error = NoHandError if rejections[0].reason == RejectReason.NO_HAND_FOUND else UsageError
         raise error(f"{path} cannot be used: {rejections[0].detail}", "use a photograph that shows the whole hand")

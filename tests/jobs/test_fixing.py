@@ -294,7 +294,7 @@ def test_each_hand_has_a_square_of_its_own_and_nothing_between_them_changes(
         keypoints[rows] = rng.uniform(10, 20, (21, 2))
         own[rows] = True
         whole = np.ones((30, 30), bool)
-        hands.append(PhotoHand(square, ~whole, keypoints, own, own, whole, side, 1))
+        hands.append(PhotoHand(square, ~whole, keypoints, own, own, side, 1))
     monkeypatch.setattr(fixing, "annotate_hands", lambda *_: hands)
     steps: list[tuple[int, int]] = []
     seen: list[tuple[Frame, np.ndarray]] = []

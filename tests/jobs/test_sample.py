@@ -166,8 +166,8 @@ def test_a_video_is_written_with_a_strip_beside_it(workspace: Path, tmp_path: Pa
         assert (film.n_frames, film.size) == (3, (32, 32))  # type: ignore[attr-defined]
         assert film.info.get("duration", 200) == 200
     assert read_image(tmp_path / "wave.png").shape == (2 * 132, 3 * 132, 3)
-    with pytest.raises(UsageError, match=r"neither \.webp nor \.gif"):
-        run(workspace, "video", "--out", str(tmp_path / "wave.mp4"))
+    with pytest.raises(UsageError, match=r"neither \.mp4, \.webp nor \.gif"):
+        run(workspace, "video", "--out", str(tmp_path / "wave.avi"))
 
 
 def test_unconditional_samples_fill_a_grid(workspace: Path, tmp_path: Path) -> None:

@@ -115,6 +115,28 @@ def test_frames_of_a_video_start_from_one_noise_and_are_shown_the_frame_before(
     assert filmstrip(list(frames), targets, tile_px=32).shape == (2 * 36, 3 * 36, 3)
 
 
+def test_several_recent_frames_of_a_video_are_references_in_turn(dataset: PairDataset, network: DiT) -> None:
+    shown: list[torch.Tensor] = []
+    network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[3]))
+    drawn: list[tuple[int, np.ndarray]] = []
+    frames = video(
+        sampler(network),
+        [dataset.frame(0), dataset.frame(1)],
+        [dataset.frame(row) for row in (2, 0, 1, 2)],
+        SamplingOptions(steps=20, guidance_scale=1.0),
+        recent=2,
+        on_image=lambda number, image: drawn.append((number, image)),
+    )
+    of_frame = [{each.numpy().tobytes() for each in shown[20 * number : 20 * (number + 1)]} for number in range(4)]
+    given = of_frame[0]
+    assert [len(each) for each in of_frame] == [2, 3, 4, 4]
+    assert all(given < each for each in of_frame[1:])
+    first, second = of_frame[1] - given, of_frame[2] - of_frame[1]
+    assert of_frame[3].isdisjoint(first) and second < of_frame[3]
+    assert [number for number, _ in drawn] == [0, 1, 2, 3]
+    np.testing.assert_array_equal(np.stack([image for _, image in drawn]), frames)
+
+
 def test_one_step_shows_each_frame_of_a_video_the_reference_of_the_nearest_pose(
     dataset: PairDataset, network: DiT
 ) -> None:

@@ -120,7 +120,7 @@ def test_the_sides_of_a_mirror_image_are_exchanged_and_its_pixels_stay(shared_di
     path = next((shared_dir / "data" / "phone_video").rglob("*.jpg"))
     plain = annotate_photo(path, AnnotateSettings(image_size=64))
     extra = {"upright": True} | ({"mirrored": True} if is_mirrored else {})
-    record = photographs._record(path, plain.width, plain.height).model_copy(update={"extra": extra})
+    record = photographs.photo_record(path, plain.width, plain.height).model_copy(update={"extra": extra})
     with HandDetector(require_weights("hand_landmarker"), AnnotateSettings().detection_confidence) as detector:
         unit = UnitHands([record], detector, "mediapipe")
         unit.locate(record, read_photo(path))
