@@ -9,7 +9,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
@@ -274,8 +274,11 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         for name, least, most in (("steps", 1, 2**31), ("seed", 0, 2**63), ("guided_channels", 1, 2**31)):
             number = getattr(self, name)
-            if number is not None and (type(number) is not int or not least <= number < most):
+            if number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, Integral) or not least <= number < most:
                 raise UsageError(f"{_flag(name)} is {number!r}, and should be a whole number from {least} on")
+            object.__setattr__(self, name, int(number))  # arrays give their own kind of numbers
         for name in _SCALES:
             scale: object = getattr(self, name)  # notebooks give anything
             if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real) or scale < 0):

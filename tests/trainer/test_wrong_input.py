@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -166,6 +167,14 @@ def test_a_given_guidance_scale_is_that_of_pose_and_appearance_unless_they_are_g
 def test_sampling_options_that_make_no_sense_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         SamplingOptions(**options).applied_to(SMALL)
+
+
+def test_numbers_of_arrays_are_numbers() -> None:
+    options = SamplingOptions(steps=np.int64(3), seed=np.uint32(7), guidance_scale=np.float32(2))  # type: ignore[arg-type]
+    assert options == SamplingOptions(3, 2.0, 7)
+    assert json.dumps([options.steps, options.seed]) == "[3, 7]"
+    with pytest.raises(UsageError, match="seed"):
+        SamplingOptions(seed=True)
 
 
 def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
