@@ -276,7 +276,8 @@ class SamplingOptions:
             number = getattr(self, name)
             if number is None:
                 continue
-            if isinstance(number, bool) or not isinstance(number, Integral) or not least <= number < most:
+            is_whole = isinstance(number, Integral) and not isinstance(number, bool)
+            if not is_whole or not least <= int(number) < most:
                 raise UsageError(f"{_flag(name)} is {number!r}, and should be a whole number from {least} on")
             object.__setattr__(self, name, int(number))  # arrays give their own kind of numbers
         for name in _SCALES:
