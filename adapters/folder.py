@@ -71,7 +71,7 @@ PEOPLE_TO_HOLD_OUT_FROM: Final = 10
 """With fewer people nothing is held out unasked: one of three is a third of the data."""
 HELD_OUT_SHARE: Final = 0.1
 
-_PHOTOGRAPHS: Final = (
+PHOTOGRAPHS: Final = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".hif", ".avif"),
     *(".mpo", ".gif", ".jxl", ".jp2"),
 )
@@ -279,7 +279,7 @@ class FolderAdapter:
 
     def _frame_numbers(self, files: Sequence[Path]) -> dict[Path, int]:
         """Return the frame numbers of a folder's photographs; none where they are no frames of a video."""
-        photographs = [path for path in files if _suffix(path) in _PHOTOGRAPHS]
+        photographs = [path for path in files if _suffix(path) in PHOTOGRAPHS]
         if self.options.frames_as_video is None or len(photographs) < 2:
             return {}
         matches = [match for path in photographs if (match := _NUMBERED.fullmatch(path.stem))]
@@ -327,7 +327,7 @@ class FolderAdapter:
         several = [
             (folder, files)
             for folder in _walk(root)
-            if len(files := [path for path in _candidates(folder) if _suffix(path) in _PHOTOGRAPHS]) > 1
+            if len(files := [path for path in _candidates(folder) if _suffix(path) in PHOTOGRAPHS]) > 1
         ]
         stills = [folder for folder, files in several if not self._frame_numbers(files)]
         if len(stills) == len(several):
@@ -659,7 +659,7 @@ def _walk(folder: Path, above: frozenset[str] | None = None) -> Iterator[Path]:
 
 def _candidates(folder: Path) -> list[Path]:
     """Return the files of a folder that are photographs or videos by their names, or else by their bytes."""
-    known = (*_PHOTOGRAPHS, *_RAW, *_VIDEOS)
+    known = (*PHOTOGRAPHS, *_RAW, *_VIDEOS)
     passed_over = (*known, *_COMPANIONS, *ARCHIVE_SUFFIXES, "/")
     others = [folder / name for name in names_in(folder) if not name.strip().lower().endswith(passed_over)]
     return sorted([*files_in(folder, *known), *(path for path in others if _kind_of(path))])
@@ -686,7 +686,7 @@ def _kind_by_name(path: Path) -> Kind | None:
     """Return what a file's name says that it is."""
     if _suffix(path) in _VIDEOS:
         return "video"
-    return "photograph" if _suffix(path) in _PHOTOGRAPHS else None
+    return "photograph" if _suffix(path) in PHOTOGRAPHS else None
 
 
 def _listed(paths: Iterable[Path], root: Path) -> str:

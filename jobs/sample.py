@@ -1,25 +1,30 @@
 """``handdata sample``: find the frames that a user means, run a task on a checkpoint, return the images.
 
-A reference is a sample of the dataset (its id) or a photograph (a path); a target is either of these or a file of 42
-keypoints. Without any, pairs are drawn from the dataset's held-out samples.
+A reference is a sample of the dataset (its id) or a photograph (a path); a target is either of these, or a file of 42
+keypoints or of 3D joints and cameras. A folder stands for the files in it. Without any, pairs are drawn from the
+dataset's held-out samples.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 
+from handdata.adapters.folder import PHOTOGRAPHS
 from handdata.jobs.figures import CARRIED, OURS, TRUTH, side_by_side
 from handdata.jobs.fixing import fix_photo
 from handdata.jobs.outputs import MadeFrom, NamedFrame, PictureFolder
+from handdata.jobs.poses import KeypointsSize, NamedPair, around, is_keypoint_file, other_hands, targets_in
 from handdata.pipeline.annotation.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import UnreadableImageError, UsageError, samples_to_table
-from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
+from handdata.pipeline.storage.layout import RUNS
+from handdata.schemas import HandDataError, UnreadableImageError, UsageError, samples_to_table
+from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.checkpoints import averaged_weights
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame, resize
@@ -29,24 +34,24 @@ from handdata.trainer.data.sample_index import all_of
 from handdata.trainer.data.splits import SHOWN_FIRST
 from handdata.trainer.evaluation import carried_references
 from handdata.trainer.figures import filmstrip, grid, truth_of
-from handdata.trainer.poses import pose_frame, read_keypoints
+from handdata.trainer.poses import KEYPOINT_FILES
 from handdata.trainer.presets import BATCH_SIZE, DataConfig, PairConfig, SamplingOptions, SourceConfig
-from handdata.trainer.tasks import gesture_transfer, load_sampler, unconditional, unguided, video
-
-KEYPOINT_FILES = {".npy", ".json"}
+from handdata.trainer.tasks import gesture_transfer, keypoints_only, load_sampler, unconditional, unguided, video
 
 _MOMENTS = PairConfig(video=1, view=0, still=0)
 _VIEWS = PairConfig(video=0, view=1, still=0)
 _STILLS = PairConfig(video=0, view=0, still=1)
 
+_MOST_ROWS = 100
+"""Largest number of rows of a figure."""
+_FILES_WITHOUT_A_WORD = 10
+"""Number of files of a folder that are looked at before a line is due."""
 _CANDIDATE_PAIRS = 1000
 """Pairs among which those of different sequences are chosen."""
 
 OnStep = Callable[[int, int], None]
 OnNote = Callable[[str], None]
 OnImage = Callable[[int, ByteArray], None]
-NamedPair = tuple[NamedFrame, NamedFrame]
-"""A reference and a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,11 @@ class SampleRequest:
     Args:
         checkpoint: Path or URL of a file of weights, or of a checkpoint's or a run's folder.
         dataset: Dataset of the samples; None takes the one that the checkpoint was trained on.
-        reference: Sample id or photograph; None draws pairs from the dataset.
-        target: Sample id, photograph or keypoint file; None draws it with the reference.
+        references: Sample ids, photographs or folders of these; none draws pairs from the dataset.
+        targets: Sample ids, photographs, keypoint files or folders of these; none draws them with the references.
+        keypoints_size: Width and height of the image that keypoints in files are pixels of; None takes what the file
+            says, else the size of the picture beside it, else the generated image's.
+        turntable: Number of views around the reference that are drawn instead of targets; 0 draws none.
         reference_source: Source of the references of domain transfer.
         target_source: Source of the targets of domain transfer.
         count: Number of drawn pairs, of images, or of frames of a video.
@@ -71,8 +79,10 @@ class SampleRequest:
 
     checkpoint: str
     dataset: str | None = None
-    reference: str | None = None
-    target: str | None = None
+    references: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    keypoints_size: KeypointsSize | None = None
+    turntable: int = 0
     reference_source: str | None = None
     target_source: str | None = None
     count: int = 6
@@ -120,7 +130,7 @@ class Sampling:
             UsageError: A reference or target is neither a file nor a sample, shows no hand, or only one is given.
 
         """
-        pairs = self._named_pair() or self._drawn_pairs()
+        pairs = self._named_pairs() or self._drawn_pairs()
         return self._transferred("gesture-transfer", pairs, Task.POSE_CHANGE, progress)
 
     def domain_transfer(self, progress: OnStep | None = None) -> ByteArray:
@@ -130,18 +140,29 @@ class Sampling:
             UsageError: As in ``gesture_transfer``, or the sources are not named.
 
         """
-        pairs = self._named_pair() or self._pairs_across_sources()
+        pairs = self._named_pairs() or self._pairs_across_sources()
         return self._transferred("domain-transfer", pairs, Task.POSE_CHANGE, progress)
 
     def novel_view(self, progress: OnStep | None = None) -> ByteArray:
-        """Return such a figure of moments seen by another camera.
+        """Return such a figure of moments seen by another camera; several references are of one moment.
 
         Raises:
-            UsageError: As in ``gesture_transfer``.
+            UsageError: As in ``gesture_transfer``, or a turntable has no 3D joints to turn.
 
         """
-        pairs = self._named_pair() or self._drawn_views()
+        pairs = self._turntable() if self._request.turntable else self._named_views() or self._drawn_views()
         return self._transferred("novel-view", pairs, Task.VIEW_CHANGE, progress)
+
+    def keypoints_only(self, progress: OnStep | None = None) -> ByteArray:
+        """Return a figure of hands that the network imagines in the pose of targets.
+
+        Raises:
+            UsageError: A target is neither a file nor a sample, or the network needs a reference.
+
+        """
+        targets = list(chain.from_iterable(self._loaded(self._request.targets, self._poses)))
+        pairs: list[NamedPair] = [((), target) for target in targets or [target for _, target in self._drawn_pairs()]]
+        return self._transferred("keypoints-only", pairs, Task.POSE_CHANGE, progress)
 
     def unconditional(self, progress: OnStep | None = None) -> ByteArray:
         """Return a grid of images without reference and pose."""
@@ -205,8 +226,8 @@ class Sampling:
         """
         request = self._request
         targets = self._frames_of_a_video()
-        reference = targets[0] if request.reference is None else self._reference(request.reference)
-        frames = video(self._sampler, [reference], targets, request.options, progress=progress)
+        references = [self._reference(name) for name in request.references] or targets[:1]
+        frames = video(self._sampler, references, targets, request.options, progress=progress)
         return frames, filmstrip(list(frames), targets)
 
     def fix(self, photo: Path, region: BoolArray | None = None, progress: OnStep | None = None) -> ByteArray:
@@ -228,33 +249,148 @@ class Sampling:
 
     def _transferred(self, name: str, pairs: list[NamedPair], task: Task, progress: OnStep | None) -> ByteArray:
         size, options = self._preset.image_size, self._request.options
-        frames = [(resize(reference.frame, size), resize(target.frame, size)) for reference, target in pairs]
+        frames = [([resize(each.frame, size) for each in given], resize(target.frame, size)) for given, target in pairs]
+        if warning := other_hands(pairs):
+            self._note(warning)
+        if len(pairs) > _MOST_ROWS:
+            if self._request.out_dir is None:
+                raise UsageError(
+                    f"a figure has room for {_MOST_ROWS} pictures, not for {len(pairs)}", "give --out-dir DIR"
+                )
+            self._note(f"the figure shows the first {_MOST_ROWS} of {len(pairs)} pictures")
 
         def draw(numbers: list[int], on_image: OnImage) -> None:
-            gesture_transfer(
-                self._sampler,
-                [frames[number][0] for number in numbers],
-                [frames[number][1] for number in numbers],
-                options,
-                task=task,
+            targets = [frames[number][1] for number in numbers]
+            draw_some = (
+                partial(gesture_transfer, self._sampler, [frames[number][0] for number in numbers], targets, task=task)
+                if frames[0][0]
+                else partial(keypoints_only, self._sampler, targets)
+            )
+            draw_some(
+                options=options,
                 numbers=numbers,
                 batch_size=self._request.batch_size,
                 on_image=on_image,
                 progress=progress,
             )
 
-        made_from = [MadeFrom.of([reference], target) for reference, target in pairs]
-        generated = self._drawn(self.folder(name), made_from, draw)
-        columns = {CARRIED: carried_references(frames), OURS: generated}
-        return side_by_side(frames, columns | {TRUTH: [truth_of(target) for _, target in frames]})
+        made_from = [MadeFrom.of(given, target) for given, target in pairs]
+        generated = self._drawn(self.folder(name), made_from, draw)[:_MOST_ROWS]
+        shown = [(given[0] if given else None, target) for given, target in frames[:_MOST_ROWS]]
+        carried = carried_references([(reference, target) for reference, target in shown if reference is not None])
+        columns = ({CARRIED: carried} if carried else {}) | {OURS: generated}
+        return side_by_side(shown, columns | {TRUTH: [truth_of(target) for _, target in shown]}, joints=True)
 
-    def _named_pair(self) -> list[NamedPair]:
-        reference, target = self._request.reference, self._request.target
-        if (reference is None) != (target is None):
-            raise UsageError("give both --reference and --target, or neither", "neither draws pairs from the dataset")
-        if not reference or not target:
+    def _named_pairs(self) -> list[NamedPair]:
+        """Return references and targets in their order; a single one of either goes with all of the others.
+
+        Raises:
+            UsageError: There are as many as cannot be paired, or of one kind none.
+
+        """
+        if not self._names_both():
             return []
-        return [(NamedFrame(reference, self._reference(reference)), NamedFrame(target, self._frame(target)))]
+        references = self._loaded(self._request.references, lambda name: [self._named_reference(name)])
+        targets = self._loaded(self._request.targets, self._poses)
+        count = max(len(references), len(targets))
+        if not {len(references), len(targets)} <= {1, count}:
+            raise UsageError(
+                f"{len(references)} references and {len(targets)} targets make no pairs",
+                "give as many of one as of the other, or a single one of either",
+            )
+        pairs: list[NamedPair] = []
+        for number in range(count):
+            of_reference, of_target = references[number % len(references)], targets[number % len(targets)]
+            pairs += [((reference,), target) for reference in of_reference for target in of_target]
+        if not pairs:
+            raise UsageError("no reference has a target: what of them cannot be used is said above")
+        return pairs
+
+    def _named_views(self) -> list[NamedPair]:
+        """Return all references, of one moment, with each target."""
+        if not self._names_both():
+            return []
+        references = self._moment()
+        return [
+            (references, target) for target in chain.from_iterable(self._loaded(self._request.targets, self._poses))
+        ]
+
+    def _moment(self) -> tuple[NamedFrame, ...]:
+        found = self._loaded(self._request.references, lambda name: [self._named_reference(name)])
+        references = tuple(chain.from_iterable(found))
+        if not references:
+            raise UsageError("no reference can be used: why is said above")
+        return references
+
+    def _names_both(self) -> bool:
+        references, targets = self._request.references, self._request.targets
+        if bool(references) != bool(targets):
+            raise UsageError("give both --reference and --target, or neither", "neither draws pairs from the dataset")
+        return bool(references)
+
+    def _turntable(self) -> list[NamedPair]:
+        """Return views around a reference, from its own 3D joints and camera.
+
+        Raises:
+            UsageError: Targets are given too, or the reference has no 3D joints or no camera.
+
+        """
+        request = self._request
+        if request.targets:
+            raise UsageError("--turntable makes the targets", "leave --target out")
+        if request.references:
+            first = request.references[0]
+            if Path(first).exists():
+                raise UsageError(
+                    f"--turntable turns joints in 3D, and a photograph such as {first} has joints in 2D alone",
+                    "name a sample_id whose source has 3D joints and cameras, or give --target a file of these",
+                )
+            dataset, row = self._sample(first)
+            references = self._moment()
+        else:
+            dataset = self._pairs(_VIEWS, _MOMENTS)
+            row = dataset.rows_at(0)[0]
+            references = next(self._readable(dataset, [(row,)]), ())
+            if not references:
+                raise UsageError("the drawn reference cannot be read", "name one with --reference")
+        found = dataset.columns(row, ["sample_id", "source", "keypoints_3d", "camera_k"])
+        side = read_manifest(Dataset(self._storage, self._preset.data.dataset)).image_size
+        size, scale = self._preset.image_size, self._settings.crop_scale
+        targets = around(found, side, request.turntable, size, scale, self._note)
+        return [(references, target) for target in targets]
+
+    def _loaded(self, names: Sequence[str], load: Callable[[str], Sequence[NamedFrame]]) -> list[Sequence[NamedFrame]]:
+        """Return what each name stands for, a folder for the files in it; of these, none where one cannot be used."""
+        found: list[Sequence[NamedFrame]] = []
+        for name in names:
+            if not Path(name).is_dir():
+                found.append(load(name))
+                continue
+            files = [
+                file
+                for file in sorted(Path(name).iterdir())
+                if file.is_file() and file.suffix.lower() in (*PHOTOGRAPHS, *KEYPOINT_FILES)
+            ]
+            if not files:
+                raise UsageError(f"no photograph and no keypoint file is in {name}")
+            if len(files) > _FILES_WITHOUT_A_WORD:
+                self._note(f"looking for hands in {len(files)} files of {name}")
+            for file in files:
+                try:
+                    found.append(load(str(file)))
+                except UsageError as error:
+                    self._note(f"passed over {error.message}")
+                    found.append(())
+        return found
+
+    def _named_reference(self, name: str) -> NamedFrame:
+        return NamedFrame(name, self._reference(name))
+
+    def _poses(self, name: str) -> list[NamedFrame]:
+        path, scale = Path(name), self._settings.crop_scale
+        if is_keypoint_file(path) and path.is_file():
+            return targets_in(path, self._preset.image_size, scale, self._note, self._request.keypoints_size)
+        return [NamedFrame(name, self._frame(name))]
 
     def _pairs(self, *kinds: PairConfig, where: str | None = None) -> PairDataset:
         """Return pairs of rows that the run's settings choose, and ``where`` does not leave out.
@@ -297,8 +433,8 @@ class Sampling:
             ranked.append((turns[sequence], target, reference))
             turns[sequence] += 1
         rows = ((row, target) for _, target, row in sorted(ranked, key=itemgetter(0)) if row is not None)
-        shown = [
-            (reference, target) for reference, target in islice(self._readable(dataset, rows), self._request.count)
+        shown: list[NamedPair] = [
+            ((reference,), target) for reference, target in islice(self._readable(dataset, rows), self._request.count)
         ]
         if not shown:
             raise UsageError(f"no pair of {self._storage.describe()} can be read")
@@ -330,11 +466,11 @@ class Sampling:
             frames.append([frame for (frame,) in islice(self._readable(pairs, rows), request.count)])
             if not frames[-1]:
                 raise UsageError(f"no image of the source {source} can be read")
-        return list(zip(*frames, strict=False))
+        return [((reference,), target) for reference, target in zip(*frames, strict=False)]
 
     def _frames_of_a_video(self) -> list[Frame]:
         request = self._request
-        dataset, row = self._sample(request.target) if request.target else self._first_of_a_video()
+        dataset, row = self._sample(request.targets[0]) if request.targets else self._first_of_a_video()
         rows = ((each,) for each in dataset.video_rows(row))
         targets = [each.frame for (each,) in islice(self._readable(dataset, rows), request.count)]
         if not targets:
@@ -357,22 +493,33 @@ class Sampling:
                 continue
         raise UsageError(
             f"{name} is neither an image, a keypoint file nor a sample of {self._storage.describe()}",
-            "a keypoint file (.npy or .json) holds 42 x 2 pixels; sample ids are in the column sample_id",
+            "a keypoint file (.npy, .npz or .json) holds 42 x 2 pixels; sample ids are in the column sample_id",
         )
 
     def _reference(self, name: str) -> Frame:
-        if Path(name).suffix.lower() in KEYPOINT_FILES:
+        if is_keypoint_file(name):
             raise UsageError(
                 f"--reference {name} holds keypoints, which show no hand",
                 "give a photograph or a sample_id; --target takes keypoints",
             )
         return self._frame(name)
 
+    def _saw_rendered_hands_alone(self) -> bool:
+        """Return whether the checkpoint is of a run of this workspace on handdata's own hands, such as the demo's."""
+        if not self._file.startswith(self._storage.url(RUNS)):
+            return False
+        try:
+            return {*read_manifest(Dataset(self._storage, self._preset.data.dataset)).sources} == {"synthetic"}
+        except HandDataError:  # the dataset is gone
+            return False
+
     def _frame(self, name: str) -> Frame:
         path = Path(name)
-        if path.suffix.lower() in KEYPOINT_FILES and path.is_file():
-            return target_pose(*read_keypoints(path), self._preset.image_size, f"--target {path}", self._note)
         if path.is_file():
+            if self._saw_rendered_hands_alone():
+                self._note(
+                    "warning: this network has seen rendered hands alone, as the demo's: photographs are new to it"
+                )
             return photo_frame(path, self._settings, self._weights)
         dataset, row = self._sample(name)
         return dataset.frame(row)
@@ -381,29 +528,3 @@ class Sampling:
 def photo_frame(photo: Path, settings: AnnotateSettings, weights: Path | None = None) -> Frame:
     """Return a photograph as the frame around its hands; ``annotate_photo`` says what it takes and raises."""
     return decode_frame(samples_to_table([annotate_photo(photo, settings, weights)]), 0)
-
-
-def target_pose(keypoints: FloatArray, there: BoolArray, size: int, name: str, note: OnNote) -> Frame:
-    """Return the frame of keypoints that are the pose of a generated image.
-
-    Args:
-        keypoints: Keypoints (42, 2), pixels of the generated image.
-        there: Which of them are there (42,).
-        size: Side of the generated image, pixels.
-        name: What the keypoints are called in messages.
-        note: Called with a line where some lie outside the image.
-
-    Raises:
-        UsageError: All lie outside the image.
-
-    """
-    frame = pose_frame(keypoints, there, size)
-    outside = int(there.sum() - frame.valid.sum())
-    if outside and not frame.valid.any():
-        raise UsageError(
-            f"{name} has no keypoint inside the generated image of {size} x {size} pixels",
-            "keypoints are pixels of the generated image: scale those of another image",
-        )
-    if outside:
-        note(f"{outside} of {there.sum()} keypoints of {name} lie outside the image of {size} x {size} pixels")
-    return frame

@@ -21,17 +21,18 @@ from handdata.pipeline.weights import WEIGHTS, named_weights
 from handdata.schemas import UsageError, known_names
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.data.augment import Frame
-from handdata.trainer.poses import read_keypoints, require_keypoints
-from handdata.trainer.presets import Preset, SamplingOptions
+from handdata.trainer.presets import BATCH_SIZE, Preset, SamplingOptions
 
 if TYPE_CHECKING:
     from handdata.trainer.conditioning import Task
-    from handdata.trainer.tasks import Sampler
+    from handdata.trainer.tasks import References, Sampler
 
 Reference: TypeAlias = Photo | HandSample
 """What shows a hand."""
 Target: TypeAlias = Photo | HandSample
-"""What has a pose: an image with a hand, or 42 keypoints, (42, 2) or (2, 21, 2), pixels of the generated image."""
+"""What has a pose: an image with a hand, or 42 keypoints, (42, 2) or (2, 21, 2), or a file of these."""
+KeypointsSize: TypeAlias = tuple[int, int]
+"""Width and height of the image that keypoints are pixels of."""
 
 
 @names_arguments
@@ -117,6 +118,8 @@ class HandModel:
         reference: Reference,
         target: Target,
         *,
+        keypoints_size: KeypointsSize | None = None,
+        batch_size: int = BATCH_SIZE,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -127,6 +130,8 @@ class HandModel:
         reference: list[Reference],
         target: list[Target],
         *,
+        keypoints_size: KeypointsSize | None = None,
+        batch_size: int = BATCH_SIZE,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -137,6 +142,8 @@ class HandModel:
         reference: Reference | list[Reference],
         target: Target | list[Target],
         *,
+        keypoints_size: KeypointsSize | None = None,
+        batch_size: int = BATCH_SIZE,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -149,6 +156,9 @@ class HandModel:
         Args:
             reference: Image that shows the hand, or a list of them: path, PIL image, array or sample.
             target: Image whose pose is drawn, or keypoints: an array or a file. For a list of references a list.
+            keypoints_size: Width and height of the image that keypoints are pixels of; by default what a file of them
+                says, else of the picture beside the file, else of the generated image.
+            batch_size: Number of images that are drawn at once; it does not change them.
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
             seed: Seed of all that is random.
@@ -162,7 +172,15 @@ class HandModel:
         """
         from handdata.trainer.conditioning import Task
 
-        return self._transferred(reference, target, Task.POSE_CHANGE, SamplingOptions(steps, guidance, seed))
+        references = [self._frame(each) for each in (reference if isinstance(reference, list) else [reference])]
+        targets = self._targets(target, keypoints_size)
+        if len(references) != len(targets):
+            raise UsageError(
+                f"{len(references)} references and {len(targets)} targets", "give a target for each reference"
+            )
+        options = SamplingOptions(steps, guidance, seed)
+        images = self._transferred(references, targets, Task.POSE_CHANGE, options, batch_size)
+        return images if isinstance(reference, list) or isinstance(target, list) else images[0]
 
     domain_transfer = gesture_transfer
     """Draw the hand of one domain in the pose of another, such as a rendered pose as a photograph: the same task."""
@@ -170,9 +188,11 @@ class HandModel:
     @overload
     def novel_view(
         self,
-        reference: Reference,
+        reference: Reference | list[Reference],
         target: Target,
         *,
+        keypoints_size: KeypointsSize | None = None,
+        batch_size: int = BATCH_SIZE,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -180,9 +200,11 @@ class HandModel:
     @overload
     def novel_view(
         self,
-        reference: list[Reference],
+        reference: Reference | list[Reference],
         target: list[Target],
         *,
+        keypoints_size: KeypointsSize | None = None,
+        batch_size: int = BATCH_SIZE,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -193,26 +215,30 @@ class HandModel:
         reference: Reference | list[Reference],
         target: Target | list[Target],
         *,
+        keypoints_size: KeypointsSize | None = None,
+        batch_size: int = BATCH_SIZE,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
     ) -> Image.Image | list[Image.Image]:
-        """Draw the moment of a reference as another camera sees it, from the keypoints in that camera.
+        """Draw the moment of a reference as other cameras see it, from the keypoints in these cameras.
 
             >>> model = handdata.load_model("default", workspace="workspace")
             >>> views = handdata.open_dataset("workspace", split="val", where="frame_index = 0")
-            >>> model.novel_view(views[0], views[1].keypoints / 2, steps=2).size
+            >>> model.novel_view(views[0], views[1].keypoints, keypoints_size=(64, 64), steps=2).size
             (32, 32)
 
         Args:
-            reference: Image of the moment, or a list of them: path, PIL image, array or sample.
-            target: Keypoints in the other camera's image, or what shows them; for a list of references a list.
+            reference: Image of the moment, or a list of images of it by several cameras.
+            target: Keypoints in another camera's image, or what shows them; or a list, or a file, of several.
+            keypoints_size: As in ``gesture_transfer``.
+            batch_size: Number of images that are drawn at once; it does not change them.
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
             seed: Seed of all that is random.
 
         Returns:
-            An image, or a list of them for lists.
+            An image; a list of them for a list, or for a file of 3D joints and several cameras.
 
         Raises:
             UsageError: What is given is no image, or shows no hand.
@@ -220,7 +246,94 @@ class HandModel:
         """
         from handdata.trainer.conditioning import Task
 
-        return self._transferred(reference, target, Task.VIEW_CHANGE, SamplingOptions(steps, guidance, seed))
+        references = [self._frame(each) for each in (reference if isinstance(reference, list) else [reference])]
+        if not references:
+            raise UsageError("a view needs a reference")
+        targets = self._targets(target, keypoints_size)
+        options = SamplingOptions(steps, guidance, seed)
+        images = self._transferred([references] * len(targets), targets, Task.VIEW_CHANGE, options, batch_size)
+        return images if isinstance(target, list) or len(images) > 1 else images[0]
+
+    @names_arguments
+    def turntable(
+        self,
+        sample: HandSample,
+        count: int,
+        *,
+        batch_size: int = BATCH_SIZE,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> list[Image.Image]:
+        """Draw a sample's moment as cameras see it that go around it in a full turn, the first its own.
+
+            >>> model = handdata.load_model("default", workspace="workspace")
+            >>> sample = handdata.open_dataset("workspace", split="val")[0]
+            >>> len(model.turntable(sample, 4, steps=2))
+            4
+
+        Args:
+            sample: Sample with 3D joints and a camera.
+            count: Number of views.
+            batch_size: Number of images that are drawn at once; it does not change them.
+            steps: Number of denoising steps; the preset's by default.
+            guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
+            seed: Seed of all that is random.
+
+        Raises:
+            UsageError: The sample has no 3D joints or no camera.
+
+        """
+        from handdata.jobs.poses import around
+        from handdata.trainer.conditioning import Task
+
+        side, scale = sample.image.shape[0], self._settings.annotate.crop_scale
+        targets = [view.frame for view in around(sample.row, side, count, self.image_size, scale, say)]
+        options = SamplingOptions(steps, guidance, seed)
+        return self._transferred([sample.frame] * count, targets, Task.VIEW_CHANGE, options, batch_size)
+
+    @names_arguments
+    def keypoints_only(
+        self,
+        target: Target | list[Target],
+        *,
+        keypoints_size: KeypointsSize | None = None,
+        batch_size: int = BATCH_SIZE,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Image.Image | list[Image.Image]:
+        """Draw hands in the pose of targets without a reference: the network imagines hand and surroundings.
+
+            >>> model = handdata.load_model("default", workspace="workspace")
+            >>> model.keypoints_only("pose.npy", steps=2).size
+            (32, 32)
+
+        Args:
+            target: Image whose pose is drawn, or keypoints: an array or a file; or a list of these.
+            keypoints_size: As in ``gesture_transfer``.
+            batch_size: Number of images that are drawn at once; it does not change them.
+            steps: Number of denoising steps; the preset's by default.
+            guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
+            seed: Seed of all that is random.
+
+        Raises:
+            UsageError: What is given has no pose, or the network needs a reference.
+
+        """
+        from handdata.trainer.tasks import keypoints_only
+
+        targets = self._targets(target, keypoints_size)
+        with ProgressLine("Sampling", None, "steps") as progress:
+            images = keypoints_only(
+                self._sampler,
+                targets,
+                SamplingOptions(steps, guidance, seed),
+                batch_size=batch_size,
+                progress=lambda step, total: progress.set(step, total=total),
+            )
+        drawn = _as_pil(images)
+        return drawn if isinstance(target, list) or len(drawn) > 1 else drawn[0]
 
     @names_arguments
     def video(
@@ -353,21 +466,23 @@ class HandModel:
 
     def _transferred(
         self,
-        reference: Reference | list[Reference],
-        target: Target | list[Target],
+        references: "Sequence[References]",
+        targets: Sequence[Frame],
         task: "Task",
         options: SamplingOptions,
-    ) -> Image.Image | list[Image.Image]:
+        batch_size: int,
+    ) -> list[Image.Image]:
+        from handdata.jobs.outputs import NamedFrame
+        from handdata.jobs.poses import other_hands
         from handdata.trainer.tasks import gesture_transfer
 
-        references = [self._frame(each) for each in (reference if isinstance(reference, list) else [reference])]
-        targets = [self._pose(each) for each in (target if isinstance(target, list) else [target])]
-        if len(references) != len(targets):
-            raise UsageError(
-                f"{len(references)} references and {len(targets)} targets", "give a target for each reference"
-            )
-        if not references:
-            return []
+        shown = [(each,) if isinstance(each, Frame) else tuple(each or ()) for each in references]
+        pairs = [
+            (tuple(NamedFrame("the reference", frame) for frame in several), NamedFrame("the target", target))
+            for several, target in zip(shown, targets, strict=True)
+        ]
+        if warning := other_hands(pairs):
+            say(warning)
         with ProgressLine("Sampling", None, "steps") as progress:
             images = gesture_transfer(
                 self._sampler,
@@ -375,10 +490,10 @@ class HandModel:
                 targets,
                 options,
                 task=task,
+                batch_size=batch_size,
                 progress=lambda step, total: progress.set(step, total=total),
             )
-        drawn = _as_pil(images)
-        return drawn if isinstance(reference, list) or isinstance(target, list) else drawn[0]
+        return _as_pil(images)
 
     def _frame(self, reference: Reference) -> Frame:
         """Return the frame of what shows a hand."""
@@ -389,15 +504,28 @@ class HandModel:
         with image_file(reference) as path:
             return photo_frame(path, self._settings.annotate, self._settings.weights)
 
+    def _targets(self, target: Target | list[Target], size: KeypointsSize | None) -> list[Frame]:
+        """Return the frames of what has poses: one each, but of a file of several views all."""
+        given = target if isinstance(target, list) else [target]
+        return [frame for each in given for frame in self._poses(each, size)]
+
     def _pose(self, target: Target) -> Frame:
         """Return the frame of what has a pose."""
-        from handdata.jobs.sample import KEYPOINT_FILES, target_pose
+        frame, *others = self._poses(target, None)
+        if others:
+            raise UsageError(f"{target} holds {1 + len(others)} views of a moment, where one pose is wanted")
+        return frame
 
+    def _poses(self, target: Target, size: KeypointsSize | None) -> list[Frame]:
+        from handdata.jobs.poses import is_keypoint_file, target_of_array, targets_in
+
+        scale = self._settings.annotate.crop_scale
         if isinstance(target, np.ndarray) and target.shape[-1:] == (2,):
-            return target_pose(*require_keypoints(target, "the target"), self.image_size, "the target", say)
-        if isinstance(target, str | Path) and Path(target).suffix.lower() in KEYPOINT_FILES:
-            return target_pose(*read_keypoints(Path(target)), self.image_size, str(target), say)
-        return self._frame(target)
+            return [target_of_array(target, self.image_size, scale, say, size)]
+        if isinstance(target, str | Path) and is_keypoint_file(target):
+            found = targets_in(Path(target).expanduser(), self.image_size, scale, say, size)
+            return [each.frame for each in found]
+        return [self._frame(target)]
 
 
 def _as_pil(images: ByteArray) -> list[Image.Image]:

@@ -32,22 +32,32 @@ if TYPE_CHECKING:
 
 sample_app = typer.Typer(no_args_is_help=True, help="Generate images with a trained checkpoint.")
 
-Reference = Annotated[
-    str | None,
+References = Annotated[
+    list[str] | None,
     typer.Option(
         "--reference",
         metavar="PHOTO_OR_SAMPLE",
-        help="Photograph or sample_id of the hand.",
+        help="Photograph or sample_id of the hand, or a folder of photographs; may be given several times.",
         show_default="drawn from the dataset",
     ),
 ]
-Target = Annotated[
-    str | None,
+Targets = Annotated[
+    list[str] | None,
     typer.Option(
         "--target",
         metavar="PHOTO_OR_KEYPOINTS_OR_SAMPLE",
-        help="Photograph, keypoint file or sample_id of the pose.",
+        help="Photograph, keypoint file or sample_id of the pose, or a folder of files; may be given several times.",
         show_default="drawn from the dataset",
+    ),
+]
+KeypointsSize = Annotated[
+    tuple[int, int] | None,
+    typer.Option(
+        "--keypoints-size",
+        min=1,
+        metavar="WIDTH HEIGHT",
+        help="Size of the image that keypoints in files are pixels of.",
+        show_default="as the file says, else of the picture beside it, else of the generated image",
     ),
 ]
 Count = Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of generated images.")]
@@ -76,8 +86,9 @@ def gesture_transfer(
     checkpoint: Checkpoint = None,
     preset: CheckpointPreset = None,
     dataset: TrainedDataset = None,
-    reference: Reference = None,
-    target: Target = None,
+    references: References = None,
+    targets: Targets = None,
+    keypoints_size: KeypointsSize = None,
     count: Count = 6,
     options: SamplingOptions = SamplingOptions(),
     device: Device = None,
@@ -85,7 +96,10 @@ def gesture_transfer(
     out_file: Figure = Path("gesture-transfer.png"),
     out_dir: OutDir = None,
 ) -> None:
-    """Generate a reference's hand in the pose of a target: a figure of reference, pose, result and truth."""
+    """Generate a reference's hand in the pose of a target: a figure of reference, pose, result and truth.
+
+    Several references and targets are paired in their order; a single one of either goes with all of the others.
+    """
     sampling = _sampling(
         out_file,
         workspace,
@@ -93,8 +107,9 @@ def gesture_transfer(
         checkpoint,
         checkpoint_preset=preset,
         dataset=dataset,
-        reference=reference,
-        target=target,
+        references=tuple(references or ()),
+        targets=tuple(targets or ()),
+        keypoints_size=keypoints_size,
         count=count,
         options=options,
         out_dir=out_dir,
@@ -117,8 +132,9 @@ def domain_transfer(
     checkpoint: Checkpoint = None,
     preset: CheckpointPreset = None,
     dataset: TrainedDataset = None,
-    reference: Reference = None,
-    target: Target = None,
+    references: References = None,
+    targets: Targets = None,
+    keypoints_size: KeypointsSize = None,
     reference_source: Annotated[str | None, typer.Option(metavar="NAME", help="Source of the references.")] = None,
     target_source: Annotated[str | None, typer.Option(metavar="NAME", help="Source of the targets.")] = None,
     count: Count = 6,
@@ -136,8 +152,9 @@ def domain_transfer(
         checkpoint,
         checkpoint_preset=preset,
         dataset=dataset,
-        reference=reference,
-        target=target,
+        references=tuple(references or ()),
+        targets=tuple(targets or ()),
+        keypoints_size=keypoints_size,
         reference_source=reference_source,
         target_source=target_source,
         count=count,
@@ -161,8 +178,18 @@ def novel_view(
     checkpoint: Checkpoint = None,
     preset: CheckpointPreset = None,
     dataset: TrainedDataset = None,
-    reference: Reference = None,
-    target: Target = None,
+    references: References = None,
+    targets: Targets = None,
+    keypoints_size: KeypointsSize = None,
+    turntable: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Views all around the reference instead of targets, from its sample's 3D joints and camera.",
+            show_default="none",
+        ),
+    ] = 0,
     count: Count = 6,
     options: SamplingOptions = SamplingOptions(),
     device: Device = None,
@@ -170,7 +197,10 @@ def novel_view(
     out_file: Figure = Path("novel-view.png"),
     out_dir: OutDir = None,
 ) -> None:
-    """Generate the moment of a reference as another camera sees it, from the keypoints in that camera."""
+    """Generate the moment of a reference as another camera sees it, from the keypoints in that camera.
+
+    Several references are of one moment, seen by several cameras. A target may also be a file of 3D joints and cameras.
+    """
     sampling = _sampling(
         out_file,
         workspace,
@@ -178,8 +208,10 @@ def novel_view(
         checkpoint,
         checkpoint_preset=preset,
         dataset=dataset,
-        reference=reference,
-        target=target,
+        references=tuple(references or ()),
+        targets=tuple(targets or ()),
+        keypoints_size=keypoints_size,
+        turntable=turntable,
         count=count,
         options=options,
         out_dir=out_dir,
@@ -244,8 +276,8 @@ def video(
         checkpoint,
         checkpoint_preset=preset,
         dataset=dataset,
-        reference=reference,
-        target=target,
+        references=() if reference is None else (reference,),
+        targets=() if target is None else (target,),
         count=count,
         options=options,
         device=device,
@@ -307,6 +339,44 @@ def fix(
     with ProgressLine("Repairing", None, "steps") as progress:
         image = sampling.fix(photo, region, lambda step, total: progress.set(step, total=total))
     _write_picture(out_file, like_photo(photo, image), exact=True)
+
+
+@sample_app.command("keypoints-only", epilog="Example: handdata sample keypoints-only --target poses --out-dir hands")
+@takes_sampling_options("pose_guidance", "appearance_guidance")
+def keypoints_only(
+    workspace: Workspace = None,
+    run: RunOrBuiltin = None,
+    checkpoint: Checkpoint = None,
+    preset: CheckpointPreset = None,
+    dataset: TrainedDataset = None,
+    targets: Targets = None,
+    keypoints_size: KeypointsSize = None,
+    count: Count = 6,
+    options: SamplingOptions = SamplingOptions(),
+    device: Device = None,
+    batch_size: BatchSize = BATCH_SIZE,
+    out_file: Figure = Path("keypoints-only.png"),
+    out_dir: OutDir = None,
+) -> None:
+    """Generate hands in given poses without a reference: the network imagines hand and surroundings."""
+    sampling = _sampling(
+        out_file,
+        workspace,
+        run,
+        checkpoint,
+        checkpoint_preset=preset,
+        dataset=dataset,
+        targets=tuple(targets or ()),
+        keypoints_size=keypoints_size,
+        count=count,
+        options=options,
+        out_dir=out_dir,
+        batch_size=batch_size,
+        device=device,
+    )
+    with ProgressLine("Sampling", None, "steps") as progress:
+        figure = sampling.keypoints_only(lambda step, total: progress.set(step, total=total))
+    _write_figure(out_file, figure, out_dir)
 
 
 @sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")

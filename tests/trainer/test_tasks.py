@@ -17,7 +17,7 @@ from handdata.trainer.data.augment import Frame, resize
 from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.figures import draw_skeleton, figure, filmstrip, grid
 from handdata.trainer.model import DiT
-from handdata.trainer.poses import pose_frame, read_keypoints
+from handdata.trainer.poses import pose_frame, read_poses
 from handdata.trainer.presets import PRESETS, GeometryConfig, ModelConfig, SamplingOptions
 from handdata.trainer.tasks import Sampler, gesture_transfer, repair, unconditional, video
 from tests.fixtures.samples import sample, write_dataset
@@ -208,16 +208,19 @@ def test_keypoints_are_read_from_numpy_and_json(tmp_path: Path) -> None:
     rows = [[float(x), float(y)] if x else None for x, y in keypoints]
     (tmp_path / "pose.json").write_text(json.dumps(rows))
     for name in ("pose.npy", "pose.json"):
-        found, valid = read_keypoints(tmp_path / name)
-        np.testing.assert_array_equal(found, keypoints)
-        np.testing.assert_array_equal(valid, np.arange(42) < 21)
+        (found,) = read_poses(tmp_path / name)
+        np.testing.assert_array_equal(found.keypoints, keypoints)
+        np.testing.assert_array_equal(found.valid, np.arange(42) < 21)
+        assert found.size is None
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[[1, 2]]", json.dumps([None] * 42), json.dumps([["a", "b"]] * 42)])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[[1, 2]]", '{"a": 1}', "3", json.dumps([None] * 42), json.dumps([["a", "b"]] * 42)]
+)
 def test_a_file_that_holds_no_keypoints_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "pose.json").write_text(text)
     with pytest.raises(UsageError, match="expected 42 rows"):
-        read_keypoints(tmp_path / "pose.json")
+        read_poses(tmp_path / "pose.json")
 
 
 def test_whatever_a_keypoint_file_holds_is_an_error_of_one_kind(tmp_path: Path) -> None:
@@ -235,4 +238,4 @@ def test_whatever_a_keypoint_file_holds_is_an_error_of_one_kind(tmp_path: Path) 
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UsageError, match="expected 42 rows"):
-            read_keypoints(tmp_path / name)
+            read_poses(tmp_path / name)
