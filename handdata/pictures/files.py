@@ -14,12 +14,13 @@ _LONGEST: Final = {"JPEG": 65_500, "WEBP": 16_383}
 """Largest width and height that a format can hold."""
 
 
-def require_format(file: Path, *, alpha: bool = False) -> None:
+def require_format(file: Path, *, alpha: bool = False, option: str = "--out") -> None:
     """Check that a picture can be written under a name.
 
     Args:
         file: File to write.
         alpha: Whether the picture has transparency.
+        option: Option that gives the name.
 
     Raises:
         UsageError: The name asks for no format that is written here, or for one without transparency.
@@ -28,7 +29,7 @@ def require_format(file: Path, *, alpha: bool = False) -> None:
     if file.suffix.lower() not in _FORMATS:
         *others, last = _FORMATS
         raise UsageError(
-            f"--out {file}: neither {', '.join(others)} nor {last}", "end the name with one of these, such as .png"
+            f"{option} {file}: neither {', '.join(others)} nor {last}", "end the name with one of these, such as .png"
         )
     if alpha and _FORMATS[file.suffix.lower()] == "JPEG":
         raise UsageError(f"--out {file}: JPEG has no transparency, which the photograph has", "end the name with .png")
