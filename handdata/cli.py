@@ -62,6 +62,8 @@ def after_interruption(arguments: Sequence[str]) -> str:
         return f"the same command{resume} continues from the last checkpoint"
     if command == "export" and "dataset" in arguments:
         return _CONTINUES
+    if command == "evaluate" and "--out" in arguments:
+        return f"{_CONTINUES}: images that were drawn stay"
     only_shows = {"--plan", "--dry-run"} & {*arguments}
     return _AFTERWARDS.get(command, _STARTS_ANEW if only_shows else _CONTINUES)
 

@@ -19,18 +19,25 @@ from handdata.pipeline.weights import WEIGHTS
 from handdata.schemas import DatasetManifest, UsageError, WeightsError, permits_commercial_use
 from handdata.schemas.terms import Answer, Terms, terms_of
 from handdata.trainer.checkpoints import STATE_FILE, latest_checkpoint
-from handdata.trainer.evaluation import Interval
 from handdata.trainer.presets import Preset
 from handdata.trainer.resuming import checkpoint_settings
+
+
+class Score(BaseModel):
+    """A mean with its 95% interval; a measure of a whole set, such as FID, has none."""
+
+    mean: float
+    low: float | None
+    high: float | None
 
 
 class EvaluationFile(BaseModel):
     """``evaluation.json``, as ``handdata evaluate --out`` writes it; what a card does not show is passed over."""
 
-    model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="ignore")
 
     pairs: int
-    scores: dict[str, dict[str, Interval]]
+    scores: dict[str, dict[str, Score]]
 
 
 def read_evaluation(file: Path) -> EvaluationFile:
@@ -220,8 +227,9 @@ def _results(storage: Storage, run: str, evaluation: EvaluationFile | None) -> s
     return "\n\n".join(lines)
 
 
-def _interval(score: Interval) -> str:
-    return f"{score.mean:.3f} ({score.low:.3f} to {score.high:.3f})"
+def _interval(score: Score) -> str:
+    spread = "" if score.low is None or score.high is None else f" ({score.low:.3f} to {score.high:.3f})"
+    return f"{score.mean:.3f}{spread}"
 
 
 def _uses(terms: tuple[Terms, ...]) -> str:

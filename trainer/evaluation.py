@@ -7,29 +7,24 @@ Intervals come from resampling videos, not pairs, since pairs of one video resem
 1993, section 8.3).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handdata.schemas import SIDES, UnreadableImageError, UsageError, hand_rows
-from handdata.schemas.arrays import ByteArray
+from handdata.schemas import SIDES, hand_rows
+from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.geometry.carrying import carry
 from handdata.trainer.geometry.poses import Pose
 from handdata.trainer.metrics import FindHands, hand_length, picture_marks, pose_marks
 
-if TYPE_CHECKING:
-    from handdata.trainer.data.pairs import PairDataset  # here alone: machines without polars score images, too
-
 LEAST_MOTION: Final = 0.3
 """Smallest mean motion of a pair, in hand lengths, where the dataset has pairs that move so far."""
 _RESAMPLES: Final = 10_000
-_CANDIDATES: Final = 200
-"""Largest number of pairs that are looked at for each one wanted, until enough have moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,68 +54,6 @@ class Interval:
     high: float
 
 
-def moved_pairs(
-    dataset: "PairDataset",
-    count: int,
-    least_motion: float | None = None,
-    on_note: Callable[[str], None] | None = None,
-) -> list[MovedPair]:
-    """Return up to ``count`` video pairs whose joints move at least ``least_motion`` hand lengths, no pair twice.
-
-    Left out are pairs without a hand that both frames show, of whose motion nothing can be said, and those with an
-    image that cannot be decoded. By default pairs move ``LEAST_MOTION``; where none does, as in slow or short videos,
-    the half of the pairs that moves most is taken.
-
-    Args:
-        dataset: Pairs of the split.
-        count: Largest number of pairs.
-        least_motion: Smallest motion; None as above.
-        on_note: Called with a line on each pair with an image that cannot be decoded.
-
-    Raises:
-        UsageError: No pair moves so far.
-
-    """
-    least = LEAST_MOTION if least_motion is None else least_motion
-    found: list[MovedPair] = []
-    slower: dict[tuple[int, int], float] = {}
-    seen: set[tuple[int, int]] = set()
-    for position in range(count * _CANDIDATES):
-        target, reference, _ = dataset.rows_at(position)
-        if reference is None or (target, reference) in seen:
-            continue
-        seen.add((target, reference))
-        try:
-            frames = dataset.frame(reference), dataset.frame(target)
-        except UnreadableImageError as error:
-            if on_note:
-                on_note(f"passed over {error.message}")
-            continue
-        motions = _joint_motions(*frames)
-        if not motions:
-            continue
-        motion = float(np.mean(motions))
-        if motion < least:
-            slower[target, reference] = motion
-            continue
-        found.append(MovedPair(dataset.sequence_id(target), motion, *frames))
-        if len(found) == count:
-            break
-    if not found and slower and least_motion is None:
-        median = float(np.median(list(slower.values())))
-        moving = [(*rows, motion) for rows, motion in slower.items() if motion >= median][:count]
-        found = [
-            MovedPair(dataset.sequence_id(target), motion, dataset.frame(reference), dataset.frame(target))
-            for target, reference, motion in moving
-        ]
-    if not found:
-        raise UsageError(
-            f"no pair of frames of {dataset.storage.describe()} moves {least} hand lengths",
-            "lower --min-motion, or let pairs.max_gap_s be longer",
-        )
-    return found
-
-
 def carried_references(pairs: Sequence[tuple[Frame, Frame]], painted_out: bool = True) -> list[ByteArray]:
     """Return each reference carried to its target's keypoints (S, S, 3): geometry alone, without learning.
 
@@ -145,18 +78,24 @@ def carried_references(pairs: Sequence[tuple[Frame, Frame]], painted_out: bool =
 
 def mean_motion(reference: Frame, target: Frame) -> float:
     """Return how far the joints that both frames show lie apart, in hand lengths of the target; 0 if there are none."""
-    motions = _joint_motions(reference, target)
+    motions = joint_motions((reference.keypoints, reference.valid), (target.keypoints, target.valid))
     return float(np.mean(motions)) if motions else 0.0
 
 
-def _joint_motions(reference: Frame, target: Frame) -> list[float]:
-    """Return how far each joint that both frames show has moved, in hand lengths of the target."""
+def joint_motions(reference: tuple[FloatArray, BoolArray], target: tuple[FloatArray, BoolArray]) -> list[float]:
+    """Return how far each joint that two frames show has moved, in hand lengths of the target.
+
+    Args:
+        reference: Keypoints (42, 2) of one frame, and which are there (42,).
+        target: Those of the other one.
+
+    """
     distances: list[float] = []
     for rows in map(hand_rows, SIDES):
-        both = reference.valid[rows] & target.valid[rows]
-        length = hand_length(target.keypoints[rows], target.valid[rows])
+        both = reference[1][rows] & target[1][rows]
+        length = hand_length(target[0][rows], target[1][rows])
         if both.any() and length > 0:
-            apart = np.hypot(*(target.keypoints[rows] - reference.keypoints[rows])[both].T)
+            apart = np.hypot(*(target[0][rows] - reference[0][rows])[both].T)
             distances += (apart / length).tolist()
     return distances
 

@@ -19,6 +19,8 @@ from handdata.schemas import UsageError, known_names
 
 AutoencoderKind = Literal["pixel", "sd-vae", "taef2"]
 SamplerName = Literal["ddpm", "ddim", "dpm++", "unipc"]
+PairTask = Literal["pose", "view", "video"]
+"""What lies between the frames of a scored pair: another moment of the video, another camera, or a run of frames."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -94,10 +94,10 @@ def write_report(
         _loss_section(curves),
         _generated_section(grid),
     ]
-    page = _PAGE.substitute(
+    page = PAGE.substitute(
         title=escape(title),
         headline=escape(_headline(manifest, curves)),
-        style=_STYLE,
+        style=STYLE,
         sections="\n".join(section for section in sections if section),
         footer=escape(f"handdata {__version__} · {dataset.describe()} · crops of {manifest.image_size} px"),
     )
@@ -163,7 +163,7 @@ class _Link(NamedTuple):
     homepage: str
 
 
-def _table(
+def html_table(
     caption: str, header: Sequence[str], rows: Iterable[Sequence[str | int | _Link]], total: bool = False
 ) -> str:
     """Return an HTML table; numbers are aligned right, and the last row stands out if it is the total."""
@@ -195,7 +195,8 @@ def _cell(cell: str | int | _Link) -> str:
     return escape(cell.text if isinstance(cell, _Link) else cell)
 
 
-def _section(name: str, heading: str, content: str) -> str:
+def html_section(name: str, heading: str, content: str) -> str:
+    """Return a section of the page under its heading."""
     return f'<section id="{name}"><h2>{escape(heading)}</h2>\n{content}\n</section>'
 
 
@@ -218,29 +219,29 @@ def _numbers_section(storage: Storage, manifest: DatasetManifest) -> str:
     total = sum(of.samples for _, _, of in counts)
     flags = sum((of.flags for _, _, of in counts), start=Counter[str]())
     tables = [
-        _table(
+        html_table(
             "Annotated, by source and split",
             ["source", "split", "records", "samples", "rejected", "size"],
             rows,
             total=len(counts) > 1,
         ),
-        _table(
+        html_table(
             "Rejected, by reason",
             ["stage", "source", "reason", "rows"],
             _rejections(storage, manifest),
         ),
-        _table(
+        html_table(
             "Flags (one sample may have several)",
             ["flag", "samples", "share"],
             [[flag.replace("_", " "), count, f"{count / total:.1%}"] for flag, count in flags.most_common()],
         ),
-        _table(
+        html_table(
             "Licences: what you train on these samples is bound by them",
             ["source", "dataset", "licence"],
             [[name, _dataset_link(name), text] for name, text in sorted(manifest.licenses.items())],
         ),
     ]
-    return _section("numbers", "Numbers", "\n".join(table for table in tables if table))
+    return html_section("numbers", "Numbers", "\n".join(table for table in tables if table))
 
 
 def _dataset_link(source: str) -> _Link:
@@ -259,14 +260,15 @@ def _rejections(storage: Storage, manifest: DatasetManifest) -> Iterator[list[st
             yield ["annotate", source, reason.replace("_", " "), count]
 
 
-def _data_uri(kind: Literal["jpeg", "png"], data: bytes) -> str:
+def data_uri(kind: Literal["jpeg", "png"], data: bytes) -> str:
+    """Return the bytes of an image as an address inside the page."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _samples_section(samples: Sequence[Mapping[str, Any]], manifest: DatasetManifest) -> str:
     total = sum(split.samples for splits in manifest.sources.values() for split in splits.values())
     if not samples:
-        return _section("samples", "Annotated samples", "<p>No record became a sample: see the reasons above.</p>")
+        return html_section("samples", "Annotated samples", "<p>No record became a sample: see the reasons above.</p>")
     figures = []
     for sample in samples:
         states = dict(zip(SIDES, sample["hand_state"], strict=True))
@@ -279,7 +281,7 @@ def _samples_section(samples: Sequence[Mapping[str, Any]], manifest: DatasetMani
         if sample["flags"]:
             alt += f"; flags: {', '.join(sample['flags'])}"
         figures.append(
-            f'<figure><img src="{_data_uri("jpeg", stream.getvalue())}" width="{_PAGE_SAMPLE_PX}" '
+            f'<figure><img src="{data_uri("jpeg", stream.getvalue())}" width="{_PAGE_SAMPLE_PX}" '
             f'height="{_PAGE_SAMPLE_PX}" alt="{escape(alt)}"><figcaption title="{escape(sample["sample_id"])}">'
             f"<b>{escape(sample['source'])}</b> {escape(tail(sample['sample_id']))}<br>"
             f"mask: {escape(mask)}</figcaption></figure>"
@@ -290,7 +292,7 @@ def _samples_section(samples: Sequence[Mapping[str, Any]], manifest: DatasetMani
         'The mask is <span class="mask">green</span>. '
         f"Shown: {len(samples)} of {total:,}, spread over sources and sequences.</p>"
     )
-    return _section("samples", "Annotated samples", f'{legend}<div class="samples">{"".join(figures)}</div>')
+    return html_section("samples", "Annotated samples", f'{legend}<div class="samples">{"".join(figures)}</div>')
 
 
 def _histograms_section(dataset: Dataset, manifest: DatasetManifest) -> str:
@@ -330,7 +332,7 @@ def _histograms_section(dataset: Dataset, manifest: DatasetManifest) -> str:
         f"<figure><figcaption>{escape(chart.title)}</figcaption>{chart_svg(chart)}</figure>" for chart in charts
     )
     note = f"<p>From {len(index):,} samples{'' if len(chosen) == len(shards) else ' of shards drawn at random'}.</p>"
-    return _section("histograms", "Quality", f'{note}<div class="charts">{figures}</div>')
+    return html_section("histograms", "Quality", f'{note}<div class="charts">{figures}</div>')
 
 
 def _thresholds(manifest: DatasetManifest) -> dict[str, tuple[Literal["below", "above"], float]]:
@@ -365,22 +367,22 @@ def _loss_section(curves: LossCurves) -> str:
             f"{'below' if gain >= 0 else 'above'} that with permuted ones."
         )
     figure = f'<figure class="loss">{chart_svg(loss_chart(curves))}<figcaption>{escape(text)}</figcaption></figure>'
-    return _section("loss", "Training", figure)
+    return html_section("loss", "Training", figure)
 
 
 def _generated_section(grid: ByteArray | None) -> str:
     if grid is None:
         return ""
     height, width = grid.shape[:2]
-    return _section(
+    return html_section(
         "generated",
         "Generated hands",
-        f'<figure class="generated"><img src="{_data_uri("png", encode_png(grid))}" width="{width}" height="{height}" '
+        f'<figure class="generated"><img src="{data_uri("png", encode_png(grid))}" width="{width}" height="{height}" '
         'alt="Grid of hands that the trained model generated"></figure>',
     )
 
 
-_STYLE: Final = """
+STYLE: Final = """
 :root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#20242c;--quiet:#5b6472;--rule:#dfe2e7;
 --first:#1769c2;--second:#c2410c;--faint:#b9c3d0;--limit:#59626f;--mask:#047857;--link:#0b5cad}
 @media(prefers-color-scheme:dark){:root{--paper:#14161a;--card:#1c1f25;--ink:#e8eaee;--quiet:#a0a9b6;--rule:#343943;
@@ -435,7 +437,7 @@ footer{margin-top:3rem;padding-bottom:2.5rem;font-size:.8rem;color:var(--quiet);
 @media print{:root{--paper:#fff;--card:#fff}section{break-inside:avoid}}
 """
 
-_PAGE: Final = Template("""<!doctype html>
+PAGE: Final = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">

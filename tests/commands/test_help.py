@@ -35,7 +35,7 @@ OF_COMMANDS: dict[str, dict[str, object]] = {
     "synth": {"out_dir": SOURCES_ROOT / "synthetic"},
     "ingest": {"root": SOURCES_ROOT / "NAME"},
     "inspect": {"root": SOURCES_ROOT / "NAME"},
-    "evaluate": defaults_of(EvaluationRequest)
+    "evaluate": {name: value for name, value in defaults_of(EvaluationRequest).items() if isinstance(value, str | int)}
     | {"min_motion": LEAST_MOTION, "device": "CUDA where there is a GPU"}
     | {"dataset": "the one of the training run", "checkpoint": "the run's latest"}
     | {"steps": "the preset's", "guidance_scale": "the preset's"},

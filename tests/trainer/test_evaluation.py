@@ -10,25 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import HAND_EDGES, EncodedImage, Side, UsageError
+from handdata.pipeline.storage import Storage
+from handdata.schemas import HAND_EDGES, Side
 from handdata.schemas.arrays import ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
-from handdata.trainer.data.pairs import PairDataset
 from handdata.trainer.evaluation import (
-    LEAST_MOTION,
     MovedPair,
     carried_references,
     compare,
     interval,
     mean_image,
     mean_motion,
-    moved_pairs,
     pose_of_truth,
 )
 from handdata.trainer.loop import train
 from handdata.trainer.metrics import FoundHand, hand_box, picture_marks, pose_marks
-from handdata.trainer.presets import PairConfig
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
@@ -182,31 +178,6 @@ def test_a_detection_counts_for_one_hand() -> None:
     assert found["detected"] == 1
 
 
-def test_frames_without_joints_are_left_out(tmp_path: Path) -> None:
-    nothing = np.zeros((42, 2), np.float32), np.zeros(42, bool)
-    hidden = dict(zip(("keypoints_2d", "keypoints_valid"), nothing, strict=True))
-    samples = [sample("wave", at, split="val", timestamp_s=at / 10, **(hidden if at % 2 else {})) for at in range(6)]
-    storage = Storage(tmp_path)
-    write_dataset(storage, samples)
-    videos = PairConfig(video=1, view=0, still=0)
-    pairs = moved_pairs(PairDataset(Dataset(storage), image_size=32, split="val", pairs=videos), 12, 0)
-    assert len(pairs) == 3 * 2
-    assert all(each.target.valid.any() and each.reference.valid.any() for each in pairs)
-
-
-def test_an_image_that_cannot_be_decoded_is_passed_over_and_said_to_be(tmp_path: Path) -> None:
-    samples = [sample("wave", at, split="val", timestamp_s=at / 10) for at in range(4)]
-    samples[1] = samples[1].model_copy(update={"image": EncodedImage(bytes=b"no image")})
-    write_dataset(Storage(tmp_path), samples)
-    videos = PairConfig(video=1, view=0, still=0)
-    notes: list[str] = []
-    pairs = moved_pairs(
-        PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="val", pairs=videos), 12, 0, notes.append
-    )
-    assert len(pairs) == 3 * 2
-    assert {note.split(":")[0].rpartition("/")[2].partition(", ")[2] for note in notes} == {"row 1"}
-
-
 def test_a_perfect_generator_is_above_both_baselines_and_copying_is_not_above_itself() -> None:
     pairs = [pair(seed, (8, 4)) for seed in range(14)]
     near = [np.clip(pair.target.image.astype(int) + 3, 0, 255).astype(np.uint8) for pair in pairs]
@@ -265,36 +236,6 @@ def storage(tmp_path: Path) -> Storage:
     return storage
 
 
-def test_only_pairs_that_move_are_drawn_and_none_twice(storage: Storage) -> None:
-    videos = PairConfig(video=1, view=0, still=0)
-    dataset = PairDataset(Dataset(storage), image_size=32, split="val", pairs=videos)
-    every = moved_pairs(dataset, 100, 0)
-    assert len(every) == 3 * 4 * 3  # ordered pairs of four frames
-    motions = sorted(pair.motion for pair in every)
-    least = motions[10]
-    assert sorted(pair.motion for pair in moved_pairs(dataset, 100, least)) == motions[10:]
-    assert len(moved_pairs(dataset, 5, 0)) == 5
-    with pytest.raises(UsageError, match="moves 99 hand lengths"):
-        moved_pairs(dataset, 10, 99)
-
-
-def test_slow_videos_give_the_half_of_their_pairs_that_moves_most(tmp_path: Path) -> None:
-    still = sample("slow", 0, split="val").keypoints_2d
-    samples = [
-        sample("slow", at, split="val", timestamp_s=at / 10, keypoints_2d=still + np.float32(0.1 * at))
-        for at in range(4)
-    ]
-    write_dataset(Storage(tmp_path), samples)
-    videos = PairConfig(video=1, view=0, still=0)
-    dataset = PairDataset(Dataset(Storage(tmp_path)), image_size=32, split="val", pairs=videos)
-    every = sorted(pair.motion for pair in moved_pairs(dataset, 12, 0))
-    assert every[-1] < LEAST_MOTION
-    faster = sorted(pair.motion for pair in moved_pairs(dataset, 12))
-    assert faster == [motion for motion in every if motion >= np.median(every)]
-    with pytest.raises(UsageError, match=r"moves 0\.3 hand lengths"):
-        moved_pairs(dataset, 12, 0.3)
-
-
 def test_a_checkpoint_is_scored_from_the_command_line(
     storage: Storage, tmp_path: Path, run_command: Callable[..., CommandResult]
 ) -> None:
@@ -309,7 +250,7 @@ def test_a_checkpoint_is_scored_from_the_command_line(
     assert set(found["scores"]) == {"generated"} | baselines
     assert set(found["above"]) == baselines
     pose = {"detected", "side_right", "error", "pck@0.1", "pck@0.2"}
-    assert set(found["scores"]["generated"]) == {"psnr", "ssim", "psnr_box", "ssim_box"} | pose
+    assert set(found["scores"]["generated"]) == {"psnr", "ssim", "psnr_box", "ssim_box"} | pose | {"skin"}
     assert found["above"]["copied reference"]["psnr"]["mean"] == pytest.approx(
         found["scores"]["generated"]["psnr"]["mean"] - found["scores"]["copied reference"]["psnr"]["mean"]
     )

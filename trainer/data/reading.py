@@ -163,6 +163,10 @@ class FrameReader:
         self._labels = remembered_by_source(self._read_labels, shards)
         self._row_group = Remembered(self._read_row_group, CACHED_ROW_GROUPS)
 
+    def labels(self, shard: int) -> Labels:
+        """Return the labels of a shard's rows, by its number; no image is read for them."""
+        return self._labels(shard)
+
     def read(self, wanted: Sequence[WantedFrame]) -> list[EncodedFrame]:
         """Return frames as stored; the bytes of all are read at once."""
         ranges = [
@@ -242,6 +246,12 @@ class StoredRows:
         """Return rows as stored, each given with whether its mask is wanted; the bytes of all are read at once."""
         return self._reader.read([self._frame(row, with_mask) for row, with_mask in wanted])
 
+    def joints(self, row: int) -> tuple[FloatArray, BoolArray]:
+        """Return a row's keypoints (42, 2), pixels of the stored image, and which are there; no image is read."""
+        shard, row_in_file = self.in_shard(row)
+        labels = self._reader.labels(shard)
+        return labels.keypoints[row_in_file], labels.valid[row_in_file]
+
     def find(self, sample_id: str) -> int:
         """Return the position of a sample.
 
@@ -249,10 +259,17 @@ class StoredRows:
             UsageError: The sample is not among the rows.
 
         """
-        found = np.flatnonzero(self._sample == pl.Series([sample_id]).hash()[0])
-        if not len(found):
+        (found,) = self.find_all([sample_id])
+        if found is None:
             raise UsageError(f"no sample {sample_id} in {self._storage.describe()}")
-        return int(found[0])
+        return found
+
+    def find_all(self, sample_ids: Sequence[str]) -> list[int | None]:
+        """Return the position of each sample, None of those that are not among the rows."""
+        hashes = pl.Series(sample_ids, dtype=pl.String).hash().to_numpy()
+        rows = np.flatnonzero(np.isin(self._sample, hashes))
+        position = dict(zip(self._sample[rows].tolist(), rows.tolist(), strict=True))
+        return [position.get(wanted) for wanted in hashes.tolist()]
 
     def in_shard(self, row: int) -> tuple[int, int]:
         """Return a row's shard, and its row in the shard's file."""

@@ -23,7 +23,7 @@ from handdata.adapters.hagrid import HagridAdapter
 from handdata.pictures.charts import chart_picture, chart_svg, histogram, loss_chart, read_losses
 from handdata.pictures.drawing import MASK_COLOUR, SIDE_COLOURS
 from handdata.pipeline.report import sheets
-from handdata.pipeline.report.page import _STYLE, ReportFiles, write_report
+from handdata.pipeline.report.page import STYLE, ReportFiles, write_report
 from handdata.pipeline.report.sheets import choose_samples, inspection_sheet, sample_contact_sheet
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_row_group
@@ -215,7 +215,7 @@ def test_page_loads_nothing_from_anywhere(full: ReportFiles) -> None:
     assert all(str(link["href"]).startswith("https://") for link in page.all("a"))
     policy = next(meta for meta in page.all("meta") if "http-equiv" in meta)["content"]
     assert policy is not None and policy.startswith("default-src 'none'")
-    styles = _STYLE + " ".join(str(a.get("style", "")) for _, a in page.elements)
+    styles = STYLE + " ".join(str(a.get("style", "")) for _, a in page.elements)
     assert "url(" not in styles and "@import" not in styles
 
 
