@@ -39,10 +39,13 @@ def table_to_parquet(table: pa.Table, row_group_rows: list[int] | int) -> bytes:
     table = table.replace_schema_metadata(metadata or None)
     sink = BytesIO()
     blobs = _blob_columns(table)
+    compression = _compression(table.schema, blobs)
     with pq.ParquetWriter(
         sink,
         table.schema,
-        compression=_compression(table.schema, blobs),
+        compression=compression,
+        # Statistics would hold a small image once more, before the place that counts.
+        write_statistics=[name for name, kind in compression.items() if kind != "none"],
         use_dictionary=_dictionary_columns(table),
         write_page_checksum=True,
     ) as writer:

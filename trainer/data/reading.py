@@ -235,8 +235,10 @@ class StoredRows:
         """First row of each shard, and the number of all rows."""
         self._row = rows["row"].to_numpy()
         self._sample = rows["sample"].to_numpy()
-        blobs = rows.select(pl.col("^(image|hand_mask)_(start|bytes|crc32)$").fill_null(0)).to_numpy(order="c")
-        self._blobs = blobs
+        # A file tells of both columns, or of neither: a mask of which it does not tell is there all the same.
+        told = pl.all_horizontal(pl.col("image_start", "hand_mask_start").is_not_null())
+        places = pl.col(*(f"{name}_{part}" for name in PIXEL_COLUMNS for part in ("start", "bytes", "crc32")))
+        self._blobs = rows.select(pl.when(told).then(places.fill_null(0)).otherwise(0)).to_numpy(order="c")
         self._reader = FrameReader(storage, shards, self.of_shard)
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 
@@ -184,6 +185,16 @@ def test_a_file_has_a_path_on_this_machine_wherever_it_lies(storage: Storage) ->
 def test_an_unknown_protocol_is_one_clear_error() -> None:
     with pytest.raises(StorageError, match="nosuch://bucket"):
         Storage("nosuch://bucket").exists("a")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_small_images_of_few_rows_are_found_in_a_file(rows: int) -> None:
+    images = [bytes([7 - number]) * 700 for number in range(rows)]
+    column = pa.array([{"bytes": image} for image in images], pa.struct([("bytes", pa.binary())]))
+    data = table_to_parquet(pa.table({"name": ["a"] * rows, "image": column}), 128)
+    ranges = blob_ranges(pq.ParquetFile(pa.BufferReader(data)), "image")
+    assert ranges is not None
+    assert [data[start : start + size] for start, size in ranges.tolist()] == images
 
 
 def test_parts_of_files_are_read_without_the_rest(storage: Storage) -> None:
