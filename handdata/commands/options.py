@@ -142,16 +142,17 @@ def _dataset_name(name: str | None) -> str | None:
     return name
 
 
-def _dataset_option(**shown: Any) -> "OptionInfo":
-    option: OptionInfo = typer.Option(
-        "--dataset", metavar="NAME", callback=_dataset_name, help="Dataset folder in the workspace.", **shown
-    )
+def dataset_option(
+    name: str = "--dataset", text: str = "Dataset folder in the workspace.", **shown: Any
+) -> "OptionInfo":
+    """Return an option that names a dataset of the workspace."""
+    option: OptionInfo = typer.Option(name, metavar="NAME", callback=_dataset_name, help=text, **shown)
     return option
 
 
-DatasetName = Annotated[str, _dataset_option()]
-TrainingDataset = Annotated[str | None, _dataset_option(show_default="the preset's")]
-TrainedDataset = Annotated[str | None, _dataset_option(show_default="the one of the training run")]
+DatasetName = Annotated[str, dataset_option()]
+TrainingDataset = Annotated[str | None, dataset_option(show_default="the preset's")]
+TrainedDataset = Annotated[str | None, dataset_option(show_default="the one of the training run")]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a record was rejected.")]

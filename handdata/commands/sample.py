@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handdata.api import REPAIR_GUIDANCE
+from handdata.commands.generation import (
+    AllTargets,
+    ClusterAddress,
+    DrawingGpus,
+    GeneratedDataset,
+    ParentsDataset,
+    RepairGenerated,
+    generate_dataset,
+    gpus_of,
+)
 from handdata.commands.options import (
     Checkpoint,
     CheckpointPreset,
@@ -19,8 +29,8 @@ from handdata.commands.options import (
     takes_sampling_options,
 )
 from handdata.console import ProgressLine, out, say
-from handdata.pipeline.settings import load_settings
-from handdata.schemas import UsageError, known_names
+from handdata.pipeline.settings import Settings, load_settings
+from handdata.schemas import GENERATED, UsageError, known_names
 from handdata.trainer.presets import BATCH_SIZE, GUIDANCE, SamplingOptions
 
 if TYPE_CHECKING:
@@ -123,7 +133,7 @@ def gesture_transfer(
 
 @sample_app.command(
     "domain-transfer",
-    epilog="Example: handdata sample domain-transfer --reference-source hagrid --target-source rhd",
+    epilog="Example: handdata sample domain-transfer --reference-source hagrid --target-source rhd --all",
 )
 @takes_sampling_options()
 def domain_transfer(
@@ -131,27 +141,60 @@ def domain_transfer(
     run: RunOrBuiltin = None,
     checkpoint: Checkpoint = None,
     preset: CheckpointPreset = None,
-    dataset: TrainedDataset = None,
+    from_dataset: ParentsDataset = None,
     references: References = None,
     targets: Targets = None,
     keypoints_size: KeypointsSize = None,
     reference_source: Annotated[str | None, typer.Option(metavar="NAME", help="Source of the references.")] = None,
     target_source: Annotated[str | None, typer.Option(metavar="NAME", help="Source of the targets.")] = None,
     count: Count = 6,
+    every: AllTargets = False,
+    dataset: GeneratedDataset = None,
+    gpus: DrawingGpus = None,
+    address: ClusterAddress = None,
+    repair: RepairGenerated = False,
     options: SamplingOptions = SamplingOptions(),
     device: Device = None,
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("domain-transfer.png"),
     out_dir: OutDir = None,
 ) -> None:
-    """Generate the poses of one source with the appearance of another, such as synthetic hands as photographs."""
+    """Generate the poses of one source with the appearance of another, such as synthetic hands as photographs.
+
+    The result is a figure; with --all or --dataset it is a dataset of annotated samples, which train reads.
+    Interrupted, the same command continues; finished, it does nothing.
+    """
+    if every or dataset is not None:
+        if references or targets or out_dir is not None:
+            raise UsageError(
+                "--reference, --target and --out-dir are for a figure",
+                "a dataset takes --reference-source and --target-source",
+            )
+        settings = load_settings(workspace=workspace)
+        generate_dataset(
+            settings,
+            _weights(settings, run, checkpoint),
+            options,
+            (reference_source, target_source),
+            checkpoint_preset=preset,
+            parents=from_dataset,
+            dataset=dataset or GENERATED,
+            count=None if every else count,
+            batch_size=batch_size,
+            gpus=gpus_of(gpus, device),
+            address=address,
+            repair=repair,
+        )
+        return
+    if gpus is not None or address is not None or repair:
+        raise UsageError("--gpus, --address and --repair are for a dataset", "write one with --all or --dataset")
     sampling = _sampling(
         out_file,
         workspace,
         run,
         checkpoint,
         checkpoint_preset=preset,
-        dataset=dataset,
+        dataset=from_dataset,
         references=tuple(references or ()),
         targets=tuple(targets or ()),
         keypoints_size=keypoints_size,
@@ -423,13 +466,12 @@ def _sampling(
 ) -> "Sampling":
     from handdata.pictures.files import require_format
     from handdata.pipeline.storage import Storage
-    from handdata.pipeline.weights import named_weights
 
     if not is_video:
         require_format(out_file)
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
-    chosen = named_weights(checkpoint, settings.weights) if checkpoint else _trained(storage, run)
+    chosen = _weights(settings, run, checkpoint)
     from handdata.jobs.sample import SampleRequest, Sampling  # torch and MediaPipe: seconds, once it is known what for
 
     sampling = Sampling(
@@ -443,6 +485,14 @@ def _sampling(
     if out_dir is not None:
         require_place(out_dir / "0000.png")
     return sampling
+
+
+def _weights(settings: Settings, run: str | None, checkpoint: str | None) -> str:
+    """Return the checkpoint that is named, or where the run lies."""
+    from handdata.pipeline.storage import Storage
+    from handdata.pipeline.weights import named_weights
+
+    return named_weights(checkpoint, settings.weights) if checkpoint else _trained(Storage(settings.workspace), run)
 
 
 def _trained(storage: "Storage", name: str | None) -> str:
