@@ -377,7 +377,7 @@ def _disk(workspace: str) -> Iterator[Finding]:
 
 _RAY: Final = """
 import os
-from handdata.pipeline.run.cluster import offer_token
+from handdata.pipeline.run.cluster import TOKEN_HINT, offer_token
 offer_token()
 import ray
 found = {"version": ray.__version__}
@@ -395,7 +395,9 @@ if sys.argv[1]:
     except HandDataError as error:
         found["fault"], found["hint"] = error.message, error.hint
     except Exception as error:
-        found["fault"], found["hint"] = " ".join(str(error).split()) or type(error).__name__, ""
+        refused = "AuthToken" in str(error)
+        found["fault"] = f"the head at {head} refuses the token, or misses one" if refused else str(error)
+        found["hint"] = TOKEN_HINT
 tell(**found)
 """
 
@@ -415,10 +417,9 @@ def _ray(address: str | None) -> Iterator[Finding]:
     else:
         yield Finding("Ray's token", "ok", token)
     if "fault" in found:
-        hint = found["hint"] or "does the head ask for a token? it belongs into RAY_AUTH_TOKEN or ~/.ray/auth_token"
-        yield Finding("Ray", "broken", f"{told}; {_one_line(found['fault'])}", hint)
+        yield Finding("Ray", "broken", f"{told}; {_one_line(found['fault'])}", found["hint"])
     elif address:
-        nodes = f", {found['nodes']} nodes" if "nodes" in found else ""
+        nodes = f", nodes: {found['nodes']}" if "nodes" in found else ""
         yield Finding("Ray", "ok", f"{told}; the cluster at {found['head']} answers{nodes}")
     else:
         yield Finding("Ray", "ok", f"{told}; no cluster is named (RAY_ADDRESS), so annotate starts one here")

@@ -16,12 +16,13 @@ from handdata.adapters.registry import known_cards
 from handdata.pictures.drawing import MASK_COLOUR, draw_keypoints, fit, tile
 from handdata.pipeline.annotation.crop import CropSquare
 from handdata.pipeline.annotation.frames import open_frames
+from handdata.pipeline.records.provenance import absolute_uri
 from handdata.pipeline.records.stored import ingested_sources, read_ingest_summary
 from handdata.pipeline.records.tombstones import dropped_sources, read_tombstones
 from handdata.pipeline.report.sheets import draw_sample
 from handdata.pipeline.settings import FLAG_THRESHOLDS
 from handdata.pipeline.shards.manifest import find_manifest
-from handdata.pipeline.shards.markers import read_marker
+from handdata.pipeline.shards.markers import read_marker, read_markers
 from handdata.pipeline.shards.plan import PlannedUnit, planned_sources, read_unit, stored_units
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
@@ -38,6 +39,10 @@ from handdata.schemas.arrays import ByteArray
 
 _PICTURE_PX: Final = 512
 _CROPS: Final = {"frame": "a square of this frame", "stable": "one square for a run of frames"}
+_FRAME_COLUMNS: Final = (
+    *("source", "split", "sequence_id", "frame_index", "camera_id", "subject_id", "origin_id"),
+    *("image_uri", "video_frame", "width", "height"),
+)
 _MOST_COMPARED: Final = 5000
 """Most ids among which the nearest to one that is not there is looked for."""
 
@@ -113,6 +118,12 @@ def find_origins(dataset: Dataset, record_id: str) -> Origins:
     manifest = find_manifest(dataset)
     if unit := _planned(dataset, search):
         return _of_unit(dataset, unit, record_id, manifest)
+    for marker in read_markers(dataset):  # a copy of a dataset may lack the plan
+        if sample := _sample(dataset, marker, search):
+            facts = _facts_of_frame(sample, _root(manifest, marker.source)) | _facts_of_sample(
+                sample, None, manifest, dataset, marker
+            )
+            return Origins(record_id, "annotated", facts, _picture(None, sample, facts))
     storage = dataset.storage
     for source in ingested_sources(storage):
         summary = read_ingest_summary(storage, source)
@@ -144,30 +155,35 @@ def _planned(dataset: Dataset, search: _Search) -> PlannedUnit | None:
 
 def _of_unit(dataset: Dataset, unit: PlannedUnit, record_id: str, manifest: DatasetManifest | None) -> Origins:
     storage = dataset.storage
-    root = (manifest.roots.get(unit.source) if manifest else None) or None
-    record = next((row for row in read_unit(storage, unit, root) if row.record_id == record_id), None)
+    record = next(row for row in read_unit(storage, unit, _root(manifest, unit.source)) if row.record_id == record_id)
     whole = record if isinstance(record, HandRecord) else None
-    facts = _facts_of_record(whole) if whole else {}
+    facts = _facts_of_frame({name: getattr(whole, name) for name in _FRAME_COLUMNS}) if whole else {}
     marker = read_marker(dataset, unit)
     if marker is None:
         return Origins(record_id, "planned, not annotated yet", facts, _picture(whole, None, facts))
     if rejected := _rejected(storage, marker.rejected_files, record_id):
-        return Origins(record_id, "rejected by annotate", _why(rejected) | facts, _picture(whole, None, facts))
-    sample = _sample(dataset, marker, record_id)
+        facts = _why(rejected) | facts
+        return Origins(record_id, "rejected by annotate", facts, _picture(whole, None, facts))
+    sample = _sample(dataset, marker, _Search(record_id))
     if sample is None:
         return Origins(record_id, "neither a sample nor rejected: was it dropped?", facts)
     facts |= _facts_of_sample(sample, whole, manifest, dataset, marker)
     return Origins(record_id, "annotated", facts, _picture(whole, sample, facts))
 
 
-def _sample(dataset: Dataset, marker: UnitMarker, record_id: str) -> dict[str, Any] | None:
+def _root(manifest: DatasetManifest | None, source: str) -> str | None:
+    """Return the folder of a source's dataset; None where the manifest says none, as in format version 1."""
+    return (manifest.roots.get(source) if manifest else None) or None
+
+
+def _sample(dataset: Dataset, marker: UnitMarker, search: _Search) -> dict[str, Any] | None:
+    """Return the sample of a record with the file that holds it, None where the unit has none."""
     for name in map(dataset.path, marker.files):
         with dataset.storage.open_parquet(name) as file:
-            for group in range(file.num_row_groups):
-                ids = file.read_row_group(group, ["record_id"])["record_id"].to_pylist()
-                if record_id in ids:
-                    row: dict[str, Any] = file.read_row_group(group).slice(ids.index(record_id), 1).to_pylist()[0]
-                    return row | {"_file": name}
+            for group in search.row_groups(file):
+                rows = file.read_row_group(group)
+                found: dict[str, Any] = rows.filter(pc.equal(rows["record_id"], search.record_id)).to_pylist()[0]
+                return found | {"file": name}
     return None
 
 
@@ -183,18 +199,20 @@ def _why(rejected: Mapping[str, Any]) -> dict[str, str]:
     return {"reason": rejected["reason"], "detail": rejected["detail"], "picture": rejected["image_uri"]}
 
 
-def _facts_of_record(record: HandRecord) -> dict[str, str]:
-    card = known_cards().get(record.source)
-    frame = "" if record.video_frame is None else f", frame {record.video_frame} of the video"
+def _facts_of_frame(row: Mapping[str, Any], root: str | None = None) -> dict[str, str]:
+    """Return what a record, or a sample whose URIs are relative to ``root``, says of its frame."""
+    card = known_cards().get(row["source"])
+    frame = "" if row["video_frame"] is None else f", frame {row['video_frame']} of the video"
+    image = absolute_uri(row["image_uri"], root or "")
     facts = {
-        "picture": f"{record.image_uri}{frame}, {record.width} x {record.height} px",
-        "dataset": f"{card.title if card else record.source}, split {record.split}",
-        "frame": f"sequence {record.sequence_id}, frame {record.frame_index}, camera {record.camera_id}",
+        "picture": f"{image}{frame}, {row['width']} x {row['height']} px",
+        "dataset": f"{card.title if card else row['source']}, split {row['split']}",
+        "frame": f"sequence {row['sequence_id']}, frame {row['frame_index']}, camera {row['camera_id']}",
     }
-    if record.subject_id is not None:
-        facts["person"] = record.subject_id
-    if record.origin_id is not None:
-        facts["the same frame upstream"] = record.origin_id
+    if row["subject_id"] is not None:
+        facts["person"] = row["subject_id"]
+    if row["origin_id"] is not None:
+        facts["the same frame upstream"] = row["origin_id"]
     return facts
 
 
@@ -219,7 +237,7 @@ def _facts_of_sample(
     facts["settings"] = f"{sample['annotator_hash']}: {_listed(annotator.get('settings'))}"
     facts["model files (SHA-256)"] = _listed(annotator.get("models"))
     facts["made by"] = f"handdata {sample.get('handdata_version') or '(a first version)'}, unit {sample['unit_id']}"
-    facts["stored in"] = dataset.storage.describe(sample["_file"])
+    facts["stored in"] = dataset.storage.describe(sample["file"])
     return facts
 
 

@@ -54,6 +54,14 @@ def test_hugging_face_opens_the_folder_with_its_splits(folder: Path, tmp_path: P
     assert hands["train"][0]["image"].size == (48, 48)
 
 
+def test_a_card_is_written_on_an_object_store(s3_bucket: str, run_command: Callable[..., CommandResult]) -> None:
+    storage = Storage(f"{s3_bucket}/carded")
+    write_dataset(storage, [sample("a", 0)])
+    assert run_command("card", "-w", storage.url()).code == 0
+    assert storage.read_bytes("dataset/README.md").startswith(b"---\nlicense: apache-2.0\n")
+    assert storage.exists("dataset/LICENSE.md") and storage.exists("dataset/croissant.json")
+
+
 def test_the_licences_lie_beside_it(folder: Path) -> None:
     assert "## synthetic: " in (folder / "LICENSE.md").read_text()
 

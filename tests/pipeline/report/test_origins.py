@@ -116,6 +116,17 @@ def test_a_sample_whose_image_is_away_is_drawn_from_the_crop_alone(
     assert width_of(tmp_path / "r.png") < 2 * 512
 
 
+def test_a_copy_without_its_plan_still_says_where_a_sample_is_from(
+    workspace: Path, tmp_path: Path, run_command: Callable[..., CommandResult]
+) -> None:
+    for name in ("data", "units", "dataset.json"):
+        place = workspace / "dataset" / name
+        (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path / "w" / "dataset" / name)
+    record = "synthetic/val/identity002-sequence0002/000001-cam0"
+    result = run_command("show", record, "-w", tmp_path / "w", "--out", tmp_path / "r.png")
+    assert result.code == 0 and "GrabCut" in result.out, result.err
+
+
 def test_an_id_that_is_nearly_right_is_suggested(workspace: Path, run_command: Callable[..., CommandResult]) -> None:
     result = run_command("show", "synthetic/val/identity002-sequence0002/000001-cam7", "-w", workspace)
     assert result.code == 2
