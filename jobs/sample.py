@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
+
 from handdata.adapters.folder import PHOTOGRAPHS
 from handdata.jobs.figures import CARRIED, OURS, TRUTH, side_by_side
+from handdata.jobs.films import FPS, FilmPoses, poses_of_clip, poses_of_file
 from handdata.jobs.fixing import fix_photo
 from handdata.jobs.outputs import MadeFrom, NamedFrame, PictureFolder
 from handdata.jobs.poses import KeypointsSize, NamedPair, around, is_keypoint_file, other_hands, targets_in
@@ -33,7 +36,7 @@ from handdata.trainer.data.reading import decode_frame
 from handdata.trainer.data.sample_index import all_of
 from handdata.trainer.data.splits import SHOWN_FIRST
 from handdata.trainer.evaluation import carried_references
-from handdata.trainer.figures import filmstrip, grid, truth_of
+from handdata.trainer.figures import grid, truth_of
 from handdata.trainer.poses import KEYPOINT_FILES
 from handdata.trainer.presets import BATCH_SIZE, DataConfig, PairConfig, SamplingOptions, SourceConfig
 from handdata.trainer.tasks import gesture_transfer, keypoints_only, load_sampler, unconditional, unguided, video
@@ -46,6 +49,10 @@ _MOST_ROWS = 100
 """Largest number of rows of a figure."""
 _FILES_WITHOUT_A_WORD = 10
 """Number of files of a folder that are looked at before a line is due."""
+_FILM_ROWS = 12
+"""Largest number of a video's frames in its figure."""
+_ROWS_OF_A_RATE = 30
+"""Frames of a video by whose times its rate is told."""
 _CANDIDATE_PAIRS = 1000
 """Pairs among which those of different sequences are chosen."""
 
@@ -69,6 +76,8 @@ class SampleRequest:
         reference_source: Source of the references of domain transfer.
         target_source: Source of the targets of domain transfer.
         count: Number of drawn pairs, of images, or of frames of a video.
+        start: Number of the first frame of a video, from 0 on.
+        recent: Number of a video's frames made last that are references too.
         options: Steps, guidance and seed; the same seed also gives the same pairs.
         out_dir: Folder of every picture at the network's own size; None writes none.
         batch_size: Number of pictures that are drawn at once.
@@ -86,11 +95,29 @@ class SampleRequest:
     reference_source: str | None = None
     target_source: str | None = None
     count: int = 6
+    start: int = 0
+    recent: int = 1
     options: SamplingOptions = SamplingOptions()
     out_dir: Path | None = None
     batch_size: int = BATCH_SIZE
     device: str | None = None
     checkpoint_preset: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """A generated video.
+
+    Args:
+        frames: Frames (T, S, S, 3) RGB.
+        fps: Frames per second of the video that lent its poses.
+        figure: Figure of some of the frames, beside reference, pose and truth.
+
+    """
+
+    frames: ByteArray
+    fps: float
+    figure: ByteArray
 
 
 class Sampling:
@@ -214,21 +241,63 @@ class Sampling:
             draw(missing, keep)
         return [images[number] for number in range(len(made_from))]
 
-    def video(self, progress: OnStep | None = None) -> tuple[ByteArray, ByteArray]:
-        """Return the frames (T, S, S, 3) of a video, and a strip of its poses and frames.
+    def video(self, progress: OnStep | None = None) -> Film:
+        """Return a video of a reference's hand in the poses of another video.
 
-        The poses are those of the video that the target, a sample, belongs to; the reference is its first frame where
-        none is given.
+        The poses are those of a video file, a folder of frames, a file of keypoints, or the video of the dataset that a
+        sample belongs to. Without a reference their first frame is the reference.
 
         Raises:
-            UsageError: The target is no sample, the reference neither file nor sample, or the dataset has no videos.
+            UsageError: The target is none of these, or has poses alone and no reference is given; a reference is
+                neither file nor sample; or there are no videos.
 
         """
         request = self._request
-        targets = self._frames_of_a_video()
-        references = [self._reference(name) for name in request.references] or targets[:1]
-        frames = video(self._sampler, references, targets, request.options, progress=progress)
-        return frames, filmstrip(list(frames), targets)
+        poses = self._film_poses()
+        references = self._moment() if request.references else () if poses.first is None else (poses.first,)
+        if not references:
+            raise UsageError(
+                f"{request.targets[0]} holds poses alone, which show no hand",
+                "give --reference: a photograph or a sample_id",
+            )
+        if warning := other_hands([(references, target) for target in poses.targets]):
+            self._note(warning)
+        folder, made_from = self.folder("video"), [MadeFrom.of(references, target) for target in poses.targets]
+        frames = video(
+            self._sampler,
+            [each.frame for each in references],
+            [each.frame for each in poses.targets],
+            request.options,
+            recent=request.recent,
+            on_image=lambda number, image: folder.write(number, image, made_from[number]),
+            progress=progress,
+        )
+        shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _FILM_ROWS)).round().astype(int))
+        pairs = [(references[0].frame, poses.targets[number].frame) for number in shown]
+        columns = {OURS: [frames[number] for number in shown], TRUTH: [truth_of(target) for _, target in pairs]}
+        return Film(frames, poses.fps or FPS, side_by_side(pairs, columns, joints=True))
+
+    def _film_poses(self) -> FilmPoses:
+        request = self._request
+        numbers = range(request.start, request.start + request.count)
+        if len(request.targets) > 1:
+            raise UsageError("a video has one --target", "a folder of frames is one, and so is a file of many poses")
+        path = Path(request.targets[0]) if request.targets else None
+        if path is not None and path.exists():
+            side, settings = self._preset.image_size, self._settings
+            if is_keypoint_file(path):
+                return poses_of_file(path, numbers, side, settings.crop_scale, self._note, request.keypoints_size)
+            return poses_of_clip(path, numbers, side, settings, self._weights, self._note)
+        dataset, row = self._sample(request.targets[0]) if request.targets else self._first_of_a_video()
+        rows = dataset.video_rows(row)[request.start :]
+        targets = [each for (each,) in islice(self._readable(dataset, ((each,) for each in rows)), request.count)]
+        if not targets:
+            raise UsageError(f"no frame of the video {dataset.sequence_id(row)} can be read")
+        if len(targets) < request.count:
+            self._note(
+                f"the video {dataset.sequence_id(row)} has {len(targets)} frames to draw from, not {request.count}"
+            )
+        return FilmPoses(targets, targets[0], _rate_of(dataset, rows))
 
     def fix(self, photo: Path, region: BoolArray | None = None, progress: OnStep | None = None) -> ByteArray:
         """Return a photograph (H, W, 3) RGB with its hands, or a region, drawn anew, as ``fix_photo`` does."""
@@ -468,15 +537,6 @@ class Sampling:
                 raise UsageError(f"no image of the source {source} can be read")
         return [((reference,), target) for reference, target in zip(*frames, strict=False)]
 
-    def _frames_of_a_video(self) -> list[Frame]:
-        request = self._request
-        dataset, row = self._sample(request.targets[0]) if request.targets else self._first_of_a_video()
-        rows = ((each,) for each in dataset.video_rows(row))
-        targets = [each.frame for (each,) in islice(self._readable(dataset, rows), request.count)]
-        if not targets:
-            raise UsageError(f"no frame of the video {dataset.sequence_id(row)} can be read")
-        return targets
-
     def _first_of_a_video(self) -> tuple[PairDataset, int]:
         dataset = self._pairs(_MOMENTS)
         return dataset, dataset.rows_at(0)[0]
@@ -523,6 +583,13 @@ class Sampling:
             return photo_frame(path, self._settings, self._weights)
         dataset, row = self._sample(name)
         return dataset.frame(row)
+
+
+def _rate_of(dataset: PairDataset, rows: Sequence[int]) -> float | None:
+    """Return the frames per second of a video's rows, where their times are known."""
+    times = [dataset.columns(row, ["timestamp_s"])["timestamp_s"] for row in rows[:_ROWS_OF_A_RATE]]
+    steps = [after - before for before, after in pairwise(times) if before is not None and after is not None]
+    return 1 / float(np.median(steps)) if steps and np.median(steps) > 0 else None
 
 
 def photo_frame(photo: Path, settings: AnnotateSettings, weights: Path | None = None) -> Frame:

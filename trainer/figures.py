@@ -1,4 +1,4 @@
-"""Figures of generated hands: rows of images, grids, filmstrips and skeletons."""
+"""Figures of generated hands: rows of images, grids and skeletons."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,6 @@ _HAND_COLOURS = {"right": (255, 140, 0), "left": (0, 170, 255)}
 _UNKNOWN = 128
 """Grey level that stands for an image that is not known."""
 _BORDER = ((2, 2), (2, 2), (0, 0))
-
-
-def filmstrip(frames: Sequence[ByteArray], targets: Sequence[Frame], tile_px: int = 128) -> ByteArray:
-    """Lay out a video: a column each, pose above frame."""
-    columns = []
-    for image, target in zip(frames, targets, strict=True):
-        pose = resize(target, tile_px)
-        tiles = draw_skeleton(tile_px, pose.keypoints, pose.valid), _enlarged(image, tile_px)
-        columns.append(np.vstack([np.pad(tile, _BORDER, constant_values=255) for tile in tiles]))
-    return np.asarray(np.hstack(columns), dtype=np.uint8)
 
 
 def grid(images: Sequence[ByteArray], tile_px: int = 128) -> ByteArray:

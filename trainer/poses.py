@@ -72,7 +72,12 @@ def read_poses(path: Path) -> list[Pose]:
     if keypoints is None:
         raise UsageError(f"{path} holds neither keypoints nor keypoints_3d, but {', '.join(named)}", _IN_FILES)
     if keypoints.ndim == 3 and keypoints.shape[1:] == (KEYPOINT_COUNT, 2):
-        return [Pose(*require_keypoints(each, f"{path}, pose {n}"), size) for n, each in enumerate(keypoints)]
+        return [
+            Pose(*require_keypoints(each, f"{path}, pose {number}"), size)
+            if _there(each).any()
+            else Pose(np.zeros((KEYPOINT_COUNT, 2), np.float32), np.zeros(KEYPOINT_COUNT, np.bool_), size)
+            for number, each in enumerate(keypoints)
+        ]
     return [Pose(*require_keypoints(keypoints, str(path)), size)]
 
 
@@ -126,7 +131,7 @@ def _views(arrays: dict[str, NDArray[np.float64]], size: tuple[int, int] | None,
             f"{path}: its cameras are none",
             "camera_k is of focal lengths and a principal point, camera_t_world of a rotation and a translation",
         )
-    there = np.isfinite(joints).all(axis=1) & (joints != 0).any(axis=1)
+    there = _there(joints)
     poses = []
     for number in range(views):
         camera, to_camera = k[number % len(k)], world[number % len(world)]
@@ -190,7 +195,7 @@ def require_keypoints(keypoints: NDArray[Any], name: str) -> tuple[FloatArray, B
     if keypoints.shape not in ((KEYPOINT_COUNT, 2), (2, KEYPOINT_COUNT // 2, 2)):
         raise UsageError(f"{name} has shape {keypoints.shape}", _EXPECTED)
     found = np.array(keypoints, dtype=np.float32).reshape(KEYPOINT_COUNT, 2)
-    valid = np.isfinite(found).all(axis=1) & (found != 0).any(axis=1)
+    valid = _there(found)
     if not valid.any():
         raise UsageError(f"{name} has no keypoints", _EXPECTED)
     if np.abs(found[valid]).max() <= 1:
@@ -200,6 +205,11 @@ def require_keypoints(keypoints: NDArray[Any], name: str) -> tuple[FloatArray, B
         )
     found[~valid] = 0
     return found, valid
+
+
+def _there(joints: NDArray[np.floating]) -> BoolArray:
+    """Return which rows of an array are not absent."""
+    return np.asarray(np.isfinite(joints).all(axis=1) & (joints != 0).any(axis=1))
 
 
 def pose_frame(keypoints: FloatArray, valid: BoolArray, size: int) -> Frame:

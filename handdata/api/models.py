@@ -1,6 +1,7 @@
 """Trained networks: ``handdata.load_model``."""
 
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -338,9 +339,12 @@ class HandModel:
     @names_arguments
     def video(
         self,
-        reference: Reference | list[Reference],
-        targets: Sequence[Target],
+        reference: Reference | list[Reference] | None,
+        targets: Sequence[Target] | str | Path,
         *,
+        frames: range | None = None,
+        keypoints_size: KeypointsSize | None = None,
+        recent: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -353,34 +357,65 @@ class HandModel:
             >>> first.save("video.webp", save_all=True, append_images=others, duration=100)
 
         Args:
-            reference: Image that shows the hand, or a list of images of it.
-            targets: Images whose poses are drawn, or keypoints, in the video's order.
+            reference: Image that shows the hand, or a list of images of it; None takes the first frame of a video file
+                or of a folder.
+            targets: Images whose poses are drawn, or keypoints, in the video's order; or the path of a video file, of a
+                folder of its frames, or of a file of keypoints (N, 42, 2).
+            frames: Frames of such a file or folder that are drawn, counted from 0; None draws all.
+            keypoints_size: Width and height of the image that keypoints in a file are pixels of, where it does not say.
+            recent: Number of frames made last that are references too; 1 as published.
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
             seed: Seed of all that is random.
 
         Returns:
-            An image for each target.
+            An image for each target; of a file those that have a pose, and the others are said.
 
         Raises:
-            UsageError: What is given is no image, or shows no hand.
+            UsageError: What is given is no image or video, or shows no hand.
 
         """
         from handdata.trainer.tasks import video
 
-        if isinstance(targets, str | Path) or len(targets) == 0 or (isinstance(reference, list) and not reference):
+        nothing = (isinstance(reference, list) and not reference) or (
+            not isinstance(targets, Path) and not len(targets)
+        )
+        if nothing:
             raise UsageError("a video needs a reference and a target for each of its frames")
-        references = [self._frame(each) for each in (reference if isinstance(reference, list) else [reference])]
-        poses = [self._pose(target) for target in targets]
+        if isinstance(targets, str | Path):
+            poses, first = self._film(Path(targets).expanduser(), frames, keypoints_size)
+        else:
+            poses, first = [self._pose(target) for target in targets], None
+        if reference is None:
+            if first is None:
+                raise UsageError("poses alone show no hand", "give a reference: a photograph or a sample")
+            references = [first]
+        else:
+            references = [self._frame(each) for each in (reference if isinstance(reference, list) else [reference])]
         with ProgressLine("Sampling", None, "frames") as progress:
-            frames = video(
+            drawn = video(
                 self._sampler,
                 references,
                 poses,
                 SamplingOptions(steps, guidance, seed),
+                recent=recent,
                 progress=lambda frame, total: progress.set(frame, total=total),
             )
-        return _as_pil(frames)
+        return _as_pil(drawn)
+
+    def _film(
+        self, path: Path, frames: range | None, keypoints_size: KeypointsSize | None
+    ) -> tuple[list[Frame], Frame | None]:
+        """Return the poses of a file or a folder, and its first frame."""
+        from handdata.jobs.films import poses_of_clip, poses_of_file
+        from handdata.jobs.poses import is_keypoint_file
+
+        numbers, settings = range(sys.maxsize) if frames is None else frames, self._settings
+        if is_keypoint_file(path):
+            found = poses_of_file(path, numbers, self.image_size, settings.annotate.crop_scale, say, keypoints_size)
+        else:
+            found = poses_of_clip(path, numbers, self.image_size, settings.annotate, settings.weights, say)
+        return [each.frame for each in found.targets], None if found.first is None else found.first.frame
 
     @names_arguments
     def fix(

@@ -266,7 +266,7 @@ def novel_view(
     _write_figure(out_file, figure, out_dir)
 
 
-@sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --n 24 --out me-waving.mp4")
+@sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --target wave.mov --n 48")
 @takes_sampling_options()
 def video(
     workspace: Workspace = None,
@@ -274,27 +274,41 @@ def video(
     checkpoint: Checkpoint = None,
     preset: CheckpointPreset = None,
     dataset: TrainedDataset = None,
-    reference: Annotated[
-        str | None,
+    references: Annotated[
+        list[str] | None,
         typer.Option(
+            "--reference",
             metavar="PHOTO_OR_SAMPLE",
-            help="Photograph or sample_id of the hand.",
+            help="Photograph or sample_id of the hand, or a folder of photographs; may be given several times.",
             show_default="the video's first frame",
         ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="SAMPLE",
-            help="sample_id of a frame of the video that gives the poses.",
+            metavar="VIDEO_OR_KEYPOINTS_OR_SAMPLE",
+            help="What gives the poses: video file, folder of frames, file of keypoints (N, 42, 2), or sample_id of a "
+            "frame of a video.",
             show_default="drawn from the dataset",
         ),
     ] = None,
+    keypoints_size: KeypointsSize = None,
     count: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of frames.")] = 12,
+    start: Annotated[int, typer.Option(min=0, metavar="N", help="First frame of the poses, counted from 0.")] = 0,
+    recent: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Frames made last that are references too, 1 as published.")
+    ] = 1,
     fps: Annotated[
-        float,
-        typer.Option(min=1, max=60, callback=finite, metavar="HZ", help="Frames per second of the written video."),
-    ] = 10,
+        float | None,
+        typer.Option(
+            min=1,
+            max=240,
+            callback=finite,
+            metavar="HZ",
+            help="Frames per second of the written video; where nobody says, 10.",
+            show_default="those of the poses",
+        ),
+    ] = None,
     options: SamplingOptions = SamplingOptions(),
     device: Device = None,
     out_file: Annotated[
@@ -302,16 +316,21 @@ def video(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="File of the video: .mp4, .webp or .gif; a strip of its frames lies beside it.",
+            help="File of the video: .mp4, .webp or .gif; a figure of some of its frames lies beside it.",
         ),
     ] = Path("video.mp4"),
+    out_dir: OutDir = None,
 ) -> None:
-    """Generate a hand in the poses of a video of the dataset, every frame from the same noise."""
-    from handdata.jobs.films import encode_film, require_film_format
+    """Generate a hand in the poses of a video, every frame from the same noise.
+
+    All frames of a video file, or of a folder, are cut with one square, so that the surroundings stand still. With the
+    first frame as reference, what the hand holds is in it too.
+    """
+    from handdata.pictures.films import encode_film, require_film_format
     from handdata.pipeline.storage import Storage
 
     require_film_format(out_file)
-    strip_file = out_file.with_suffix(".png")
+    figure_file = out_file.with_suffix(".png")
     sampling = _sampling(
         out_file,
         workspace,
@@ -319,19 +338,23 @@ def video(
         checkpoint,
         checkpoint_preset=preset,
         dataset=dataset,
-        references=() if reference is None else (reference,),
+        references=tuple(references or ()),
         targets=() if target is None else (target,),
+        keypoints_size=keypoints_size,
         count=count,
+        start=start,
+        recent=recent,
         options=options,
         device=device,
+        out_dir=out_dir,
         is_video=True,
     )
-    require_place(strip_file)
+    require_place(figure_file)
     with ProgressLine("Sampling", None, "frames") as progress:
-        frames, strip = sampling.video(lambda frame, total: progress.set(frame, total=total))
-    Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_film(frames, out_file, fps))
-    out.print(f"Look at {out_file.absolute()}")
-    _write(strip_file, strip)
+        film = sampling.video(lambda frame, total: progress.set(frame, total=total))
+    Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_film(film.frames, out_file, fps or film.fps))
+    out.print(f"{len(film.frames)} frames: {out_file.absolute()}")
+    _write_figure(figure_file, film.figure, out_dir)
 
 
 @sample_app.command("fix", epilog="Example: handdata sample fix malformed.png --mask region.png --out repaired.png")

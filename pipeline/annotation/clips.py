@@ -6,8 +6,8 @@ All frames are cut with one square, around the hands of all: the surroundings, a
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
+from handdata.adapters.folder import PHOTOGRAPHS
 from handdata.adapters.reading.images import read_upright_size
 from handdata.adapters.reading.video import video_info
 from handdata.pipeline.annotation.crop import CropSquare
@@ -24,9 +24,6 @@ from handdata.schemas import (
     UsageError,
 )
 from handdata.schemas.arrays import BoolArray
-
-FRAME_FILES: Final = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
-"""Ends of names of images that are frames of a clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +105,7 @@ def _video_records(path: Path, numbers: range) -> tuple[list[HandRecord], int, f
         whole.model_copy(
             update={"frame_index": number, "video_frame": number, "timestamp_s": float(info.times_s[number])}
         )
-        for number in numbers
-        if number < info.frames
+        for number in range(numbers.start, min(numbers.stop, info.frames))
     ]
     return records, info.frames, float(info.rate)
 
@@ -123,11 +119,9 @@ def _folder_records(path: Path, numbers: range) -> tuple[list[HandRecord], int, 
     """
     files = frame_files(path)
     if not files:
-        raise UsageError(f"{path} holds no images", f"frames end in {', '.join(FRAME_FILES)}")
+        raise UsageError(f"{path} holds no images", f"frames end in {', '.join(PHOTOGRAPHS)}")
     records: list[HandRecord] = []
-    for number in numbers:
-        if number >= len(files):
-            break
+    for number in range(numbers.start, min(numbers.stop, len(files))):
         try:
             width, height = read_upright_size(files[number])
         except RecordError as error:
@@ -145,7 +139,7 @@ def _folder_records(path: Path, numbers: range) -> tuple[list[HandRecord], int, 
 
 def frame_files(folder: Path) -> list[Path]:
     """Return the images in a folder in the order of the numbers in their names."""
-    found = [file for file in folder.iterdir() if file.suffix.lower() in FRAME_FILES and not file.name.startswith(".")]
+    found = [file for file in folder.iterdir() if file.suffix.lower() in PHOTOGRAPHS and not file.name.startswith(".")]
     return sorted(found, key=lambda file: _natural(file.name))
 
 

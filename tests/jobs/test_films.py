@@ -1,53 +1,131 @@
-"""``handdata sample video``: poses from whatever has them, and films that players open."""
+"""``handdata sample video``: poses from whatever has them, exactly the frames that were asked for, or why not."""
 
-from io import BytesIO
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from handdata.jobs.films import encode_film, require_film_format
+import handdata
+from handdata.adapters.synthesis.dataset import write_dataset as write_synthetic
+from handdata.jobs.films import poses_of_file
+from handdata.pipeline.annotation.photo import read_photo
 from handdata.schemas import UsageError
-
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 90), (30, 60, 200)]
-
-
-def film_of(colours: list[tuple[int, int, int]], height: int, width: int) -> np.ndarray:
-    return np.stack([np.full((height, width, 3), colour, np.uint8) for colour in colours])
+from handdata.trainer import presets
+from handdata.trainer.presets import Preset
+from tests.fixtures.commands import CommandResult
+from tests.fixtures.published import published_state, small_published, write_vae
 
 
-@pytest.mark.parametrize(("size", "written"), [((64, 48), (64, 48)), ((65, 33), (66, 34)), ((1, 1), (2, 2))])
-def test_mp4_is_h264_of_even_size_with_the_colours_and_the_rate(
-    size: tuple[int, int], written: tuple[int, int]
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Preset]:
+    """A small network in the published format, and its settings."""
+    folder = tmp_path_factory.mktemp("weights")
+    preset = small_published(write_vae(folder / "vae"))
+    torch.save({"ema_state_dict": published_state(preset)}, folder / "foundhand.pt")
+    return folder / "foundhand.pt", preset
+
+
+@pytest.fixture
+def checkpoint(weights: tuple[Path, Preset], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The network's file; its preset is ``foundhand-xs``."""
+    monkeypatch.setitem(presets.PRESETS, "foundhand-xs", weights[1])
+    return weights[0]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of five frames, of which the second shows no hand."""
+    made, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("clips") / "clip"
+    write_synthetic(made, identities=1, sequences=1, frames=4, cameras=1, size=256, seed=3, processes=1)
+    folder.mkdir()
+    for number, file in zip((0, 2, 3, 4), sorted(made.rglob("*.jpg")), strict=True):
+        Image.fromarray(np.pad(read_photo(file), ((0, 0), (0, 64), (0, 0)))).save(folder / f"{number}.png")
+    Image.new("RGB", (320, 256), (90, 90, 90)).save(folder / "1.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_clip_gives_its_frames_as_a_film_and_as_pictures(
+    clip: Path, checkpoint: Path, tmp_path: Path, run_command: Callable[..., CommandResult]
 ) -> None:
-    content = encode_film(film_of(COLOURS, *size), Path("a.MP4"), 29.97)
-    with av.open(BytesIO(content)) as container:
-        (stream,) = container.streams.video
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        assert stream.average_rate is not None and float(stream.average_rate) == pytest.approx(29.97)
-        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert [frame.shape[:2] for frame in shown] == [written] * len(COLOURS)
-    for frame, colour in zip(shown, COLOURS, strict=True):
-        assert np.abs(frame.astype(int) - colour).max() <= 4
+    words = ("sample", "video", "-w", tmp_path / "w", "--checkpoint", checkpoint, "--preset", "foundhand-xs")
+    words = (*words, "--target", clip, "--n", 9, "--steps", 2, "--sampler", "ddim", "--fps", 5)
+    result = run_command(*words, "--out", tmp_path / "a.mp4", "--out-dir", tmp_path / "pictures")
+    assert result.code == 0, result.err
+    assert f"left out of {clip}: frame 1: no hand is found" in result.err
+    assert f"{clip} ends with frame 4: 5 frames are drawn from, not 9" in result.err
+    with av.open(str(tmp_path / "a.mp4")) as film:
+        (stream,) = film.streams.video
+        assert (stream.frames, stream.width, stream.height, stream.average_rate) == (4, 64, 64, 5)
+        shown = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert len(pictures) == 4
+    for number, frame, picture in zip((0, 2, 3, 4), shown, pictures, strict=True):
+        with Image.open(picture) as opened:
+            assert opened.size == (64, 64)
+            assert opened.info["target"] == f"{clip}, frame {number}"
+            assert (opened.info["task"], opened.info["reference"]) == ("video", f"{clip}, frame 0")
+            assert np.abs(np.asarray(opened).astype(int) - frame).mean() < 40  # H.264 keeps colours at half the size
+    with Image.open(tmp_path / "a.png") as figure:
+        assert figure.width > 4 * 160 and figure.height > 4 * 160
+    later = run_command(*words, "--start", 5, "--out", tmp_path / "b.gif")
+    assert later.code == 2 and "has 5 frames, and none from number 5 on" in later.err
 
 
-@pytest.mark.parametrize("name", ["a.webp", "a.GIF"])
-def test_an_animation_has_every_frame_and_lasts_as_long_as_the_rate_says(name: str) -> None:
-    colours = [(number * 5, 255 - number * 5, 90) for number in range(48)]
-    with Image.open(BytesIO(encode_film(film_of(colours, 33, 65), Path(name), 24))) as film:
-        assert (film.n_frames, film.size, film.info["loop"]) == (48, (65, 33), 0)  # type: ignore[attr-defined]
-        total = 0
-        for number, colour in enumerate(colours):
-            film.seek(number)
-            shown = np.asarray(film.convert("RGB"))
-            assert np.abs(shown.astype(int) - colour).mean() < 6
-            total += film.info["duration"]
-    assert total == 2000
+def hand_at(x: float, y: float, size: float) -> np.ndarray:
+    keypoints = np.zeros((42, 2))
+    keypoints[:21] = np.random.default_rng(0).uniform(0, 1, (21, 2)) * size + (x, y)
+    return keypoints
 
 
-def test_other_names_of_films_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"a.avi: neither .mp4, .webp nor .gif"):
-        require_film_format(Path("a.avi"))
-    require_film_format(Path("A.Mp4"))
+def test_poses_of_a_file_are_placed_in_one_square_and_absent_ones_named(tmp_path: Path) -> None:
+    poses = np.stack([hand_at(300, 100, 90), np.zeros((42, 2)), hand_at(340, 140, 90)])
+    np.savez(tmp_path / "wide.npz", keypoints=poses, size=(640, 360))
+    notes: list[str] = []
+    found = poses_of_file(tmp_path / "wide.npz", range(3), 64, 1.6, notes.append)
+    assert notes == [f"left out of {tmp_path / 'wide.npz'}: frame 1: no keypoint lies inside the image"]
+    first, last = (each.frame for each in found.targets)
+    assert first.valid[:21].all() and last.valid[:21].all() and found.first is None
+    moved = last.keypoints[:21] - first.keypoints[:21]
+    side = 1.6 * np.ptp(np.concatenate([poses[0, :21], poses[2, :21]]), axis=0).max()
+    np.testing.assert_allclose(moved, 40 * 64 / round(side), atol=0.01)
+
+
+def test_poses_of_a_square_image_stay_where_they_are(tmp_path: Path) -> None:
+    poses = np.stack([hand_at(30, 10, 90), hand_at(90, 40, 90)])
+    np.save(tmp_path / "poses.npy", poses)
+    notes: list[str] = []
+    found = poses_of_file(tmp_path / "poses.npy", range(1, 12), 64, 1.6, notes.append, (256, 256))
+    np.testing.assert_allclose(found.targets[0].frame.keypoints[:21], (poses[1, :21] + 0.5) / 4 - 0.5, atol=1e-4)
+    assert len(found.targets) == 1 and "ends with frame 1: 1 frames are drawn from, not 11" in notes[0]
+    with pytest.raises(UsageError, match=r"poses.npy has 2 poses, and none from number 2 on"):
+        poses_of_file(tmp_path / "poses.npy", range(2, 4), 64, 1.6, notes.append)
+    with pytest.raises(UsageError, match="no keypoint inside"):
+        poses_of_file(tmp_path / "poses.npy", range(2), 8, 1.6, notes.append)
+
+
+@pytest.mark.slow
+def test_python_draws_videos_of_files_and_of_lists(
+    clip: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDDATA_WORKSPACE", str(tmp_path / "w"))
+    model = handdata.load_model(checkpoint, "cpu", preset="foundhand-xs")
+    np.save(tmp_path / "poses.npy", np.stack([hand_at(30, 10, 90), hand_at(90, 40, 90)]))
+    frames = model.video(None, clip, frames=range(2, 4), steps=2)
+    assert [frame.size for frame in frames] == [(64, 64)] * 2
+    of_file = model.video(clip / "0.png", tmp_path / "poses.npy", keypoints_size=(256, 256), steps=2)
+    of_list = model.video(
+        [clip / "0.png"], [pose / 4 - 0.375 * (pose > 0) for pose in np.load(tmp_path / "poses.npy")], steps=2
+    )
+    for one, other in zip(of_file, of_list, strict=True):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+    again = model.video(clip / "0.png", str(tmp_path / "poses.npy"), keypoints_size=(256, 256), steps=2, recent=0)
+    assert (np.asarray(again[0]) == np.asarray(of_file[0])).all()
+    with pytest.raises(UsageError, match="poses alone show no hand"):
+        model.video(None, tmp_path / "poses.npy", steps=2)
+    with pytest.raises(UsageError, match=r"none.mp4 is no video that can be read"):
+        model.video(clip / "0.png", tmp_path / "none.mp4", steps=2)
