@@ -7,6 +7,7 @@ from handdata.adapters.base import Adapter, Layout
 from handdata.adapters.reading.listing import exists, is_file, names_in
 from handdata.adapters.registry import registered_adapters
 from handdata.schemas import DatasetReadError, LayoutError, UsageError
+from handdata.schemas.rejection import in_one_line, printable
 
 
 def find_root(adapter: type[Adapter], path: Path) -> Path:
@@ -15,7 +16,7 @@ def find_root(adapter: type[Adapter], path: Path) -> Path:
     Users point at the folder that a download unpacks to, or at the folder that holds it; both are accepted.
 
     Raises:
-        UsageError: ``path`` is not a folder.
+        UsageError: ``path`` is not a folder, or its name is no text.
         LayoutError: No layout of the source matches; the message says what was looked for and what is there. Or
             several folders match, or several layouts that hold the same part of the dataset: they are named.
         DatasetReadError: Nothing matches, and a folder cannot be read.
@@ -39,7 +40,9 @@ def find_root(adapter: type[Adapter], path: Path) -> Path:
         )
     if roots:
         _refuse_rival_layouts(adapter, roots[0])
-        return roots[0].resolve()
+        root = roots[0].resolve()
+        _require_text(root)
+        return root
     looked_for = " or ".join(f"{' + '.join(layout.patterns)} ({layout.name})" for layout in adapter.layouts)
     found = names_in(path)
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") if found else "nothing"
@@ -47,6 +50,18 @@ def find_root(adapter: type[Adapter], path: Path) -> Path:
         f"{path} does not look like {adapter.card.name}: looked for {looked_for}, found {shown}",
         _hint(adapter, path),
     )
+
+
+def _require_text(folder: Path) -> None:
+    """Raise where the path of a root cannot be stored: file systems allow bytes that are no UTF-8.
+
+    Raises:
+        UsageError: It names the folder with escapes.
+
+    """
+    name = str(folder)
+    if printable(name) != name:
+        raise UsageError(f"the root {in_one_line(name)} has a name that is no text in UTF-8", "rename the folder")
 
 
 def _matching_folders(adapter: type[Adapter], path: Path) -> list[Path]:

@@ -153,7 +153,7 @@ class DatasetReadError(RunError):
 
 
 class LeaseLostError(RunError):
-    """Another run has started on the dataset, so that this one may not change it any more."""
+    """Another run has started on the dataset, or ingest of the source: this one may not change it any more."""
 
 
 class ClusterLostError(RunError):

@@ -12,7 +12,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -35,7 +34,10 @@ from handdata.pipeline.records.replacing import (
     put_in_force,
     refuse_losses,
     remove_earlier,
+    remove_staging,
     require_records,
+    require_under_way,
+    staging_of,
     with_earlier_counts,
 )
 from handdata.pipeline.records.stored import (
@@ -49,7 +51,7 @@ from handdata.pipeline.records.stored import (
 )
 from handdata.pipeline.records.tombstones import read_tombstones
 from handdata.pipeline.storage import Storage, table_to_parquet
-from handdata.pipeline.storage.layout import staged_folder, staging_folder, tombstones_folder
+from handdata.pipeline.storage.layout import staged_folder, tombstones_folder
 from handdata.schemas import (
     FORMAT_VERSION,
     RECORD_SCHEMA,
@@ -134,6 +136,7 @@ def ingest(
         RunError: The dataset gave no record, or too few without ``force``; the source's earlier records stay. Or
             tombstones name every record that it gave; then there is none any more.
         DatasetReadError: A folder or file of the dataset cannot be read.
+        LeaseLostError: Another ingest of the source has begun, whose records will count.
         StorageError: The workspace cannot be written.
 
     """
@@ -162,14 +165,11 @@ def ingest(
         wanted = f" of split {split}" if split else ""
         raise RunError(f"{root} has no labels{wanted} of source {source}", f"see `handdata sources {source}`")
     warnings = list_warnings(adapter, root)
-    stagings = staging_folder(source)
-    storage.remove(stagings)  # of ingests that were killed
-    staging = f"{stagings}/{uuid.uuid4().hex[:8]}"
-    jobs = [
-        _Job(adapter, root, partition, ordinal, storage, staging, limit, stride, options.follow_links)
-        for ordinal, partition in enumerate(partitions)
-    ]
-    try:
+    with staging_of(storage, source) as staging:
+        jobs = [
+            _Job(adapter, root, partition, ordinal, storage, staging, limit, stride, options.follow_links)
+            for ordinal, partition in enumerate(partitions)
+        ]
         total = _stage(jobs, on_progress)
         if split is None and (limit is None or total.records < limit):
             visits.add(total.visits)
@@ -200,12 +200,8 @@ def ingest(
             staged = recounted(storage, staged, tombstones)
         if not force:
             refuse_losses(storage, staged)
-        summary = put_in_force(storage, with_earlier_counts(storage, staged))
-    except BaseException:
-        with suppress(StorageError):
-            storage.remove(stagings)
-        raise
-    summary = _cleared(storage, summary, stagings)
+        summary = put_in_force(storage, with_earlier_counts(storage, staged), staging)
+    summary = _cleared(storage, summary, staging)
     drop_records(storage, read_tombstones(storage, source))  # what was dropped meanwhile
     if not summary.records:
         raise RunError(
@@ -215,11 +211,11 @@ def ingest(
     return summary
 
 
-def _cleared(storage: Storage, summary: IngestSummary, stagings: str) -> IngestSummary:
+def _cleared(storage: Storage, summary: IngestSummary, staging: str) -> IngestSummary:
     """Remove what the ingest in force does not need, and return its summary, with a warning where that fails."""
     try:
         remove_earlier(storage, summary.source)
-        storage.remove(stagings)
+        remove_staging(storage, summary.source, staging)
     except StorageError as error:
         left = f"files of earlier ingests are left, which the next ingest removes: {error.message}"
         return replace(summary, warnings=(*summary.warnings, left))
@@ -242,6 +238,7 @@ def _stage(jobs: Sequence[_Job], on_progress: Callable[[int, int, int], None] | 
             on_progress(finished, len(jobs), total.records)
     _reject_duplicates(jobs, total)
     _reject_shared_images(jobs, total)
+    require_under_way(jobs[0].storage, jobs[0].adapter.card.name, jobs[0].staging)
     _require_all(jobs[0].storage, jobs[0].staging, total.records)
     return total
 
@@ -317,6 +314,7 @@ class _PartWriter:
 
 def _ingest_partition(job: _Job, limit: int | None = None) -> PartitionCounts:
     """Write one partition's records and rejections to the staging folder."""
+    require_under_way(job.storage, job.adapter.card.name, job.staging)
     records = _PartWriter(job, staged_folder(job.staging, "records"))
     rejections = _PartWriter(job, staged_folder(job.staging, "rejected"))
     with noted_visits() as visits:
@@ -492,6 +490,8 @@ def _hashes_in_several_splits(jobs: Sequence[_Job], files: Sequence[str]) -> pl.
     for name in files:
         images = pl.DataFrame(jobs[0].storage.read_parquet(name, _IMAGE_COLUMNS))
         by_split.setdefault(_partition_of(jobs, name).split, []).append(_image_hashes(images))
+    if not by_split:  # another ingest has begun, and removed them
+        return pl.Series(dtype=pl.UInt64)
     every = pl.concat([pl.concat(hashes).unique() for hashes in by_split.values()])
     return every.filter(every.is_duplicated()).unique()
 

@@ -2,11 +2,14 @@
 
 The new files are moved beside the old ones, under names of their own. The summary, which names them, is written last:
 with it they take the old ones' place, on disk and on object stores alike. Whatever fails before leaves the old records.
+
+Of two ingests of a source at once the one that began last counts: it takes away the mark of the other one, which looks
+for it before it changes anything. Each removes files that its own summary does not name, those of the other one too.
 """
 
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -14,11 +17,57 @@ from typing import Final
 from handdata.pipeline.records.provenance import absolute_uri
 from handdata.pipeline.records.stored import IngestSummary, find_ingest_summary, write_ingest_summary
 from handdata.pipeline.storage import Storage
-from handdata.pipeline.storage.layout import records_folder, rejected_folder
-from handdata.schemas import SPLITS, RunError, StorageError
+from handdata.pipeline.storage.layout import records_folder, rejected_folder, staging_folder, staging_mark
+from handdata.schemas import SPLITS, LeaseLostError, RunError, StorageError
 
 MOST_LOST: Final = 0.1
 """Share of the earlier records that may be missing from a later ingest without a word."""
+
+
+@contextmanager
+def staging_of(storage: Storage, source: str) -> Iterator[str]:
+    """Yield the folder of a new ingest, which is removed where the ingest fails.
+
+    Those of earlier ingests, which were killed or are under way, are removed first.
+
+    Raises:
+        LeaseLostError: The block failed to write, since another ingest has begun and removed its files.
+
+    """
+    storage.remove(staging_folder(source))
+    staging = f"{staging_folder(source)}/{uuid.uuid4().hex[:8]}"
+    storage.write_bytes(staging_mark(staging), b"")
+    try:
+        yield staging
+    except BaseException as error:
+        try:
+            if isinstance(error, StorageError) and not error.transient:
+                require_under_way(storage, source, staging)
+        finally:
+            with suppress(StorageError):
+                remove_staging(storage, source, staging)
+        raise
+
+
+def require_under_way(storage: Storage, source: str, staging: str) -> None:
+    """Raise where another ingest of a source has begun since.
+
+    Raises:
+        LeaseLostError: It has.
+
+    """
+    if not storage.exists(staging_mark(staging)):
+        raise LeaseLostError(
+            f"another ingest of {source} into {storage.describe()} has begun, and its records will count",
+            "run one ingest of a source at a time; this one changed nothing",
+        )
+
+
+def remove_staging(storage: Storage, source: str, staging: str) -> None:
+    """Remove what an ingest has staged; another one may be under way beside it."""
+    storage.remove(staging)
+    if not storage.list_files(staging_folder(source), ""):
+        storage.remove(staging_folder(source))
 
 
 def require_records(storage: Storage, staged: IngestSummary) -> None:
@@ -92,10 +141,14 @@ def _reasons(storage: Storage, staged: IngestSummary, earlier: dict[str, int]) -
     return f"{dropped}; rejected: {counts}"
 
 
-def put_in_force(storage: Storage, staged: IngestSummary) -> IngestSummary:
-    """Move the staged files beside those of earlier ingests, write the summary, and return it.
+def put_in_force(storage: Storage, staged: IngestSummary, staging: str) -> IngestSummary:
+    """Move the files staged in a folder beside those of earlier ingests, write the summary, and return it.
 
     Where that fails, the files that were moved are removed, unless the summary in force names them after all.
+
+    Raises:
+        LeaseLostError: Another ingest has begun: it may have removed the files that were moved.
+
     """
     token = uuid.uuid4().hex[:8]
     folders = records_folder(staged.source), rejected_folder("ingest", staged.source)
@@ -109,6 +162,7 @@ def put_in_force(storage: Storage, staged: IngestSummary) -> IngestSummary:
         for source, target in zip((*staged.files, *staged.rejected_files), (*files, *rejected_files), strict=True):
             storage.move(source, target)
         summary = replace(staged, files=files, rejected_files=rejected_files)
+        require_under_way(storage, staged.source, staging)
         write_ingest_summary(storage, summary)
     except BaseException as error:
         # Where the server is away it will not remove anything either: the next ingest does.

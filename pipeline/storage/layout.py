@@ -11,7 +11,7 @@
     W/dataset/README.md, LICENSE.md, croissant.json                  the card
     W/runs/<run>/README.md                                           the model card
     W/runs/<run>/settings.json, metrics.jsonl, samples/step-<step>.png, checkpoints/step-<step>/
-    W/.staging-<s>/<token>/                                          an ingest under way
+    W/.staging-<s>/<token>/under_way                                 an ingest under way, until the next one begins
 
 Names are relative to the workspace. A workspace can hold several datasets; the rejected rows of another than
 ``dataset`` lie in ``rejected/annotate-<name>``.
@@ -89,6 +89,11 @@ def ingest_summary_file(source: str) -> str:
 def staging_folder(source: str) -> str:
     """Return the hidden folder of what ingests of a source have not finished."""
     return f".staging-{source}"
+
+
+def staging_mark(staging: str) -> str:
+    """Return the name of the file that stands in the folder of an ingest until it ends or another one begins."""
+    return f"{staging}/under_way"
 
 
 def staged_folder(staging: str, kind: Literal["records", "rejected"]) -> str:

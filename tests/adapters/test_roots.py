@@ -14,13 +14,14 @@ import pytest
 from handdata.adapters import AdapterOptions, Layout, Partition
 from handdata.adapters.arctic import ArcticAdapter
 from handdata.adapters.assemblyhands import AssemblyHandsAdapter
+from handdata.adapters.ego4d import Ego4dAdapter
 from handdata.adapters.hoi4d import Hoi4dAdapter
 from handdata.adapters.rhd import RhdAdapter
 from handdata.adapters.roots import find_root
 from handdata.adapters.visor import VisorAdapter
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.storage import Storage
-from handdata.schemas import DatasetReadError, HandRecord, LayoutError, Rejection, StorageError
+from handdata.schemas import DatasetReadError, HandRecord, LayoutError, Rejection, StorageError, UsageError
 from tests.fixtures.ego4d import write_ego4d
 from tests.fixtures.sources import ADAPTER_FIXTURES
 
@@ -201,3 +202,13 @@ def test_what_is_not_the_dataset_s_fault_ends_the_ingest(
     with pytest.raises(expected):
         ingest(Failing, tmp_path / "d", Storage(tmp_path / "w"), limit=100)  # type: ignore[type-abstract]
     assert not list((tmp_path / "w").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("given", ["the root", "its holder", "a link to it"])
+def test_a_root_whose_name_is_no_text_is_one_line(tmp_path: Path, given: str) -> None:
+    root = tmp_path / "holder" / os.fsdecode(b"caf\xe9")
+    write_ego4d(root)
+    (tmp_path / "link").symlink_to(root)
+    path = {"the root": root, "its holder": root.parent, "a link to it": tmp_path / "link"}[given]
+    with pytest.raises(UsageError, match=r"holder/caf\\udce9 has a name that is no text in UTF-8"):
+        find_root(Ego4dAdapter, path)

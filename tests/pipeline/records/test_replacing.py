@@ -446,6 +446,46 @@ def test_a_change_that_fails_leaves_one_ingest_whole(
     assert named == there
 
 
+def test_of_two_ingests_at_once_the_one_that_began_last_counts_whole(root: Path, workspace: Storage) -> None:
+    ingest(counted(FIRST), root, workspace, limit=LIMIT)
+    fuller = counted({"train": 90, "val": 20, "test": 10}, {"val": 1})
+    changes = {name: getattr(Storage, name) for name in ("write_bytes", "move", "remove", "make_folder")}
+    overtaken = 0
+    for step in range(100):
+        done = 0
+
+        def changed(name: str) -> Callable[..., Any]:
+            def change(*arguments: Any) -> Any:
+                nonlocal done
+                result = changes[name](*arguments)
+                done += 1
+                if done == step + 1:  # noqa: B023
+                    with pytest.MonkeyPatch.context() as inner:
+                        for each, original in changes.items():
+                            inner.setattr(Storage, each, original)
+                        ingest(counted(FIRST), root, workspace, limit=LIMIT, force=True)
+                return result
+
+            return change
+
+        with pytest.MonkeyPatch.context() as outer:
+            for name in changes:
+                outer.setattr(Storage, name, changed(name))
+            try:
+                ingest(fuller, root, workspace, limit=LIMIT, force=True)
+            except RunError as error:
+                overtaken += 1
+                assert "another ingest of counted" in error.message
+                assert in_force(workspace)[0].records == 100
+        summary, named, there = in_force(workspace)
+        assert named <= there
+        assert len(read_record_keys(workspace, "counted", ["record_id"])) == summary.records
+        assert not workspace.exists(".staging-counted")
+        if done <= step:
+            break
+    assert overtaken > 10
+
+
 # ---------------------------------------------------------------------------------------------------- warnings
 
 
