@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,7 +17,7 @@ from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import metrics_file, run_folder
 from handdata.pipeline.weights import WEIGHTS
 from handdata.schemas import DatasetManifest, UsageError, WeightsError, permits_commercial_use
-from handdata.schemas.terms import Answer, Terms, terms_of
+from handdata.schemas.terms import Answer, Terms, licences_page, terms_of
 from handdata.trainer.checkpoints import STATE_FILE, latest_checkpoint
 from handdata.trainer.presets import Preset
 from handdata.trainer.resuming import checkpoint_settings
@@ -59,8 +59,15 @@ def read_evaluation(file: Path) -> EvaluationFile:
         ) from None
 
 
-def model_card(storage: Storage, run: str, evaluation: EvaluationFile | None = None) -> str:
-    """Return the card of a training run's latest checkpoint: YAML between two lines of dashes, then Markdown.
+class ModelCard(NamedTuple):
+    """The card of a trained network (YAML between two lines of dashes, then Markdown), and its page of licences."""
+
+    card: str
+    licences: str
+
+
+def model_card(storage: Storage, run: str, evaluation: EvaluationFile | None = None) -> ModelCard:
+    """Return the card of a training run's latest checkpoint.
 
     Args:
         storage: The workspace.
@@ -98,7 +105,8 @@ def model_card(storage: Storage, run: str, evaluation: EvaluationFile | None = N
         f"hand of a reference picture in the pose of 42 keypoints, at {size}. Trained by handdata {__version__}, run "
         f"`{run}`."
     )
-    return f"---\n{_hub_fields(run, terms, evaluation)}\n---\n\n# {run}\n\n{summary}\n\n{body}\n"
+    card = f"---\n{_hub_fields(run, terms, evaluation)}\n---\n\n# {run}\n\n{summary}\n\n{body}\n"
+    return ModelCard(card, licences_page(terms))
 
 
 def _read_history(checkpoint: Storage) -> tuple[int, dict[str, Any]]:

@@ -33,8 +33,8 @@ def card(
 ) -> None:
     """Write the card of a dataset, or of a trained network: sources, licences, how labels were made, their quality.
 
-    The dataset's card is README.md in its folder, with LICENSE.md and croissant.json; the run's is README.md in the
-    folder of the run. Hugging Face opens the dataset's folder by its card.
+    The dataset's card is README.md in its folder, with LICENSE.md and croissant.json; the run's is README.md, with
+    LICENSE.md, in the folder of the run. Hugging Face opens the dataset's folder by its card.
     """
     if evaluation is not None and run is None:
         raise UsageError("--evaluation is for the card of a training run", "name the run with --run")
@@ -48,12 +48,15 @@ def _write_model_card(workspace: str | None, run: str, evaluation: Path | None) 
     from handdata.jobs.model_card import model_card, read_evaluation
     from handdata.pipeline.storage import Storage
     from handdata.pipeline.storage.layout import CARD, run_folder
+    from handdata.schemas.terms import LICENCES_FILE
 
     storage = Storage(load_settings(workspace=workspace).workspace)
-    text = model_card(storage, run, read_evaluation(evaluation) if evaluation else None)
-    name = f"{run_folder(run)}/{CARD}"
-    storage.write_bytes(name, text.encode())
-    print_table("Model card", {"card": storage.describe(name)})
+    made = model_card(storage, run, read_evaluation(evaluation) if evaluation else None)
+    folder = run_folder(run)
+    storage.write_bytes(f"{folder}/{LICENCES_FILE}", made.licences.encode())
+    storage.write_bytes(f"{folder}/{CARD}", made.card.encode())
+    files = {"card": CARD, "licences": LICENCES_FILE}
+    print_table("Model card", {name: storage.describe(f"{folder}/{file}") for name, file in files.items()})
 
 
 def _write_dataset_card(workspace: str | None, dataset: str) -> None:

@@ -318,7 +318,7 @@ def _sentences(text: str) -> list[str]:
     """Return the sentences of a card's text, which is broken into lines anywhere."""
     found: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
-        if found and not found[-1].endswith((".", ":")):
+        if found and not found[-1].endswith("."):
             found[-1] += f" {line}"
         else:
             found.append(line)

@@ -9,7 +9,7 @@
     W/dataset/latents/<autoencoder>/...
     W/dataset/dataset.json                                           the manifest
     W/dataset/README.md, LICENSE.md, croissant.json                  the card
-    W/runs/<run>/README.md                                           the model card
+    W/runs/<run>/README.md, LICENSE.md                               the model card
     W/runs/<run>/settings.json, metrics.jsonl, samples/step-<step>.png, checkpoints/step-<step>/
     W/.staging-<s>/<token>/under_way                                 an ingest under way, until the next one begins
 

@@ -38,6 +38,7 @@ def test_the_card_says_data_licences_settings_and_results(
     card = trained.read_bytes("runs/mine/README.md").decode()
     assert "| `synthetic` | Apache-2.0 |" in card and "| 1 of 1 |" in card
     assert "7 pairs of frames" in card and "| generated | 0.500 (0.400 to 0.600) |" in card
+    assert trained.read_bytes("runs/mine/LICENSE.md").startswith(b"# Licences")
     fields = yaml.safe_load(card.split("---\n")[1])
     assert fields["license"] == "apache-2.0"
     assert fields["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
@@ -49,7 +50,7 @@ def test_a_source_that_has_left_the_dataset_since_still_binds_the_weights(traine
     try:
         others = manifest.model_copy(update={"sources": {}, "licenses": {}, "license_ids": {}})
         trained.write_bytes(dataset.manifest_file, encode_manifest(others))
-        assert "| `synthetic` | Apache-2.0 |" in model_card(trained, "mine")
+        assert "| `synthetic` | Apache-2.0 |" in model_card(trained, "mine").card
     finally:
         trained.write_bytes(dataset.manifest_file, encode_manifest(manifest))
 
@@ -69,8 +70,9 @@ def test_the_licence_of_the_first_weights_binds_too(
 
     real = module.checkpoint_settings
     monkeypatch.setattr(module, "checkpoint_settings", lambda url: real(url).model_copy(update={"init": init}))
-    card = model_card(trained, "mine")
-    assert yaml.safe_load(card.split("---\n")[1])["license"] == licence and init in card
+    made = model_card(trained, "mine")
+    assert yaml.safe_load(made.card.split("---\n")[1])["license"] == licence and init in made.card
+    assert "## --init: " in made.licences
 
 
 def test_a_run_that_is_not_there_and_a_file_without_scores_are_usage_errors(

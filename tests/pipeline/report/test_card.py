@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handdata.pipeline.report.card import FLAG_MEANINGS, dataset_card, hub_licence
+from handdata.pipeline.report.card import FLAG_MEANINGS, dataset_card, hub_licence, known_faults
 from handdata.pipeline.report.labels import read_labels
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
-from handdata.schemas import SOURCE_CARDS, SplitCounts
+from handdata.schemas import SOURCE_CARDS, DatasetManifest, SplitCounts
 from handdata.schemas.sample import Flag
 from tests.fixtures.samples import sample, write_dataset
 
@@ -88,6 +88,20 @@ def test_a_source_without_a_card_has_what_the_manifest_says(dataset: Dataset) ->
         update={"sources": {"theirs": manifest.sources["synthetic"]}, "licenses": {"theirs": "MIT"}}
     )
     assert "| `theirs` | theirs |" in dataset_card(renamed)
+
+
+def test_faults_are_whole_sentences() -> None:
+    manifest = DatasetManifest(
+        handdata_version="1",
+        image_size=64,
+        annotator_hashes={},
+        sources={source: {} for source in SOURCE_CARDS},
+        licenses={},
+        complete=True,
+    )
+    faults = known_faults(manifest, SOURCE_CARDS)
+    assert set(faults) >= {"arctic", "coco", "synthetic"}
+    assert all(fault.endswith(".") for of_source in faults.values() for fault in of_source)
 
 
 def test_every_flag_has_a_meaning() -> None:
