@@ -141,7 +141,8 @@ class ProgressLine:
             self._printed = time.monotonic()
             rate = done / max(time.monotonic() - self._started, 1e-9)
             share = f" of {self._total:,}" if self._total is not None else ""
-            err.print(f"{self._label}: {done:,}{share} {self._unit}, {rate:.1f}/s {note}".rstrip())
+            left = f", {duration((self._total - done) / rate)} left" if self._total is not None and rate else ""
+            err.print(f"{self._label}: {done:,}{share} {self._unit}, {rate:.1f}/s{left} {note}".rstrip())
 
     def advance(self, units: int, note: str = "") -> None:
         """Show that more units are done."""

@@ -39,7 +39,15 @@ from handdata.trainer.evaluation import carried_references
 from handdata.trainer.figures import grid, truth_of
 from handdata.trainer.poses import KEYPOINT_FILES
 from handdata.trainer.presets import BATCH_SIZE, DataConfig, PairConfig, SamplingOptions, SourceConfig
-from handdata.trainer.tasks import gesture_transfer, keypoints_only, load_sampler, unconditional, unguided, video
+from handdata.trainer.tasks import (
+    gesture_transfer,
+    keypoints_only,
+    load_sampler,
+    nearest,
+    unconditional,
+    unguided,
+    video,
+)
 
 _MOMENTS = PairConfig(video=1, view=0, still=0)
 _VIEWS = PairConfig(video=0, view=1, still=0)
@@ -345,10 +353,12 @@ class Sampling:
 
         made_from = [MadeFrom.of(given, target) for given, target in pairs]
         generated = self._drawn(self.folder(name), made_from, draw)[:_MOST_ROWS]
-        shown = [(given[0] if given else None, target) for given, target in frames[:_MOST_ROWS]]
+        shown = [(given[nearest(given, target)] if given else None, target) for given, target in frames[:_MOST_ROWS]]
         carried = carried_references([(reference, target) for reference, target in shown if reference is not None])
         columns = ({CARRIED: carried} if carried else {}) | {OURS: generated}
-        return side_by_side(shown, columns | {TRUTH: [truth_of(target) for _, target in shown]}, joints=True)
+        if any(target.known.any() for _, target in shown):
+            columns[TRUTH] = [truth_of(target) for _, target in shown]
+        return side_by_side(shown, columns, joints=True)
 
     def _named_pairs(self) -> list[NamedPair]:
         """Return references and targets in their order; a single one of either goes with all of the others.

@@ -256,7 +256,7 @@ def video(
         for number, target in enumerate(targets, start=1):
             batch = _batch(sampler, [(target, None)], Task.POSE_CHANGE)
             target_cond, _, task = pair_conditions(batch, autoencoder, draws)
-            shown = [given[_nearest(references, target)]] if settings.steps == 1 else [*given, *made]
+            shown = [given[nearest(references, target)]] if settings.steps == 1 else [*given, *made]
             predict = _changing_reference(sampler.network, target_cond, shown, task, settings, choice)
             latent = denoise(
                 predict,
@@ -431,10 +431,10 @@ def require_none_needed(sampler: Sampler) -> None:
 
 
 def _nearest_alone(references: tuple[Frame, ...], target: Frame) -> tuple[Frame, ...]:
-    return (references[_nearest(references, target)],) if references else ()
+    return (references[nearest(references, target)],) if references else ()
 
 
-def _nearest(references: Sequence[Frame], target: Frame) -> int:
+def nearest(references: Sequence[Frame], target: Frame) -> int:
     """Return which reference's joints lie nearest to the target's, of those that both show."""
 
     def distance(reference: Frame) -> float:

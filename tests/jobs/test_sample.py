@@ -277,7 +277,7 @@ def test_a_name_of_no_picture_ends_before_anything_is_drawn(
         (("fix", tmp_path / "clear.png", "--out", tmp_path / "a.jpg"), "JPEG has no transparency"),
         (("fix", tmp_path / "clear.png", "--out", tmp_path / "a.tif"), "neither .png, .jpg, .jpeg nor .webp"),
         (("novel-view", "--out", tmp_path / "a.gif"), "neither .png, .jpg, .jpeg nor .webp"),
-        (("video", "--out", tmp_path / "a.png"), "neither .webp nor .gif"),
+        (("video", "--out", tmp_path / "a.png"), "neither .mp4, .webp nor .gif"),
     ]:
         result = run_command("sample", *words, "-w", workspace)
         assert (result.code, result.err.count("\n")) == (2, 2) and said in result.err, result.err
