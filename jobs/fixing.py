@@ -13,13 +13,14 @@ from typing import Final
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from handdata.pipeline.annotation.crop import CropSquare
 from handdata.pipeline.annotation.detector import Detection
 from handdata.pipeline.annotation.photo import PhotoHand, annotate_hands, find_hands_at, read_photo
 from handdata.pipeline.annotation.regions import require_size
 from handdata.pipeline.settings import AnnotateSettings
-from handdata.schemas import KEYPOINT_COUNT, hand_rows, inside
+from handdata.schemas import KEYPOINT_COUNT, NoHandError, hand_rows, inside
 from handdata.schemas.arrays import BoolArray, ByteArray, FloatArray
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.pasting import EDGE_SHARE, paste_softly
@@ -100,7 +101,11 @@ def fix_photo(
     image = read_photo(photo)
     size = sampler.preset.image_size
     if region is None:
-        parts = [_of_hand(hand, image, size, settings) for hand in annotate_hands(photo, settings, weights)]
+        try:
+            hands = annotate_hands(photo, settings, weights)
+        except NoHandError as error:
+            raise NoHandError(error.message, "say where hands are to be drawn: --mask or --box") from None
+        parts = [_of_hand(hand, image, size, settings) for hand in hands]
     else:
         require_size(region, image, "the region")
         parts = _of_region(region, image, size, settings, weights)
@@ -134,7 +139,8 @@ def _of_hand(hand: PhotoHand, image: ByteArray, size: int, settings: AnnotateSet
     wide = _dilated(region > 0, margin)
     nothing: ByteArray = np.zeros(wide.shape, np.uint8)
     wide |= hand.square.paste(nothing, _white(np.ones_like(hand.mask)), hand.mask) > 0
-    return _Part(wide, _square(own, wide, size, settings.crop_scale), joints, hand.valid)
+    (box,) = _boxes(wide.astype(np.int32), wide).values()
+    return _Part(wide, _square(own, box, wide.shape, size, settings.crop_scale), joints, hand.valid)
 
 
 def _of_region(
@@ -142,34 +148,44 @@ def _of_region(
 ) -> list[_Part]:
     """Return the parts of a region: one for each hand in it, and for what lies in no such square."""
     reach = round(_ONE_PART * max(region.shape))
-    count, found = cv2.connectedComponents(_dilated(region, reach).astype(np.uint8))
+    found, _ = ndimage.label(_dilated(region, reach))
     labels = np.asarray(found, np.int32)
-    boxes = [_box(region & (labels == label)).ravel() for label in range(1, count)]
-    hands = find_hands_at(image, boxes, settings, weights)
+    hands = find_hands_at(image, [box.ravel() for box in _boxes(labels, region).values()], settings, weights)
     for hand in hands:
         if of_hand := _labels_at(hand.keypoints, labels):
             labels[np.isin(labels, list(of_hand))] = min(of_hand)
-    met = [_labels_at(hand.keypoints, labels) for hand in hands]
-    parts: list[_Part] = []
-    sizes = np.bincount(labels[region])
+    of_label = [_labels_at(hand.keypoints, labels) for hand in hands]
+    boxes, sizes = _boxes(labels, region), np.bincount(labels[region])
+    met = {label: [hand for hand, of_hand in zip(hands, of_label, strict=True) if label in of_hand] for label in boxes}
+    squares: dict[int, CropSquare] = {}
+    drawn_with: dict[int, int] = {}
     # Those with hands come first, and large ones: a small one that lies in their square is drawn with them.
-    for label in sorted(
-        np.flatnonzero(sizes), key=lambda each: (not any(each in of_hand for of_hand in met), -sizes[each])
-    ):
-        own = region & (labels == label)
-        there = [hand for hand, of_hand in zip(hands, met, strict=True) if label in of_hand]
-        around = next((part for part in parts if not there and _holds(part.square, own)), None)
-        if around is not None:
-            around.region[own] = True
-            continue
-        focus = np.concatenate([_box(own), *(hand.keypoints for hand in there)])
-        square = _square(focus, own, size, settings.crop_scale)
-        parts.append(_Part(own, square, *_joined([*there, *hands] if there else [])))
+    for label in sorted(boxes, key=lambda label: (not met[label], -sizes[label])):
+        around = [] if met[label] else [other for other, square in squares.items() if _holds(square, boxes[label])]
+        drawn_with[label] = around[0] if around else label
+        if not around:
+            focus = np.concatenate([boxes[label], *(hand.keypoints for hand in met[label])])
+            squares[label] = _square(focus, boxes[label], image.shape[:2], size, settings.crop_scale)
+    parts = []
+    for label, square in squares.items():
+        own = region & np.isin(labels, [each for each, other in drawn_with.items() if other == label])
+        parts.append(_Part(own, square, *_joined([*met[label], *hands] if met[label] else [])))
     return parts
 
 
-def _holds(square: CropSquare, region: BoolArray) -> bool:
-    first, last = _box(region) - [square.left, square.top]
+def _boxes(labels: NDArray[np.int32], region: BoolArray) -> dict[int, FloatArray]:
+    """Return the first and the last column and row (2, 2) of each label in a region."""
+    places = ndimage.find_objects(np.where(region, labels, 0))
+    return {
+        number: np.array([[x.start, y.start], [x.stop - 1, y.stop - 1]], np.float32)
+        for number, place in enumerate(places, start=1)
+        if place is not None
+        for y, x in [place]
+    }
+
+
+def _holds(square: CropSquare, box: FloatArray) -> bool:
+    first, last = box - [square.left, square.top]
     return bool(first.min() >= 0 and last.max() < square.side)
 
 
@@ -190,10 +206,10 @@ def _labels_at(points: FloatArray, labels: NDArray[np.int32]) -> set[int]:
     return set(labels[y, x].tolist()) - {0}
 
 
-def _square(focus: FloatArray, region: BoolArray, size: int, scale: float) -> CropSquare:
-    """Return the square that holds a region, around points (N, 2) and, where it can, inside the photograph."""
-    height, width = region.shape
-    (low, high), (first, last) = (focus.min(axis=0), focus.max(axis=0)), _box(region)
+def _square(focus: FloatArray, box: FloatArray, shape: tuple[int, ...], size: int, scale: float) -> CropSquare:
+    """Return the square that holds a box, around points (N, 2) and, where it can, inside a photograph (H, W)."""
+    height, width = shape
+    (low, high), (first, last) = (focus.min(axis=0), focus.max(axis=0)), box
     needed = int((last - first).max()) + 1
     side = max(round(scale * float((high - low).max())), needed, _LEAST_SIDE_PX)
     side = min(side, max(width, height))
@@ -227,9 +243,3 @@ def _dilated(region: BoolArray, reach: int) -> BoolArray:
 
 def _white(region: BoolArray) -> ByteArray:
     return np.where(region, np.uint8(255), np.uint8(0))
-
-
-def _box(region: BoolArray) -> FloatArray:
-    """Return the first and the last column and row (2, 2) of a region, as points."""
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    return np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
