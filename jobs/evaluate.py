@@ -395,7 +395,8 @@ def _method(sampler: Sampler, file: str, origin: str, options: SamplingOptions) 
     folder, _, name = file.rpartition("/")
     with Storage(folder or ".").local_copy(name) as local:
         sha256 = sha256_of(local)
-    sampling = options.applied_to(sampler.preset).model_dump(mode="json") | {"seed": options.seed}
+    sampling = options.applied_to(sampler.preset).model_dump(mode="json")
+    sampling |= {"seed": options.seed, "image_size": sampler.preset.image_size}
     return Method(origin, sha256, sampling), sha256
 
 

@@ -38,6 +38,9 @@ REGION: Final = (
 )
 """Which pixels the measures compare."""
 
+LOWER_IS_BETTER: Final = frozenset({"error", "fid", "flicker", "kid", "lpips", "skin"})
+"""Measures of which less is better."""
+
 _DINOV2_GRID: Final = 16
 """Patches of a side that an image is seen as."""
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from handdata._version import __version__
 from handdata.jobs.evaluate import Case, Evaluation
+from handdata.jobs.figures import OURS
+from handdata.jobs.measures import LOWER_IS_BETTER
 from handdata.pictures.png import encode_png
 from handdata.pipeline.report.page import PAGE, STYLE, data_uri, html_section, html_table
 from handdata.trainer.evaluation import Interval, Scores
@@ -63,9 +65,7 @@ PUBLISHED: Final[Mapping[PairTask, PublishedScores]] = {
 
 def title_of(found: Evaluation) -> str:
     """Return the title of an evaluation's table."""
-    return (
-        f"{found.pairs:,} pairs of {found.sequences:,} videos that move {found.motion:.2f} hand lengths; 95% intervals"
-    )
+    return f"{found.pairs:,} pairs of {found.sequences:,} videos that move {found.motion:.2f} hand lengths"
 
 
 def facts(found: Evaluation) -> dict[str, str]:
@@ -76,9 +76,13 @@ def facts(found: Evaluation) -> dict[str, str]:
         sampling = method.sampling or {}
         parts = [method.origin, f"SHA-256 {method.sha256[:12]}" if method.sha256 else "images of another program"]
         parts += [
-            f"{name} {sampling[name]}" for name in ("scheduler", "steps", "guidance_scale", "seed") if name in sampling
+            f"{name} {sampling[name]}"
+            for name in ("scheduler", "steps", "guidance_scale", "pose_guidance", "appearance_guidance", "seed")
+            if sampling.get(name) is not None
         ]
-        of_ways[way] = ", ".join(parts).replace("guidance_scale", "guidance")
+        if sampling:
+            parts.append(f"drawn at {sampling['image_size']} px")
+        of_ways[way] = ", ".join(parts)
     return {
         "pairs": f"task {pairs['task']}, split {pairs['split']}, seed {pairs['seed']}, SHA-256 {pairs['sha256'][:12]}",
         "pair rule": pairs["rule"],
@@ -89,28 +93,43 @@ def facts(found: Evaluation) -> dict[str, str]:
     }
 
 
-def rows_of(scores: Mapping[str, Scores]) -> tuple[list[str], list[list[str]]]:
-    """Return the header of a table of scores, and its rows; a measure that a row lacks is empty."""
+def by_measure(scores: Mapping[str, Scores]) -> tuple[list[str], list[list[str]]]:
+    """Return the header of a table of scores with a row a measure and a column a way, and its rows."""
     measures = list(dict.fromkeys(name for of_way in scores.values() for name in of_way))
     rows = [
-        [way, *(spread(of_way[name]) if name in of_way else "" for name in measures)] for way, of_way in scores.items()
+        [_titled(name), *(spread(of_way[name]) if name in of_way else "" for of_way in scores.values())]
+        for name in measures
     ]
-    return ["", *measures], rows
+    return ["", *scores], rows
 
 
-def all_scores(found: Evaluation) -> dict[str, Scores]:
-    """Return the scores of each way, then those of the truth, and by how much the generated images are above others."""
-    above = {f"above {way}": scores for way, scores in found.above.items()}
-    return {**found.scores, TRUTH_ROW: found.truth, **above}
+def means_of(found: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Return the table that a terminal has room for: the mean of each way and measure, without intervals."""
+    scores = {**found.scores, TRUTH_ROW: found.truth}
+    measures = list(dict.fromkeys(name for of_way in scores.values() for name in of_way))
+    rows = [[way, *(_number(of[name].mean) if name in of else "" for name in measures)] for way, of in scores.items()]
+    return ["", *map(_titled, measures)], rows
+
+
+def ours_and_above(found: Evaluation) -> dict[str, Scores]:
+    """Return the scores of the generated images, and how far they are above each other way, pair by pair."""
+    return {OURS: found.scores[OURS], **{f"above {way}": scores for way, scores in found.above.items()}}
+
+
+def _titled(measure: str) -> str:
+    """Return a measure's name with the direction that is better."""
+    return f"{measure} {'↓' if measure in LOWER_IS_BETTER else '↑'}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def spread(score: Interval) -> str:
     """Return a mean and its interval as text; of a measure of the whole set, which has none, the mean alone."""
-    if np.isnan(score.mean):
-        return "-"
     if np.isnan(score.low):
-        return f"{score.mean:.3f}"
-    return f"{score.mean:.3f} ({score.low:.3f} to {score.high:.3f})"
+        return _number(score.mean)
+    return f"{_number(score.mean)} ({_number(score.low)} to {_number(score.high)})"
 
 
 def published_lines(task: PairTask) -> list[str]:
@@ -118,7 +137,7 @@ def published_lines(task: PairTask) -> list[str]:
     found = PUBLISHED[task]
     figures = ", ".join(f"{name} {value:g}" for name, value in found.figures.items())
     return [
-        f"{found.method}: {figures} ({found.source}).",
+        f"Measured elsewhere: {found.method}: {figures} ({found.source}).",
         f"Its table compares {', '.join(found.beside)}. Its pairs are not published: such figures cannot be compared "
         "with those above.",
     ]
@@ -126,11 +145,11 @@ def published_lines(task: PairTask) -> list[str]:
 
 def markdown(found: Evaluation) -> str:
     """Return an evaluation as a Markdown document: scores, differences, what they depend on, published results."""
-    lines = [f"# {title_of(found)}", ""]
+    lines = [f"# {title_of(found)}; means with 95% intervals over videos", ""]
     lines += [f"- {name}: {text}" for name, text in facts(found).items()]
     lines += [f"- {line}" for line in found.missing]
-    lines += ["", *_markdown_table(*rows_of({**found.scores, TRUTH_ROW: found.truth})), ""]
-    lines += ["## Generated above each other way, pair by pair", "", *_markdown_table(*rows_of(found.above)), ""]
+    lines += ["", *_markdown_table(*by_measure({**found.scores, TRUTH_ROW: found.truth})), ""]
+    lines += ["## Generated above each other way, pair by pair", "", *_markdown_table(*by_measure(found.above)), ""]
     lines += ["## Measured elsewhere", "", *published_lines(found.pair_list["task"]), ""]
     return "\n".join(lines)
 
@@ -144,13 +163,13 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 def page(found: Evaluation) -> str:
     """Return an evaluation as an HTML page, its pictures inside: scores, and the best, median and worst cases."""
-    header, rows = rows_of({**found.scores, TRUTH_ROW: found.truth})
+    header, rows = by_measure({**found.scores, TRUTH_ROW: found.truth})
     sections = [
-        html_section("scores", "Scores", html_table(title_of(found), header, rows)),
+        html_section("scores", "Scores", html_table("Means with 95% intervals over videos", header, rows)),
         html_section(
             "above",
             "Generated above each other way, pair by pair",
-            html_table("Mean differences with 95% intervals", *rows_of(found.above)),
+            html_table("Mean differences with 95% intervals", *by_measure(found.above)),
         ),
         html_section(
             "facts",

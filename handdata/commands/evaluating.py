@@ -301,13 +301,13 @@ def _write_scores(found: "Evaluation", out_dir: Path, metrics: list[dict[str, An
 
 
 def _show_scores(found: "Evaluation") -> None:
-    from handdata.jobs.tables import all_scores, facts, published_lines, rows_of, title_of
+    from handdata.jobs.tables import by_measure, facts, means_of, ours_and_above, published_lines, title_of
 
-    header, rows = rows_of(all_scores(found))
+    header, rows = means_of(found)
     print_table(title_of(found), rows, header=header)
+    header, rows = by_measure(ours_and_above(found))
+    print_table("Means with 95% intervals; differences pair by pair", rows, header=header)
     for name, text in facts(found).items():
         out.print(escape(f"{name}: {text}"))
-    for line in found.missing:
+    for line in [*found.missing, *published_lines(found.pair_list["task"])]:
         out.print(escape(line))
-    for line in published_lines(found.pair_list["task"]):
-        out.print(escape(f"measured elsewhere: {line}"))

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
+from handdata.jobs import evaluate as jobs_evaluate
 from handdata.jobs import listed_images
+from handdata.jobs.measures import LearnedMeasures
 from handdata.pipeline.storage import Storage
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
@@ -104,15 +107,32 @@ def test_a_run_is_scored_on_a_list_twice_with_one_table_and_draws_no_image_again
     assert other["scores"]["generated"] != first["scores"]["generated"]
 
 
+def colours(images: Tensor) -> Tensor:
+    """Features of images (N, 3, S, S): their mean colours."""
+    return images.float().mean(dim=(2, 3))
+
+
+def learned(weights: Path | None, device: object) -> LearnedMeasures:
+    """Measures of learned features, by features that need no weights."""
+    return LearnedMeasures(lambda drawn, true: (colours(drawn) - colours(true)).norm(dim=1), colours, colours)
+
+
 def test_what_another_program_made_is_scored_and_the_targets_themselves_are_perfect(
-    storage: Storage, pair_list: Path, tmp_path: Path, run_command: Run
+    storage: Storage, pair_list: Path, tmp_path: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jobs_evaluate, "load_learned", learned)
     exported = tmp_path / "exported"
     result = run_command("evaluate", "--pair-list", pair_list, "--workspace", storage.url(), "--export-pairs", exported)
     assert result.code == 0, result.err
     perfect = scored(run_command, storage, pair_list, "--images", exported / "target")
     assert perfect["scores"]["generated"]["psnr"]["mean"] == np.inf
     assert perfect["scores"]["generated"]["ssim"]["mean"] == pytest.approx(1, abs=1e-4)
+    assert perfect["scores"]["generated"]["fid"]["mean"] == pytest.approx(0, abs=1e-3)
+    assert perfect["scores"]["generated"]["fid"]["low"] is None
+    assert perfect["scores"]["mean picture"]["fid"]["mean"] > 1
+    assert perfect["scores"]["generated"]["lpips"]["mean"] == 0
+    assert perfect["scores"]["generated"]["dinov2"]["mean"] == pytest.approx(1)
+    assert perfect["missing"] == []
     assert perfect["methods"]["generated"]["sha256"] is None
     copies = scored(
         run_command, storage, pair_list, "--images", exported / "reference", "--beside", exported / "target"
