@@ -20,7 +20,7 @@ from handdata.commands.options import (
 from handdata.console import ProgressLine, byte_size, out, print_table, say
 from handdata.jobs.exports.documents import ExportRequest, FormatName
 from handdata.pipeline.settings import load_settings
-from handdata.schemas import Split, UsageError
+from handdata.schemas import SPLITS, Split, UsageError
 
 if TYPE_CHECKING:
     from handdata.jobs.exports.export import ExportSummary
@@ -110,7 +110,7 @@ def dataset(
         str | None,
         typer.Option(
             metavar="USER/NAME",
-            help="Private dataset of the Hugging Face Hub that the folder is uploaded to, with --format huggingface.",
+            help="Dataset of the Hugging Face Hub that --format huggingface is uploaded to; a new one is private.",
         ),
     ] = None,
 ) -> None:
@@ -123,8 +123,12 @@ def dataset(
 
     if where is not None and not where.strip():
         raise UsageError("--where has no condition", "leave it out to take all rows")
-    if push_to is not None and format_name != "huggingface":
-        raise UsageError(f"--push-to goes with --format huggingface, not with {format_name}")
+    if push_to is not None:
+        from handdata.jobs.exports.huggingface import require_repository
+
+        require_repository(push_to)
+        if format_name != "huggingface":
+            raise UsageError(f"--push-to goes with --format huggingface, not with {format_name}")
     settings = load_settings(workspace=workspace)
     stored = Dataset(Storage(settings.workspace), dataset)
     licences = [] if licence is None else licence_names(licence)
@@ -149,11 +153,11 @@ def dataset(
     if push_to is not None:
         from handdata.jobs.exports.huggingface import push
 
-        out.print(f"Pushed: {push(target, push_to)}")
+        out.print(f"Pushed: {push(target, push_to, summary.terms)}")
 
 
 def _show(summary: "ExportSummary", format_name: str, place: str) -> None:
-    splits = sorted({split for of_source in summary.manifest.sources.values() for split in of_source})
+    splits = [split for split in SPLITS if any(split in of_source for of_source in summary.manifest.sources.values())]
     print_table(
         "Exported",
         {

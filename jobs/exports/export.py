@@ -37,7 +37,7 @@ from handdata.pipeline.shards import Shard, list_shards, read_manifest, read_row
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.store import retried
 from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, RunError, SplitCounts, UsageError
-from handdata.schemas.terms import LICENCES_FILE
+from handdata.schemas.terms import LICENCES_FILE, Terms, licences_page
 from handdata.trainer.data.sample_index import all_of, chosen_rows, parse_condition
 from handdata.trainer.presets import DataConfig
 
@@ -84,6 +84,7 @@ class ExportSummary:
         samples: Number of samples.
         bytes: Size of their files.
         licences: Samples by the id of their licence.
+        terms: What these licences ask.
         units: Units that gave them.
         done_before: Those of these units that an earlier call had finished.
 
@@ -93,6 +94,7 @@ class ExportSummary:
     samples: int
     bytes: int
     licences: Mapping[str, int]
+    terms: tuple[Terms, ...]
     units: int
     done_before: int
 
@@ -154,15 +156,17 @@ def export_dataset(
         join(out, exported)
     manifest = _manifest_of(read_manifest(dataset), exported)
     licences = sum((Counter(one.licences) for one in exported), Counter())
-    out.write_bytes(LICENCES_FILE, readme.licences(manifest, exported).encode())
+    terms = readme.terms_of_samples(manifest, exported)
+    out.write_bytes(LICENCES_FILE, licences_page(terms).encode())
     out.write_bytes("README.md", readme.card(request, dataset, manifest).encode())
     return ExportSummary(
-        manifest,
-        samples,
-        sum(one.bytes for one in exported),
-        dict(sorted(licences.items())),
-        len(exported),
-        done_before,
+        manifest=manifest,
+        samples=samples,
+        bytes=sum(one.bytes for one in exported),
+        licences=dict(sorted(licences.items())),
+        terms=terms,
+        units=len(exported),
+        done_before=done_before,
     )
 
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from handdata.pipeline.shards import Shard
 from handdata.pipeline.storage import Storage, table_to_parquet
-from handdata.schemas import SAMPLE_SCHEMA, SPLITS, DatasetManifest, RunError, UsageError
+from handdata.schemas import SAMPLE_SCHEMA, SPLITS, DatasetManifest, HandDataError, RunError, UsageError
 from handdata.schemas.sample import PIXEL_COLUMNS, ROW_GROUP_ROWS
+from handdata.schemas.terms import Terms
 
 _HUB_SPLITS: Final = {"train": "train", "val": "validation", "test": "test"}
 _CLIENTS: Final = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
@@ -82,28 +83,48 @@ def _plain_type(kind: pa.DataType) -> str:
     return {"float": "float32", "double": "float64"}.get(str(kind), str(kind))
 
 
-def push(folder: Storage, repository: str) -> str:
-    """Upload an export to a private dataset of the Hugging Face Hub, and return its address.
+def require_repository(name: str) -> None:
+    """Check that a dataset of the Hub can have this name.
+
+    Raises:
+        UsageError: It cannot.
+
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"--push-to {name}: {_first_line(error)}", "it is USER/NAME") from None
+    if "/" not in name:
+        raise UsageError(f"--push-to {name} does not say whose it is", "it is USER/NAME")
+
+
+def push(folder: Storage, repository: str, terms: Iterable[Terms]) -> str:
+    """Upload an export to a dataset of the Hugging Face Hub, and return its address.
 
     Files of an earlier export that this one lacks are removed there. Files that are there already are not sent again.
 
     Args:
         folder: The export, on this machine.
-        repository: ``USER/NAME``; made where it is not there.
+        repository: ``USER/NAME``; made as a private one where it is not there.
+        terms: Licences of what was exported.
 
     Raises:
-        UsageError: The folder lies elsewhere, or the Hub does not know such a name.
+        UsageError: The folder lies elsewhere; or the repository is public, and not all sources may be passed on.
         RunError: The Hub does not answer, or does not let us in.
 
     """
     if not folder.is_local:
         raise UsageError(f"{folder.describe()} is not on this machine", "--push-to uploads a local folder")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
 
     api = HfApi()
     try:
         url = api.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
+        if not api.dataset_info(repository).private:
+            _require_redistribution(repository, terms)
         api.upload_folder(
             repo_id=repository,
             repo_type="dataset",
@@ -112,17 +133,37 @@ def push(folder: Storage, repository: str) -> str:
             delete_patterns=["data/*"],
             commit_message="Export by handdata",
         )
-    except HFValidationError as error:
-        raise UsageError(f"--push-to {repository}: {_first_line(error)}", "it is USER/NAME") from None
     except Exception as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith(_CLIENTS):
+        if isinstance(error, HandDataError) or not _is_of_hub(error):
             raise
         raise RunError(
-            f"cannot upload to {repository}: {_first_line(error)}",
+            f"cannot upload to {repository}: {_first_line(error.__cause__ or error)}",
             "log in with `hf auth login` or HF_TOKEN; the same command continues",
         ) from error
     return str(url)
 
 
-def _first_line(error: Exception) -> str:
+def _require_redistribution(repository: str, terms: Iterable[Terms]) -> None:
+    """Check that all sources of what goes to a public place may be passed on.
+
+    Raises:
+        UsageError: One may not, or nothing says so.
+
+    """
+    kept = [f"{one.source} ({one.redistribution})" for one in terms if one.redistribution != "yes"]
+    if kept:
+        raise UsageError(
+            f"{repository} is public, and it is not known that these sources may be passed on: {', '.join(kept)}",
+            "name a private dataset, or leave them out with --where or --licence",
+        )
+
+
+def _is_of_hub(error: BaseException) -> bool:
+    """Return whether an error is about the Hub or the way there; the client hides some behind a ``RuntimeError``."""
+    if isinstance(error, OSError) or type(error).__module__.startswith(_CLIENTS):
+        return True
+    return isinstance(error, RuntimeError) and error.__cause__ is not None and _is_of_hub(error.__cause__)
+
+
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -10,7 +10,7 @@ from handdata.pipeline.report.card import dataset_card
 from handdata.pipeline.report.labels import read_labels
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import DatasetManifest
-from handdata.schemas.terms import Terms, licences_page, terms_of
+from handdata.schemas.terms import Terms, terms_of
 
 _OPENED_BY: Final[dict[FormatName, tuple[str, str]]] = {
     "foundhand": ("sh", "handdata ingest --source foundhand10m --root ."),
@@ -57,10 +57,10 @@ def card(request: ExportRequest, dataset: Dataset, manifest: DatasetManifest) ->
     )
 
 
-def licences(manifest: DatasetManifest, exported: Sequence[ExportedShard]) -> str:
-    """Return the page of the licences of what was exported: all that its samples name, whatever their source says."""
+def terms_of_samples(manifest: DatasetManifest, exported: Sequence[ExportedShard]) -> tuple[Terms, ...]:
+    """Return the licences of what was exported: all that its samples name, whatever their source says."""
     named = sorted({(shard.source, license_id) for shard in exported for license_id in shard.licences})
-    return licences_page(terms for source, license_id in named for terms in _terms(manifest, source, license_id))
+    return tuple(terms for source, license_id in named for terms in _terms(manifest, source, license_id))
 
 
 def _terms(manifest: DatasetManifest, source: str, license_id: str) -> tuple[Terms, ...]:
