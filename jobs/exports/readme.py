@@ -8,6 +8,7 @@ from handdata.jobs.exports import huggingface
 from handdata.jobs.exports.documents import ExportedShard, ExportRequest, FormatName
 from handdata.pipeline.report.card import dataset_card
 from handdata.pipeline.report.labels import read_labels
+from handdata.pipeline.shards import license_ids
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import DatasetManifest
 from handdata.schemas.terms import Terms, terms_of
@@ -65,6 +66,6 @@ def terms_of_samples(manifest: DatasetManifest, exported: Sequence[ExportedShard
 
 def _terms(manifest: DatasetManifest, source: str, license_id: str) -> tuple[Terms, ...]:
     own = manifest.model_copy(update={"sources": {source: manifest.sources[source]}})
-    if manifest.license_ids.get(source, license_id) != license_id:
+    if license_ids(own)[source] != license_id:
         own = own.model_copy(update={"licenses": {source: license_id}, "license_ids": {source: license_id}})
     return terms_of(own, known_cards())
