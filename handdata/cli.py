@@ -60,7 +60,7 @@ def after_interruption(arguments: Sequence[str]) -> str:
     if command == "train":
         resume = "" if "--resume" in arguments else " with --resume"
         return f"the same command{resume} continues from the last checkpoint"
-    if command == "export" and "dataset" in arguments:
+    if command == "export" and "dataset" in arguments[:2]:
         return _CONTINUES
     if command == "evaluate" and "--out" in arguments:
         return f"{_CONTINUES}: images that were drawn stay"

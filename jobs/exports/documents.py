@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from handdata.schemas import Split
 
-_FOLDER: Final = ".handdata"
-REQUEST: Final = f"{_FOLDER}/export.json"
-FILES: Final = f"{_FOLDER}/files"
-UNITS: Final = f"{_FOLDER}/units"
-PARTS: Final = f"{_FOLDER}/parts"
+STATE: Final = ".handdata"
+REQUEST: Final = f"{STATE}/export.json"
+FILES: Final = f"{STATE}/files"
+UNITS: Final = f"{STATE}/units"
+PARTS: Final = f"{STATE}/parts"
 
 FormatName = Literal["foundhand", "coco", "webdataset", "huggingface", "fiftyone", "rerun"]
 

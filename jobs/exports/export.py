@@ -26,6 +26,7 @@ from handdata.jobs.exports import coco, foundhand, huggingface, readme, rerun, w
 from handdata.jobs.exports.documents import (
     FILES,
     REQUEST,
+    STATE,
     UNITS,
     ExportedFiles,
     ExportedShard,
@@ -150,6 +151,7 @@ def export_dataset(
             on_progress(len(exported), len(shards), samples)
     exported = sorted((one for one in exported if one.samples), key=lambda one: (one.source, one.split, one.name))
     if not exported:
+        out.remove(STATE)  # the folder is empty, and free for another choice
         raise _nothing_chosen(request)
     join = _FORMATS[request.format].join
     if join:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import polars as pl
 import pyarrow as pa
 
+from handdata.jobs.exports.documents import STATE
 from handdata.pipeline.shards import Shard
 from handdata.pipeline.storage import Storage, table_to_parquet
 from handdata.schemas import SAMPLE_SCHEMA, SPLITS, DatasetManifest, HandDataError, RunError, UsageError
@@ -129,7 +130,7 @@ def push(folder: Storage, repository: str, terms: Iterable[Terms]) -> str:
             repo_id=repository,
             repo_type="dataset",
             folder_path=folder.url(),
-            ignore_patterns=[".handdata/*"],
+            ignore_patterns=[f"{STATE}/*"],
             delete_patterns=["data/*"],
             commit_message="Export by handdata",
         )

@@ -425,6 +425,12 @@ def test_a_choice_that_cannot_be_made_is_one_line(
     assert words in result.err
 
 
+def test_a_choice_of_no_sample_leaves_the_folder_to_another_choice(workspace: Storage, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no sample fulfils"):
+        export(workspace, tmp_path / "out", "coco", where="sharpness > 1e9")
+    assert export(workspace, tmp_path / "out", "coco").samples == len(SAMPLES)
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(workspace: Storage, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
