@@ -43,7 +43,7 @@ from handdata.jobs.exports.rows import (
 )
 from handdata.pipeline.shards import Shard
 from handdata.pipeline.storage import Storage
-from handdata.schemas import KEYPOINT_NAMES, SIDES, SKELETON_EDGES, hand_rows
+from handdata.schemas import KEYPOINT_NAMES, SIDES, SKELETON_EDGES, SPLITS, hand_rows
 from handdata.schemas.arrays import BoolArray, FloatArray
 
 _CATEGORY: Final = 1
@@ -117,7 +117,10 @@ class CocoFormat:
             "licenses": [{"id": number, "name": name, "url": ""} for number, name in enumerate(ids, start=1)],
             "categories": [self._category()],
         }
-        for split in sorted({shard.split for shard in exported}):
+        splits = {shard.split for shard in exported}
+        for split in set(SPLITS) - splits:
+            out.remove(self.labels.format(split=split))  # of samples that the dataset has no more
+        for split in sorted(splits):
             parts = [_part_file(shard.source, shard.name) for shard in exported if shard.split == split]
             with out.open_output(self.labels.format(split=split)) as stream:
                 stream.write(json.dumps(head).encode()[:-1])

@@ -1,9 +1,9 @@
 """What an export keeps in its folder to go on where it stopped: what was asked for, and what each unit gave.
 
-OUT/.handdata/export.json                            the request
+OUT/.handdata/export.json                                the request
 OUT/.handdata/files/source=<s>/<shard>.json          files of a unit, written before them
 OUT/.handdata/units/source=<s>/<shard>.json          what a unit gave, written after its files
-OUT/.handdata/parts/source=<s>/<shard>.json          what a format joins at the end
+OUT/.handdata/parts/source=<s>/<shard>.json              what a format joins at the end
 """
 
 from collections import Counter

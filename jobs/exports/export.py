@@ -1,13 +1,15 @@
 """``handdata export dataset``: units of an annotated dataset become files of another layout, in parallel processes.
 
 A unit is done when its file in ``.handdata/units`` is there, which is written last: an export that was interrupted goes
-on with the units that have none. The names of a unit's files are written before the files. So where the dataset has
-changed (records dropped, flags set anew), the same command removes what the former units gave and exports the new ones.
+on with the units that have none. The names of a unit's files are written before the files, and a unit whose marker has
+changed counts as another one. So where the dataset has changed (records dropped, flags set anew), the same command
+removes what the former units gave and exports the new ones.
 
 A process reads a row group at a time and holds the files of one unit at most. The last step joins what a layout has in
 one file for all units, and writes the licences.
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +36,8 @@ from handdata.jobs.exports.documents import (
     FormatName,
 )
 from handdata.jobs.exports.rows import NAMING_COLUMNS
-from handdata.pipeline.shards import Shard, list_shards, read_manifest, read_row_groups
+from handdata.pipeline.shards import Shard, describe_licences, read_manifest, read_markers, read_row_groups
+from handdata.pipeline.shards.markers import encode_marker
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.store import retried
 from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, RunError, SplitCounts, UsageError
@@ -106,7 +109,13 @@ class _Job:
 
     request: ExportRequest
     shard: Shard
+    version: str
     out: Storage
+
+    @property
+    def state_file(self) -> str:
+        """Name of its files in the folders of the export's state."""
+        return f"source={self.shard.source}/{self.shard.stem}.{self.version}.json"
 
 
 def export_dataset(
@@ -129,30 +138,29 @@ def export_dataset(
     """
     parse_condition(request.where)
     dataset = _dataset_of(request)
-    shards = list_shards(dataset, splits=None if request.split is None else [request.split])
-    if not shards:
+    jobs = _planned(request, dataset, out)
+    if not jobs:
         which = f" in split {request.split}" if request.split else ""
         raise UsageError(f"{dataset.describe()} has no samples{which}", "run `handdata annotate`")
     if request.format == "rerun":
         import_module("rerun")  # before any process starts
     _claim(request, out)
-    planned = {(shard.source, shard.stem): shard for shard in shards}
-    _remove_former(out, planned.keys())
-    exported = _finished(out)
+    _remove_former(out, jobs)
+    finished = set(out.list_files(UNITS, ".json"))
+    exported = [ExportedShard.model_validate_json(data) for data in out.read_many(sorted(finished))]
     done_before = len(exported)
     samples = sum(shard.samples for shard in exported)
-    jobs = [_Job(request, planned[key], out) for key in planned.keys() - {(one.source, one.name) for one in exported}]
     if on_progress:
-        on_progress(done_before, len(shards), samples)
-    for one in _run(sorted(jobs, key=lambda job: job.shard.name)):
+        on_progress(done_before, len(jobs), samples)
+    for one in _run([job for job in jobs if f"{UNITS}/{job.state_file}" not in finished]):
         exported.append(one)
         samples += one.samples
         if on_progress:
-            on_progress(len(exported), len(shards), samples)
+            on_progress(len(exported), len(jobs), samples)
     exported = sorted((one for one in exported if one.samples), key=lambda one: (one.source, one.split, one.name))
     if not exported:
         out.remove(STATE)  # the folder is empty, and free for another choice
-        raise _nothing_chosen(request)
+        raise _nothing_chosen(request, dataset)
     join = _FORMATS[request.format].join
     if join:
         join(out, exported)
@@ -176,13 +184,14 @@ def _dataset_of(request: ExportRequest) -> Dataset:
     return Dataset(Storage(request.workspace), request.dataset)
 
 
-def _nothing_chosen(request: ExportRequest) -> UsageError:
+def _nothing_chosen(request: ExportRequest, dataset: Dataset) -> UsageError:
     if request.format == "rerun":
         return UsageError(
             "no sample of this choice has 3D joints and a camera without a fish-eye lens, which rerun shows",
             "`handdata sources` says which sources have them",
         )
-    return UsageError("no sample fulfils these conditions", "see --where, --licence and --split")
+    there = f"; its licences are {describe_licences(read_manifest(dataset))}" if request.licences else ""
+    return UsageError("no sample fulfils these conditions", f"see --where, --licence and --split{there}")
 
 
 def _claim(request: ExportRequest, out: Storage) -> None:
@@ -205,23 +214,31 @@ def _claim(request: ExportRequest, out: Storage) -> None:
     out.write_bytes(REQUEST, request.model_dump_json(indent=2).encode())
 
 
-def _state_file(folder: str, source: str, name: str) -> str:
-    return f"{folder}/source={source}/{name}.json"
+def _planned(request: ExportRequest, dataset: Dataset, out: Storage) -> list[_Job]:
+    """Return a job for each shard of the dataset; its version is that of the marker, for rewritten shards keep names."""
+    read_manifest(dataset)
+    return [
+        _Job(
+            request,
+            Shard(dataset.path(file), marker.source, marker.split, marker.unit_id),
+            hashlib.sha256(encode_marker(marker)).hexdigest()[:12],
+            out,
+        )
+        for marker in read_markers(dataset)
+        if request.split in (None, marker.split)
+        for file in marker.files
+    ]
 
 
-def _remove_former(out: Storage, planned: Iterable[tuple[str, str]]) -> None:
+def _remove_former(out: Storage, jobs: Iterable[_Job]) -> None:
     """Remove what units gave that the dataset no longer has."""
-    kept = {_state_file(FILES, source, name) for source, name in planned}
+    kept = {f"{FILES}/{job.state_file}" for job in jobs}
     for listed in set(out.list_files(FILES, ".json")) - kept:
-        out.remove(f"{UNITS}{listed.removeprefix(FILES)}")
         out.remove_many(out.read_document(listed, ExportedFiles).files)
         out.remove(listed)
-
-
-def _finished(out: Storage) -> list[ExportedShard]:
-    """Return what the finished units gave."""
-    names = out.list_files(UNITS, ".json")
-    return [ExportedShard.model_validate_json(data) for data in out.read_many(names)]
+    units = {f"{UNITS}/{job.state_file}" for job in jobs}
+    for finished in set(out.list_files(UNITS, ".json")) - units:
+        out.remove(finished)
 
 
 def _run(jobs: Sequence[_Job]) -> Iterator[ExportedShard]:
@@ -249,9 +266,7 @@ def _export_shard(job: _Job) -> ExportedShard:
     written = 0
     if len(chosen):
         names = tuple(chosen_format.file_names(shard, chosen))
-        out.write_bytes(
-            _state_file(FILES, shard.source, shard.stem), ExportedFiles(files=names).model_dump_json().encode()
-        )
+        out.write_bytes(f"{FILES}/{job.state_file}", ExportedFiles(files=names).model_dump_json().encode())
         for files in _batches(chosen_format.encode(shard, _tables(dataset, shard, chosen["row"].to_numpy()))):
             out.write_many(files)
             written += sum(map(len, files.values()))
@@ -265,7 +280,7 @@ def _export_shard(job: _Job) -> ExportedShard:
         licences=dict(sorted(chosen["license_id"].value_counts().iter_rows())),
         flags=Counter(dict(chosen["flags"].explode().drop_nulls().value_counts().iter_rows())),
     )
-    out.write_bytes(_state_file(UNITS, shard.source, shard.stem), one.model_dump_json().encode())
+    out.write_bytes(f"{UNITS}/{job.state_file}", one.model_dump_json().encode())
     return one
 
 

@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import yaml
 from numpy.typing import NDArray
@@ -20,6 +22,9 @@ from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.cli import after_interruption
 from handdata.jobs.exports.documents import ExportRequest, FormatName
 from handdata.jobs.exports.export import ExportSummary, export_dataset
+from handdata.pipeline.shards.commit import rewrite_unit
+from handdata.pipeline.shards.lease import take_lease
+from handdata.pipeline.shards.markers import read_markers
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
     SAMPLE_SCHEMA,
@@ -378,16 +383,21 @@ def test_half_a_unit_is_written_again(workspace: Storage, tmp_path: Path) -> Non
 def test_what_was_dropped_leaves_the_export(tmp_path: Path) -> None:
     storage, out = Storage(tmp_path / "w"), tmp_path / "out"
     write(storage, SAMPLES)
+    dataset = Dataset(storage)
     export(storage, out, "coco")
-    gone = "held-out"
-    write_again = Storage(tmp_path / "again")
-    write(write_again, [one for one in SAMPLES if one.sequence_id != gone])
-    # The same workspace, after the records are dropped.
-    storage.remove("")
-    Path(write_again.url()).rename(storage.url())
+    units = {path.name: path.stat().st_mtime_ns for path in (out / ".handdata" / "units").rglob("*.json")}
+    for marker in read_markers(dataset):
+        for name in map(dataset.path, marker.files):
+            rows = storage.read_parquet(name)
+            kept = pc.invert(pc.is_in(rows["sequence_id"], pa.array(["held-out", "unknown"])))
+            if not pc.all(kept).as_py():
+                rewrite_unit(take_lease(dataset), marker, rows.filter(kept))  # as drop does
     summary = export(storage, out, "coco")
-    assert summary.samples == len(SAMPLES) - 2
-    assert not [name for name in files_in(out) if gone in name]
+    assert summary.samples == len(SAMPLES) - 3
+    assert not [name for name in files_in(out) if "held-out" in name or "unknown" in name]
+    assert "held-out" not in "".join(path.read_text() for path in (out / "annotations").iterdir())
+    left = {path.name: path.stat().st_mtime_ns for path in (out / ".handdata" / "units").rglob("*.json")}
+    assert len(units.items() & left.items()) == 1  # the unit that has nothing dropped
 
 
 def test_an_export_to_an_object_store_has_the_same_files(workspace: Storage, tmp_path: Path, s3_bucket: str) -> None:
