@@ -215,7 +215,7 @@ def _claim(request: ExportRequest, out: Storage) -> None:
 
 
 def _planned(request: ExportRequest, dataset: Dataset, out: Storage) -> list[_Job]:
-    """Return a job for each shard of the dataset; its version is that of the marker, for rewritten shards keep names."""
+    """Return a job for each shard of the dataset; its version is that of its marker: it may be rewritten."""
     read_manifest(dataset)
     return [
         _Job(
