@@ -3,7 +3,8 @@
 Each is a PNG file whose text says ``handdata`` (the version), ``task``, ``checkpoint``, ``checkpoint_sha256``,
 ``licences`` (of the data that the network was trained on), ``settings`` (JSON), ``seed``, ``number`` (of the picture;
 seed and number give its noise), ``reference`` and ``target`` (their names), and ``inputs_sha256`` (of their pixels and
-keypoints). A picture that is there with the same text is not drawn again.
+keypoints). A picture that is there with the same text is not drawn again. Where an upscaler is given, each picture lies
+there enlarged, too, as ``..._x4.png``, which says ``upscaled`` beside.
 """
 
 import hashlib
@@ -21,10 +22,12 @@ from PIL import Image, PngImagePlugin
 
 from handdata._version import __version__
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.weights import UPSCALER
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.checkpoints import averaged_weights, training_licences
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.presets import Preset, SamplingOptions
+from handdata.trainer.upscaling import Upscaler
 from handdata.trainer.weights import read_stored
 
 
@@ -105,6 +108,7 @@ class PictureFolder:
         preset: Settings of the network.
         options: Steps, guidance and seed.
         details: Further settings of the call, as JSON has them.
+        upscaler: Writes each picture enlarged, too, beside it; None writes none.
 
     """
 
@@ -116,7 +120,9 @@ class PictureFolder:
         preset: Preset,
         options: SamplingOptions,
         details: Mapping[str, Any] | None = None,
+        upscaler: Upscaler | None = None,
     ) -> None:
+        self._upscaler = upscaler
         self._folder, self._task, self._checkpoint, self._options = folder, task, checkpoint, options
         self._settings = options.applied_to(preset).model_dump(mode="json") | dict(details or {})
 
@@ -138,22 +144,41 @@ class PictureFolder:
         """
         if self._folder is None:
             return
-        text = PngImagePlugin.PngInfo()
-        for key, value in self._text(number, made_from).items():
-            text.add_text(key, value)
+        self._write(self._name(number, made_from), picture, self._text(number, made_from))
+        self._write_enlarged(number, picture, made_from)
+
+    def _write(self, name: str, picture: ByteArray, text: Mapping[str, str]) -> None:
+        chunks = PngImagePlugin.PngInfo()
+        for key, value in text.items():
+            chunks.add_text(key, value)
         stream = BytesIO()
-        Image.fromarray(picture).save(stream, "PNG", pnginfo=text)
-        Storage(self._folder).write_bytes(self._name(number, made_from), stream.getvalue())
+        Image.fromarray(picture).save(stream, "PNG", pnginfo=chunks)
+        assert self._folder is not None
+        Storage(self._folder).write_bytes(name, stream.getvalue())
+
+    def _write_enlarged(self, number: int, picture: ByteArray, made_from: MadeFrom) -> None:
+        """Write a picture as the upscaler enlarges it, unless it is there."""
+        if self._upscaler is None:
+            return
+        factor = self._upscaler.factor
+        text = {**self._text(number, made_from), "upscaled": f"{factor} times, by {UPSCALER}"}
+        name = f"{self._name(number, made_from).removesuffix('.png')}_x{factor}.png"
+        if self._read(name, text) is None:
+            self._write(name, self._upscaler.enlarge(picture, self._options.seed), text)
 
     def find(self, number: int, made_from: MadeFrom) -> ByteArray | None:
         """Return a picture (H, W, 3) RGB that an earlier call has made of all the same; None where there is none."""
-        if self._folder is None:
-            return None
+        picture = self._read(self._name(number, made_from), self._text(number, made_from)) if self._folder else None
+        if picture is not None:
+            self._write_enlarged(number, picture, made_from)
+        return picture
+
+    def _read(self, name: str, text: Mapping[str, str]) -> ByteArray | None:
+        """Return a picture of the folder that says what it should; None where there is none."""
+        assert self._folder is not None
         try:
-            with Image.open(self._folder / self._name(number, made_from)) as opened:
-                if opened.info != self._text(number, made_from):
-                    return None
-                return np.asarray(opened.convert("RGB"))
+            with Image.open(self._folder / name) as opened:
+                return np.asarray(opened.convert("RGB")) if opened.info == text else None
         except (OSError, ValueError, SyntaxError):  # none is there, or half of one
             return None
 

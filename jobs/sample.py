@@ -35,6 +35,7 @@ from handdata.trainer.data.pairs import PairDataset, open_pairs
 from handdata.trainer.data.reading import decode_frame
 from handdata.trainer.data.sample_index import all_of
 from handdata.trainer.data.splits import SHOWN_FIRST
+from handdata.trainer.devices import choose_device
 from handdata.trainer.evaluation import carried_references
 from handdata.trainer.figures import grid, truth_of
 from handdata.trainer.poses import KEYPOINT_FILES
@@ -48,6 +49,7 @@ from handdata.trainer.tasks import (
     unguided,
     video,
 )
+from handdata.trainer.upscaling import Upscaler
 
 _MOMENTS = PairConfig(video=1, view=0, still=0)
 _VIEWS = PairConfig(video=0, view=1, still=0)
@@ -88,6 +90,7 @@ class SampleRequest:
         recent: Number of a video's frames made last that are references too.
         options: Steps, guidance and seed; the same seed also gives the same pairs.
         out_dir: Folder of every picture at the network's own size; None writes none.
+        upscaler: Folder of the upscaler that enlarges them, too; None enlarges none.
         batch_size: Number of pictures that are drawn at once.
         device: Device to generate on; None takes CUDA's where there is one.
         checkpoint_preset: Preset of weights that carry no settings.
@@ -107,6 +110,7 @@ class SampleRequest:
     recent: int = 1
     options: SamplingOptions = SamplingOptions()
     out_dir: Path | None = None
+    upscaler: Path | None = None
     batch_size: int = BATCH_SIZE
     device: str | None = None
     checkpoint_preset: str | None = None
@@ -157,6 +161,7 @@ class Sampling:
         self._file = averaged_weights(request.checkpoint)
         self._sampler = load_sampler(self._file, request.dataset, request.device, request.checkpoint_preset, self._note)
         self._preset = self._sampler.preset
+        self._upscaler = Upscaler(request.upscaler, choose_device(request.device)) if request.upscaler else None
 
     def gesture_transfer(self, progress: OnStep | None = None) -> ByteArray:
         """Return a figure: a row for each pair with reference, target pose, carried reference, result and truth.
@@ -219,7 +224,8 @@ class Sampling:
     def folder(self, task: str, options: SamplingOptions | None = None) -> PictureFolder:
         """Return the folder of a task's pictures, which writes none where none was asked for."""
         request = self._request
-        return PictureFolder(request.out_dir, task, self._file, self._preset, options or request.options)
+        options = options or request.options
+        return PictureFolder(request.out_dir, task, self._file, self._preset, options, upscaler=self._upscaler)
 
     def _drawn(
         self, folder: PictureFolder, made_from: Sequence[MadeFrom], draw: Callable[[list[int], OnImage], None]

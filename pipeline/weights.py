@@ -63,6 +63,8 @@ class WeightsFile:
     beside: tuple[str, ...] = ()
 
 
+UPSCALER: Final = "ldm_super_resolution"
+"""Name of the model that enlarges generated pictures."""
 _SAM_URL: Final = "https://dl.fbaipublicfiles.com/segment_anything"
 _HUB_URL: Final = "https://huggingface.co"
 _CC_BY_NC: Final = (
@@ -164,7 +166,7 @@ WEIGHTS: Final[dict[str, WeightsFile]] = {
             purpose="FID and KID in evaluations (Inception-v3, ImageNet)",
         ),
         WeightsFile(
-            name="ldm_super_resolution",
+            name=UPSCALER,
             filename="unet/diffusion_pytorch_model.bin",
             url=f"{_HUB_URL}/CompVis/ldm-super-resolution-4x-openimages",
             size_bytes=None,

@@ -72,15 +72,15 @@ class Upscaler:
         self.factor: int = 2 ** (len(vqvae.config.block_out_channels) - 1)
         """How many times as wide and high images become."""
 
-    def enlarge(self, image: ByteArray, seed: int = 0, steps: int = STEPS) -> ByteArray:
+    def enlarge(self, image: ByteArray, seed: int = 0) -> ByteArray:
         """Return an image (H, W, 3) RGB as one of (factor H, factor W, 3); the same seed gives the same one."""
         height, width = image.shape[:2]
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 127.5 - 1
         grown = F.pad(pixels, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), mode="replicate")
         with memory_errors(f"enlarging an image of {width} x {height}", "enlarge on the CPU with --device cpu"):
             (enlarged,) = self._pipeline(
                 grown,
-                num_inference_steps=steps,
+                num_inference_steps=STEPS,
                 eta=0.0,  # more adds noise of the global generator, which no seed of ours reaches
                 generator=torch.Generator().manual_seed(seed),
                 output_type="np",

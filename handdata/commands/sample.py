@@ -79,6 +79,12 @@ OutDir = Annotated[
         help="Folder of every picture at the network's own size: PNG files that say what they were made from.",
     ),
 ]
+Upscale = Annotated[
+    bool,
+    typer.Option(
+        "--upscale", help="Write each picture of --out-dir four times as wide, too: ours, by ldm_super_resolution."
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", min=1, metavar="N", help="Number of pictures that are drawn at once.")
 ]
@@ -105,6 +111,7 @@ def gesture_transfer(
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("gesture-transfer.png"),
     out_dir: OutDir = None,
+    upscale: Upscale = False,
 ) -> None:
     """Generate a reference's hand in the pose of a target: a figure of reference, pose, result and truth.
 
@@ -123,6 +130,7 @@ def gesture_transfer(
         count=count,
         options=options,
         out_dir=out_dir,
+        upscale=upscale,
         batch_size=batch_size,
         device=device,
     )
@@ -158,6 +166,7 @@ def domain_transfer(
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("domain-transfer.png"),
     out_dir: OutDir = None,
+    upscale: Upscale = False,
 ) -> None:
     """Generate the poses of one source with the appearance of another, such as synthetic hands as photographs.
 
@@ -165,9 +174,9 @@ def domain_transfer(
     Interrupted, the same command continues; finished, it does nothing.
     """
     if every or dataset is not None:
-        if references or targets or out_dir is not None:
+        if references or targets or out_dir is not None or upscale:
             raise UsageError(
-                "--reference, --target and --out-dir are for a figure",
+                "--reference, --target, --out-dir and --upscale are for a figure",
                 "a dataset takes --reference-source and --target-source",
             )
         settings = load_settings(workspace=workspace)
@@ -203,6 +212,7 @@ def domain_transfer(
         count=count,
         options=options,
         out_dir=out_dir,
+        upscale=upscale,
         batch_size=batch_size,
         device=device,
     )
@@ -239,6 +249,7 @@ def novel_view(
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("novel-view.png"),
     out_dir: OutDir = None,
+    upscale: Upscale = False,
 ) -> None:
     """Generate the moment of a reference as another camera sees it, from the keypoints in that camera.
 
@@ -258,6 +269,7 @@ def novel_view(
         count=count,
         options=options,
         out_dir=out_dir,
+        upscale=upscale,
         batch_size=batch_size,
         device=device,
     )
@@ -379,6 +391,7 @@ def fix(
         Path, typer.Option("--out", metavar="FILE", help="File of the repaired image: .png, .jpg or .webp.")
     ] = Path("fixed.png"),
     out_dir: OutDir = None,
+    upscale: Upscale = False,
 ) -> None:
     """Generate the hands of an image anew; the rest stays as it is, to the pixel.
 
@@ -401,6 +414,7 @@ def fix(
         options=options,
         device=device,
         out_dir=out_dir,
+        upscale=upscale,
     )
     with ProgressLine("Repairing", None, "steps") as progress:
         image = sampling.fix(photo, region, lambda step, total: progress.set(step, total=total))
@@ -458,6 +472,7 @@ def unconditional(
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("unconditional.png"),
     out_dir: OutDir = None,
+    upscale: Upscale = False,
 ) -> None:
     """Sample unconditionally: a grid of hands, without reference or pose."""
     sampling = _sampling(
@@ -469,6 +484,7 @@ def unconditional(
         count=count,
         options=options,
         out_dir=out_dir,
+        upscale=upscale,
         batch_size=batch_size,
         device=device,
     )
@@ -485,20 +501,27 @@ def _sampling(
     *,
     is_video: bool = False,
     out_dir: Path | None = None,
+    upscale: bool = False,
     **request: object,
 ) -> "Sampling":
     from handdata.pictures.files import require_format
     from handdata.pipeline.storage import Storage
+    from handdata.pipeline.weights import UPSCALER, model_folder
 
+    if upscale and out_dir is None:
+        raise UsageError(
+            "--upscale enlarges the pictures of --out-dir, which was not given", "name a folder: --out-dir pictures"
+        )
     if not is_video:
         require_format(out_file)
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
+    upscaler = model_folder(UPSCALER, settings.weights) if upscale else None
     chosen = _weights(settings, run, checkpoint)
     from handdata.jobs.sample import SampleRequest, Sampling  # torch and MediaPipe: seconds, once it is known what for
 
     sampling = Sampling(
-        SampleRequest(checkpoint=chosen, out_dir=out_dir, **request),  # type: ignore[arg-type]
+        SampleRequest(checkpoint=chosen, out_dir=out_dir, upscaler=upscaler, **request),  # type: ignore[arg-type]
         storage,
         settings.annotate,
         settings.weights,

@@ -12,6 +12,7 @@ from PIL import Image
 from handdata import __version__
 from handdata.jobs.outputs import CheckpointOrigin, MadeFrom, NamedFrame
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.weights import UPSCALER
 from handdata.trainer.checkpoints import builtin_file, read_network
 from handdata.trainer.poses import pose_frame
 from handdata.trainer.trainer import Trainer
@@ -19,6 +20,7 @@ from handdata.trainer.weights import write_foundhand
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
 from tests.fixtures.training import SMALL
+from tests.fixtures.upscaler import write_upscaler
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,30 @@ def test_the_same_call_goes_on_with_the_pictures_that_are_there(
     assert (folder / names[1]).read_bytes() == whole
     assert len(drawn(run_command, workspace, tmp_path, "unconditional", "--n", 4, "--seed", 1)) == 4
     assert (folder / names[0]).stat().st_mtime_ns != kept  # of another seed it is another picture
+
+
+def test_pictures_are_enlarged_beside_where_the_weights_are_there(
+    workspace: Path, tmp_path: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handdata.trainer.upscaling.STEPS", 2)
+    monkeypatch.setenv("HANDDATA_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = "unconditional", "--n", 2, "--upscale"
+    missing = run_command("sample", *words, "-w", workspace, "--out-dir", tmp_path / "pictures")
+    assert missing.code == 1 and "run `handdata weights fetch ldm_super_resolution`" in missing.err
+    nowhere = run_command("sample", *words, "-w", workspace)
+    assert nowhere.code == 2 and "--upscale enlarges the pictures of --out-dir" in nowhere.err
+    write_upscaler(tmp_path / UPSCALER)
+    plain = drawn(run_command, workspace, tmp_path, *words[:-1])
+    found = drawn(run_command, workspace, tmp_path, *words)  # of what is there, too
+    assert list(found) == ["0000.png", "0000_x4.png", "0001.png", "0001_x4.png"]
+    assert all(found[name].tobytes() == plain[name].tobytes() for name in plain)
+    enlarged = found["0001_x4.png"]
+    assert enlarged.size == (4 * SMALL.image_size,) * 2
+    assert enlarged.info == found["0001.png"].info | {"upscaled": "4 times, by ldm_super_resolution"}
+    written = (tmp_path / "pictures" / "0001_x4.png").stat().st_mtime_ns
+    drawn(run_command, workspace, tmp_path, *words)
+    assert (tmp_path / "pictures" / "0001_x4.png").stat().st_mtime_ns == written
 
 
 def test_inputs_are_known_by_what_they_hold() -> None:

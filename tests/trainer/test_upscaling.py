@@ -8,9 +8,12 @@ import pytest
 import torch
 from diffusers import UNet2DModel, VQModel
 
-from handdata.pipeline.weights import WEIGHTS, model_folder
+import handdata
+from handdata.pipeline.weights import UPSCALER, WEIGHTS, model_folder
 from handdata.schemas import WeightsError
+from handdata.trainer.trainer import Trainer
 from handdata.trainer.upscaling import Upscaler
+from tests.fixtures.training import SMALL
 from tests.fixtures.upscaler import write_upscaler
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -21,21 +24,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_upscaler(tmp_path_factory.mktemp("upscaler"))
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handdata.trainer.upscaling.STEPS", 2)
+
+
 def test_an_image_of_any_size_becomes_four_times_as_wide(folder: Path) -> None:
     upscaler = Upscaler(folder)
     assert upscaler.factor == 4
-    assert upscaler.enlarge(PHOTO, steps=2).shape == (128, 128, 3)
-    wide = upscaler.enlarge(PHOTO[:9, :20], steps=2)
+    assert upscaler.enlarge(PHOTO).shape == (128, 128, 3)
+    wide = upscaler.enlarge(PHOTO[:9, :20])
     assert wide.shape == (36, 80, 3) and wide.dtype == np.uint8 and wide.std() > 1
 
 
 def test_the_same_seed_gives_the_same_image_and_another_one_another(folder: Path) -> None:
     upscaler = Upscaler(folder)
-    first = upscaler.enlarge(PHOTO, seed=3, steps=2)
+    first = upscaler.enlarge(PHOTO, seed=3)
     torch.rand(1)  # of the global generator nothing is drawn
-    assert np.array_equal(upscaler.enlarge(PHOTO, seed=3, steps=2), first)
-    assert not np.array_equal(upscaler.enlarge(PHOTO, seed=4, steps=2), first)
-    assert not np.array_equal(upscaler.enlarge(255 - PHOTO, seed=3, steps=2), first)
+    assert np.array_equal(upscaler.enlarge(PHOTO, seed=3), first)
+    assert not np.array_equal(upscaler.enlarge(PHOTO, seed=4), first)
+    assert not np.array_equal(upscaler.enlarge(255 - PHOTO, seed=3), first)
 
 
 def test_weights_may_be_of_pytorch_as_the_published_ones_are(folder: Path, tmp_path: Path) -> None:
@@ -44,9 +52,9 @@ def test_weights_may_be_of_pytorch_as_the_published_ones_are(folder: Path, tmp_p
             tmp_path / part, safe_serialization=False
         )
     shutil.copytree(folder / "scheduler", tmp_path / "scheduler")
-    ours, theirs = (Upscaler(each).enlarge(PHOTO, steps=2).astype(float) for each in (folder, tmp_path))
+    ours, theirs = (Upscaler(each).enlarge(PHOTO).astype(float) for each in (folder, tmp_path))
     assert np.abs(ours - theirs).mean() < 1  # where the weights lie in memory decides some last bits
-    published = {*WEIGHTS["ldm_super_resolution"].beside, WEIGHTS["ldm_super_resolution"].filename}
+    published = {*WEIGHTS[UPSCALER].beside, WEIGHTS[UPSCALER].filename}
     assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()} == published
 
 
@@ -70,3 +78,13 @@ def test_it_is_looked_for_in_the_folder_of_weights_and_where_it_is_missing_a_lin
             model_folder("ldm_super_resolution", mine)
     shutil.copytree(folder, tmp_path / "ldm_super_resolution")
     assert model_folder("ldm_super_resolution", tmp_path) == tmp_path / "ldm_super_resolution"
+
+
+def test_a_model_enlarges_what_it_has_drawn(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder, tmp_path / UPSCALER)
+    monkeypatch.setenv("HANDDATA_WEIGHTS", str(tmp_path))
+    model = handdata.load_model(Trainer(SMALL, "cpu").save(str(tmp_path / "run")), "cpu")
+    (image,) = model.unconditional(steps=1)
+    enlarged = model.upscale(image, seed=1)
+    assert enlarged.size == (4 * model.image_size,) * 2
+    assert np.array_equal(enlarged, Upscaler(folder).enlarge(np.asarray(image), seed=1))
