@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, overload
+from typing import TYPE_CHECKING, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,7 @@ from handdata.pipeline.weights import UPSCALER, WEIGHTS, model_folder, named_wei
 from handdata.schemas import UsageError, known_names
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.data.augment import Frame
-from handdata.trainer.presets import BATCH_SIZE, Preset, SamplingOptions
+from handdata.trainer.presets import BATCH_SIZE, Preset, SamplerName, SamplingOptions
 
 if TYPE_CHECKING:
     from handdata.trainer.conditioning import Task
@@ -35,6 +35,19 @@ Target: TypeAlias = Photo | HandSample
 """What has a pose: an image with a hand, or 42 keypoints, (42, 2) or (2, 21, 2), or a file of these."""
 KeypointsSize: TypeAlias = tuple[int, int]
 """Width and height of the image that keypoints are pixels of."""
+
+
+class FurtherOptions(TypedDict, total=False):
+    """Options of sampling that tasks take beside steps, guidance and seed; the preset's by default."""
+
+    sampler: SamplerName
+    """``ddpm`` as published, or ``ddim``, ``dpm++`` or ``unipc``, which need 10 to 25 steps."""
+    pose_guidance: float
+    """Guidance scale of the pose alone, in place of ``guidance``."""
+    appearance_guidance: float
+    """Guidance scale of the reference alone, in place of ``guidance``."""
+    guided_channels: int
+    """Guide the first so many latent channels; as published 3."""
 
 
 @names_arguments
@@ -126,6 +139,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        **further: Unpack[FurtherOptions],
     ) -> Image.Image: ...
     @overload
     def gesture_transfer(
@@ -138,6 +152,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        **further: Unpack[FurtherOptions],
     ) -> list[Image.Image]: ...
     @names_arguments
     def gesture_transfer(
@@ -150,6 +165,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        **further: Unpack[FurtherOptions],
     ) -> Image.Image | list[Image.Image]:
         """Draw a reference's hand and surroundings in the pose of a target.
 
@@ -165,6 +181,7 @@ class HandModel:
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
             seed: Seed of all that is random.
+            further: See ``FurtherOptions``.
 
         Returns:
             An image, or a list of them for lists.
@@ -181,7 +198,7 @@ class HandModel:
             raise UsageError(
                 f"{len(references)} references and {len(targets)} targets", "give a target for each reference"
             )
-        options = SamplingOptions(steps, guidance, seed)
+        options = SamplingOptions(steps, guidance, seed, **further)
         images = self._transferred(references, targets, Task.POSE_CHANGE, options, batch_size)
         return images if isinstance(reference, list) or isinstance(target, list) else images[0]
 
@@ -199,6 +216,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        **further: Unpack[FurtherOptions],
     ) -> Image.Image: ...
     @overload
     def novel_view(
@@ -211,6 +229,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        **further: Unpack[FurtherOptions],
     ) -> list[Image.Image]: ...
     @names_arguments
     def novel_view(
@@ -223,6 +242,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        **further: Unpack[FurtherOptions],
     ) -> Image.Image | list[Image.Image]:
         """Draw the moment of a reference as other cameras see it, from the keypoints in these cameras.
 
@@ -239,6 +259,7 @@ class HandModel:
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
             seed: Seed of all that is random.
+            further: See ``FurtherOptions``.
 
         Returns:
             An image; a list of them for a list, or for a file of 3D joints and several cameras.
@@ -253,7 +274,7 @@ class HandModel:
         if not references:
             raise UsageError("a view needs a reference")
         targets = self._targets(target, keypoints_size)
-        options = SamplingOptions(steps, guidance, seed)
+        options = SamplingOptions(steps, guidance, seed, **further)
         images = self._transferred([references] * len(targets), targets, Task.VIEW_CHANGE, options, batch_size)
         return images if isinstance(target, list) or len(images) > 1 else images[0]
 
@@ -267,6 +288,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        **further: Unpack[FurtherOptions],
     ) -> list[Image.Image]:
         """Draw a sample's moment as cameras see it that go around it in a full turn, the first its own.
 
@@ -282,6 +304,7 @@ class HandModel:
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
             seed: Seed of all that is random.
+            further: See ``FurtherOptions``.
 
         Raises:
             UsageError: The sample has no 3D joints or no camera.
@@ -292,7 +315,7 @@ class HandModel:
 
         side, scale = sample.image.shape[0], self._settings.annotate.crop_scale
         targets = [view.frame for view in around(sample.row, side, count, self.image_size, scale, say)]
-        options = SamplingOptions(steps, guidance, seed)
+        options = SamplingOptions(steps, guidance, seed, **further)
         return self._transferred([sample.frame] * count, targets, Task.VIEW_CHANGE, options, batch_size)
 
     @names_arguments
@@ -305,6 +328,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        **further: Unpack[FurtherOptions],
     ) -> Image.Image | list[Image.Image]:
         """Draw hands in the pose of targets without a reference: the network imagines hand and surroundings.
 
@@ -319,6 +343,7 @@ class HandModel:
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
             seed: Seed of all that is random.
+            further: See ``FurtherOptions``.
 
         Raises:
             UsageError: What is given has no pose, or the network needs a reference.
@@ -331,7 +356,7 @@ class HandModel:
             images = keypoints_only(
                 self._sampler,
                 targets,
-                SamplingOptions(steps, guidance, seed),
+                SamplingOptions(steps, guidance, seed, **further),
                 batch_size=batch_size,
                 progress=lambda step, total: progress.set(step, total=total),
             )
@@ -350,6 +375,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        **further: Unpack[FurtherOptions],
     ) -> list[Image.Image]:
         """Draw a video: a reference's hand in the pose of one target after another, every frame from the same noise.
 
@@ -369,6 +395,7 @@ class HandModel:
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; the preset's by default.
             seed: Seed of all that is random.
+            further: See ``FurtherOptions``.
 
         Returns:
             An image for each target; of a file those that have a pose, and the others are said.
@@ -399,7 +426,7 @@ class HandModel:
                 self._sampler,
                 references,
                 poses,
-                SamplingOptions(steps, guidance, seed),
+                SamplingOptions(steps, guidance, seed, **further),
                 recent=recent,
                 progress=lambda frame, total: progress.set(frame, total=total),
             )
@@ -477,7 +504,9 @@ class HandModel:
             return like_photo(path, fixed)
 
     @names_arguments
-    def unconditional(self, count: int = 1, *, steps: int | None = None, seed: int = 0) -> list[Image.Image]:
+    def unconditional(
+        self, count: int = 1, *, steps: int | None = None, seed: int = 0, sampler: SamplerName | None = None
+    ) -> list[Image.Image]:
         """Draw images without reference and pose.
 
             >>> model = handdata.load_model("default", workspace="workspace")
@@ -488,6 +517,7 @@ class HandModel:
             count: Number of images.
             steps: Number of denoising steps; the preset's by default.
             seed: Seed of all that is random.
+            sampler: As in ``FurtherOptions``.
 
         """
         from handdata.trainer.tasks import unconditional
@@ -496,7 +526,7 @@ class HandModel:
             images = unconditional(
                 self._sampler,
                 count,
-                SamplingOptions(steps, seed=seed),
+                SamplingOptions(steps, seed=seed, sampler=sampler),
                 progress=lambda step, total: progress.set(step, total=total),
             )
         return _as_pil(images)

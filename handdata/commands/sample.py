@@ -437,6 +437,7 @@ def keypoints_only(
     batch_size: BatchSize = BATCH_SIZE,
     out_file: Figure = Path("keypoints-only.png"),
     out_dir: OutDir = None,
+    upscale: Upscale = False,
 ) -> None:
     """Generate hands in given poses without a reference: the network imagines hand and surroundings."""
     sampling = _sampling(
@@ -451,6 +452,7 @@ def keypoints_only(
         count=count,
         options=options,
         out_dir=out_dir,
+        upscale=upscale,
         batch_size=batch_size,
         device=device,
     )

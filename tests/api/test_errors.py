@@ -112,3 +112,20 @@ def test_the_poses_of_a_video_may_be_one_array(tmp_path: Path, monkeypatch: pyte
     for nothing in (poses[:0], [], "poses.npy", tmp_path / "poses.npy"):
         with pytest.raises(UsageError, match="a target for each of its frames"):
             model.video("photo.jpg", nothing, steps=1)  # type: ignore[arg-type]
+
+
+def test_the_options_of_sampling_that_commands_have_are_taken_in_python(tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, "cpu")
+    for parameter in trainer.averaged_model.parameters():  # some start at zero, and let no condition through
+        torch.nn.init.normal_(parameter, std=0.1)
+    model = handdata.load_model(trainer.save(str(tmp_path / "run")), "cpu")
+    pose = np.random.default_rng(0).uniform(4, 28, (42, 2))
+    drawn = [
+        np.asarray(model.keypoints_only(pose, steps=2, guidance=2.0, **further))
+        for further in ({}, {"sampler": "unipc"}, {"pose_guidance": 4.0}, {"guided_channels": 1})
+    ]
+    assert len({image.tobytes() for image in drawn}) == 4
+    with pytest.raises(UsageError, match=r"^sampler is 'dpm', and no such sampler is known"):
+        model.unconditional(sampler="dpm")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^pose_guidance is -1"):
+        model.keypoints_only(pose, pose_guidance=-1)
