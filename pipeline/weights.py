@@ -171,7 +171,7 @@ WEIGHTS: Final[dict[str, WeightsFile]] = {
             url=f"{_HUB_URL}/CompVis/ldm-super-resolution-4x-openimages",
             size_bytes=None,
             sha256=None,
-            purpose="`sample --upscale` (latent diffusion, four times as wide)",
+            purpose="sample --upscale: super-resolution by four",
             repository="CompVis/ldm-super-resolution-4x-openimages",
             beside=(
                 "unet/config.json",
