@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -298,11 +299,16 @@ class FolderAdapter:
                 yield f"beside the folders of splits, and so not taken: {_listed(beside, root)}"
             people = {split: _people(_places(base)) for split, base in splits.items()}
             yield f"people by split: {', '.join(f'{split} {len(names):,}' for split, names in people.items())}"
-            counts = Counter(name for names in people.values() for name in names)
-            if several := sorted(name for name, count in counts.items() if count > 1):
+            counts = Counter(spelling for names in people.values() for spelling in set(map(_plainly, names)))
+            every = {name for names in people.values() for name in names}
+            if several := sorted(name for name in every if counts[_plainly(name)] > 1):
                 yield f"in several splits, so that a model is tested on people it has seen: {_some(several)}"
         else:
             yield self._rule(list(_places(root)), self._share(root))
+            every = set(_people(_places(root)))
+            counts = Counter(map(_plainly, every))
+            if alike := sorted(name for name in every if counts[_plainly(name)] > 1):
+                yield f"named alike, and taken as different people, of whom some may be held out: {_some(alike)}"
         nested = [child for base in bases for person in folders_in(base) for child in (person, *folders_in(person))]
         deep = [child for child in nested if _nearly_split(child) and child not in bases]
         if deep:
@@ -565,6 +571,11 @@ def _chosen(names: Collection[str], share: float) -> set[str]:
     count = min(max(1, round(share * len(names))), len(names) - 1) if share else 0
     ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
     return set(ranked[: max(count, 0)])
+
+
+def _plainly(name: str) -> str:
+    """Return a person's name without what systems change when they copy folders: case, blanks, how accents are coded."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _people(places: Iterable[_Place]) -> list[str]:

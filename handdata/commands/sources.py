@@ -181,7 +181,7 @@ def ingest(
         bool,
         typer.Option(
             "--force",
-            help="Replace the earlier records even where a split or more than a tenth of them is missing now.",
+            help="Replace the earlier records even where a split, or a tenth of them or of their labels, is missing.",
         ),
     ] = False,
     strict: Strict = False,

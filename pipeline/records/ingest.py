@@ -46,6 +46,7 @@ from handdata.pipeline.records.stored import (
     IngestSummary,
     drop_records,
     find_ingest_summary,
+    label_counts,
     recounted,
     strike_records,
 )
@@ -174,6 +175,7 @@ def ingest(
         if split is None and (limit is None or total.records < limit):
             visits.add(total.visits)
             warnings += tuple(map(in_one_line, unread_parts(root, visits, unused_parts(adapter))))
+        files = tuple(storage.list_files(staged_folder(staging, "records"), ".parquet"))
         staged = IngestSummary(
             source=source,
             root=printable(str(root)),
@@ -185,13 +187,14 @@ def ingest(
             license_id=license_id_of(options.licence) if options.licence else adapter.card.license_id,
             release=release_of(adapter_type, root),
             format_version=FORMAT_VERSION,
-            files=tuple(storage.list_files(staged_folder(staging, "records"), ".parquet")),
+            files=files,
             rejected_files=tuple(storage.list_files(staged_folder(staging, "rejected"), ".parquet")),
             warnings=(*warnings, *warning_of_failures(total.rejected[RejectReason.ADAPTER_FAILED.value])),
             split=split,
             limit=limit,
             stride=stride,
             options=options.own(),
+            labels=label_counts(storage, files),
         )
         require_records(storage, staged)
         tombstones = read_tombstones(storage, source)

@@ -21,7 +21,9 @@ from handdata.pipeline.storage.layout import records_folder, rejected_folder, st
 from handdata.schemas import SPLITS, LeaseLostError, RunError, StorageError
 
 MOST_LOST: Final = 0.1
-"""Share of the earlier records that may be missing from a later ingest without a word."""
+"""Share of the earlier records that may be missing from a later ingest without a word; of their labels, too."""
+_MOST_OF_A_RECORD: Final = 2
+"""Most labelled hands, masks or cameras that go with a record that was dropped."""
 
 
 @contextmanager
@@ -92,7 +94,9 @@ def with_earlier_counts(storage: Storage, staged: IngestSummary) -> IngestSummar
 
 
 def refuse_losses(storage: Storage, staged: IngestSummary) -> None:
-    """Raise where an ingest lacks a split, or more than a tenth of the records, that the last one of its kind had.
+    """Raise where an ingest lacks what the last one of its kind had: a split, or more than a tenth of some counts.
+
+    These are the records, and their labelled hands, masks and cameras: a part of the labels may be what is away.
 
     Only ingests of one selection are compared: those that were asked for the same split, limit and stride. Others may
     have been in force since; of their records, what was dropped meanwhile is not missed.
@@ -115,12 +119,21 @@ def refuse_losses(storage: Storage, staged: IngestSummary) -> None:
         had, has = {"records": earlier.records}, {"records": staged.records}
     lost = {name: had[name] - has.get(name, 0) for name in had if had[name] > has.get(name, 0)}
     dropped = max(0, staged.dropped - earlier.dropped)
+    fewer = {name: count - staged.labels[name] for name, count in earlier.labels.items() if name in staged.labels}
+    of_labels = [
+        name for name, count in fewer.items() if count - _MOST_OF_A_RECORD * dropped > MOST_LOST * earlier.labels[name]
+    ]
     splits_are_there = all(has.get(name) or had[name] <= dropped for name in lost)
-    if splits_are_there and sum(lost.values()) - dropped <= MOST_LOST * earlier.records:
+    is_whole = splits_are_there and sum(lost.values()) - dropped <= MOST_LOST * earlier.records
+    if is_whole and not of_labels:
         return
-    changes = (f"{name} {had[name]:,} -> {has.get(name, 0):,}" for name in (*SPLITS, "records") if name in lost)
+    if is_whole:
+        changes = [f"{name} {earlier.labels[name]:,} -> {staged.labels[name]:,}" for name in of_labels]
+    else:
+        changes = [f"{name} {had[name]:,} -> {has.get(name, 0):,}" for name in (*SPLITS, "records") if name in lost]
+    what = "labels" if is_whole else "records"
     raise RunError(
-        f"{staged.root} lacks records of source {staged.source} that the last ingest had: {', '.join(changes)}"
+        f"{staged.root} lacks {what} of source {staged.source} that the last ingest had: {', '.join(changes)}"
         f"{_reasons(storage, staged, earlier.rejected)}",
         "nothing was changed; see that all of the dataset is there, or replace the earlier records with --force",
     )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from handdata.pipeline.records.tombstones import KEY_COLUMNS, Tombstones
 from handdata.pipeline.storage import Storage, table_to_parquet
@@ -45,6 +46,7 @@ class IngestCounts:
         rejected: Rejected records per reason.
         dropped: Number of records that were skipped because a tombstone names them.
         options: The source's own options that were given.
+        labels: What the records have (``label_counts``); those of earlier versions say nothing.
 
     """
 
@@ -56,6 +58,7 @@ class IngestCounts:
     rejected: dict[str, int]
     dropped: int
     options: dict[str, str | float | bool] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
 
     @property
     def selection(self) -> tuple[object, ...]:
@@ -88,6 +91,7 @@ class IngestSummary:
         license_id: SPDX id of the licence, or a ``LicenseRef-``; empty in those of earlier versions.
         release: Release of the dataset, where its files tell.
         format_version: Version of the columns of the records; those of version 1 have absolute URIs and no attributes.
+        labels: What the records have (``label_counts``); summaries of earlier versions say nothing.
 
     """
 
@@ -111,6 +115,7 @@ class IngestSummary:
     license_id: str = ""
     release: str | None = None
     format_version: int = 1
+    labels: dict[str, int] = field(default_factory=dict)
 
     @property
     def selection(self) -> tuple[object, ...]:
@@ -128,6 +133,7 @@ class IngestSummary:
             self.rejected,
             self.dropped,
             self.options,
+            self.labels,
         )
         return (*(counts for counts in self.earlier if counts.selection != self.selection), own)
 
@@ -222,7 +228,19 @@ def recounted(storage: Storage, summary: IngestSummary, tombstones: Tombstones) 
         rejected=dict(sorted(rejected.items())),
         dropped=summary.dropped + summary.records - splits.total(),
         tombstones=tombstones.digest,
+        labels=label_counts(storage, summary.files),
     )
+
+
+def label_counts(storage: Storage, files: Sequence[str]) -> dict[str, int]:
+    """Return how many labelled hands, masks and cameras files of records hold."""
+    found: Counter[str] = Counter({"labelled hands": 0, "masks": 0, "cameras": 0})
+    for name in files:
+        table = storage.read_parquet(name, ["hand_state", "has_mask", "camera_k"])
+        found["labelled hands"] += pc.sum(pc.equal(pc.list_flatten(table["hand_state"]), "labelled")).as_py() or 0
+        found["masks"] += pc.sum(table["has_mask"]).as_py() or 0
+        found["cameras"] += len(table) - table["camera_k"].null_count
+    return dict(found)
 
 
 def drop_records(storage: Storage, tombstones: Tombstones) -> tuple[int, int]:

@@ -360,6 +360,16 @@ def test_people_of_several_splits_are_said(tmp_path: Path) -> None:
     assert any("tested on people it has seen: ann" in line for line in said)
 
 
+@pytest.mark.parametrize(("first", "second"), [("Jos\xe9", "Jose\u0301"), ("Ann", "ann"), ("ann", "ann ")])
+def test_a_person_whose_name_another_system_spelt_is_said(tmp_path: Path, first: str, second: str) -> None:
+    for number, place in enumerate([f"train/{first}", "train/bob", f"val/{second}"]):
+        write_photograph(tmp_path / "divided" / place / "a.jpg", number)
+        write_photograph(tmp_path / "whole" / place.partition("/")[2] / "a.jpg", number)
+    both = ", ".join(sorted([first, second]))
+    assert any(line.endswith(f"tested on people it has seen: {both}") for line in warnings(tmp_path / "divided"))
+    assert any(line.endswith(f"some may be held out: {both}") for line in warnings(tmp_path / "whole"))
+
+
 def test_splits_in_any_case_are_splits_and_say_what_is_held_out(tmp_path: Path) -> None:
     write_photograph(tmp_path / "Train/ann/a.jpg")
     write_photograph(tmp_path / "VAL/bob/a.jpg", 1)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from PIL import UnidentifiedImageError
 
 from handdata.adapters import AdapterOptions, Layout, Partition
+from handdata.adapters.registry import registered_adapters
 from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.records.replacing import remove_earlier
 from handdata.pipeline.records.stored import IngestSummary, drop_records, read_ingest_summary, read_record_keys
@@ -34,6 +36,7 @@ from handdata.schemas import (
 )
 from handdata.schemas.arrays import BoolArray
 from handdata.schemas.rejection import rejection
+from tests.fixtures.sources import ADAPTER_FIXTURES
 
 SUMMARY = "records/source=counted/_ingest.json"
 LIMIT = 1000
@@ -444,6 +447,31 @@ def test_a_change_that_fails_leaves_one_ingest_whole(
     ingest(fuller, root, workspace, limit=LIMIT)
     _, named, there = in_force(workspace)
     assert named == there
+
+
+@pytest.mark.parametrize(
+    ("source", "part", "said"),
+    [
+        ("hoi4d", "handpose", "labelled hands 9 -> 0"),
+        ("hoi4d", "HOI4D_annotations", "masks 3 -> 0"),
+        ("hoi4d", "camera_params", "cameras 12 -> 0"),
+        ("reinterhand", "**/orig_fits/left", "labelled hands 78 -> 39"),
+        ("reinterhand", "**/masks", "masks 39 -> 0"),
+    ],
+)
+def test_a_part_of_the_labels_that_is_away_at_a_later_ingest_needs_force(
+    tmp_path: Path, source: str, part: str, said: str
+) -> None:
+    root, storage, adapter = tmp_path / "root", Storage(tmp_path / "w"), registered_adapters()[source]
+    next(fixture for fixture in ADAPTER_FIXTURES if fixture.source == source).write(root)
+    before = ingest(adapter, root, storage, limit=LIMIT)
+    for folder in list(root.glob(part)):
+        shutil.rmtree(folder)
+    with pytest.raises(RunError, match=f"lacks labels of source {source} that the last ingest had: .*{said}"):
+        ingest(adapter, root, storage, limit=LIMIT)
+    assert read_ingest_summary(storage, source) == before
+    assert ingest(adapter, root, storage, limit=LIMIT, force=True).records == before.records
+    ingest(adapter, root, storage, limit=LIMIT)  # it was meant
 
 
 def test_of_two_ingests_at_once_the_one_that_began_last_counts_whole(root: Path, workspace: Storage) -> None:
