@@ -574,7 +574,7 @@ def _chosen(names: Collection[str], share: float) -> set[str]:
 
 
 def _plainly(name: str) -> str:
-    """Return a person's name without what systems change when they copy folders: case, blanks, how accents are coded."""
+    """Return a person's name without what systems change in copies: case, blanks, the coding of accents."""
     return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
