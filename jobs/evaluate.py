@@ -26,7 +26,7 @@ from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import DATASET
 from handdata.pipeline.weights import require_weights, sha256_of
-from handdata.schemas import Split, UnreadableImageError, UsageError
+from handdata.schemas import Split, UnreadableImageError, UsageError, WeightsError
 from handdata.schemas.arrays import ByteArray
 from handdata.trainer.checkpoints import averaged_weights
 from handdata.trainer.data.augment import Frame
@@ -275,12 +275,14 @@ def evaluate(
         total = (networks + 1 + sets) * len(pairs.pairs)
         done = 0
 
-        def draw(way: str, drawer: Sampler, file: str, origin: str) -> None:
+        def draw(way: str, drawer: Sampler, origin: str) -> None:
             nonlocal done
-            methods[way], sha256 = _method(drawer, file, origin, request.options)
+            sampling = request.options.applied_to(drawer.preset).model_dump(mode="json")
+            sampling |= {"seed": request.options.seed, "image_size": drawer.preset.image_size}
+            methods[way] = Method(origin, hashes[way], sampling)
             target = place / way.replace(" ", "-")
             begun = done
-            draw_pairs(drawer, pairs, frames, request.options, target, sha256, lambda at, _: tell(begun + at))
+            draw_pairs(drawer, pairs, frames, request.options, target, hashes[way], lambda at, _: tell(begun + at))
             folders[way] = ImageFolder(target, pairs)
             done = begun + len(pairs.pairs)
 
@@ -295,13 +297,14 @@ def evaluate(
             if _is_folder(origin):
                 folders[way] = ImageFolder(Path(origin), pairs, on_note)
                 methods[way] = Method(origin)
+        files = {way: averaged_weights(origin) for way, origin in beside.items() if way not in folders}
+        hashes = {way: _sha256_of(file) for way, file in files.items()}
         if sampler is not None and request.checkpoint is not None:
-            draw(OURS, sampler, checkpoint, request.checkpoint)
+            hashes[OURS] = _sha256_of(checkpoint)
+            draw(OURS, sampler, request.checkpoint)
             sampler = None  # its memory is the next network's
-        for way, origin in beside.items():
-            if way not in folders:
-                file = averaged_weights(origin)
-                draw(way, load_sampler(file, request.dataset, request.device, None, on_note), file, origin)
+        for way, file in files.items():
+            draw(way, load_sampler(file, request.dataset, request.device, None, on_note), beside[way])
         folders = {OURS: folders[OURS]} | {way: folders[way] for way in beside}
         mean = _mean_of_training(storage, dataset.name, data, pairs.size, on_note)
         ways = _ways(folders, mean)
@@ -390,14 +393,23 @@ def _is_folder(origin: str) -> bool:
     return "://" not in origin and any(Path(origin).glob("*.png"))
 
 
-def _method(sampler: Sampler, file: str, origin: str, options: SamplingOptions) -> tuple[Method, str]:
-    """Return what a network is, and the SHA-256 of its file."""
-    folder, _, name = file.rpartition("/")
-    with Storage(folder or ".").local_copy(name) as local:
-        sha256 = sha256_of(local)
-    sampling = options.applied_to(sampler.preset).model_dump(mode="json")
-    sampling |= {"seed": options.seed, "image_size": sampler.preset.image_size}
-    return Method(origin, sha256, sampling), sha256
+def _sha256_of(file: str) -> str:
+    """Return the SHA-256 of a file of weights, a path or a URL.
+
+    Raises:
+        WeightsError: There is no such file.
+
+    """
+    if "://" in file:
+        folder, _, name = file.rpartition("/")
+        with Storage(folder).local_copy(name) as local:
+            return sha256_of(local)
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"there is no checkpoint and no folder of images at {file}", "name a file of weights, or a folder"
+        )
+    return sha256_of(path)
 
 
 def _mean_of_training(storage: Storage, name: str, data: DataConfig, size: int, on_note: OnNote | None) -> ByteArray:

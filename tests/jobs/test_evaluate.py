@@ -206,6 +206,18 @@ def test_a_table_says_what_its_figures_depend_on_and_what_was_measured_elsewhere
     assert (tmp_path / "found" / "beside:-builtin").is_dir()
 
 
+def test_what_stands_beside_is_looked_for_before_anything_is_drawn(
+    storage: Storage, pair_list: Path, tmp_path: Path, run_command: Run
+) -> None:
+    result = run_command(
+        *("evaluate", "--pair-list", pair_list, "--workspace", storage.url(), "--run", "run", "--out", tmp_path / "a"),
+        *("--beside", tmp_path / "nothing"),
+    )
+    assert result.code == 1
+    assert "nothing" in result.err
+    assert not (tmp_path / "a" / "generated").exists()
+
+
 def test_a_clip_is_drawn_frame_after_frame(storage: Storage, tmp_path: Path, run_command: Run) -> None:
     clips = made(storage, tmp_path / "clips.json", run_command, "--task", "video")
     options = ("--run", "run", "--steps", 2, "--out", tmp_path / "found")

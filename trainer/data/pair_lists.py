@@ -184,7 +184,7 @@ def choose_pairs(
             chosen = _stored(dataset, faster, count, on_note)
             rule = f"no pair moves {LEAST_MOTION} hand lengths: the half whose joints move at least {least:.3g}"
         frames = "one moment seen by two cameras" if task == "view" else "two moments of one video"
-        rule = f"{frames}; {rule}"
+        rule = f"{frames}; {rule}" if least else frames
     if not chosen:
         asked = f" that moves {least:g} hand lengths" if task != "video" else ""
         raise UsageError(
@@ -357,4 +357,4 @@ class ListedFrames:
 def _require_none(names: Sequence[str], dataset: Dataset, what: str, hint: str) -> None:
     if names:
         shown = ", ".join(names[:_SHOWN_IDS]) + (", ..." if len(names) > _SHOWN_IDS else "")
-        raise UsageError(f"{dataset.describe()} {what} {len(names):,} samples of the pair list: {shown}", hint)
+        raise UsageError(f"{dataset.describe()} {what} {len(names):,} of the pair list's samples: {shown}", hint)

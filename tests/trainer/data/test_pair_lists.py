@@ -174,7 +174,7 @@ def test_a_dataset_with_another_crop_is_refused(tmp_path: Path, change: Change) 
     ListedFrames(a_dataset(tmp_path / "copy", videos()), pairs)
     samples = videos()
     samples[5] = samples[5].model_copy(update=change.of(samples[5]))
-    with pytest.raises(UsageError, match=f"{change.said}.* 1 samples of the pair list: .*video1"):
+    with pytest.raises(UsageError, match=f"{change.said}.* 1 of the pair list's samples: .*video1"):
         ListedFrames(a_dataset(tmp_path / "b", samples), pairs)
 
 
