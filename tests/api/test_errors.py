@@ -109,9 +109,12 @@ def test_the_poses_of_a_video_may_be_one_array(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(type(model), "_frame", lambda self, reference: pose)  # no photograph is looked at
     poses = np.full((2, 42, 2), 9.0)
     assert len(model.video("photo.jpg", poses, steps=1)) == 2  # type: ignore[arg-type]
-    for nothing in (poses[:0], [], "poses.npy", tmp_path / "poses.npy"):
+    for nothing in (poses[:0], [], ""):
         with pytest.raises(UsageError, match="a target for each of its frames"):
             model.video("photo.jpg", nothing, steps=1)  # type: ignore[arg-type]
+    for missing in ("poses.npy", tmp_path / "poses.npy"):
+        with pytest.raises(UsageError, match=r"cannot read keypoints from .*poses.npy"):
+            model.video("photo.jpg", missing, steps=1)
 
 
 def test_the_options_of_sampling_that_commands_have_are_taken_in_python(tmp_path: Path) -> None:
