@@ -291,7 +291,6 @@ def test_the_card_of_the_hub_has_features_splits_and_licences(workspace: Storage
 
 
 def test_rerun_reads_a_recording_of_each_sequence_with_cameras_and_joints(workspace: Storage, tmp_path: Path) -> None:
-    pytest.importorskip("rerun", reason='rerun-sdk is not installed: pip install "handdata[rerun]"')
     from rerun.chunk import RrdReader
 
     summary = export(workspace, tmp_path / "out", "rerun")
@@ -310,8 +309,6 @@ def test_rerun_reads_a_recording_of_each_sequence_with_cameras_and_joints(worksp
 
 @pytest.mark.parametrize("name", get_args(FormatName))
 def test_licences_and_obligations_stand_in_every_export(name: FormatName, workspace: Storage, tmp_path: Path) -> None:
-    if name == "rerun":
-        pytest.importorskip("rerun", reason='rerun-sdk is not installed: pip install "handdata[rerun]"')
     summary = export(workspace, tmp_path / "out", name)
     text = (tmp_path / "out" / "LICENSE.md").read_text()
     for source, licence in LICENCES.items():
