@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -107,7 +106,6 @@ class PictureFolder:
         checkpoint: Path or URL of the weights.
         preset: Settings of the network.
         options: Steps, guidance and seed.
-        details: Further settings of the call, as JSON has them.
         upscaler: Writes each picture enlarged, too, beside it; None writes none.
 
     """
@@ -119,12 +117,11 @@ class PictureFolder:
         checkpoint: str,
         preset: Preset,
         options: SamplingOptions,
-        details: Mapping[str, Any] | None = None,
         upscaler: Upscaler | None = None,
     ) -> None:
         self._upscaler = upscaler
         self._folder, self._task, self._checkpoint, self._options = folder, task, checkpoint, options
-        self._settings = options.applied_to(preset).model_dump(mode="json") | dict(details or {})
+        self._settings = options.applied_to(preset).model_dump(mode="json")
 
     @cached_property
     def _origin(self) -> CheckpointOrigin:

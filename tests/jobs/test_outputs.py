@@ -11,6 +11,8 @@ from PIL import Image
 
 from handdata import __version__
 from handdata.jobs.outputs import CheckpointOrigin, MadeFrom, NamedFrame
+from handdata.jobs.sample import SampleRequest, Sampling
+from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import UPSCALER
 from handdata.trainer.checkpoints import builtin_file, read_network
@@ -153,6 +155,14 @@ def test_pictures_are_enlarged_beside_where_the_weights_are_there(
     written = (tmp_path / "pictures" / "0001_x4.png").stat().st_mtime_ns
     drawn(run_command, workspace, tmp_path, *words)
     assert (tmp_path / "pictures" / "0001_x4.png").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(("source", "alone"), [("synthetic", True), ("hagrid", False)])
+def test_a_run_on_rendered_hands_alone_is_known(tmp_path: Path, source: str, alone: bool) -> None:
+    storage = Storage(tmp_path)
+    write_dataset(storage, [sample("wave", 0, split="val", source=source)])
+    checkpoint = Trainer(SMALL, "cpu").save(storage.url("runs/default"))
+    assert Sampling(SampleRequest(checkpoint), storage, AnnotateSettings())._saw_rendered_hands_alone() is alone
 
 
 def test_inputs_are_known_by_what_they_hold() -> None:
