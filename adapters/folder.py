@@ -470,7 +470,7 @@ class FolderAdapter:
             keypoints_valid=np.zeros(KEYPOINT_COUNT, dtype=np.bool_),
             keypoints_2d=np.zeros((KEYPOINT_COUNT, 2)),
             hand_state=("unknown", "unknown"),
-            extra={name: True for name, is_so in extra.items() if is_so} or None,
+            extra={"file_bytes": size_of(path), **{name: True for name, is_so in extra.items() if is_so}},
         )
 
     def open_mask(self, record: HandRecord) -> BoolArray:

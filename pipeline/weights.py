@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -271,9 +272,9 @@ def fault_of(name: str, path: Path) -> str | None:
     expected = file.sha256 or _hub_sha256(file, path)
     if expected is not None:
         return None if sha256_of(path).startswith(expected) else f"its SHA-256 is not {expected[:12]}..."
-    if file.repository or zipfile.is_zipfile(path):
+    if file.repository or _is_whole_archive(path):
         return None
-    return "it is no PyTorch file, or only the beginning of one"
+    return "it is no PyTorch file, or not a whole one"
 
 
 def require_weights(name: str, folder: Path | None = None, on_progress: OnProgress | None = None) -> Path:
@@ -354,9 +355,18 @@ def _download(file: WeightsFile, target: Path, place: Path, on_progress: OnProgr
 
 def _fault_of_partial(file: WeightsFile, path: Path) -> str | None:
     if file.sha256 is None:
-        return None if zipfile.is_zipfile(path) else "it is no PyTorch file"
+        return None if _is_whole_archive(path) else "it is no PyTorch file, or not a whole one"
     found = sha256_of(path)
     return None if found.startswith(file.sha256) else f"SHA-256 {found[:12]}..., expected {file.sha256[:12]}..."
+
+
+def _is_whole_archive(path: Path) -> bool:
+    """Return whether a file is an archive, as PyTorch writes them, with nothing damaged inside: its checksums say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error):
+        return False
 
 
 def _failed(file: WeightsFile, error: Exception, place: Path, target: Path) -> WeightsError:
@@ -447,6 +457,8 @@ def _fetch(file: WeightsFile, partial: _Reporting) -> None:
         with _one_voice(bars=False):
             http_get(file.url, partial, resume_size=done)
     except Exception as error:
+        if type(error) is OSError and error.errno is None:  # another size than the server said: bytes of something else
+            partial.truncate(0)
         answered = getattr(getattr(error, "response", None), "status_code", None)
         if not (answered == 416 and done):  # nothing follows what an earlier call left: the check says what it is
             raise

@@ -83,6 +83,7 @@ class HandRecord(BaseModel):
 
     ``upright``: the image is turned as its EXIF orientation says, and the record's pixels are those of the turned one.
     ``mirrored``: the image is a mirror image, in which a right hand looks like a left one.
+    ``file_bytes``: size of the file of the image, by which a replaced one is noticed.
     ``side``: ``unknown`` where nobody says whether the labelled hands are right or left; such a record has no 3D.
     ``other_hands_xyxy_px``: boxes of labelled hands of other people.
     """

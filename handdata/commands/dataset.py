@@ -226,9 +226,11 @@ def _show_annotated(
                 "complete": summary.manifest.complete,
             },
             "where": where,
+            "warnings": list(summary.warnings),
         }
         print_json(document)
         return
+    warnings = {"warnings": "\n".join(summary.warnings)} if summary.warnings else {}
     print_table(
         "Annotated" if summary.records else "Nothing to do: every record is annotated",
         {
@@ -237,6 +239,7 @@ def _show_annotated(
             "flags": counted(summary.flags),
             "dataset": f"{samples:,} samples, {byte_size(size)}",
             "where": where,
+            **warnings,
         },
     )
     if samples:

@@ -27,6 +27,7 @@ from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards.commit import remove_orphans, remove_unit
 from handdata.pipeline.shards.lease import Lease, take_lease
 from handdata.pipeline.shards.lost import LostUnit, confirmed_lost, lost_error
+from handdata.pipeline.shards.outdated import outdated_records
 from handdata.pipeline.shards.plan import PlannedUnit, abandon_plan, plan_source
 from handdata.pipeline.shards.settle import is_settled, settle
 from handdata.pipeline.shards.state import DatasetState, read_state, write_manifest
@@ -44,6 +45,7 @@ class AnnotateSummary:
         rejected: Rejected records of this run per reason.
         flags: Samples of this run per flag.
         manifest: Manifest of the whole dataset.
+        warnings: What samples do not follow: images and labels that were replaced or removed since.
 
     """
 
@@ -52,6 +54,7 @@ class AnnotateSummary:
     rejected: dict[str, int]
     flags: dict[str, int]
     manifest: DatasetManifest
+    warnings: tuple[str, ...] = ()
 
 
 def annotate(
@@ -118,6 +121,7 @@ def annotate(
             state = _without(lease, state, lost)
             state = _take_back(lease, state, annotator.overwritten)
         state = _planned(state, request, list(ingests), annotator.settings.image_size)
+        outdated = {name: outdated_records(dataset, name, state.units.get(name, ())) for name in ingests}
         further = {unit.source for unit in state.to_do(ingests)} - busy
         busy |= further
         provenances |= _found(request, ingests, provenances, further - request.roots.keys())
@@ -135,7 +139,7 @@ def annotate(
                     or name in request.roots
                     or name not in (state.manifest.roots if state.manifest else ())
                 },
-                warnings={name: ingest.warnings for name, ingest in ingests.items()},
+                warnings={name: (*ingest.warnings, *outdated[name]) for name, ingest in ingests.items()},
                 quality=annotator.settings.quality.thresholds(),
             )
 
@@ -161,7 +165,7 @@ def annotate(
         state = state.with_stored_plans()
         remove_orphans(lease, state)
         state = write_manifest(lease, state, sum_up(state))
-    return _summary(made, sum_up(state))
+    return _summary(made, sum_up(state), tuple(warning for name in ingests for warning in outdated[name]))
 
 
 def ingests_of(request: AnnotateRequest) -> dict[str, IngestSummary]:
@@ -302,7 +306,7 @@ def _commit_units(
     yield from supervisor.run(sorted(units, key=lambda unit: -unit.rows))
 
 
-def _summary(made: Sequence[UnitMarker], manifest: DatasetManifest) -> AnnotateSummary:
+def _summary(made: Sequence[UnitMarker], manifest: DatasetManifest, warnings: tuple[str, ...]) -> AnnotateSummary:
     rejected: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     for marker in made:
@@ -314,4 +318,5 @@ def _summary(made: Sequence[UnitMarker], manifest: DatasetManifest) -> AnnotateS
         rejected=dict(sorted(rejected.items())),
         flags=dict(sorted(flags.items())),
         manifest=manifest,
+        warnings=warnings,
     )

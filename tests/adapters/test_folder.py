@@ -1,6 +1,7 @@
 """Photographs and videos of the user's own: upright, by person, split without leaks, and nothing lost in silence."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from handdata.pipeline.records.ingest import ingest
 from handdata.pipeline.run.annotate import annotate
 from handdata.pipeline.run.request import AnnotateRequest
 from handdata.pipeline.settings import AnnotateSettings
+from handdata.pipeline.shards.outdated import outdated_records
 from handdata.pipeline.shards.plan import plan_source, planned_otherwise
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
@@ -394,6 +396,37 @@ def test_a_person_who_moves_to_another_split_is_not_annotated_in_both(tmp_path: 
     ) as caught:
         plan_source(dataset, "folder", 64)
     assert "--overwrite" in caught.value.hint
+
+
+def test_of_photographs_that_were_replaced_or_renamed_annotate_says_what_the_samples_are_of(tmp_path: Path) -> None:
+    root, storage = tmp_path / "d", Storage(tmp_path / "w")
+    for number in range(3):
+        write_photograph(root / f"ann/{number}.jpg", number)
+    dataset = Dataset(storage)
+
+    def said() -> list[str]:
+        ingest(FolderAdapter, root, storage, force=True)
+        return list(outdated_records(dataset, "folder", plan_source(dataset, "folder", 64)))
+
+    assert said() == []
+    assert said() == []  # the same files, once more
+    write_photograph(root / "ann/more.jpg", 9)
+    assert said() == []
+    write_photograph(root / "ann/1.jpg", 120, "PNG")
+    (replaced,) = said()
+    assert re.search(r"labels of 1 records .* such as folder/train/ann/1.jpg/.*--overwrite", replaced)
+    (root / "ann/2.jpg").rename(root / "ann/renamed.jpg")
+    assert len(said()) == 2
+    assert re.search(r"has 1 of the planned records no more, .* such as folder/train/ann/2.jpg/", said()[1])
+    ingest(FolderAdapter, root, storage, limit=1, force=True)  # a part of them: none is missed
+    assert list(outdated_records(dataset, "folder", plan_source(dataset, "folder", 64))) == []
+
+    ingest(FolderAdapter, root, storage)
+    summary = annotate(AnnotateRequest(dataset), AnnotateSettings(masks="none", image_size=64))
+    assert summary.warnings == tuple(said())
+    assert {*summary.warnings} < {*summary.manifest.warnings["folder"]}
+    summary = annotate(AnnotateRequest(dataset, overwrite=True), AnnotateSettings(masks="none", image_size=64))
+    assert summary.warnings == ()
 
 
 def test_a_photograph_that_may_not_be_read_ends_the_ingest_and_no_folder_is_taken_instead(

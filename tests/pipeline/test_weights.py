@@ -1,6 +1,8 @@
 """Model files are found in a fixed order, downloaded in as many goes as it takes, and kept only if they are right."""
 
 import hashlib
+import io
+import random
 import re
 import resource
 import threading
@@ -18,6 +20,7 @@ from handdata.pipeline.weights import (
     WEIGHTS,
     WeightsFile,
     cache_folder,
+    fault_of,
     find_weights,
     named_weights,
     require_weights,
@@ -27,6 +30,16 @@ from handdata.schemas import WeightsError
 from tests.fixtures.commands import CommandResult
 
 CONTENT = bytes(range(256)) * 4096
+
+
+def pytorch_file(size: int) -> bytes:
+    """Return an archive with the layout that PyTorch writes, of about so many bytes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("archive/data/0", random.Random(0).randbytes(size))
+    return out.getvalue()
+
+
 PARTIAL = ".model.bin.partial"
 
 
@@ -39,6 +52,8 @@ class Server:
         self.cut_after: int | None = None
         """The connection ends after so many bytes of an answer."""
         self.cuts = 0
+        self.page_after_cut: bytes | None = None
+        """What is published from then on, whatever range is asked for."""
         self.knows_ranges = True
         server = self
 
@@ -81,6 +96,8 @@ class Server:
                     end = first + server.cut_after
                     self.close_connection = True
                 self.wfile.write(content[first:end])
+                if end < len(content) and server.page_after_cut is not None:
+                    server.files[self.path], server.knows_ranges = server.page_after_cut, False
 
             do_HEAD = do_GET  # noqa: N815
 
@@ -189,6 +206,35 @@ def test_without_a_published_hash_a_page_is_not_taken_for_weights(
         archive.writestr("data.pkl", "")
     server.files["/model.bin"] = (tmp_path / "a.zip").read_bytes()
     assert require_weights("model").read_bytes() == server.files["/model.bin"]
+
+
+def test_what_a_proxy_answers_to_a_cut_download_does_not_become_its_beginning(
+    model: WeightsFile, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    content = pytorch_file(400_000)
+    server.files["/model.bin"] = content
+    monkeypatch.setitem(WEIGHTS, "model", replace(model, sha256=None, size_bytes=None))
+    server.cut_after, server.cuts = 100_000, 1
+    server.page_after_cut = b"<html>Please log in.</html>"
+    with pytest.raises(WeightsError, match="cannot be downloaded: Consistency check failed"):
+        require_weights("model")
+    assert not (cache_folder() / PARTIAL).exists()
+    server.files["/model.bin"], server.knows_ranges = content, True
+    assert require_weights("model").read_bytes() == content
+
+
+def test_a_file_without_a_published_hash_is_checked_to_its_last_byte(
+    model: WeightsFile, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = bytearray(pytorch_file(400_000))
+    content[200_000] ^= 1
+    server.files["/model.bin"] = bytes(content)
+    monkeypatch.setitem(WEIGHTS, "model", replace(model, sha256=None, size_bytes=None))
+    with pytest.raises(WeightsError, match="no PyTorch file, or not a whole one"):
+        require_weights("model")
+    (tmp_path / "model.bin").write_bytes(content)
+    assert fault_of("model", tmp_path / "model.bin") == "it is no PyTorch file, or not a whole one"
 
 
 def test_without_a_network_the_error_says_which_file_to_put_where(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handdata.pipeline.records.stored import IngestSummary
+from handdata.pipeline.shards.outdated import outdated_records
 from handdata.pipeline.shards.plan import MAX_UNIT_ROWS, plan_source, read_unit, row_group_sizes, unit_rows
 from handdata.pipeline.storage import Dataset, Storage, table_to_parquet
 from handdata.pipeline.storage.layout import INGEST_SUMMARY, records_folder
@@ -34,11 +35,11 @@ def record(sequence: str, frame: int, camera: str = "0", split: str = "train") -
     )
 
 
-def store(storage: Storage, records: list[HandRecord]) -> None:
+def store(storage: Storage, records: list[HandRecord], token: str = "first") -> None:
     half = len(records) // 2
     files = []
     for number, part in enumerate((records[:half], records[half:])):
-        files.append(f"{records_folder('synthetic')}/part-{number:05d}-0000.parquet")
+        files.append(f"{records_folder('synthetic')}/part-{number:05d}-{token}.parquet")
         storage.write_bytes(files[-1], table_to_parquet(records_to_table(part), 4096))
     summary = IngestSummary("synthetic", "/", 2, len(records), {}, {}, "CC0-1.0", tuple(files), ())
     storage.write_bytes(f"{records_folder('synthetic')}/{INGEST_SUMMARY}", json.dumps(asdict(summary)).encode())
@@ -123,3 +124,27 @@ def test_row_groups_hold_whole_frames(cameras_of_frames: list[int]) -> None:
     assert max(sizes) <= ROW_GROUP_ROWS
     edges = np.cumsum(sizes)[:-1]
     assert all(rows[edge] != rows[edge - 1] for edge in edges)
+
+
+def test_labels_that_another_ingest_gives_otherwise_are_found_and_moved_files_are_not(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    stills = [record(f"still{number:03d}", 0) for number in range(10)]
+
+    def said() -> tuple[str, ...]:
+        return outdated_records(Dataset(storage), "synthetic", plan_source(Dataset(storage), "synthetic", 256))
+
+    def labelled(x: float) -> HandRecord:
+        valid = np.arange(42) == 8
+        fields = {"keypoints_2d": valid[:, None] * [x, 7.0], "keypoints_valid": valid}
+        return HandRecord.model_validate({**dict(stills[3]), **fields, "hand_state": ("labelled", "unknown")})
+
+    stills[5] = labelled(3.0).model_copy(update={"sequence_id": "labelled"})
+    store(storage, stills)
+    assert said() == ()
+    moved = [row.model_copy(update={"image_uri": f"/elsewhere{row.image_uri}"}) for row in stills]
+    store(storage, moved[5:] + moved[:5], "again")
+    assert said() == ()
+    stills[5] = labelled(3.5).model_copy(update={"sequence_id": "labelled"})
+    store(storage, stills, "relabelled")
+    (found,) = said()
+    assert "1 records" in found and "such as synthetic/train/labelled/" in found
