@@ -74,7 +74,7 @@ def fix_photo(
     progress: Progress | None = None,
     *,
     region: BoolArray | None = None,
-    on_square: Callable[[int, Frame, ByteArray], None] | None = None,
+    on_square: Callable[[int, Frame, BoolArray, ByteArray], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> ByteArray:
     """Return a photograph (H, W, 3) RGB with hands drawn anew; pixels outside the region are those of the photograph.
@@ -89,7 +89,8 @@ def fix_photo(
         options: Steps, guidance and seed.
         progress: Called after each denoising step.
         region: Upright pixels (H, W) that are drawn anew (``pipeline.annotation.regions`` reads them); None finds them.
-        on_square: Called with the number of each square, the square, and what the network drew of it (S, S, 3).
+        on_square: Called with the number of each square, the square, what of it (S, S) is drawn anew, and what the
+            network drew of it (S, S, 3).
         on_note: Called with a line where no hand is found in a region.
 
     Raises:
@@ -124,7 +125,7 @@ def fix_photo(
         frame = part.frame(image)
         drawn = redraw(sampler, frame, wanted, options, progress=of_all)
         if on_square:
-            on_square(number, frame, drawn)
+            on_square(number, frame, wanted, drawn)
         image = _pasted(image, drawn, part)
     return image
 

@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from handdata._version import __version__
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.weights import UPSCALER
-from handdata.schemas.arrays import ByteArray
+from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.checkpoints import averaged_weights, training_licences
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.presets import Preset, SamplingOptions
@@ -96,6 +96,14 @@ class MadeFrom:
         names = ", ".join(each.name for each in references)
         return cls(names, target.name if target else "", digest.hexdigest() if references or target else "")
 
+    @classmethod
+    def of_repair(cls, photo: str, square: Frame, region: BoolArray) -> "MadeFrom":
+        """Name a photograph, and hash a square of it and what of the square (H, W) is drawn anew."""
+        digest = hashlib.sha256()
+        for plane in (square.image, square.keypoints, square.valid, region):
+            digest.update(np.ascontiguousarray(plane).tobytes())
+        return cls(target=photo, inputs_sha256=digest.hexdigest())
+
 
 class PictureFolder:
     """Pictures of one call of a task. Without a folder, none is written and none is found.
@@ -162,6 +170,10 @@ class PictureFolder:
         name = f"{self._name(number, made_from).removesuffix('.png')}_x{factor}.png"
         if self._read(name, text) is None:
             self._write(name, self._upscaler.enlarge(picture, self._options.seed), text)
+
+    def is_there(self, number: int, made_from: MadeFrom) -> bool:
+        """Return whether there is a file where a picture would be written."""
+        return self._folder is not None and (self._folder / self._name(number, made_from)).exists()
 
     def find(self, number: int, made_from: MadeFrom) -> ByteArray | None:
         """Return a picture (H, W, 3) RGB that an earlier call has made of all the same; None where there is none."""

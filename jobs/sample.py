@@ -28,7 +28,7 @@ from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import RUNS
 from handdata.schemas import HandDataError, UnreadableImageError, UsageError, samples_to_table
 from handdata.schemas.arrays import BoolArray, ByteArray
-from handdata.trainer.checkpoints import averaged_weights
+from handdata.trainer.checkpoints import BUILTIN, averaged_weights
 from handdata.trainer.conditioning import Task
 from handdata.trainer.data.augment import Frame, resize
 from handdata.trainer.data.pairs import PairDataset, open_pairs
@@ -241,6 +241,7 @@ class Sampling:
         found = ((number, folder.find(number, each)) for number, each in enumerate(made_from))
         images = {number: image for number, image in found if image is not None}
         missing = [number for number in range(len(made_from)) if number not in images]
+        self._say_what_is_replaced(folder, missing, made_from)
         if images:
             self._note(
                 f"{len(images)} of {len(made_from)} pictures are in {self._request.out_dir} from an earlier call"
@@ -254,6 +255,16 @@ class Sampling:
         if missing:
             draw(missing, keep)
         return [images[number] for number in range(len(made_from))]
+
+    def _say_what_is_replaced(
+        self, folder: PictureFolder, numbers: Iterable[int], made_from: Sequence[MadeFrom]
+    ) -> None:
+        others = sum(folder.is_there(number, made_from[number]) for number in numbers)
+        if others:
+            self._note(
+                f"warning: {others} pictures of an earlier call in {self._request.out_dir} are of other settings: "
+                "these take their place"
+            )
 
     def video(self, progress: OnStep | None = None) -> Film:
         """Return a video of a reference's hand in the poses of another video.
@@ -277,6 +288,7 @@ class Sampling:
         if warning := other_hands([(references, target) for target in poses.targets]):
             self._note(warning)
         folder, made_from = self.folder("video"), [MadeFrom.of(references, target) for target in poses.targets]
+        self._say_what_is_replaced(folder, range(len(made_from)), made_from)
         frames = video(
             self._sampler,
             [each.frame for each in references],
@@ -301,10 +313,16 @@ class Sampling:
             side, settings = self._preset.image_size, self._settings
             if is_keypoint_file(path):
                 return poses_of_file(path, numbers, side, settings.crop_scale, self._note, request.keypoints_size)
+            self._warn_of_photographs()
             return poses_of_clip(path, numbers, side, settings, self._weights, self._note)
         dataset, row = self._sample(request.targets[0]) if request.targets else self._first_of_a_video()
-        rows = dataset.video_rows(row)[request.start :]
-        targets = [each for (each,) in islice(self._readable(dataset, ((each,) for each in rows)), request.count)]
+        every = dataset.video_rows(row)
+        rows = every[request.start : request.start + request.count]
+        if not rows:
+            raise UsageError(
+                f"the video {dataset.sequence_id(row)} has {len(every)} frames, and none from number {request.start} on"
+            )
+        targets = [each for (each,) in self._readable(dataset, ((each,) for each in rows))]
         if not targets:
             raise UsageError(f"no frame of the video {dataset.sequence_id(row)} can be read")
         if len(targets) < request.count:
@@ -315,6 +333,7 @@ class Sampling:
 
     def fix(self, photo: Path, region: BoolArray | None = None, progress: OnStep | None = None) -> ByteArray:
         """Return a photograph (H, W, 3) RGB with its hands, or a region, drawn anew, as ``fix_photo`` does."""
+        self._warn_of_photographs()
         folder = self.folder("fix")
         return fix_photo(
             self._sampler,
@@ -324,8 +343,8 @@ class Sampling:
             self._request.options,
             progress,
             region=region,
-            on_square=lambda number, frame, drawn: folder.write(
-                number, drawn, MadeFrom.of([], NamedFrame(str(photo), frame))
+            on_square=lambda number, frame, wanted, drawn: folder.write(
+                number, drawn, MadeFrom.of_repair(str(photo), frame, wanted)
             ),
             on_note=self._note,
         )
@@ -581,7 +600,9 @@ class Sampling:
         return self._frame(name)
 
     def _saw_rendered_hands_alone(self) -> bool:
-        """Return whether the checkpoint is of a run of this workspace on handdata's own hands, such as the demo's."""
+        """Return whether the network is the package's, or of a run of this workspace on handdata's own hands alone."""
+        if self._file == averaged_weights(BUILTIN):
+            return True
         if not self._file.startswith(self._storage.url(RUNS)):
             return False
         try:
@@ -589,13 +610,14 @@ class Sampling:
         except HandDataError:  # the dataset is gone
             return False
 
+    def _warn_of_photographs(self) -> None:
+        if self._saw_rendered_hands_alone():
+            self._note("warning: this network has seen rendered hands alone, as the demo's: photographs are new to it")
+
     def _frame(self, name: str) -> Frame:
         path = Path(name)
         if path.is_file():
-            if self._saw_rendered_hands_alone():
-                self._note(
-                    "warning: this network has seen rendered hands alone, as the demo's: photographs are new to it"
-                )
+            self._warn_of_photographs()
             return photo_frame(path, self._settings, self._weights)
         dataset, row = self._sample(name)
         return dataset.frame(row)

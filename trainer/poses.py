@@ -33,6 +33,8 @@ KEYPOINT_FILES: Final = (".npy", ".npz", ".json")
 """Endings of files of keypoints."""
 _EXPECTED: Final = "expected 42 rows of x and y, the right hand's 21 joints first"
 _IN_FILES: Final = f"{_EXPECTED}, in a .npy, .npz or .json file; docs/python.md says what else these may hold"
+_MOST_OF_FRACTIONS: Final = 2.0
+"""Largest number that fractions of an image have: joints may lie a little outside it. No hand is as small in pixels."""
 _NAMES: Final = ("keypoints", "kpts", "size", "keypoints_3d", "camera_k", "camera_t_world")
 
 
@@ -72,6 +74,8 @@ def read_poses(path: Path) -> list[Pose]:
     if keypoints is None:
         raise UsageError(f"{path} holds neither keypoints nor keypoints_3d, but {', '.join(named)}", _IN_FILES)
     if keypoints.ndim == 3 and keypoints.shape[1:] == (KEYPOINT_COUNT, 2):
+        if not len(keypoints):
+            raise UsageError(f"{path} holds no poses", _IN_FILES)
         return [
             Pose(*require_keypoints(each, f"{path}, pose {number}"), size)
             if _there(each).any()
@@ -198,9 +202,10 @@ def require_keypoints(keypoints: NDArray[Any], name: str) -> tuple[FloatArray, B
     valid = _there(found)
     if not valid.any():
         raise UsageError(f"{name} has no keypoints", _EXPECTED)
-    if np.abs(found[valid]).max() <= 1:
+    largest = float(np.abs(found[valid]).max())
+    if largest <= _MOST_OF_FRACTIONS:
         raise UsageError(
-            f"{name} has numbers of at most 1: fractions of an image, where pixels are wanted",
+            f"{name} has numbers of at most {largest:.3g}: fractions of an image, where pixels are wanted",
             "multiply x by the width and y by the height of the image that they belong to",
         )
     found[~valid] = 0

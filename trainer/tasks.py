@@ -125,7 +125,12 @@ def gesture_transfer(
         on_image: Called with the position of each image, and the image, when its batch is done.
         progress: Called after each denoising step.
 
+    Raises:
+        UsageError: The batch size is less than 1.
+
     """
+    if batch_size < 1:
+        raise UsageError(f"--batch-size is {batch_size}, and should be a whole number from 1 on")
     if numbers is None:
         numbers = range(len(targets))
     given = [_as_several(each) for each in references]
@@ -240,7 +245,12 @@ def video(
         on_image: Called with the number of each frame, and the frame, when it is drawn.
         progress: Called after each frame.
 
+    Raises:
+        UsageError: ``recent`` is less than 0.
+
     """
+    if recent < 0:
+        raise UsageError(f"--recent is {recent}, and should be a whole number from 0 on")
     autoencoder, diffusion = sampler.autoencoder, sampler.preset.diffusion
     settings = options.applied_to(sampler.preset)
     draws = torch.Generator().manual_seed(options.seed)

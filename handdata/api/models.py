@@ -313,6 +313,10 @@ class HandModel:
         from handdata.jobs.poses import around
         from handdata.trainer.conditioning import Task
 
+        if not isinstance(sample, HandSample):
+            raise UsageError(
+                f"turntable turns joints in 3D, which a {type(sample).__name__} has not", "give a sample of a dataset"
+            )
         side, scale = sample.image.shape[0], self._settings.annotate.crop_scale
         targets = [view.frame for view in around(sample.row, side, count, self.image_size, scale, say)]
         options = SamplingOptions(steps, guidance, seed, **further)
@@ -440,6 +444,9 @@ class HandModel:
         from handdata.jobs.poses import is_keypoint_file
 
         numbers, settings = range(sys.maxsize) if frames is None else frames, self._settings
+        if not isinstance(numbers, range) or numbers.step != 1 or numbers.start < 0:
+            raise UsageError(f"frames is {numbers!r}", "give a range of frames one after another, such as range(0, 48)")
+        _require_size(keypoints_size)
         if is_keypoint_file(path):
             found = poses_of_file(path, numbers, self.image_size, settings.annotate.crop_scale, say, keypoints_size)
         else:
@@ -456,6 +463,7 @@ class HandModel:
         steps: int | None = None,
         guidance: float = REPAIR_GUIDANCE,
         seed: int = 0,
+        guided_channels: int | None = None,
     ) -> Image.Image:
         """Draw the hands of a photograph anew; the rest stays as it is, to the pixel.
 
@@ -472,6 +480,7 @@ class HandModel:
             steps: Number of denoising steps; the preset's by default.
             guidance: Scale of classifier-free guidance, 1 is none; more than for other tasks, as published.
             seed: Seed of all that is random.
+            guided_channels: As in ``FurtherOptions``.
 
         Raises:
             UsageError: It is no readable image, or the mask or the box does not fit it.
@@ -482,7 +491,8 @@ class HandModel:
         from handdata.pipeline.annotation.photo import like_photo
         from handdata.pipeline.annotation.regions import marked_region
 
-        options, settings = SamplingOptions(steps, guidance, seed), self._settings
+        settings = self._settings
+        options = SamplingOptions(steps, guidance, seed, guided_channels=guided_channels)
         image = photo.image if isinstance(photo, HandSample) else photo
         if isinstance(mask, np.ndarray) and mask.ndim == 2:
             if mask.dtype not in (np.bool_, np.uint8):
@@ -594,6 +604,7 @@ class HandModel:
 
     def _targets(self, target: Target | list[Target], size: KeypointsSize | None) -> list[Frame]:
         """Return the frames of what has poses: one each, but of a file of several views all."""
+        _require_size(size)
         given = target if isinstance(target, list) else [target]
         return [frame for each in given for frame in self._poses(each, size)]
 
@@ -614,6 +625,11 @@ class HandModel:
             found = targets_in(Path(target).expanduser(), self.image_size, scale, say, size)
             return [each.frame for each in found]
         return [self._frame(target)]
+
+
+def _require_size(size: KeypointsSize | None) -> None:
+    if size is not None and not (len(size) == 2 and min(size) >= 1):
+        raise UsageError(f"keypoints_size is {size}", "give width and height of the image, pixels")
 
 
 def _as_pil(images: ByteArray) -> list[Image.Image]:

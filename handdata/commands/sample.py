@@ -34,6 +34,8 @@ from handdata.schemas import GENERATED, UsageError, known_names
 from handdata.trainer.presets import BATCH_SIZE, GUIDANCE, SamplingOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from PIL import Image
 
     from handdata.jobs.sample import Sampling
@@ -343,6 +345,7 @@ def video(
 
     require_film_format(out_file)
     figure_file = out_file.with_suffix(".png")
+    _require_apart([figure_file], [*(references or ()), *([] if target is None else [target])])
     sampling = _sampling(
         out_file,
         workspace,
@@ -401,6 +404,7 @@ def fix(
     from handdata.pipeline.annotation.photo import has_alpha, like_photo
     from handdata.pipeline.annotation.regions import marked_region
 
+    _require_apart([out_file, out_dir], [photo, mask])
     region = marked_region(photo, mask, box)
     require_format(out_file, alpha=has_alpha(photo))
     if out_file.suffix.lower() in (".jpg", ".jpeg"):
@@ -502,6 +506,8 @@ def _sampling(
     checkpoint: str | None,
     *,
     is_video: bool = False,
+    references: tuple[str, ...] = (),
+    targets: tuple[str, ...] = (),
     out_dir: Path | None = None,
     upscale: bool = False,
     **request: object,
@@ -516,6 +522,7 @@ def _sampling(
         )
     if not is_video:
         require_format(out_file)
+    _require_apart([out_file, out_dir], [*references, *targets])
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
     upscaler = model_folder(UPSCALER, settings.weights) if upscale else None
@@ -523,7 +530,14 @@ def _sampling(
     from handdata.jobs.sample import SampleRequest, Sampling  # torch and MediaPipe: seconds, once it is known what for
 
     sampling = Sampling(
-        SampleRequest(checkpoint=chosen, out_dir=out_dir, upscaler=upscaler, **request),  # type: ignore[arg-type]
+        SampleRequest(
+            checkpoint=chosen,
+            references=references,
+            targets=targets,
+            out_dir=out_dir,
+            upscaler=upscaler,
+            **request,  # type: ignore[arg-type]
+        ),
         storage,
         settings.annotate,
         settings.weights,
@@ -533,6 +547,21 @@ def _sampling(
     if out_dir is not None:
         require_place(out_dir / "0000.png")
     return sampling
+
+
+def _require_apart(written: "Iterable[Path | None]", read: "Iterable[str | Path | None]") -> None:
+    """Check that nothing is written over what it is made from.
+
+    Raises:
+        UsageError: A file or a folder is both.
+
+    """
+    inputs = {Path(each).resolve() for each in read if each is not None}
+    for place in written:
+        if place is not None and place.resolve() in inputs:
+            raise UsageError(
+                f"{place} would be written over what it is made from", "choose another place with --out and --out-dir"
+            )
 
 
 def _weights(settings: Settings, run: str | None, checkpoint: str | None) -> str:

@@ -223,6 +223,18 @@ def has_alpha(path: Path) -> bool:
         return False
 
 
+def read_alpha(path: Path) -> ByteArray | None:
+    """Return the opacity (height, width) of a readable photograph's upright pixels; None where it has none."""
+    stream = io.BytesIO(read_image_file(str(path)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about large images, odd EXIF blocks, palettes with alpha
+        photo = open_image(stream)
+        if not photo.has_transparency_data:
+            return None
+        orientation = orientation_of(photo, stream)
+        return turned(np.asarray(photo.convert("RGBA").getchannel("A")), orientation)
+
+
 def like_photo(path: Path, pixels: ByteArray) -> Image.Image:
     """Return new pixels of a photograph as a picture with its transparency, colour profile and EXIF block.
 
@@ -239,10 +251,9 @@ def like_photo(path: Path, pixels: ByteArray) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about large images, odd EXIF blocks, palettes with alpha
         photo = open_image(stream)
-        orientation = orientation_of(photo, stream)
         profile = photo.info.get("icc_profile")
-        if photo.has_transparency_data:
-            image.putalpha(Image.fromarray(turned(np.asarray(photo.convert("RGBA").getchannel("A")), orientation)))
+        if (alpha := read_alpha(path)) is not None:
+            image.putalpha(Image.fromarray(alpha))
         exif = _upright_exif(
             photo, image.size
         )  # last: Pillow turns the pixels of a TIFF by the block that this changes

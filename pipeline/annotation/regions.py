@@ -1,6 +1,7 @@
 """The part of a photograph that someone marks, by a mask or by a box."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Final
 
@@ -8,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from handdata.pipeline.annotation.photo import read_photo
+from handdata.pipeline.annotation.photo import read_alpha, read_photo
 from handdata.schemas import UsageError
 from handdata.schemas.arrays import BoolArray, ByteArray
 
@@ -44,15 +45,18 @@ def read_mask(file: Path, photo: Path) -> BoolArray:
     """Return the pixels (H, W) of a photograph that a mask marks: with a level of at least 128, as grey.
 
     A mask may also be the photograph with a part painted white, as those of FoundHand are. Then that part alone counts,
-    and what was bright before does not.
+    and what was bright before does not. Pixels that are more than half transparent mark nothing, whatever their colour.
 
     Raises:
-        UsageError: One of the files is no readable image, their upright sizes differ, or nothing is marked.
+        UsageError: One of the files is no readable image, their upright sizes differ, nothing is marked, or the mask is
+            the photograph itself.
 
     """
     pixels, image = read_photo(file), read_photo(photo)
     require_size(pixels, image, f"--mask {file}")
     levels = np.asarray(Image.fromarray(pixels).convert("L"))
+    if (alpha := read_alpha(file)) is not None:  # paint programs leave the colour of a transparent pixel to chance
+        levels = np.where(alpha >= COUNTS_FROM, levels, np.uint8(0))
     if levels.max() < COUNTS_FROM:
         raise UsageError(
             f"--mask {file} marks nothing: its brightest pixel has level {levels.max()}",
@@ -60,7 +64,12 @@ def read_mask(file: Path, photo: Path) -> BoolArray:
         )
     marked = np.asarray(levels >= COUNTS_FROM)
     painted = _painted(pixels, image, levels)
-    return marked & painted if (marked & painted).any() else marked
+    if not (marked & painted).any():
+        raise UsageError(
+            f"--mask {file} is the photograph itself, and no part of it is painted white",
+            "a mask is black and white, or the photograph with what is drawn anew painted white",
+        )
+    return marked & painted
 
 
 def _painted(pixels: ByteArray, photo: ByteArray, levels: ByteArray) -> BoolArray:
@@ -86,6 +95,11 @@ def region_of_box(box_xyxy: Sequence[int], photo: Path) -> BoolArray:
 
     """
     height, width, _ = read_photo(photo).shape
+    if len(box_xyxy) != 4 or not all(isinstance(each, Integral) for each in box_xyxy):
+        raise UsageError(
+            f"--box is {box_xyxy}, and should be 4 whole numbers",
+            "give left, top, right and bottom of the upright photograph",
+        )
     left, top, right, bottom = box_xyxy
     region = np.zeros((height, width), np.bool_)
     region[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True

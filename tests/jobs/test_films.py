@@ -76,6 +76,17 @@ def test_a_clip_gives_its_frames_as_a_film_and_as_pictures(
     assert later.code == 2 and "has 5 frames, and none from number 5 on" in later.err
 
 
+def test_the_figure_of_a_video_is_not_written_over_its_reference(
+    tmp_path: Path, run_command: Callable[..., CommandResult]
+) -> None:
+    Image.new("RGB", (90, 90)).save(tmp_path / "me.png")
+    before = (tmp_path / "me.png").read_bytes()
+    words = ("--reference", tmp_path / "me.png", "--target", tmp_path / "wave.mov", "--out", tmp_path / "me.mp4")
+    result = run_command("sample", "video", *words, "-w", tmp_path / "w")
+    assert result.code == 2 and "me.png would be written over what it is made from" in result.err
+    assert (tmp_path / "me.png").read_bytes() == before
+
+
 def hand_at(x: float, y: float, size: float) -> np.ndarray:
     keypoints = np.zeros((42, 2))
     keypoints[:21] = np.random.default_rng(0).uniform(0, 1, (21, 2)) * size + (x, y)
@@ -125,6 +136,11 @@ def test_python_draws_videos_of_files_and_of_lists(
         assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
     again = model.video(clip / "0.png", str(tmp_path / "poses.npy"), keypoints_size=(256, 256), steps=2, recent=0)
     assert (np.asarray(again[0]) == np.asarray(of_file[0])).all()
+    for wrong in (range(0, 2, 2), range(-1, 1), range(1, -1, -1), 2):
+        with pytest.raises(UsageError, match="range of frames one after another"):
+            model.video(clip / "0.png", tmp_path / "poses.npy", frames=wrong, keypoints_size=(256, 256), steps=2)
+    with pytest.raises(UsageError, match="recent is -1"):
+        model.video(clip / "0.png", tmp_path / "poses.npy", keypoints_size=(256, 256), steps=2, recent=-1)
     with pytest.raises(UsageError, match="poses alone show no hand"):
         model.video(None, tmp_path / "poses.npy", steps=2)
     with pytest.raises(UsageError, match=r"none.mp4 is no video that can be read"):

@@ -149,6 +149,43 @@ def test_wrong_masks_and_boxes_are_told_in_one_line(noise: Path, tmp_path: Path)
         marked_region(noise, dark, (0, 0, 9, 9))
 
 
+def test_transparent_pixels_of_a_mask_mark_nothing(noise: Path, tmp_path: Path) -> None:
+    layer = np.full((150, 211, 4), 255, np.uint8)
+    layer[..., 3] = 0
+    layer[40:90, 60:119, 3], layer[40:90, 119, 3] = 255, 127
+    region = read_mask(write_mask(tmp_path / "layer.png", layer), noise)
+    assert region[40:90, 60:119].all() and region.sum() == 50 * 59
+    levels = Image.fromarray(layer).convert("LA")
+    levels.save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "grey.png", noise), region)
+    layer[..., 3] = 0
+    with pytest.raises(UsageError, match="marks nothing"):
+        read_mask(write_mask(tmp_path / "layer.png", layer), noise)
+
+
+def test_the_photograph_itself_is_no_mask(noise: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the photograph itself"):
+        read_mask(noise, noise)
+    photograph().save(tmp_path / "photo.png")
+    photograph().save(tmp_path / "copy.jpg", quality=95)
+    with pytest.raises(UsageError, match="is the photograph itself"):
+        read_mask(tmp_path / "copy.jpg", tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("box", [(1, 2, 30), (1.5, 2, 30, 40), ("1", 2, 30, 40)])
+def test_a_box_is_four_whole_numbers(noise: Path, box: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="4 whole numbers"):
+        region_of_box(box, noise)
+
+
+def test_what_is_repaired_is_not_written_over(noise: Path, run_command: Callable[..., CommandResult]) -> None:
+    before = noise.read_bytes()
+    aside = noise.parent / "." / noise.name
+    result = run_command("sample", "fix", noise, "--box", 5, 5, 20, 20, "--out", aside, "-w", noise.parent)
+    assert result.code == 2 and "would be written over what it is made from" in result.err
+    assert noise.read_bytes() == before
+
+
 def test_a_box_holds_its_first_column_and_not_its_last(noise: Path) -> None:
     region = region_of_box((3, -5, 7, 2), noise)
     assert np.argwhere(region).tolist() == [[row, column] for row in (0, 1) for column in (3, 4, 5, 6)]
@@ -243,7 +280,7 @@ def test_each_found_hand_is_drawn_anew_and_nothing_else(sampler: Sampler, tmp_pa
     Image.fromarray(framed).save(tmp_path / "photo.png")
     squares: list[np.ndarray] = []
     fixed = fix_photo(
-        sampler, tmp_path / "photo.png", SETTINGS, None, STEPS, on_square=lambda _, __, drawn: squares.append(drawn)
+        sampler, tmp_path / "photo.png", SETTINGS, None, STEPS, on_square=lambda *done: squares.append(done[-1])
     )
     assert [square.shape for square in squares] == [(64, 64, 3)]
     changed = (fixed != framed).any(axis=2)

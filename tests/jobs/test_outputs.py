@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,8 @@ def test_the_same_call_goes_on_with_the_pictures_that_are_there(
     assert result.code == 0 and "2 of 4 pictures are in" in result.err
     assert (folder / names[0]).stat().st_mtime_ns == kept
     assert (folder / names[1]).read_bytes() == whole
-    assert len(drawn(run_command, workspace, tmp_path, "unconditional", "--n", 4, "--seed", 1)) == 4
+    other = run_command("sample", *words, "--seed", 1)
+    assert other.code == 0 and "4 pictures of an earlier call" in other.err and "take their place" in other.err
     assert (folder / names[0]).stat().st_mtime_ns != kept  # of another seed it is another picture
 
 
@@ -171,6 +173,15 @@ def test_inputs_are_known_by_what_they_hold() -> None:
 
     assert MadeFrom.of([], pose(3)) == MadeFrom.of([], pose(3))
     assert MadeFrom.of([], pose(3)) != MadeFrom.of([], pose(4))
+
+
+def test_a_repair_is_known_by_its_pixels_and_what_of_them_is_drawn() -> None:
+    square = pose_frame(np.full((42, 2), 4, np.float32), np.ones(42, bool), 32)
+    region = np.zeros((32, 32), bool)
+    brighter = replace(square, image=square.image + np.uint8(1))
+    made = [MadeFrom.of_repair("a.jpg", *each) for each in ((square, region), (brighter, region), (square, ~region))]
+    assert len({each.inputs_sha256 for each in made}) == 3
+    assert {each.target for each in made} == {"a.jpg"}
 
 
 def test_licences_of_the_data_travel_with_weights(tmp_path: Path) -> None:

@@ -81,6 +81,18 @@ def test_fractions_of_an_image_are_refused(tmp_path: Path, name: str) -> None:
         target_of_array(fractions.reshape(2, 21, 2), SIDE, SCALE, no_notes, (64, 64))
 
 
+def test_fractions_of_joints_a_little_outside_the_image_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "pose.npy", a_pose(1, 1) * 1.3 - 0.1)
+    with pytest.raises(UsageError, match="fractions of an image"):
+        targets_in(tmp_path / "pose.npy", SIDE, SCALE, no_notes)
+
+
+def test_a_file_without_a_pose_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "none.npy", np.zeros((0, 42, 2)))
+    with pytest.raises(UsageError, match=r"none.npy holds no poses"):
+        targets_in(tmp_path / "none.npy", SIDE, SCALE, no_notes)
+
+
 def test_several_poses_of_a_file_are_several_targets(tmp_path: Path) -> None:
     np.savez(tmp_path / "film.npz", kpts=np.stack([a_pose(64, 64), a_pose(60, 60)]), frames=np.array(["0", "1"]))
     first, second = targets_in(tmp_path / "film.npz", SIDE, SCALE, no_notes)
