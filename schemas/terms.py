@@ -62,8 +62,12 @@ class Terms:
         return tuple(found)
 
 
-def terms_of(manifest: DatasetManifest, cards: Mapping[str, SourceCard] = SOURCE_CARDS) -> tuple[Terms, ...]:
-    """Return the licence of each source of a dataset, sorted by source.
+def terms_of(
+    manifest: DatasetManifest,
+    cards: Mapping[str, SourceCard] = SOURCE_CARDS,
+    named: Iterable[tuple[str, str]] | None = None,
+) -> tuple[Terms, ...]:
+    """Return the licences of a dataset, sorted by source.
 
     Where the user gave another licence than the source's card, that one counts, and of what it permits only what its
     id says.
@@ -71,12 +75,18 @@ def terms_of(manifest: DatasetManifest, cards: Mapping[str, SourceCard] = SOURCE
     Args:
         manifest: The manifest.
         cards: Cards of the sources by name; a source without one has what the manifest says.
+        named: Sources and ids of licences that samples name: some were annotated while their source had another one.
+            None for those that the manifest names.
 
     """
+    of_manifest = {
+        source: manifest.license_ids.get(source) or license_id_of(manifest.licenses.get(source, ""))
+        for source in manifest.sources
+    }
     found = []
-    for source in sorted(manifest.sources):
-        card, licence = cards.get(source), manifest.licenses.get(source, "")
-        license_id = manifest.license_ids.get(source) or license_id_of(licence)
+    for source, license_id in sorted({*(of_manifest.items() if named is None else named)}):
+        card = cards.get(source)
+        licence = manifest.licenses.get(source, "") if license_id == of_manifest.get(source) else ""
         if card is not None and license_id == card.license_id:
             commercial, redistribution = card.commercial_use, card.redistribution
         else:

@@ -113,7 +113,7 @@ def rejected(
 ) -> None:
     """List rejected records: how many for which reason, some of each with the detail, and a sheet of their pictures."""
     from handdata.pictures.files import require_format
-    from handdata.pipeline.records.stored import ingested_sources
+    from handdata.pipeline.report.origins import require_sources
     from handdata.pipeline.report.rejected import read_rejections, rejected_sheet
     from handdata.pipeline.storage import Dataset, Storage
 
@@ -122,7 +122,7 @@ def rejected(
     stored = Dataset(Storage(load_settings(workspace=workspace).workspace), dataset)
     if reason is not None and reason not in [*RejectReason]:
         raise UsageError(f"--reason {reason}: no reason for a rejection", known_names(reason, RejectReason))
-    sources = ingested_sources(stored.storage)
+    sources = require_sources(stored)
     if source is not None and source not in sources:
         raise UsageError(f"{stored.storage.describe()} has no records of source {source}", known_names(source, sources))
     found = read_rejections(stored, count, source=source, reason=reason)

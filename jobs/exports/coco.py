@@ -110,7 +110,7 @@ class CocoFormat:
         yield _part_of(shard), json.dumps(entries).encode()
 
     def join(self, out: Storage, exported: Sequence[ExportedShard]) -> None:
-        """Write the label file of each split from the parts of its shards."""
+        """Write the label file of each split from the parts of its shards, and remove those of other splits."""
         ids = sorted({name for shard in exported for name in shard.licences})
         head = {
             "info": {"description": _DESCRIPTION, "version": __version__},
@@ -118,8 +118,7 @@ class CocoFormat:
             "categories": [self._category()],
         }
         splits = {shard.split for shard in exported}
-        for split in set(SPLITS) - splits:
-            out.remove(self.labels.format(split=split))  # of samples that the dataset has no more
+        out.remove_many(self.labels.format(split=split) for split in set(SPLITS) - splits)  # the dataset's no more
         for split in sorted(splits):
             parts = [_part_file(shard.source, shard.name) for shard in exported if shard.split == split]
             with out.open_output(self.labels.format(split=split)) as stream:
@@ -134,8 +133,12 @@ class CocoFormat:
                             number += 1
                     stream.write(b"]")
                 stream.write(b"}\n")
-        if not self.is_whole_body:
+        if self.is_whole_body:
+            return
+        if splits:
             out.write_bytes("load.py", _LOADER.encode())
+        else:
+            out.remove("load.py")
 
     def _image(self, row: Row) -> str:
         return f"{self.image_folder.format(split=row['split'])}/{self._file_name(row)}"

@@ -39,6 +39,7 @@ from handdata.jobs.exports.rows import NAMING_COLUMNS
 from handdata.pipeline.shards import Shard, describe_licences, read_manifest, read_markers, read_row_groups
 from handdata.pipeline.shards.markers import encode_marker
 from handdata.pipeline.storage import Dataset, Storage
+from handdata.pipeline.storage.layout import CARD
 from handdata.pipeline.storage.store import retried
 from handdata.schemas import SAMPLE_SCHEMA, DatasetManifest, RunError, SplitCounts, UsageError
 from handdata.schemas.terms import LICENCES_FILE, Terms, licences_page
@@ -157,18 +158,20 @@ def export_dataset(
         samples += one.samples
         if on_progress:
             on_progress(len(exported), len(jobs), samples)
+    join = _FORMATS[request.format].join
     exported = sorted((one for one in exported if one.samples), key=lambda one: (one.source, one.split, one.name))
     if not exported:
-        out.remove(STATE)  # the folder is empty, and free for another choice
+        if join:
+            join(out, exported)
+        out.remove_many((LICENCES_FILE, CARD, STATE))  # the folder is empty, and free for another choice
         raise _nothing_chosen(request, dataset)
-    join = _FORMATS[request.format].join
     if join:
         join(out, exported)
     manifest = _manifest_of(read_manifest(dataset), exported)
     licences = sum((Counter(one.licences) for one in exported), Counter())
     terms = readme.terms_of_samples(manifest, exported)
     out.write_bytes(LICENCES_FILE, licences_page(terms).encode())
-    out.write_bytes("README.md", readme.card(request, dataset, manifest).encode())
+    out.write_bytes(CARD, readme.card(request, dataset, manifest, terms).encode())
     return ExportSummary(
         manifest=manifest,
         samples=samples,
@@ -231,14 +234,14 @@ def _planned(request: ExportRequest, dataset: Dataset, out: Storage) -> list[_Jo
 
 
 def _remove_former(out: Storage, jobs: Iterable[_Job]) -> None:
-    """Remove what units gave that the dataset no longer has."""
+    """Remove what units gave that the dataset no longer has; first what says that they are there."""
+    units = {f"{UNITS}/{job.state_file}" for job in jobs}
+    for finished in set(out.list_files(UNITS, ".json")) - units:
+        out.remove(finished)
     kept = {f"{FILES}/{job.state_file}" for job in jobs}
     for listed in set(out.list_files(FILES, ".json")) - kept:
         out.remove_many(out.read_document(listed, ExportedFiles).files)
         out.remove(listed)
-    units = {f"{UNITS}/{job.state_file}" for job in jobs}
-    for finished in set(out.list_files(UNITS, ".json")) - units:
-        out.remove(finished)
 
 
 def _run(jobs: Sequence[_Job]) -> Iterator[ExportedShard]:

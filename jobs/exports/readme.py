@@ -8,7 +8,6 @@ from handdata.jobs.exports import huggingface
 from handdata.jobs.exports.documents import ExportedShard, ExportRequest, FormatName
 from handdata.pipeline.report.card import dataset_card
 from handdata.pipeline.report.labels import read_labels
-from handdata.pipeline.shards import license_ids
 from handdata.pipeline.storage import Dataset
 from handdata.schemas import DatasetManifest
 from handdata.schemas.terms import Terms, terms_of
@@ -36,13 +35,14 @@ _OPENED_BY: Final[dict[FormatName, tuple[str, str]]] = {
 """What opens an export of each format, in its folder."""
 
 
-def card(request: ExportRequest, dataset: Dataset, manifest: DatasetManifest) -> str:
+def card(request: ExportRequest, dataset: Dataset, manifest: DatasetManifest, terms: Sequence[Terms]) -> str:
     """Return the card of an export.
 
     Args:
         request: What was exported.
         dataset: The dataset of which it was.
         manifest: Its manifest, with the counts of what was exported.
+        terms: Licences of what was exported.
 
     """
     language, code = _OPENED_BY[request.format]
@@ -52,6 +52,7 @@ def card(request: ExportRequest, dataset: Dataset, manifest: DatasetManifest) ->
         manifest,
         read_labels(dataset) if is_whole else None,
         cards=known_cards(),
+        terms=terms,
         usage=f"```{language}\n{code}\n```",
         columns=None if hub or request.format == "webdataset" else "",
         hub=huggingface.hub_fields(manifest) if hub else None,
@@ -60,12 +61,5 @@ def card(request: ExportRequest, dataset: Dataset, manifest: DatasetManifest) ->
 
 def terms_of_samples(manifest: DatasetManifest, exported: Sequence[ExportedShard]) -> tuple[Terms, ...]:
     """Return the licences of what was exported: all that its samples name, whatever their source says."""
-    named = sorted({(shard.source, license_id) for shard in exported for license_id in shard.licences})
-    return tuple(terms for source, license_id in named for terms in _terms(manifest, source, license_id))
-
-
-def _terms(manifest: DatasetManifest, source: str, license_id: str) -> tuple[Terms, ...]:
-    own = manifest.model_copy(update={"sources": {source: manifest.sources[source]}})
-    if license_ids(own)[source] != license_id:
-        own = own.model_copy(update={"licenses": {source: license_id}, "license_ids": {source: license_id}})
-    return terms_of(own, known_cards())
+    named = {(shard.source, license_id) for shard in exported for license_id in shard.licences}
+    return terms_of(manifest, known_cards(), named)

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from handdata.pipeline.report.labels import Labels, Spread
+from handdata.pipeline.report.labels import Labels, Spread, terms_of_labels
 from handdata.pipeline.settings import FLAG_THRESHOLDS
 from handdata.schemas import SOURCE_CARDS, SPLITS, DatasetManifest, SourceCard
 from handdata.schemas.dictionary import data_dictionary
-from handdata.schemas.terms import LICENCES_FILE, Terms, terms_of
+from handdata.schemas.terms import LICENCES_FILE, Terms
 
 _HUB_LICENCES: Final = re.compile(
     r"apache-2\.0|mit|isc|zlib|unlicense|wtfpl|bsl-1\.0|bsd-[23]-clause|mpl-2\.0|eupl-1\.2|a?gpl-3\.0|odbl|odc-by|pddl|"
@@ -67,6 +67,7 @@ def dataset_card(
     labels: Mapping[str, Labels] | None = None,
     *,
     cards: Mapping[str, SourceCard] = SOURCE_CARDS,
+    terms: Sequence[Terms] | None = None,
     title: str = TITLE,
     usage: str = "",
     columns: str | None = None,
@@ -78,6 +79,7 @@ def dataset_card(
         manifest: The manifest; of a part of a dataset, one with the counts of that part.
         labels: Labels by source, from ``read_labels`` or ``labels_of``; without them the card says nothing measured.
         cards: Cards of the sources by name (``adapters.registry.known_cards`` has those of other packages too).
+        terms: Licences of the samples; None for those that ``labels`` and the manifest name.
         title: Its heading, and its name on the Hub.
         usage: Markdown that says how to open the files that the card goes with.
         columns: Markdown that describes their columns or fields; None describes the shards' columns.
@@ -85,7 +87,8 @@ def dataset_card(
             licence is none of the Hub's: write ``terms.licences_page`` there.
 
     """
-    terms = terms_of(manifest, cards)
+    if terms is None:
+        terms = terms_of_labels(manifest, labels or {}, cards)
     sections = {
         "How to open it": usage,
         "Sources": _sources(manifest, labels or {}, cards),

@@ -8,12 +8,12 @@ from typing import Any, Final
 from handdata.adapters.registry import known_cards
 from handdata.pipeline.report.card import dataset_card
 from handdata.pipeline.report.croissant import croissant
-from handdata.pipeline.report.labels import read_labels
+from handdata.pipeline.report.labels import read_labels, terms_of_labels
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset
 from handdata.pipeline.storage.layout import CARD, CROISSANT
 from handdata.schemas import SPLITS, DatasetManifest
-from handdata.schemas.terms import LICENCES_FILE, licences_page, terms_of
+from handdata.schemas.terms import LICENCES_FILE, licences_page
 
 HUB_SPLITS: Final = {"train": "train", "val": "validation", "test": "test"}
 """Names of our splits on the Hugging Face Hub."""
@@ -54,7 +54,7 @@ def write_card(dataset: Dataset, made_on: date, on_shard: Callable[[int, int], N
     manifest, cards = read_manifest(dataset), known_cards()
     labels = read_labels(dataset, on_shard)
     contents = {
-        LICENCES_FILE: licences_page(terms_of(manifest, cards)),
+        LICENCES_FILE: licences_page(terms_of_labels(manifest, labels, cards)),
         CROISSANT: json.dumps(croissant(manifest, labels, made_on, cards=cards), indent=2, ensure_ascii=False),
         CARD: dataset_card(manifest, labels, cards=cards, usage=_USAGE, hub={"configs": [_configuration(manifest)]}),
     }

@@ -9,11 +9,11 @@ from typing import Any, Final
 import pyarrow as pa
 
 from handdata.pipeline.report.card import TITLE, count_samples, known_faults, whom_to_cite
-from handdata.pipeline.report.labels import Labels
+from handdata.pipeline.report.labels import Labels, terms_of_labels
 from handdata.schemas import SAMPLE_SCHEMA, SOURCE_CARDS, SPLITS, DatasetManifest, SourceCard
 from handdata.schemas.dictionary import COLUMNS
 from handdata.schemas.sample import PIXEL_COLUMNS
-from handdata.schemas.terms import Terms, terms_of
+from handdata.schemas.terms import Terms
 
 _CONTEXT: Final[dict[str, Any]] = {
     "@language": "en",
@@ -86,7 +86,7 @@ def croissant(
         url: Where the dataset lies; empty where that is nobody else's to know.
 
     """
-    terms = terms_of(manifest, cards)
+    terms = terms_of_labels(manifest, labels, cards)
     tools = {_TOOLS[name] for of in labels.values() for name in _makers(of) if name in _TOOLS}
     document: dict[str, Any] = {
         "@context": _CONTEXT,

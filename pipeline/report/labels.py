@@ -8,8 +8,10 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from handdata.pipeline.shards import Shard, list_shards, read_shard_index
+from handdata.pipeline.shards import Shard, license_ids, list_shards, read_shard_index
 from handdata.pipeline.storage import Dataset
+from handdata.schemas import DatasetManifest, SourceCard, license_id_of
+from handdata.schemas.terms import Terms, terms_of
 
 MEASURES: Final = ("agreement_px", "mask_score", "mask_spill", "hand_px", "sharpness")
 """Columns whose values say how good a label is."""
@@ -18,6 +20,8 @@ LABEL_COLUMNS: Final = (
     "sequence_id",
     "subject_id",
     "source_release",
+    "license",
+    "license_id",
     "keypoints_origin",
     "keypoints_3d",
     "camera_k",
@@ -58,6 +62,7 @@ class Labels:
         sequences: Number of their sequences.
         subjects: Number of people who are named.
         releases: Samples by release of the dataset, where its files tell.
+        licences: Samples by the id of their licence.
         keypoints: Hands by who made their keypoints: ``dataset`` or ``mediapipe``.
         masks: Samples by who made their mask and what it covers, such as ``("grabcut", "hand")``.
         with_3d: Number of samples with joints in space.
@@ -71,6 +76,7 @@ class Labels:
     sequences: int
     subjects: int
     releases: Counter[str] = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)
     keypoints: Counter[str] = field(default_factory=Counter)
     masks: Counter[tuple[str, str]] = field(default_factory=Counter)
     with_3d: int = 0
@@ -126,6 +132,9 @@ def labels_of(rows: pl.DataFrame, *, is_all: bool = True) -> Labels:
 
     """
     masks = rows.group_by("mask_origin", "mask_extent").len().rows()
+    licences = Counter[str]()
+    for licence, license_id, count in rows.group_by("license", "license_id").len().rows():
+        licences[license_id or license_id_of(licence)] += count  # format version 1 has names only
     measures = {}
     for name in MEASURES:
         values = rows[name].explode() if isinstance(rows[name].dtype, pl.List) else rows[name]
@@ -140,6 +149,7 @@ def labels_of(rows: pl.DataFrame, *, is_all: bool = True) -> Labels:
         sequences=rows["sequence_id"].n_unique(),
         subjects=rows["subject_id"].drop_nulls().n_unique(),
         releases=Counter(dict(rows["source_release"].drop_nulls().value_counts().rows())),
+        licences=licences,
         keypoints=Counter(rows["keypoints_origin"].explode().drop_nulls().to_list()),
         masks=Counter({(origin, extent): count for origin, extent, count in masks if origin is not None}),
         with_3d=_present(rows["keypoints_3d"]),
@@ -147,6 +157,19 @@ def labels_of(rows: pl.DataFrame, *, is_all: bool = True) -> Labels:
         measures=measures,
         is_all=is_all,
     )
+
+
+def terms_of_labels(
+    manifest: DatasetManifest, labels: Mapping[str, Labels], cards: Mapping[str, SourceCard]
+) -> tuple[Terms, ...]:
+    """Return the licences of a dataset: those that its samples name, and the manifest's where not all were read."""
+    named = {(source, license_id) for source, of in labels.items() for license_id in of.licences}
+    of_manifest = license_ids(manifest).items()
+    return terms_of(manifest, cards, named | {one for one in of_manifest if not _is_read(labels.get(one[0]))})
+
+
+def _is_read(labels: Labels | None) -> bool:
+    return labels is not None and labels.is_all
 
 
 def _present(values: pl.Series) -> int:

@@ -21,10 +21,11 @@ from handdata.pipeline.records.stored import ingested_sources, read_ingest_summa
 from handdata.pipeline.records.tombstones import dropped_sources, read_tombstones
 from handdata.pipeline.report.sheets import draw_sample
 from handdata.pipeline.settings import FLAG_THRESHOLDS
-from handdata.pipeline.shards.manifest import find_manifest
+from handdata.pipeline.shards.manifest import find_manifest, read_manifest
 from handdata.pipeline.shards.markers import read_marker, read_markers
 from handdata.pipeline.shards.plan import PlannedUnit, planned_sources, read_unit, stored_units
 from handdata.pipeline.storage import Dataset, Storage
+from handdata.pipeline.storage.layout import list_datasets
 from handdata.schemas import (
     SIDES,
     DatasetManifest,
@@ -110,7 +111,7 @@ def find_origins(dataset: Dataset, record_id: str) -> Origins:
     It is looked for among the dataset's planned records, then among all ingested ones, rejected ones and dropped ones.
 
     Raises:
-        UsageError: No record has this id; the hint names one that nearly has it.
+        UsageError: There is no such dataset, or no record has this id; the hint names one that nearly has it.
         StorageError: A file is missing or damaged.
 
     """
@@ -136,9 +137,23 @@ def find_origins(dataset: Dataset, record_id: str) -> Origins:
     for source in dropped_sources(storage):
         if record_id in read_tombstones(storage, source).values("record"):
             return Origins(record_id, "dropped for good (`handdata drop`)", {"source": source})
+    require_sources(dataset)
     close = get_close_matches(record_id, search.near[:_MOST_COMPARED], n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "the column record_id of the samples has them"
     raise UsageError(f"{dataset.describe()} has no record {record_id!r}", hint)
+
+
+def require_sources(dataset: Dataset) -> list[str]:
+    """Return the sources of which there are samples in a dataset, or records beside it, sorted.
+
+    Raises:
+        UsageError: There are none, or only other datasets.
+
+    """
+    manifest, ingested = find_manifest(dataset), ingested_sources(dataset.storage)
+    if manifest is None and not planned_sources(dataset) and (not ingested or list_datasets(dataset.storage)):
+        manifest = read_manifest(dataset)
+    return sorted({*ingested, *(manifest.sources if manifest else ())})
 
 
 def _planned(dataset: Dataset, search: _Search) -> PlannedUnit | None:

@@ -20,11 +20,11 @@ from pycocotools.coco import COCO
 from handdata.adapters.coco import CocoAdapter
 from handdata.adapters.foundhand10m import FoundHand10MAdapter
 from handdata.cli import after_interruption
-from handdata.jobs.exports.documents import ExportRequest, FormatName
+from handdata.jobs.exports.documents import STATE, ExportRequest, FormatName
 from handdata.jobs.exports.export import ExportSummary, export_dataset
 from handdata.pipeline.shards.commit import rewrite_unit
 from handdata.pipeline.shards.lease import take_lease
-from handdata.pipeline.shards.markers import read_markers
+from handdata.pipeline.shards.markers import encode_marker, read_markers
 from handdata.pipeline.storage import Dataset, Storage
 from handdata.schemas import (
     SAMPLE_SCHEMA,
@@ -471,6 +471,58 @@ def test_a_licence_that_only_samples_name_stands_in_the_export(tmp_path: Path) -
     assert summary.licences == {"Apache-2.0": 1, "CC-BY-NC-SA-4.0": 1}
     text = (tmp_path / "out" / "LICENSE.md").read_text()
     assert "CC-BY-NC-SA-4.0" in text and "No commercial use." in text
+
+
+@pytest.mark.parametrize("name", ["coco", "huggingface"])
+def test_the_card_of_an_export_has_the_licences_of_its_samples(name: FormatName, tmp_path: Path) -> None:
+    storage, out = Storage(tmp_path / "w"), tmp_path / "out"
+    write(storage, [hands("s", 0), hands("s", 1, license="CC BY-NC-SA 4.0", license_id="CC-BY-NC-SA-4.0")])
+    export(storage, out, name, licences=("CC-BY-NC-SA-4.0",))
+    card = (out / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-nc-sa-4.0"
+    assert "No commercial use." in card and "Apache-2.0" not in card
+
+
+@pytest.mark.parametrize("name", ["coco", "fiftyone", "foundhand"])
+def test_an_export_whose_last_sample_has_gone_leaves_an_empty_folder(name: FormatName, tmp_path: Path) -> None:
+    storage, out = Storage(tmp_path / "w"), tmp_path / "out"
+    write(storage, [hands("s", 0), hands("s", 1, flags=("blurry",))])
+    dataset = Dataset(storage)
+    export(storage, out, name, where="array_contains(flags, 'blurry')")
+    (marker,) = read_markers(dataset)
+    rows = storage.read_parquet(dataset.path(marker.files[0]))
+    rewrite_unit(take_lease(dataset), marker, rows.slice(0, 1))
+    with pytest.raises(UsageError, match="no sample fulfils"):
+        export(storage, out, name, where="array_contains(flags, 'blurry')")
+    assert not [*out.iterdir()]
+    assert export(storage, out, name).samples == 1
+
+
+def test_a_unit_counts_as_missing_before_its_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, out = Storage(tmp_path / "w"), tmp_path / "out"
+    write(storage, [hands("s", 0), hands("s", 1)])
+    dataset = Dataset(storage)
+    export(storage, out, "foundhand")
+    whole = files_in(out)
+    (marker,) = read_markers(dataset)
+    rows = storage.read_parquet(dataset.path(marker.files[0]))
+    rewrite_unit(take_lease(dataset), marker, rows.slice(0, 1))
+    remove = Storage.remove
+
+    def interrupted(self: Storage, file: str) -> None:
+        remove(self, file)
+        if file.startswith(STATE):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "remove", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(storage, out, "foundhand")
+    (changed,) = read_markers(dataset)
+    rewrite_unit(take_lease(dataset), changed, rows)
+    storage.write_bytes(dataset.marker_file(marker.source, marker.unit_id), encode_marker(marker))
+    export(storage, out, "foundhand")  # the dataset is again what it was at first
+    assert files_in(out) == whole
 
 
 def test_images_are_the_bytes_that_were_annotated(workspace: Storage, tmp_path: Path) -> None:

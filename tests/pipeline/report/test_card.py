@@ -1,11 +1,14 @@
 """The dataset card: what it says follows from the dataset, and the Hugging Face Hub can read its YAML."""
 
+import json
+from datetime import date
 from pathlib import Path
 
 import pytest
 import yaml
 
 from handdata.pipeline.report.card import FLAG_MEANINGS, dataset_card, hub_licence, known_faults
+from handdata.pipeline.report.card_files import write_card
 from handdata.pipeline.report.labels import read_labels
 from handdata.pipeline.shards import read_manifest
 from handdata.pipeline.storage import Dataset, Storage
@@ -80,6 +83,18 @@ def test_licences_that_the_hub_does_not_know_are_named(dataset: Dataset) -> None
     assert [hub_licence(name) for name in ("CC-BY-SA-4.0", "ODbL-1.0", "GPL-3.0-only", "LicenseRef-RHD")] == [
         *("cc-by-sa-4.0", "odbl", "gpl-3.0", "other"),
     ]
+
+
+def test_a_card_has_the_licences_that_samples_name_beside_the_manifest_s(tmp_path: Path) -> None:
+    later = sample("b", 0, license="CC BY-NC 4.0", license_id="CC-BY-NC-4.0")
+    write_dataset(Storage(tmp_path / "w"), [sample("a", 0), later])
+    dataset = Dataset(Storage(tmp_path / "w"))
+    write_card(dataset, date(2026, 1, 1))
+    card = (tmp_path / "w" / "dataset" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == ["apache-2.0", "cc-by-nc-4.0"]
+    assert "No commercial use." in (tmp_path / "w" / "dataset" / "LICENSE.md").read_text()
+    document = json.loads((tmp_path / "w" / "dataset" / "croissant.json").read_text())
+    assert "https://spdx.org/licenses/CC-BY-NC-4.0.html" in document["license"]
 
 
 def test_a_source_without_a_card_has_what_the_manifest_says(dataset: Dataset) -> None:

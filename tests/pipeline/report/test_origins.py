@@ -141,3 +141,13 @@ def test_a_record_that_is_not_annotated_and_one_that_is_dropped_say_so(
     assert "not planned" in run_command("show", record, "-w", tmp_path / "w").out
     assert run_command("drop", "--source", "synthetic", "--record", record, "-w", tmp_path / "w").code == 0
     assert "dropped for good" in run_command("show", record, "-w", tmp_path / "w").out
+
+
+@pytest.mark.parametrize("command", [("rejected",), ("show", "synthetic/train/a/000000-0")])
+def test_a_workspace_or_dataset_that_is_not_there_is_a_usage_error(
+    command: tuple[str, ...], workspace: Path, tmp_path: Path, run_command: Callable[..., CommandResult]
+) -> None:
+    nothing = run_command(*command, "-w", tmp_path / "nothing")
+    assert nothing.code == 2 and "has no annotated dataset" in nothing.err
+    other = run_command(*command, "-w", workspace, "--dataset", "datset")
+    assert other.code == 2 and "did you mean dataset?" in other.err
