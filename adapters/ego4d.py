@@ -65,6 +65,8 @@ from handdata.schemas.rejection import rejection
 LABEL_BYTES_PER_PARTITION: Final = 64 << 20
 HINT_FILES_PER_PARTITION: Final = 2000
 
+_MOST_FLAG: Final = 2
+"""Largest number that says how a keypoint is seen, as in COCO."""
 _RATE: Final = 30
 """Canonical clips have a constant rate (https://ego4d-data.org/docs/data/videos)."""
 _FHO_SPLITS: Final[dict[str, Split]] = {"train": "train", "val": "val", "test_unannotated": "test"}
@@ -334,7 +336,11 @@ def _read_hint(path: Path) -> Array:
     rows = hand.get("keypoints") if isinstance(hand, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise _corrupt(path, "expected a list of one hand with keypoints")
-    return _numbers(path, "keypoints", [row[:2] for row in rows], (KEYPOINTS_PER_HAND, 2))
+    numbers = 3 if rows and len(rows[0]) == 3 else 2
+    keypoints = _numbers(path, "keypoints", rows, (KEYPOINTS_PER_HAND, numbers))
+    if not ((keypoints[:, 2:] >= 0) & (keypoints[:, 2:] <= _MOST_FLAG)).all():
+        raise _corrupt(path, "expected keypoints of x, y and at most a flag: the third number of some is none")
+    return keypoints[:, :2]
 
 
 def _numbers(where: Path | str, name: str, values: object, shape: tuple[int, ...]) -> Array:

@@ -109,6 +109,8 @@ def open_labels(path: Path, fields: Sequence[str]) -> Iterator[CocoLabels]:
                 elif name == "categories":
                     categories.append(entry)
                 elif name == "images":
+                    if is_object and isinstance(entry.get("file_name"), str):
+                        entry["file_name"] = entry["file_name"].replace("\\", "/")  # as Windows separates folders
                     image = (_id(entry, "id"), _id(entry, "file_name"), json.dumps(entry))
                     database.execute("INSERT INTO images (id, file_name, entry) VALUES (?, ?, ?)", image)
                 else:

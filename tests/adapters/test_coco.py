@@ -129,6 +129,22 @@ def test_the_same_physical_frame_has_one_origin(tmp_path: Path) -> None:
     assert origins[3:] == ["freihand/00000007"] * 3 + ["freihand/00000008"]
 
 
+def test_names_with_the_backslashes_of_windows_are_the_same_rows(tmp_path: Path) -> None:
+    write_freihand(tmp_path)
+    labels = tmp_path / "annotations/freihand_val.json"
+    before = ingest(tmp_path)
+    text = labels.read_text()
+    renamed = text.replace("training/rgb/", r"training\\rgb\\")
+    assert renamed != text
+    labels.write_text(renamed)
+    assert [(row.record_id, row.image_uri) for row in ingest(tmp_path)] == [
+        (row.record_id, row.image_uri) for row in before
+    ]
+    assert [getattr(row, "origin_id", None) for row in ingest(tmp_path)] == [
+        getattr(row, "origin_id", None) for row in before
+    ]
+
+
 def test_coco_s_labels_of_other_things_are_not_read(tmp_path: Path) -> None:
     write_wholebody(tmp_path)
     before = [row.record_id for row in ingest(tmp_path)]

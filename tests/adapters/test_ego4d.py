@@ -172,6 +172,9 @@ def test_missing_clips_are_rejected_frame_by_frame(tmp_path: Path) -> None:
         ("{", RejectReason.LABEL_CORRUPT),
         ([], RejectReason.LABEL_CORRUPT),
         ([{"keypoints": hint_points(0)[:20]}], RejectReason.LABEL_CORRUPT),
+        ([{"keypoints": [[12, 25, y] for _, y in hint_points(0)]}], RejectReason.LABEL_CORRUPT),  # 12,25 for 12.25
+        ([{"keypoints": [[*point, 1, 1] for point in hint_points(0)]}], RejectReason.LABEL_CORRUPT),
+        ([{"keypoints": [[x] for x, _ in hint_points(0)]}], RejectReason.LABEL_CORRUPT),
         ([{"keypoints": [["a", "b"]] * 21}], RejectReason.LABEL_CORRUPT),
         ([{"keypoints": [[float("nan"), 1]] * 21}], RejectReason.LABEL_NOT_FINITE),
     ],

@@ -100,6 +100,8 @@ FIELDS: dict[str, tuple[bool, Any]] = {
     "monitoring.pictures_every": (MAY, 5),
     "monitoring.pictures": (MAY, 2),
     "monitoring.divergence": (MAY, 9.0),
+    "model.conditions.keypoints": (REFUSED, "sum"),
+    "model.conditions.reference_mask": (REFUSED, False),
     "sampling.scheduler": (MAY, "ddpm"),
     "sampling.steps": (MAY, 3),
     "sampling.guidance_scale": (MAY, 2.0),
