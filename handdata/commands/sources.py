@@ -227,7 +227,8 @@ def _show_ingested(
         }
         print_json({**document, "where": where})
         return
-    table = {"records": counted(summary.splits), "rejected": counted(summary.rejected), "where": where}
+    has = ", ".join(f"{count:,} {name}" for name, count in summary.labels.items())
+    table = {"records": counted(summary.splits), "labels": has, "rejected": counted(summary.rejected), "where": where}
     if summary.dropped:
         table["dropped before"] = f"{summary.dropped:,} (`handdata drop`)"
     if summary.rejected:

@@ -1,6 +1,7 @@
 """Ingest: records replace records, bad input becomes rejected rows, errors are one line."""
 
 import json
+import re
 import os
 import shutil
 from collections import Counter
@@ -242,6 +243,7 @@ def test_strict_exits_with_1_where_a_record_was_rejected(damaged_pack: Path, tmp
     result = run_command("ingest", "-s", "foundhand10m", "--root", damaged_pack, "-w", tmp_path / "w", "--strict")
     assert result.code == 1
     assert "image_missing 1" in result.out
+    assert re.search(r"labels +. \d+ labelled hands, \d+ masks, \d+ cameras", result.out)  # what is not there is seen
 
 
 def test_a_label_that_leaves_the_root_is_rejected(tmp_path: Path, run_command) -> None:
