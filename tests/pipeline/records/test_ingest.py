@@ -1,8 +1,8 @@
 """Ingest: records replace records, bad input becomes rejected rows, errors are one line."""
 
 import json
-import re
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
