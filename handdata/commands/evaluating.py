@@ -18,6 +18,7 @@ from handdata.commands.options import (
     finite,
     require_place,
     takes_sampling_options,
+    url_of_run,
 )
 from handdata.console import ProgressLine, byte_size, escape, out, print_json, print_table, say, say_next
 from handdata.pipeline.settings import load_settings
@@ -136,7 +137,7 @@ def evaluate(
     """
     from handdata.jobs.evaluate import EvaluationRequest
     from handdata.pipeline.storage import Storage
-    from handdata.pipeline.storage.layout import metrics_file, run_folder
+    from handdata.pipeline.storage.layout import metrics_file
     from handdata.pipeline.weights import named_weights
     from handdata.trainer.data.pair_lists import read_pair_list
 
@@ -160,7 +161,7 @@ def evaluate(
 
             metrics = read_metrics(storage, run)
     request = EvaluationRequest(
-        checkpoint=None if images else named_weights(checkpoint or storage.url(run_folder(run)), settings.weights),
+        checkpoint=None if images else named_weights(checkpoint or url_of_run(storage, run), settings.weights),
         images=images,
         beside=tuple(named_weights(each, settings.weights) for each in beside or ()),
         pair_list=pairs,

@@ -16,6 +16,7 @@ from handdata.commands.options import (
     Workspace,
     commercial_licences,
     licence_names,
+    url_of_run,
 )
 from handdata.console import ProgressLine, byte_size, out, print_table, say
 from handdata.jobs.exports.documents import ExportRequest, FormatName
@@ -74,13 +75,12 @@ def weights(
 ) -> None:
     """Write a run's averaged weights as a file that the public FoundHand code, `sample` and `train --init` read."""
     from handdata.pipeline.storage import Storage
-    from handdata.pipeline.storage.layout import run_folder
     from handdata.pipeline.weights import named_weights
     from handdata.trainer.checkpoints import averaged_weights, first_weights, load_for_sampling, training_licences
     from handdata.trainer.weights import write_foundhand
 
     settings = load_settings(workspace=workspace)
-    trained = named_weights(checkpoint or Storage(settings.workspace).url(run_folder(run)), settings.weights)
+    trained = named_weights(checkpoint or url_of_run(Storage(settings.workspace), run), settings.weights)
     model, trained_with = load_for_sampling(trained, preset=preset, on_note=say)
     licences = training_licences(averaged_weights(trained), first_weights(trained))
     write_foundhand(model, out_file, json.dumps(trained_with), licences)

@@ -18,13 +18,13 @@ import typer
 from pydantic import BaseModel
 
 from handdata.pipeline.settings import QualitySettings, Settings
-from handdata.schemas import StorageError, UsageError
+from handdata.schemas import StorageError, UsageError, known_names
 from handdata.trainer.presets import SamplerName, SamplingOptions
 
 if TYPE_CHECKING:
     from typer.models import OptionInfo
 
-    from handdata.pipeline.storage import Dataset
+    from handdata.pipeline.storage import Dataset, Storage
 
 
 Command: TypeAlias = Callable[..., None]
@@ -168,6 +168,24 @@ def _run_name(name: str | None) -> str | None:
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UsageError(f"--run {name}: not a name for a folder of runs", "use letters, digits, dots, - and _")
     return name
+
+
+def url_of_run(storage: "Storage", name: str) -> str:
+    """Return where a run of a workspace lies.
+
+    Raises:
+        UsageError: The workspace has other runs, and none of this name.
+
+    """
+    from handdata.pipeline.storage.layout import list_runs, run_folder
+
+    runs = list_runs(storage)
+    if runs and name not in runs:
+        raise UsageError(
+            f"{storage.describe()} has no run {name}",
+            f"{known_names(name, runs)}; --checkpoint builtin is the network of the package",
+        )
+    return storage.url(run_folder(name))
 
 
 def run_option(text: str, **shown: Any) -> "OptionInfo":

@@ -27,10 +27,11 @@ from handdata.commands.options import (
     finite,
     require_place,
     takes_sampling_options,
+    url_of_run,
 )
 from handdata.console import ProgressLine, out, say
 from handdata.pipeline.settings import Settings, load_settings
-from handdata.schemas import GENERATED, UsageError, known_names
+from handdata.schemas import GENERATED, UsageError
 from handdata.trainer.presets import BATCH_SIZE, GUIDANCE, SamplingOptions
 
 if TYPE_CHECKING:
@@ -579,20 +580,13 @@ def _trained(storage: "Storage", name: str | None) -> str:
         UsageError: The workspace has other runs.
 
     """
-    from handdata.pipeline.storage.layout import list_runs, run_folder
+    from handdata.pipeline.storage.layout import list_runs
     from handdata.trainer.checkpoints import BUILTIN
 
-    runs = list_runs(storage)
-    if name is None and not runs:
+    if name is None and not list_runs(storage):
         say(f"{storage.describe()} has no run: the built-in network draws, which has seen rendered hands alone")
         return BUILTIN
-    wanted = name or "default"
-    if runs and wanted not in runs:
-        raise UsageError(
-            f"{storage.describe()} has no run {wanted}",
-            f"{known_names(wanted, runs)}; --checkpoint builtin is the network of the package",
-        )
-    return storage.url(run_folder(wanted))
+    return url_of_run(storage, name or "default")
 
 
 def _write_figure(file: Path, figure: "ByteArray", out_dir: Path | None) -> None:

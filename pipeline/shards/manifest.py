@@ -7,7 +7,7 @@ from handdata._version import __version__
 from handdata.pipeline.records.stored import require_format
 from handdata.pipeline.storage import Dataset
 from handdata.pipeline.storage.damage import parse_document
-from handdata.pipeline.storage.layout import list_datasets
+from handdata.pipeline.storage.layout import MANIFEST, list_datasets
 from handdata.schemas import FORMAT_VERSION, DatasetManifest, Split, SplitCounts, UnitMarker, UsageError, license_id_of
 from handdata.schemas.errors import known_names
 
@@ -55,7 +55,10 @@ def read_manifest(dataset: Dataset) -> DatasetManifest:
         if others:
             what = f"{dataset.storage.describe()} has no dataset {dataset.name}"
             raise UsageError(what, known_names(dataset.name, others))
-        raise UsageError(f"{dataset.storage.describe()} has no annotated dataset", "run `handdata annotate` first")
+        hint = "run `handdata annotate` first"
+        if dataset.storage.exists(MANIFEST):
+            hint = "it is the folder of a dataset: the workspace is the folder above it"
+        raise UsageError(f"{dataset.storage.describe()} has no annotated dataset", hint)
     return manifest
 
 

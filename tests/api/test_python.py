@@ -159,6 +159,7 @@ def test_a_sample_is_what_its_row_says_and_is_its_own(there: Path) -> None:
         (lambda: handdata.annotate("workspace", min_hand_pixels=3), "min_hand_pixels"),
         (lambda: handdata.annotate("workspace", masks="sum"), "masks"),  # type: ignore[arg-type]
         (lambda: handdata.open_dataset("elsewhere"), "has no annotated dataset"),
+        (lambda: handdata.open_dataset("workspace/dataset"), "the workspace is the folder above it"),
         (lambda: handdata.open_dataset("workspace", split="training"), "no split training"),  # type: ignore[arg-type]
         (lambda: handdata.open_dataset("workspace", where="sharpnes > 3"), "no column 'sharpnes'"),
         (lambda: handdata.open_dataset("workspace").to_arrow(["images"]), "no column 'images'"),

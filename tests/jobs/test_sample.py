@@ -22,7 +22,7 @@ from handdata.trainer.presets import PairConfig, Preset, SourceConfig
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
-from tests.fixtures.training import SMALL
+from tests.fixtures.training import SMALL, write_two_sequences
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +191,16 @@ def test_without_a_run_the_built_in_network_draws_photographs(
     (tmp_path / "w" / "runs" / "theirs").mkdir(parents=True)
     other = run_command(*words, "-w", tmp_path / "w")
     assert other.code == 2 and "has no run default" in other.err and "theirs" in other.err
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["export", "weights"]])
+def test_a_run_with_a_typo_is_told_from_the_one_that_is_meant(
+    command: list[str], tmp_path: Path, run_command: Callable[..., CommandResult]
+) -> None:
+    write_two_sequences(Storage(tmp_path))
+    (tmp_path / "runs" / "theirs").mkdir(parents=True)
+    done = run_command(*command, "-w", tmp_path, "--run", "thiers")
+    assert done.code == 2 and "has no run thiers" in done.err and "did you mean theirs?" in done.err
 
 
 @pytest.mark.parametrize("task", ["gesture-transfer", "video", "unconditional"])
