@@ -132,13 +132,44 @@ def _packages() -> Iterator[Finding]:
         return
     extras = sorted(metadata.metadata("handdata").get_all("Provides-Extra") or ())
     needed = [requirement for requirement in declared if _applies(requirement)]
-    yield _group("packages", needed, "pip install -U handdata", required=True)
+    found = _group("packages", needed, "pip install -U handdata", required=True)
+    if found.state == "ok" and (fault := _import_fault(needed)):
+        found = Finding("packages", "broken", fault, "pip install --force-reinstall handdata")
+    yield found
     for extra in extras:
         if extra not in ("all", "dev"):
             group = [
                 requirement for requirement in declared if not _applies(requirement) and _applies(requirement, extra)
             ]
             yield _group(f"extra {extra}", group, f'pip install "handdata[{extra}]"', required=False)
+
+
+_IMPORTS: Final = """
+import importlib
+faults = {}
+for name in sys.argv[1:]:
+    try: importlib.import_module(name)
+    except Exception as error: faults[name] = " ".join(str(error).split())
+tell(**faults)
+"""
+
+
+def _import_fault(requirements: list[Any]) -> str:
+    """Return which of some installed packages cannot be imported, and why; empty where all can. GL has OpenCV."""
+    wanted = {_plain_name(requirement.name) for requirement in requirements} - {"opencv-contrib-python"}
+    modules = [
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if module.isidentifier() and not module.startswith("_") and wanted & {_plain_name(owner) for owner in owners}
+    ]
+    found = _probe(_IMPORTS, *modules)
+    if isinstance(found, str):
+        return f"they cannot be imported: {found}"
+    return "; ".join(f"{module} cannot be imported: {fault}" for module, fault in found.items())
+
+
+def _plain_name(package: str) -> str:
+    return re.sub("[-_.]+", "-", package).lower()
 
 
 def _applies(requirement: Any, extra: str = "") -> bool:

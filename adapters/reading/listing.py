@@ -277,6 +277,12 @@ def copied_from(name: str, names: Collection[str]) -> str | None:
     return match[1] if match is not None and match[1] != name and match[1] in names else None
 
 
+def is_copy_name(name: str) -> bool:
+    """Return whether a name is one that systems and people give to a copy, whatever it may be a copy of."""
+    match = _COPY.fullmatch(name)
+    return match is not None and match[1] != name
+
+
 def _entries(folder: AnyPath) -> list["os.DirEntry[str]"]:
     entries = [entry for entry in _scan(folder) if not is_clutter(entry.name)]
     unpacked = {entry.name for entry in entries} if any(_ARCHIVE.fullmatch(entry.name) for entry in entries) else set()

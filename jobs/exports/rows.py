@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 from PIL import Image
 
+from handdata.adapters.reading.listing import is_clutter, is_copy_name
 from handdata.schemas import KEYPOINT_COUNT, SAMPLE_SCHEMA, UnreadableImageError, license_id_of
 from handdata.schemas.arrays import BoolArray, FloatArray
 from handdata.schemas.sample import PIXEL_COLUMNS
@@ -96,6 +97,8 @@ def path_name(text: str) -> str:
     """Return a name of a folder or file for an id, another one for each: characters with a meaning are escaped."""
     name = quote(text, safe="")
     name = f"%2E{name[1:]}" if name.startswith(".") else name
+    if is_clutter(name) or is_copy_name(name):  # our adapters pass over the one, and refuse the other
+        name = f"{name[:-1]}%{ord(name[-1]):02X}"
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}~{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return name or "%"

@@ -1,6 +1,7 @@
 """The doctor finds what is broken on a machine, says how to mend it, and never fails itself."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def test_without_what_the_command_line_is_made_of_one_line_names_it(package: str
     assert (
         done.stderr == f"error: this needs the package {package}, which is not installed\nhint: pip install handdata\n"
     )
+
+
+def test_a_package_that_is_installed_and_cannot_be_imported_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "polars.py").write_text("raise ImportError('no AVX2\\nhere')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    found = next(doctor._packages())
+    assert found.state == "broken" and found.found == "polars cannot be imported: no AVX2 here" and found.mend
+    (tmp_path / "polars.py").write_text("import os\nos.abort()")
+    assert "SIGABRT" in next(doctor._packages()).found
 
 
 def test_a_damaged_model_file_is_found(tmp_path: Path) -> None:

@@ -169,6 +169,17 @@ def test_frames_and_cameras_of_a_sequence_stay_together_in_the_foundhand_layout(
     assert len({record.camera_id for record in records}) == 2
 
 
+def test_names_that_adapters_pass_over_or_refuse_come_back_from_the_foundhand_layout(tmp_path: Path) -> None:
+    names = ["IMG_1", "IMG_1_copy", "IMG_1_copy_copy", "IMG_1-copy", "IMG_1.bak", "IMG_1~", "IMG_1 (1)", "__MACOSX"]
+    samples = [hands(sequence, 0, camera) for sequence in names for camera in ("0", "0_copy")]
+    storage = Storage(tmp_path / "w")
+    write(storage, samples)
+    export(storage, tmp_path / "out", "foundhand")
+    records = records_of(FoundHand10MAdapter(), tmp_path / "out")
+    assert {Path(one.image_uri).read_bytes() for one in records} == set(by_pixels(samples))
+    assert len(records) == len(samples) == len({one.record_id for one in records})
+
+
 def annotations_of(labels: Path) -> list[tuple[Any, Any, COCO]]:
     coco = COCO(labels)
     return [(coco.loadImgs(entry["image_id"])[0], entry, coco) for entry in coco.loadAnns(coco.getAnnIds())]
