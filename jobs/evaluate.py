@@ -8,7 +8,7 @@ first, so that an evaluation that was stopped draws none of them twice; they are
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ from handdata.trainer.data.pairs import PairDataset, open_pairs
 from handdata.trainer.data.splits import TRAINED_FIRST
 from handdata.trainer.devices import choose_device
 from handdata.trainer.evaluation import Interval, Scores, carried_references, interval, mean_image
-from handdata.trainer.metrics import FoundHand, flicker, pose_marks
+from handdata.trainer.metrics import LEAST_OF_A_SET, FoundHand, flicker, pose_marks
 from handdata.trainer.presets import DataConfig, PairConfig, PairTask, SamplingOptions
 from handdata.trainer.tasks import Sampler, load_sampler
 
@@ -186,18 +186,21 @@ class Evaluation:
     figure: ByteArray
 
     def document(self) -> dict[str, Any]:
-        """Return all but the pictures as plain values; what is no number is None."""
+        """Return all but the pictures as plain values that strict JSON knows: NaN is None, infinity ``"Infinity"``."""
         values = asdict(self) | {"cases": {name: [case.id for case in of] for name, of in self.cases.items()}}
-        document: dict[str, Any] = _without_nan({name: of for name, of in values.items() if name != "figure"})
+        document: dict[str, Any] = _as_json({name: of for name, of in values.items() if name != "figure"})
         return document
 
 
-def _without_nan(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
+    """Return values without the numbers that JSON has not: NaN is None, infinity is ``"Infinity"``."""
     if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
+        return {name: _as_json(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_as_json(part) for part in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def make_pair_list(
@@ -266,6 +269,9 @@ def evaluate(
     dataset = Dataset(storage, request.dataset or (data.dataset if sampler else DATASET))
     pairs = request.pair_list or _chosen(request, storage, sampler, on_note)
     frames = ListedFrames(dataset, pairs)
+    if learned.inception and len(pairs.pairs) < LEAST_OF_A_SET:
+        missing = (*learned.missing, "not measured: fid and kid, which compare sets: the list has one pair")
+        learned = replace(learned, inception=None, missing=missing)
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(TemporaryDirectory()))
         folders: dict[str, ImageFolder] = {}

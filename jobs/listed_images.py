@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -126,15 +126,16 @@ class ImageFolder:
     """The images of a list's targets in a folder."""
 
     def __init__(self, folder: Path, pairs: PairList, on_note: Callable[[str], None] | None = None) -> None:
-        """Check that each pair has its image.
+        """Check that each pair has its image, whole and readable: none is a surprise after hours of drawing others.
 
         Args:
             folder: Folder of ``<pair_id>.png`` for each pair.
             pairs: The list.
-            on_note: Called with a line where images have another size than the list's.
+            on_note: Called with a line where images have another size than the list's, or are JPEG.
 
         Raises:
-            UsageError: Images are missing, are no images, or are not square.
+            UsageError: Images are missing, cannot be decoded, are not square, are transparent, or are grey of
+                more than 8 bits.
 
         """
         self._folder, self._size = folder, pairs.size
@@ -146,7 +147,19 @@ class ImageFolder:
                 f"{folder} lacks {len(missing):,} of {len(names):,} images of the pair list: {_some(missing)}",
                 "an image is named PAIR_ID.png; --export-pairs writes the references and keypoints of each pair",
             )
-        sizes = {name: self._size_of(name) for name in names}
+        seen = {name: self._looked_at(name) for name in names}
+        if deep := [name for name, image in seen.items() if not image.of_8_bits]:
+            raise UsageError(
+                f"{folder} holds {len(deep):,} grey images of more than 8 bits: {_some(deep)}", "write 8-bit PNG"
+            )
+        if clear := [name for name, image in seen.items() if image.transparent]:
+            raise UsageError(
+                f"{folder} holds {len(clear):,} images that are transparent: {_some(clear)}",
+                "lay them over their background, and write PNG without transparency",
+            )
+        if on_note and (lossy := [name for name, image in seen.items() if image.jpeg]):
+            on_note(f"{len(lossy):,} images of {folder} are JPEG, whose losses are scored too: {_some(lossy)}")
+        sizes = {name: image.size for name, image in seen.items()}
         if odd := [f"{name} ({width} x {height})" for name, (width, height) in sizes.items() if width != height]:
             raise UsageError(
                 f"{folder} holds {len(odd):,} images that are not square: {_some(odd)}",
@@ -158,32 +171,40 @@ class ImageFolder:
 
     def image(self, pair_id: str) -> ByteArray:
         """Return a pair's image (S, S, 3) at the list's size."""
-        with self._opened(image_name(pair_id)) as opened:
-            try:
-                image = np.asarray(opened.convert("RGB"))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise self._unreadable(image_name(pair_id), error) from None
+        with self._decoded(image_name(pair_id)) as decoded:
+            image = np.asarray(decoded.convert("RGB"))
         side = image.shape[0]
         if side == self._size:
             return image
         how = cv2.INTER_AREA if side > self._size else cv2.INTER_CUBIC
         return np.asarray(cv2.resize(image, (self._size, self._size), interpolation=how), dtype=np.uint8)
 
-    def _size_of(self, name: str) -> tuple[int, int]:
-        with self._opened(name) as opened:
-            return opened.size
+    def _looked_at(self, name: str) -> "_Seen":
+        with self._decoded(name) as decoded:
+            transparent = decoded.has_transparency_data and decoded.convert("RGBA").getextrema()[3] != (255, 255)
+            # Colours of 16 bits are read as 8; of grey ones, what is above 255 would be white.
+            of_8_bits = not decoded.mode.startswith(("I", "F"))
+            return _Seen(decoded.size, of_8_bits, transparent, decoded.format == "JPEG")
 
-    def _opened(self, name: str) -> Image.Image:
+    def _decoded(self, name: str) -> Image.Image:
         try:
-            return Image.open(self._folder / name)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise self._unreadable(name, error) from None
+            opened = Image.open(self._folder / name)
+            opened.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UsageError(
+                f"{self._folder / name} cannot be read as an image: {' '.join(str(error).split())}",
+                "write it anew, as PNG",
+            ) from None
+        return opened
 
-    def _unreadable(self, name: str, error: Exception) -> UsageError:
-        return UsageError(
-            f"{self._folder / name} cannot be read as an image: {' '.join(str(error).split())}",
-            "write it anew, as PNG",
-        )
+
+class _Seen(NamedTuple):
+    """What decides whether an image can be scored."""
+
+    size: tuple[int, int]
+    of_8_bits: bool
+    transparent: bool
+    jpeg: bool
 
 
 def _some(names: list[str]) -> str:

@@ -36,6 +36,8 @@ PCK_SHARES: Final = (0.1, 0.2)
 _BATCH: Final = 32
 _ALEXNET_FILE: Final = "alexnet-owt-7be5be79.pth"
 """Name under which torchvision looks for AlexNet."""
+LEAST_OF_A_SET: Final = 2
+"""Smallest number of images of a set: one has no spread."""
 _KID_IMAGES: Final = 1000
 """Images of a subset of KID, as published; all where there are fewer."""
 
@@ -87,7 +89,8 @@ def picture_marks(image: ByteArray, target: Frame) -> dict[str, float]:
 
 
 def _likeness(drawn: Tensor, true: Tensor, region: str) -> dict[str, float]:
-    ssim = structural_similarity_index_measure(drawn, true, data_range=255.0)
+    # In single precision a bright image is not like itself: its variance is the small difference of large squares.
+    ssim = structural_similarity_index_measure(drawn.double(), true.double(), data_range=255.0)
     assert isinstance(ssim, Tensor)  # without its map of local values
     psnr = peak_signal_noise_ratio(drawn, true, data_range=255.0)
     return {f"psnr{region}": float(psnr), f"ssim{region}": float(ssim)}

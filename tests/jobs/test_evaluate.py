@@ -15,6 +15,7 @@ from handdata.jobs import evaluate as jobs_evaluate
 from handdata.jobs import listed_images
 from handdata.jobs.measures import LearnedMeasures
 from handdata.pipeline.storage import Storage
+from handdata.trainer.data.pair_lists import read_pair_list
 from handdata.trainer.trainer import Trainer
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
@@ -64,8 +65,12 @@ def made(storage: Storage, file: Path, run_command: Run, *options: object) -> Pa
 def scored(run_command: Run, storage: Storage, pair_list: Path, *options: object) -> dict[str, Any]:
     result = run_command("evaluate", "--pair-list", pair_list, "--workspace", storage.url(), *options, "--json")
     assert result.code == 0, result.err
-    found: dict[str, Any] = json.loads(result.out)
+    found: dict[str, Any] = json.loads(result.out, parse_constant=no_number)
     return found
+
+
+def no_number(name: str) -> None:
+    raise AssertionError(f"strict parsers refuse {name}")
 
 
 def test_a_list_is_made_twice_with_equal_bytes(storage: Storage, tmp_path: Path, run_command: Run) -> None:
@@ -125,8 +130,8 @@ def test_what_another_program_made_is_scored_and_the_targets_themselves_are_perf
     result = run_command("evaluate", "--pair-list", pair_list, "--workspace", storage.url(), "--export-pairs", exported)
     assert result.code == 0, result.err
     perfect = scored(run_command, storage, pair_list, "--images", exported / "target")
-    assert perfect["scores"]["generated"]["psnr"]["mean"] == np.inf
-    assert perfect["scores"]["generated"]["ssim"]["mean"] == pytest.approx(1, abs=1e-4)
+    assert perfect["scores"]["generated"]["psnr"]["mean"] == "Infinity"  # strict JSON has no such number
+    assert perfect["scores"]["generated"]["ssim"]["mean"] == pytest.approx(1, abs=1e-9)
     assert perfect["scores"]["generated"]["fid"]["mean"] == pytest.approx(0, abs=1e-3)
     assert perfect["scores"]["generated"]["fid"]["low"] is None
     assert perfect["scores"]["mean picture"]["fid"]["mean"] > 1
@@ -179,6 +184,16 @@ def test_images_that_do_not_fit_the_list_are_named_in_one_line(
     refused("not square", f"{ids[1]}.png ({SIZE} x 40)")
     (tmp_path / "made" / f"{ids[1]}.png").write_bytes(b"no image")
     refused(f"{ids[1]}.png cannot be read as an image", "hint")
+    whole = (tmp_path / "made" / f"{ids[0]}.png").read_bytes()
+    (tmp_path / "made" / f"{ids[1]}.png").write_bytes(whole[:-40])
+    refused(f"{ids[1]}.png cannot be read as an image", "hint")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "made" / f"{ids[1]}.png")
+    refused(f"{ids[1]}.png cannot be read as an image", "hint")
+    for mode in ("I;16", "I", "F"):  # read as 8 bits they would be white, or black
+        Image.new(mode, (SIZE, SIZE)).save(tmp_path / "made" / f"{ids[1]}.png", "TIFF")
+        refused("grey images of more than 8 bits", f"{ids[1]}.png")
+    Image.new("RGBA", (SIZE, SIZE), (90, 60, 30, 128)).save(tmp_path / "made" / f"{ids[1]}.png")
+    refused("images that are transparent", f"{ids[1]}.png")
     Image.new("L", (128, 128)).save(tmp_path / "made" / f"{ids[1]}.png")
     result = run_command(*here)
     assert result.code == 0, result.err
@@ -243,3 +258,22 @@ def test_options_without_effect_are_refused(run_command: Run, options: tuple[str
     result = run_command("evaluate", *options)
     assert (result.code, result.err.count("\n")) == (2, 2), result.err
     assert said in result.err
+
+
+def test_a_list_of_one_pair_is_scored_without_the_distance_of_sets(
+    storage: Storage, tmp_path: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_evaluate, "load_learned", learned)
+    whole = read_pair_list(made(storage, tmp_path / "pairs.json", run_command))
+    alone = whole.model_copy(update={"pairs": whole.pairs[:1]})
+    alone = alone.model_copy(update={"sha256": alone.hash()})
+    (tmp_path / "alone.json").write_bytes(alone.encode())
+    made_images = tmp_path / "made"
+    made_images.mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save(made_images / f"{alone.pairs[0].id}.png", "JPEG")
+    result = run_command(
+        "evaluate", "--pair-list", tmp_path / "alone.json", "--workspace", storage.url(), "--images", made_images
+    )
+    assert result.code == 0, result.err
+    assert "the list has one pair" in result.out
+    assert "1 images of" in result.err and "are JPEG" in result.err

@@ -139,3 +139,11 @@ def test_files_in_the_published_format_are_taken(tmp_path: Path) -> None:
     torch.save(blank.state_dict(), tmp_path / "inception.pth")
     features = load_inception(tmp_path / "inception.pth")
     assert features(images[:1]).shape == (1, 2048)
+
+
+@pytest.mark.parametrize("shade", [0, 127, 255])
+def test_a_plain_picture_is_wholly_like_itself(shade: int) -> None:
+    target = frame(0)
+    target.image[:] = shade
+    marks = picture_marks(target.image, target)
+    assert (marks["ssim"], marks["ssim_box"]) == pytest.approx((1, 1), abs=1e-9)
