@@ -1,31 +1,39 @@
 """``handdata ablate``: the paper's questions of design, each answered by training networks with and without.
 
 A question has variants: what differs from the preset's settings. Each variant and seed is a run of the workspace,
-``ablate-<variant>-<seed>``, trained and scored on one list of pairs. What is done already is not done again: runs go on
-from their checkpoints, and scores lie beside the table.
+``ablate-<variant>-<seed>-<hash of its settings>``, trained and scored on one list of pairs. What is done already is not
+done again: runs go on from their checkpoints, and scores lie beside the table with the hashes of the checkpoint and of
+the list. Other settings are other runs: none goes on from one that was trained for fewer steps, say.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
-from handdata.jobs.evaluate import EvaluationRequest, evaluate
+from handdata.jobs.evaluate import EvaluationRequest, checkpoint_sha256, evaluate, pairs_for
 from handdata.jobs.figures import OURS
+from handdata.jobs.tables import facts as facts_of
 from handdata.pipeline.storage import Storage
 from handdata.pipeline.storage.layout import run_folder
-from handdata.pipeline.weights import find_weights
+from handdata.pipeline.weights import find_weights, require_weights
 from handdata.schemas import Split, UsageError, WeightsError, known_names
+from handdata.trainer.checkpoints import averaged_weights, latest_checkpoint
 from handdata.trainer.loop import train
 from handdata.trainer.presets import AlignmentConfig, DropoutConfig, Preset, SamplingOptions
+from handdata.trainer.resuming import without
 
 OnRun = Callable[[str, int, int], None]
 """Called with what is done to a run, and (done, in all) of it."""
 OnNote = Callable[[str], None]
 
+_MEASURES: Final = ("psnr", "ssim", "psnr_box", "ssim_box", "lpips", "fid", "detected", "pck@0.2")
+"""Measures of the table; those of learned features where their weights are here."""
 _NO_DROPOUT: Final = DropoutConfig(reference=0, target_keypoints=0, reference_mask=0, both=0)
 
 
@@ -104,12 +112,28 @@ class Answer:
         question: Name of the question.
         variant: Name of the variant.
         scores: Means over the pairs, by measure, one a seed.
+        checkpoints: SHA-256 of each seed's checkpoint.
 
     """
 
     question: str
     variant: str
     scores: dict[str, list[float]]
+    checkpoints: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """The answers to some questions, and what they depend on.
+
+    Args:
+        answers: Those of each variant, the variants of one question after one another.
+        facts: Pairs, pair rule, size, region and detector, as lines below the table.
+
+    """
+
+    answers: list[Answer]
+    facts: dict[str, str]
 
 
 def ablate(
@@ -119,7 +143,7 @@ def ablate(
     weights: Path | None = None,
     on_run: OnRun | None = None,
     on_note: OnNote | None = None,
-) -> list[Answer]:
+) -> Ablation:
     """Train and score the variants of some questions; what is done already is not done again.
 
     Args:
@@ -131,36 +155,56 @@ def ablate(
         on_note: Called with what the user should know of.
 
     Raises:
-        UsageError: A question is unknown, the preset has what a question would change, or a run of this name has other
-            settings.
-        WeightsError: Alignment is asked for, and DINOv2's weights are not on this machine.
+        UsageError: A question is unknown, the preset has what a question would change, or the split has no pairs.
+        WeightsError: MediaPipe's model, or for alignment DINOv2's weights, are not on this machine.
 
     """
-    answers = []
-    for question in request.questions:
+    questions = list(dict.fromkeys(request.questions))
+    for question in questions:
         _require_possible(question, request.preset)
-    for question in request.questions:
+    require_weights("hand_landmarker", weights)  # before hours of training, as are the pairs
+    asked = EvaluationRequest(
+        checkpoint=None,
+        split=request.split,
+        count=request.pairs,
+        dataset=request.preset.data.dataset,
+        device=request.device,
+    )
+    asked = replace(asked, pair_list=pairs_for(request.preset, asked, storage, on_note))
+    answers = []
+    facts: dict[str, str] = {}
+    for question in questions:
         for variant in _variants(question, request.preset):
             of_seeds = [
-                _scores(variant, seed, request, storage, out_dir, weights, on_run, on_note)
+                _scored(variant, seed, request, asked, storage, out_dir, weights, on_run, on_note)
                 for seed in range(request.seeds)
             ]
-            measures = {name: [scores[name] for scores in of_seeds] for name in of_seeds[0]}
-            answers.append(Answer(question, variant.name, measures))
-    return answers
+            shared = [name for name in of_seeds[0].scores if all(name in scored.scores for scored in of_seeds)]
+            measures = {name: [scored.scores[name] for scored in of_seeds] for name in shared}
+            answers.append(Answer(question, variant.name, measures, [scored.checkpoint for scored in of_seeds]))
+            facts = of_seeds[0].facts
+    return Ablation(answers, facts)
 
 
 def _require_possible(question: str, preset: Preset) -> None:
     if question not in QUESTIONS:
         raise UsageError(f"no question is called {question}", known_names(question, list(QUESTIONS)))
+    known: dict[str, str] = {}
     for variant in _variants(question, preset):
         try:
-            variant.applied_to(preset, 0)
-        except ValueError as error:
+            settings = json.dumps([variant.applied_to(preset, 0).model_dump(mode="json"), variant.guidance])
+        except ValidationError as error:
             raise UsageError(
-                f"this preset cannot be compared with {variant.name}: {str(error).splitlines()[2].strip()}",
+                f"this preset cannot be compared with {variant.name}: {error.errors()[0]['msg']}",
                 "choose one without model.geometry, such as tiny",
             ) from None
+        if settings in known:
+            raise UsageError(
+                f"nothing to compare for {question}: with these settings, {known[settings]!r} and {variant.name!r} are "
+                "the same",
+                "leave out of --config what the question is about, or choose another preset",
+            )
+        known[settings] = variant.name
     if question == "alignment" and find_weights("dinov2") is None:
         raise WeightsError("alignment needs DINOv2's weights", "run `handdata weights fetch dinov2`")
 
@@ -174,31 +218,43 @@ def _variants(question: str, preset: Preset) -> list[Variant]:
     ]
 
 
-def _scores(
+class _Scored(BaseModel):
+    """File of what a run scores.
+
+    Args:
+        settings: Settings of the run.
+        guidance: Guidance scale of its images; None is the preset's.
+        pair_list: SHA-256 of the list of pairs.
+        checkpoint: SHA-256 of the run's weights.
+        scores: Means over the pairs, by measure.
+        facts: What the scores of all runs depend on.
+
+    """
+
+    settings: dict[str, Any]
+    guidance: float | None
+    pair_list: str
+    checkpoint: str
+    scores: dict[str, float]
+    facts: dict[str, str]
+
+
+def _scored(
     variant: Variant,
     seed: int,
     request: AblationRequest,
+    asked: EvaluationRequest,
     storage: Storage,
     out_dir: Path,
     weights: Path | None,
     on_run: OnRun | None,
     on_note: OnNote | None,
-) -> dict[str, float]:
+) -> _Scored:
     """Return what a variant's run of one seed scores, which is trained where it is not."""
-    run = f"ablate-{variant.run}-{seed}"
+    assert asked.pair_list is not None
     preset = variant.applied_to(request.preset, seed)
-    options = SamplingOptions(guidance_scale=variant.guidance)
-    asked = {
-        "settings": preset.model_dump(mode="json"),
-        "guidance": variant.guidance,
-        "split": request.split,
-        "pairs": request.pairs,
-    }
-    folder, name = Storage(out_dir.absolute()), f"{run}{'' if variant.guidance is None else '-unguided'}.json"
-    if folder.exists(name):
-        found = json.loads(folder.read_bytes(name))
-        if found["asked"] == asked:
-            return dict(found["scores"])
+    run = f"ablate-{variant.run}-{seed}-{_hash_of_training(preset)}"
+    checkpoint = storage.url(run_folder(run))
 
     def show(step: int, total: int, loss: float, rate: float) -> None:
         if on_run:
@@ -208,44 +264,72 @@ def _scores(
         if on_run:
             on_run(f"scoring {run}", done, total)
 
-    train(preset, storage, run, resume=True, device=request.device, on_step=show, on_note=on_note)
-    scored = evaluate(
-        EvaluationRequest(
-            checkpoint=storage.url(run_folder(run)),
-            split=request.split,
-            count=request.pairs,
-            options=options,
-            device=request.device,
-        ),
-        storage,
-        weights,
-        show_scored,
-        on_note,
+    if not _is_trained(checkpoint, preset):
+        train(preset, storage, run, resume=True, device=request.device, on_step=show, on_note=on_note)
+    sha256 = checkpoint_sha256(averaged_weights(checkpoint))
+    settings = preset.model_dump(mode="json")
+    folder, name = Storage(out_dir.absolute()), f"{run}{'' if variant.guidance is None else '-unguided'}.json"
+    if folder.exists(name):
+        found = folder.read_document(name, _Scored)
+        if (found.settings, found.guidance, found.pair_list, found.checkpoint) == (
+            settings,
+            variant.guidance,
+            asked.pair_list.sha256,
+            sha256,
+        ):
+            return found
+    options = SamplingOptions(guidance_scale=variant.guidance)
+    evaluation = evaluate(
+        replace(asked, checkpoint=checkpoint, options=options), storage, weights, show_scored, on_note
     )
-    scores = {measure: interval.mean for measure, interval in scored.scores[OURS].items()}
-    folder.write_bytes(name, json.dumps({"asked": asked, "scores": scores}, indent=2).encode())
-    return scores
+    scored = _Scored(
+        settings=settings,
+        guidance=variant.guidance,
+        pair_list=asked.pair_list.sha256,
+        checkpoint=sha256,
+        scores={measure: interval.mean for measure, interval in evaluation.scores[OURS].items()},
+        facts={fact: text for fact, text in facts_of(evaluation).items() if fact != OURS},
+    )
+    folder.write_bytes(name, scored.model_dump_json(indent=2).encode())
+    return scored
 
 
-def as_markdown(answers: Sequence[Answer], request: AblationRequest) -> str:
+def _hash_of_training(preset: Preset) -> str:
+    """Return a short hash of the settings that a run's weights depend on."""
+    document = without(preset.model_dump(mode="json"), ("monitoring", "sampling"))
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _is_trained(run_url: str, preset: Preset) -> bool:
+    """Tell whether a run has its last checkpoint; its name says that its settings are these."""
+    latest = latest_checkpoint(run_url)
+    return latest is not None and int(latest.rsplit("-", 1)[1]) >= preset.optimisation.steps
+
+
+def as_markdown(found: Ablation, request: AblationRequest) -> str:
     """Return the table of some answers: means over seeds, their standard deviations, and differences from the first."""
-    measures = ("psnr", "ssim", "psnr_box", "ssim_box", "detected", "pck@0.2")
+    measures = [name for name in _MEASURES if all(name in answer.scores for answer in found.answers)]
     steps = request.preset.optimisation.steps
     lines = [
-        f"{request.seeds} seeds a row, {steps:,} steps each, {request.preset.image_size} px; up to {request.pairs} "
-        f"pairs of the split {request.split} that move. psnr and ssim are of the whole picture, psnr_box and ssim_box "
-        "of the hand box; detected and pck by MediaPipe. Mean +- standard deviation over seeds; in brackets the "
-        "difference from the question's first row, seed by seed.",
+        f"{request.seeds} {'seed' if request.seeds == 1 else 'seeds'} a row, {steps:,} steps each. Mean +- standard "
+        "deviation over seeds; in brackets the difference from the question's first row, seed by seed.",
+        "",
+        *(f"- {name}: {text}" for name, text in found.facts.items()),
         "",
         "| question | variant | " + " | ".join(measures) + " |",
         "| --- | --- | " + " | ".join("---" for _ in measures) + " |",
     ]
     first: Answer | None = None
-    for answer in answers:
+    for answer in found.answers:
         if first is None or first.question != answer.question:
             first = answer
         cells = [_cell(answer.scores[name], None if answer is first else first.scores[name]) for name in measures]
         lines.append(f"| {answer.question} | {answer.variant} | " + " | ".join(cells) + " |")
+    lines += ["", "Checkpoints (SHA-256), seed by seed:", ""]
+    lines += [
+        f"- {answer.question}, {answer.variant}: {', '.join(sha256[:12] for sha256 in answer.checkpoints)}"
+        for answer in found.answers
+    ]
     return "\n".join(lines) + "\n"
 
 

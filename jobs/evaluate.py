@@ -36,7 +36,7 @@ from handdata.trainer.data.splits import TRAINED_FIRST
 from handdata.trainer.devices import choose_device
 from handdata.trainer.evaluation import Interval, Scores, carried_references, interval, mean_image
 from handdata.trainer.metrics import LEAST_OF_A_SET, FoundHand, flicker, pose_marks
-from handdata.trainer.presets import DataConfig, PairConfig, PairTask, SamplingOptions
+from handdata.trainer.presets import DataConfig, PairConfig, PairTask, Preset, SamplingOptions
 from handdata.trainer.tasks import Sampler, load_sampler
 
 COPY, MEAN = "copied reference", "mean picture"
@@ -267,7 +267,11 @@ def evaluate(
         sampler = load_sampler(checkpoint, request.dataset, request.device, request.checkpoint_preset, on_note)
         data = sampler.preset.data
     dataset = Dataset(storage, request.dataset or (data.dataset if sampler else DATASET))
-    pairs = request.pair_list or _chosen(request, storage, sampler, on_note)
+    pairs = request.pair_list
+    if pairs is None:
+        if sampler is None:
+            raise UsageError("images are scored on the pair list that they were made for", "name it with --pair-list")
+        pairs = pairs_for(sampler.preset, request, storage, on_note)
     frames = ListedFrames(dataset, pairs)
     if learned.inception and len(pairs.pairs) < LEAST_OF_A_SET:
         missing = (*learned.missing, "not measured: fid and kid, which compare sets: the list has one pair")
@@ -304,9 +308,9 @@ def evaluate(
                 folders[way] = ImageFolder(Path(origin), pairs, on_note)
                 methods[way] = Method(origin)
         files = {way: averaged_weights(origin) for way, origin in beside.items() if way not in folders}
-        hashes = {way: _sha256_of(file) for way, file in files.items()}
+        hashes = {way: checkpoint_sha256(file) for way, file in files.items()}
         if sampler is not None and request.checkpoint is not None:
-            hashes[OURS] = _sha256_of(checkpoint)
+            hashes[OURS] = checkpoint_sha256(checkpoint)
             draw(OURS, sampler, request.checkpoint)
             sampler = None  # its memory is the next network's
         for way, file in files.items():
@@ -356,11 +360,13 @@ def evaluate(
         )
 
 
-def _chosen(request: EvaluationRequest, storage: Storage, sampler: Sampler | None, on_note: OnNote | None) -> PairList:
-    """Choose the pairs of the rows that a network's settings choose, at its size."""
-    if sampler is None:
-        raise UsageError("images are scored on the pair list that they were made for", "name it with --pair-list")
-    preset = sampler.preset
+def pairs_for(preset: Preset, request: EvaluationRequest, storage: Storage, on_note: OnNote | None = None) -> PairList:
+    """Choose the pairs of the rows that a network's settings choose, at its size.
+
+    Raises:
+        UsageError: The split has no such pair.
+
+    """
     if request.image_size:
         preset = preset.model_copy(update={"image_size": request.image_size})
     kinds = preset.pairs.model_copy(update={**kinds_of(request.task).model_dump(include={"video", "view", "still"})})
@@ -399,7 +405,7 @@ def _is_folder(origin: str) -> bool:
     return "://" not in origin and any(Path(origin).glob("*.png"))
 
 
-def _sha256_of(file: str) -> str:
+def checkpoint_sha256(file: str) -> str:
     """Return the SHA-256 of a file of weights, a path or a URL.
 
     Raises:

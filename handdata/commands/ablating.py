@@ -54,7 +54,7 @@ def ablate(
     chosen = load_preset(preset, config).choosing_rows(dataset=dataset).trained_for(steps, None)
     request = AblationRequest(chosen, questions, seeds, split, count, device)
     with ProgressLine("Comparing", None, "steps or pairs") as progress:
-        answers = run_ablate(
+        found = run_ablate(
             request,
             Storage(settings.workspace),
             out_dir,
@@ -62,7 +62,7 @@ def ablate(
             lambda doing, done, total: progress.set(done, doing, total),
             say,
         )
-    table = as_markdown(answers, request)
+    table = as_markdown(found, request)
     Storage(out_dir.absolute()).write_bytes("ablation.md", table.encode())
     out.print(table)
     out.print(f"Look at {out_dir.absolute() / 'ablation.md'}")

@@ -1,6 +1,7 @@
 """What ``handdata ablate`` promises: variants see what their names say, and what is done is not done again."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from handdata.jobs.ablate import QUESTIONS, AblationRequest, Answer, ablate, as_markdown
+from handdata.jobs.ablate import QUESTIONS, Ablation, AblationRequest, Answer, ablate, as_markdown
 from handdata.pipeline.storage import Storage
+from handdata.pipeline.storage.layout import list_checkpoints
 from handdata.schemas import UsageError, WeightsError
 from handdata.trainer.conditioning import reference_condition, target_condition
 from handdata.trainer.model import DiT
-from handdata.trainer.presets import PRESETS, GeometryConfig
+from handdata.trainer.presets import PRESETS, ConditionsConfig, GeometryConfig
 from handdata.trainer.weights import write_foundhand
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.samples import sample, write_dataset
@@ -92,6 +94,11 @@ def test_a_preset_that_a_question_does_not_fit_is_refused_before_anything_is_tra
     storage = Storage(tmp_path / "workspace")
     with pytest.raises(UsageError, match="geometry would show"):
         ablate(AblationRequest(PRESETS["carried-64"], ["mask", "heatmaps"]), storage, tmp_path)
+    without_mask = SMALL.model_copy(
+        update={"model": SMALL.model.model_copy(update={"conditions": ConditionsConfig(reference_mask=False)})}
+    )
+    with pytest.raises(UsageError, match="nothing to compare for mask"):
+        ablate(AblationRequest(without_mask, ["heatmaps", "mask"]), storage, tmp_path)
     with pytest.raises(UsageError, match="no question is called masks"):
         ablate(AblationRequest(SMALL, ["masks"]), storage, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -100,16 +107,37 @@ def test_a_preset_that_a_question_does_not_fit_is_refused_before_anything_is_tra
 def test_a_table_has_the_mean_the_spread_and_the_difference_of_the_same_seeds() -> None:
     def answer(variant: str, *psnr: float) -> Answer:
         names = ("psnr", "ssim", "psnr_box", "ssim_box", "detected", "pck@0.2")
-        return Answer("mask", variant, {name: list(psnr) for name in names})
+        return Answer("mask", variant, {name: list(psnr) for name in names}, ["0" * 64])
 
-    table = as_markdown([answer("with", 20, 22), answer("without", 19, 21)], AblationRequest(SMALL, ["mask"]))
+    table = as_markdown(
+        Ablation([answer("with", 20, 22), answer("without", 19, 21)], {}), AblationRequest(SMALL, ["mask"])
+    )
     assert "| mask | with | 21.000 +- 1.414 |" in table
     assert "| mask | without | 20.000 +- 1.414 (-1.000 +- 0.000) |" in table
 
 
-def test_what_is_done_is_not_done_again(
-    tmp_path: Path, run_command: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
+Ablate = Callable[..., CommandResult]
+
+
+@pytest.fixture
+def asked(tmp_path: Path, run_command: Callable[..., CommandResult], storage: Storage) -> Ablate:
+    """`ablate` of networks of a second."""
+    small = tmp_path / "small.toml"
+    small.write_text(
+        "[model]\npatch_size = 8\nhidden_size = 32\ndepth = 2\nnum_heads = 2\n"
+        "[sampling]\nsteps = 2\n[monitoring]\npictures = 1\n[optimisation]\nbatch_size = 2\n"
+    )
+
+    def ask(*options: object) -> CommandResult:
+        always = ("--workspace", storage.url(), "--seeds", 1, "--pairs", 2, "--config", small)
+        return run_command("ablate", *always, *options)
+
+    return ask
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    """A workspace of two videos to train on, and two that are held out."""
     storage = Storage(tmp_path / "workspace")
     samples = [
         sample(f"{split}{video}", at, split=split, timestamp_s=at / 10)
@@ -118,30 +146,52 @@ def test_what_is_done_is_not_done_again(
         for at in range(3)
     ]
     write_dataset(storage, samples)
-    small = tmp_path / "small.toml"
-    small.write_text(
-        "[model]\npatch_size = 8\nhidden_size = 32\ndepth = 2\nnum_heads = 2\n"
-        "[sampling]\nsteps = 2\n[monitoring]\npictures = 1\n[optimisation]\nbatch_size = 2\n"
-    )
-    asked = ("ablate", "--workspace", storage.url(), "--what", "dropout", "--seeds", 1, "--steps", 2, "--pairs", 2)
-    asked += ("--config", small)
-    asked += ("--out", tmp_path / "found")
-    first = run_command(*asked)
+    return storage
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_other_runs(
+    tmp_path: Path, asked: Ablate, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_dir = tmp_path / "found"
+    usual = ("--what", "dropout, dropout", "--steps", 2, "--out", out_dir)
+    first = asked(*usual)
     assert first.code == 0, first.err
-    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [
+    files = sorted(path.name for path in out_dir.iterdir())
+    assert [re.sub("-[0-9a-f]{8}", "", name) for name in files] == [
         "ablate-base-0-unguided.json",
         "ablate-base-0.json",
         "ablate-no-dropout-0-unguided.json",
         "ablation.md",
     ]
-    table = (tmp_path / "found/ablation.md").read_text()
-    assert all(variant.name in table for variant in QUESTIONS["dropout"])
-    assert json.loads((tmp_path / "found/ablate-base-0.json").read_text())["asked"]["pairs"] == 2
+    table = (out_dir / "ablation.md").read_text()
+    assert all(table.count(f"| dropout | {variant.name} |") == 1 for variant in QUESTIONS["dropout"])
+    assert all(f"- {fact}: " in table for fact in ("pairs", "pair rule", "size", "region", "detector"))
+    scored = json.loads((out_dir / files[1]).read_text())
+    assert table.count(scored["checkpoint"][:12]) == 2  # of both rows of that network
 
-    def again(*arguments: object, **named: object) -> None:
-        raise AssertionError("it is done again")
+    with monkeypatch.context() as patched:
+        for name in ("evaluate", "train"):
+            patched.setattr(f"handdata.jobs.ablate.{name}", again)
+        second = asked(*usual)
+        assert second.code == 0, second.err
+        assert (out_dir / "ablation.md").read_text() == table
 
-    monkeypatch.setattr("handdata.jobs.ablate.evaluate", again)
-    second = run_command(*asked)
-    assert second.code == 0, second.err
-    assert (tmp_path / "found/ablation.md").read_text() == table
+    # A network of two steps is not one of a single step, and does not pass for it.
+    fewer = asked("--what", "dropout", "--steps", 1, "--out", out_dir)
+    assert fewer.code == 0, fewer.err
+    assert "1 steps each" in (out_dir / "ablation.md").read_text()
+    steps = {name: list_checkpoints(Storage(storage.url(f"runs/{name}"))) for name in storage.list_folders("runs")}
+    assert sorted(of_run[-1][-1] for of_run in steps.values()) == ["1", "1", "2", "2"]
+
+
+def again(*arguments: object, **named: object) -> None:
+    raise AssertionError("it is done again")
+
+
+def test_what_cannot_be_scored_is_said_before_anything_is_trained(
+    tmp_path: Path, asked: Ablate, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = asked("--what", "mask", "--steps", 1, "--split", "test", "--out", tmp_path / "found")
+    assert result.code == 2, result.err
+    assert "test" in result.err
+    assert not storage.list_folders("runs")
