@@ -181,7 +181,9 @@ class ImageFolder:
 
     def _looked_at(self, name: str) -> "_Seen":
         with self._decoded(name) as decoded:
-            transparent = decoded.has_transparency_data and decoded.convert("RGBA").getextrema()[3] != (255, 255)
+            transparent = decoded.has_transparency_data and bool(
+                (np.asarray(decoded.convert("RGBA"))[..., 3] < 255).any()
+            )
             # Colours of 16 bits are read as 8; of grey ones, what is above 255 would be white.
             of_8_bits = not decoded.mode.startswith(("I", "F"))
             return _Seen(decoded.size, of_8_bits, transparent, decoded.format == "JPEG")

@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from handdata.pipeline.shards import list_shards
 from handdata.pipeline.storage import Dataset
@@ -31,8 +31,12 @@ CLIP_FRAMES: Final = 16
 LEAST_SIZE_PX: Final = 16
 """Smallest side of the scored images: SSIM looks through a window of 11 pixels."""
 
+LARGEST_SIZE_PX: Final = 4096
+"""Largest side of the scored images."""
+
 _CANDIDATES: Final = 200
-"""Largest number of pairs whose labels are looked at for each one wanted."""
+"""Largest number of pairs whose labels are looked at for each one wanted, and for each one seen before
+it is given up to find another: a small dataset has few."""
 _READ_AT_ONCE: Final = 64
 _SHOWN_IDS: Final = 3
 _EVERY_ROW: Final = DataConfig(unlabelled_hands=True, no_content=True, side_unknown=True)
@@ -65,7 +69,7 @@ class ListedPair(BaseModel):
     target: str
     reference_sha256: str = Field(pattern=_SHA256)
     target_sha256: str = Field(pattern=_SHA256)
-    motion: float
+    motion: float = Field(ge=0, allow_inf_nan=False)
 
 
 class PairList(BaseModel):
@@ -89,10 +93,22 @@ class PairList(BaseModel):
     task: PairTask
     split: Split
     seed: int
-    size: int = Field(ge=LEAST_SIZE_PX)
+    size: int = Field(ge=LEAST_SIZE_PX, le=LARGEST_SIZE_PX)
     rule: str
     pairs: tuple[ListedPair, ...] = Field(min_length=1)
     sha256: str = ""
+
+    @model_validator(mode="after")
+    def _require_plain(self) -> Self:
+        """Check that no two pairs share the name of their image, and that each sample has one hash."""
+        if len({pair.id for pair in self.pairs}) < len(self.pairs):
+            raise ValueError("two pairs have one id")
+        of_samples = {pair.reference: pair.reference_sha256 for pair in self.pairs}
+        of_samples |= {pair.target: pair.target_sha256 for pair in self.pairs}
+        for pair in self.pairs:
+            if (of_samples[pair.reference], of_samples[pair.target]) != (pair.reference_sha256, pair.target_sha256):
+                raise ValueError(f"a sample of the pair {pair.id} has two hashes")
+        return self
 
     def hash(self) -> str:
         """Return the hash that ``sha256`` has to be."""
@@ -204,10 +220,15 @@ def _moving(
 ) -> Iterator[_Candidate]:
     """Yield pairs that move so far, each once, in the order of the seed; the others go to ``slower``."""
     seen: set[tuple[int, int]] = set()
+    in_vain = 0
     for position in range(count * _CANDIDATES):
+        if in_vain > _CANDIDATES * (len(seen) + 1):
+            return
         target, reference, _ = dataset.rows_at(position)
         if reference is None or (target, reference) in seen:
+            in_vain += 1
             continue
+        in_vain = 0
         seen.add((target, reference))
         motions = joint_motions(dataset.rows.joints(reference), dataset.rows.joints(target))
         if not motions:
@@ -222,9 +243,17 @@ def _moving(
 def _clips(dataset: PairDataset, count: int) -> Iterator[_Candidate]:
     """Yield runs of frames of videos, none of which share a frame, in the order of the seed."""
     used: set[int] = set()
-    clip = 0
+    tried: set[int] = set()
+    in_vain = clip = 0
     for position in range(count * _CANDIDATES):
+        if in_vain > _CANDIDATES * (len(tried) + 1):
+            return
         first, _, _ = dataset.rows_at(position)
+        if first in tried:  # what began no run begins none later: ever more frames are used
+            in_vain += 1
+            continue
+        in_vain = 0
+        tried.add(first)
         video = dataset.video_rows(first)
         start = video.index(first)
         run: list[_Candidate] = []

@@ -202,3 +202,42 @@ def test_a_list_that_was_changed_or_is_none_is_refused(tmp_path: Path) -> None:
             read_pair_list(file)
     with pytest.raises(UsageError, match=r"cannot read .*nowhere\.json"):
         read_pair_list(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("of_pair", "of_list", "words"),
+    [
+        ({"id": "twice"}, {}, "one id"),
+        ({"reference_sha256": "0" * 64}, {}, "two hashes"),
+        ({"motion": float("inf")}, {}, "motion"),
+        ({}, {"size": 10**9}, "size"),
+    ],
+)
+def test_a_list_that_another_program_made_wrongly_is_refused(
+    tmp_path: Path, of_pair: dict[str, object], of_list: dict[str, object], words: str
+) -> None:
+    made = chosen(a_dataset(tmp_path, videos()), 36, 0)
+    pairs = tuple(pair.model_copy(update=of_pair if number < 2 else {}) for number, pair in enumerate(made.pairs))
+    wrong = made.model_copy(update={"pairs": pairs, **of_list})
+    wrong = wrong.model_copy(update={"sha256": wrong.hash()})
+    (tmp_path / "pairs.json").write_text(json.dumps(wrong.model_dump(mode="json")))
+    with pytest.raises(UsageError, match=words):
+        read_pair_list(tmp_path / "pairs.json")
+
+
+@pytest.mark.parametrize("task", ["pose", "video"])
+def test_a_small_dataset_is_given_up_once_it_has_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: PairTask
+) -> None:
+    dataset = a_dataset(tmp_path, videos())
+    expected = chosen(dataset, 100, 0 if task == "pose" else None, task=task).pairs
+    asked: list[int] = []
+    rows_at = PairDataset.rows_at
+
+    def counted(pairs: PairDataset, position: int) -> tuple[int, int | None, object]:
+        asked.append(position)
+        return rows_at(pairs, position)
+
+    monkeypatch.setattr(PairDataset, "rows_at", counted)
+    assert chosen(dataset, 10**9, 0 if task == "pose" else None, task=task).pairs == expected
+    assert len(asked) < 20_000
