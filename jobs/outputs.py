@@ -114,6 +114,7 @@ class PictureFolder:
         checkpoint: Path or URL of the weights.
         preset: Settings of the network.
         options: Steps, guidance and seed.
+        details: Further settings of the call, as JSON has them.
         upscaler: Writes each picture enlarged, too, beside it; None writes none.
 
     """
@@ -125,11 +126,12 @@ class PictureFolder:
         checkpoint: str,
         preset: Preset,
         options: SamplingOptions,
+        details: Mapping[str, object] | None = None,
         upscaler: Upscaler | None = None,
     ) -> None:
         self._upscaler = upscaler
         self._folder, self._task, self._checkpoint, self._options = folder, task, checkpoint, options
-        self._settings = options.applied_to(preset).model_dump(mode="json")
+        self._settings = options.applied_to(preset).model_dump(mode="json") | dict(details or {})
 
     @cached_property
     def _origin(self) -> CheckpointOrigin:

@@ -21,6 +21,7 @@ from handdata.jobs.films import FPS, FilmPoses, poses_of_clip, poses_of_file
 from handdata.jobs.fixing import fix_photo
 from handdata.jobs.outputs import MadeFrom, NamedFrame, PictureFolder
 from handdata.jobs.poses import KeypointsSize, NamedPair, around, is_keypoint_file, other_hands, targets_in
+from handdata.pipeline.annotation.clips import natural
 from handdata.pipeline.annotation.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
@@ -45,6 +46,7 @@ from handdata.trainer.tasks import (
     keypoints_only,
     load_sampler,
     nearest,
+    require_none_needed,
     unconditional,
     unguided,
     video,
@@ -221,11 +223,11 @@ class Sampling:
 
         return grid(self._drawn(self.folder("unconditional", options), [MadeFrom()] * self._request.count, draw))
 
-    def folder(self, task: str, options: SamplingOptions | None = None) -> PictureFolder:
+    def folder(self, task: str, options: SamplingOptions | None = None, **details: object) -> PictureFolder:
         """Return the folder of a task's pictures, which writes none where none was asked for."""
         request = self._request
         options = options or request.options
-        return PictureFolder(request.out_dir, task, self._file, self._preset, options, upscaler=self._upscaler)
+        return PictureFolder(request.out_dir, task, self._file, self._preset, options, details, self._upscaler)
 
     def _drawn(
         self, folder: PictureFolder, made_from: Sequence[MadeFrom], draw: Callable[[list[int], OnImage], None]
@@ -287,7 +289,8 @@ class Sampling:
             )
         if warning := other_hands([(references, target) for target in poses.targets]):
             self._note(warning)
-        folder, made_from = self.folder("video"), [MadeFrom.of(references, target) for target in poses.targets]
+        folder = self.folder("video", recent=request.recent)
+        made_from = [MadeFrom.of(references, target) for target in poses.targets]
         self._say_what_is_replaced(folder, range(len(made_from)), made_from)
         frames = video(
             self._sampler,
@@ -333,6 +336,7 @@ class Sampling:
 
     def fix(self, photo: Path, region: BoolArray | None = None, progress: OnStep | None = None) -> ByteArray:
         """Return a photograph (H, W, 3) RGB with its hands, or a region, drawn anew, as ``fix_photo`` does."""
+        require_none_needed(self._sampler)
         self._warn_of_photographs()
         folder = self.folder("fix")
         return fix_photo(
@@ -472,8 +476,10 @@ class Sampling:
                 continue
             files = [
                 file
-                for file in sorted(Path(name).iterdir())
-                if file.is_file() and file.suffix.lower() in (*PHOTOGRAPHS, *KEYPOINT_FILES)
+                for file in sorted(Path(name).iterdir(), key=lambda file: natural(file.name))
+                if file.is_file()
+                and not file.name.startswith(".")
+                and file.suffix.lower() in (*PHOTOGRAPHS, *KEYPOINT_FILES)
             ]
             if not files:
                 raise UsageError(f"no photograph and no keypoint file is in {name}")
@@ -587,8 +593,8 @@ class Sampling:
             except UsageError:
                 continue
         raise UsageError(
-            f"{name} is neither an image, a keypoint file nor a sample of {self._storage.describe()}",
-            "a keypoint file (.npy, .npz or .json) holds 42 x 2 pixels; sample ids are in the column sample_id",
+            f"{name} is neither a file, a folder nor a sample of {self._storage.describe()}",
+            "sample ids are in the column sample_id",
         )
 
     def _reference(self, name: str) -> Frame:

@@ -341,7 +341,7 @@ def video(
     All frames of a video file, or of a folder, are cut with one square, so that the surroundings stand still. With the
     first frame as reference, what the hand holds is in it too.
     """
-    from handdata.pictures.films import encode_film, require_film_format
+    from handdata.pictures.films import FASTEST_GIF_FPS, encode_film, require_film_format
     from handdata.pipeline.storage import Storage
 
     require_film_format(out_file)
@@ -368,7 +368,13 @@ def video(
     require_place(figure_file)
     with ProgressLine("Sampling", None, "frames") as progress:
         film = sampling.video(lambda frame, total: progress.set(frame, total=total))
-    Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_film(film.frames, out_file, fps or film.fps))
+    shown_fps = fps or film.fps
+    if out_file.suffix.lower() == ".gif" and shown_fps > FASTEST_GIF_FPS:
+        say(
+            f"browsers show a GIF of {shown_fps:g} frames a second at another speed: "
+            f"--fps {FASTEST_GIF_FPS} is the most, and .webp and .mp4 keep it"
+        )
+    Storage(out_file.absolute().parent).write_bytes(out_file.name, encode_film(film.frames, out_file, shown_fps))
     out.print(f"{len(film.frames)} frames: {out_file.absolute()}")
     _write_figure(figure_file, film.figure, out_dir)
 

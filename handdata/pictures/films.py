@@ -14,6 +14,8 @@ from handdata.schemas import UsageError
 from handdata.schemas.arrays import ByteArray
 
 FORMATS: Final = (".mp4", ".webp", ".gif")
+FASTEST_GIF_FPS: Final = 50
+"""Frames per second: browsers show a frame of less than 20 ms for 100 ms."""
 _QUALITY: Final = 95
 _CONSTANT_RATE_FACTOR: Final = 12
 """Of x264: 18 is hardly told from the original."""

@@ -140,9 +140,9 @@ def _folder_records(path: Path, numbers: range) -> tuple[list[HandRecord], int, 
 def frame_files(folder: Path) -> list[Path]:
     """Return the images in a folder in the order of the numbers in their names."""
     found = [file for file in folder.iterdir() if file.suffix.lower() in PHOTOGRAPHS and not file.name.startswith(".")]
-    return sorted(found, key=lambda file: _natural(file.name))
+    return sorted(found, key=lambda file: natural(file.name))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Return a name for sorting, in which 10 comes after 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]

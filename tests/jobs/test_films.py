@@ -1,5 +1,6 @@
 """``handdata sample video``: poses from whatever has them, exactly the frames that were asked for, or why not."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,10 +69,15 @@ def test_a_clip_gives_its_frames_as_a_film_and_as_pictures(
         with Image.open(picture) as opened:
             assert opened.size == (64, 64)
             assert opened.info["target"] == f"{clip}, frame {number}"
+            assert json.loads(opened.info["settings"])["recent"] == 1
             assert (opened.info["task"], opened.info["reference"]) == ("video", f"{clip}, frame 0")
             assert np.abs(np.asarray(opened).astype(int) - frame).mean() < 40  # H.264 keeps colours at half the size
     with Image.open(tmp_path / "a.png") as figure:
         assert figure.width > 4 * 160 and figure.height > 4 * 160
+    fast = run_command(*words, "--n", 1, "--fps", 60, "--out", tmp_path / "fast.gif")
+    assert fast.code == 0 and "--fps 50 is the most" in fast.err
+    away = run_command(*words, "--target", tmp_path / "wave.mov", "--out", tmp_path / "b.gif")
+    assert away.code == 2 and "wave.mov is neither a file, a folder nor a sample" in away.err
     later = run_command(*words, "--start", 5, "--out", tmp_path / "b.gif")
     assert later.code == 2 and "has 5 frames, and none from number 5 on" in later.err
 

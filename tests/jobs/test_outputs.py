@@ -167,6 +167,24 @@ def test_a_run_on_rendered_hands_alone_is_known(tmp_path: Path, source: str, alo
     assert Sampling(SampleRequest(checkpoint), storage, AnnotateSettings())._saw_rendered_hands_alone() is alone
 
 
+def test_the_network_of_the_package_saw_rendered_hands_alone(tmp_path: Path) -> None:
+    request = SampleRequest(str(builtin_file()), device="cpu")
+    assert Sampling(request, Storage(tmp_path), AnnotateSettings())._saw_rendered_hands_alone()
+
+
+def test_files_of_a_folder_are_taken_in_the_order_of_their_numbers(
+    workspace: Path, tmp_path: Path, run_command: Run
+) -> None:
+    poses = tmp_path / "poses"
+    poses.mkdir()
+    for number in (10, 2, 1):
+        np.save(poses / f"{number}.npy", np.random.default_rng(number).uniform(4, 28, (42, 2)))
+    (poses / "._1.npy").write_bytes(b"of a Mac")
+    words = ("gesture-transfer", "--reference", "synthetic/val/wave/000000-a", "--target", poses)
+    names = list(drawn(run_command, workspace, tmp_path, *words))
+    assert names == ["0000_000000-a_1.png", "0001_000000-a_2.png", "0002_000000-a_10.png"]
+
+
 def test_inputs_are_known_by_what_they_hold() -> None:
     def pose(x: float) -> NamedFrame:
         return NamedFrame("pose.npy", pose_frame(np.full((42, 2), x, np.float32), np.ones(42, bool), 32))
