@@ -171,8 +171,7 @@ class ImageFolder:
 
     def image(self, pair_id: str) -> ByteArray:
         """Return a pair's image (S, S, 3) at the list's size."""
-        with self._decoded(image_name(pair_id)) as decoded:
-            image = np.asarray(decoded.convert("RGB"))
+        image = np.asarray(self._decoded(image_name(pair_id)).convert("RGB"))
         side = image.shape[0]
         if side == self._size:
             return image
@@ -180,24 +179,22 @@ class ImageFolder:
         return np.asarray(cv2.resize(image, (self._size, self._size), interpolation=how), dtype=np.uint8)
 
     def _looked_at(self, name: str) -> "_Seen":
-        with self._decoded(name) as decoded:
-            transparent = decoded.has_transparency_data and bool(
-                (np.asarray(decoded.convert("RGBA"))[..., 3] < 255).any()
-            )
-            # Colours of 16 bits are read as 8; of grey ones, what is above 255 would be white.
-            of_8_bits = not decoded.mode.startswith(("I", "F"))
-            return _Seen(decoded.size, of_8_bits, transparent, decoded.format == "JPEG")
+        decoded = self._decoded(name)
+        transparent = decoded.has_transparency_data and bool((np.asarray(decoded.convert("RGBA"))[..., 3] < 255).any())
+        # Colours of 16 bits are read as 8; of grey ones, what is above 255 would be white.
+        of_8_bits = not decoded.mode.startswith(("I", "F"))
+        return _Seen(decoded.size, of_8_bits, transparent, decoded.format == "JPEG")
 
     def _decoded(self, name: str) -> Image.Image:
         try:
-            opened = Image.open(self._folder / name)
-            opened.load()
+            with (self._folder / name).open("rb") as file, Image.open(file) as opened:
+                opened.load()
+                return opened
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UsageError(
                 f"{self._folder / name} cannot be read as an image: {' '.join(str(error).split())}",
                 "write it anew, as PNG",
             ) from None
-        return opened
 
 
 class _Seen(NamedTuple):
