@@ -19,11 +19,13 @@ from pydantic import BaseModel, ValidationError
 from handdata.jobs.evaluate import EvaluationRequest, checkpoint_sha256, evaluate, pairs_for
 from handdata.jobs.figures import OURS
 from handdata.jobs.tables import facts as facts_of
-from handdata.pipeline.storage import Storage
+from handdata.pipeline.shards import list_shards
+from handdata.pipeline.storage import Dataset, Storage
 from handdata.pipeline.storage.layout import run_folder
 from handdata.pipeline.weights import find_weights, require_weights
 from handdata.schemas import Split, UsageError, WeightsError, known_names
 from handdata.trainer.checkpoints import averaged_weights, latest_checkpoint
+from handdata.trainer.data.splits import training_split
 from handdata.trainer.loop import train
 from handdata.trainer.presets import AlignmentConfig, DropoutConfig, Preset, SamplingOptions
 from handdata.trainer.resuming import without
@@ -253,7 +255,7 @@ def _scored(
     """Return what a variant's run of one seed scores, which is trained where it is not."""
     assert asked.pair_list is not None
     preset = variant.applied_to(request.preset, seed)
-    run = f"ablate-{variant.run}-{seed}-{_hash_of_training(preset)}"
+    run = f"ablate-{variant.run}-{seed}-{_hash_of_training(preset, storage)}"
     checkpoint = storage.url(run_folder(run))
 
     def show(step: int, total: int, loss: float, rate: float) -> None:
@@ -294,10 +296,12 @@ def _scored(
     return scored
 
 
-def _hash_of_training(preset: Preset) -> str:
-    """Return a short hash of the settings that a run's weights depend on."""
-    document = without(preset.model_dump(mode="json"), ("monitoring", "sampling"))
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]
+def _hash_of_training(preset: Preset, storage: Storage) -> str:
+    """Return a short hash of what a run's weights depend on: settings, and the files of the split to train on."""
+    settings = without(preset.model_dump(mode="json"), ("monitoring", "sampling"))
+    dataset = Dataset(storage, preset.data.dataset)
+    files = sorted(shard.name for shard in list_shards(dataset, splits=[training_split(dataset)]))  # named by content
+    return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _is_trained(run_url: str, preset: Preset) -> bool:

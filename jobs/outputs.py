@@ -10,7 +10,7 @@ there enlarged, too, as ``..._x4.png``, which says ``upscaled`` beside.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from io import BytesIO
@@ -116,6 +116,7 @@ class PictureFolder:
         options: Steps, guidance and seed.
         details: Further settings of the call, as JSON has them.
         upscaler: Writes each picture enlarged, too, beside it; None writes none.
+        on_note: Called with a line before a picture is enlarged, which takes a while.
 
     """
 
@@ -128,8 +129,9 @@ class PictureFolder:
         options: SamplingOptions,
         details: Mapping[str, object] | None = None,
         upscaler: Upscaler | None = None,
+        on_note: Callable[[str], None] | None = None,
     ) -> None:
-        self._upscaler = upscaler
+        self._upscaler, self._note = upscaler, on_note
         self._folder, self._task, self._checkpoint, self._options = folder, task, checkpoint, options
         self._settings = options.applied_to(preset).model_dump(mode="json") | dict(details or {})
 
@@ -171,6 +173,8 @@ class PictureFolder:
         text = {**self._text(number, made_from), "upscaled": f"{factor} times, by {UPSCALER}"}
         name = f"{self._name(number, made_from).removesuffix('.png')}_x{factor}.png"
         if self._read(name, text) is None:
+            if self._note:
+                self._note(f"enlarging picture {number + 1}: {name}")
             self._write(name, self._upscaler.enlarge(picture, self._options.seed), text)
 
     def is_there(self, number: int, made_from: MadeFrom) -> bool:

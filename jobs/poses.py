@@ -48,6 +48,10 @@ def targets_in(
     """
     poses = read_poses(path)
     names = [str(path)] if len(poses) == 1 else [f"{path}, pose {number}" for number in range(len(poses))]
+    if any(pose.valid.any() for pose in poses):
+        for name, pose in zip(names, poses, strict=True):
+            if not pose.valid.any():
+                note(f"passed over {name}: it has no keypoint")
     beside = next((file for ending in _PICTURES if (file := path.with_suffix(ending)).is_file()), None)
     if size is None and beside is not None and poses[0].size is None:
         height, width, _ = read_photo(beside).shape
@@ -57,6 +61,7 @@ def targets_in(
             name, target_frame(Pose(pose.keypoints, pose.valid, size or pose.size), side, crop_scale, name, note)
         )
         for name, pose in zip(names, poses, strict=True)
+        if pose.valid.any() or len(poses) == 1
     ]
 
 

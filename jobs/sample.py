@@ -202,7 +202,7 @@ class Sampling:
             UsageError: A target is neither a file nor a sample, or the network needs a reference.
 
         """
-        targets = list(chain.from_iterable(self._loaded(self._request.targets, self._poses)))
+        targets = list(chain.from_iterable(self._loaded(self._request.targets, self._poses, of_poses=True)))
         pairs: list[NamedPair] = [((), target) for target in targets or [target for _, target in self._drawn_pairs()]]
         return self._transferred("keypoints-only", pairs, Task.POSE_CHANGE, progress)
 
@@ -227,7 +227,9 @@ class Sampling:
         """Return the folder of a task's pictures, which writes none where none was asked for."""
         request = self._request
         options = options or request.options
-        return PictureFolder(request.out_dir, task, self._file, self._preset, options, details, self._upscaler)
+        return PictureFolder(
+            request.out_dir, task, self._file, self._preset, options, details, self._upscaler, self._note
+        )
 
     def _drawn(
         self, folder: PictureFolder, made_from: Sequence[MadeFrom], draw: Callable[[list[int], OnImage], None]
@@ -399,7 +401,7 @@ class Sampling:
         if not self._names_both():
             return []
         references = self._loaded(self._request.references, lambda name: [self._named_reference(name)])
-        targets = self._loaded(self._request.targets, self._poses)
+        targets = self._loaded(self._request.targets, self._poses, of_poses=True)
         count = max(len(references), len(targets))
         if not {len(references), len(targets)} <= {1, count}:
             raise UsageError(
@@ -420,7 +422,8 @@ class Sampling:
             return []
         references = self._moment()
         return [
-            (references, target) for target in chain.from_iterable(self._loaded(self._request.targets, self._poses))
+            (references, target)
+            for target in chain.from_iterable(self._loaded(self._request.targets, self._poses, of_poses=True))
         ]
 
     def _moment(self) -> tuple[NamedFrame, ...]:
@@ -467,8 +470,14 @@ class Sampling:
         targets = around(found, side, request.turntable, size, scale, self._note)
         return [(references, target) for target in targets]
 
-    def _loaded(self, names: Sequence[str], load: Callable[[str], Sequence[NamedFrame]]) -> list[Sequence[NamedFrame]]:
-        """Return what each name stands for, a folder for the files in it; of these, none where one cannot be used."""
+    def _loaded(
+        self, names: Sequence[str], load: Callable[[str], Sequence[NamedFrame]], of_poses: bool = False
+    ) -> list[Sequence[NamedFrame]]:
+        """Return what each name stands for, a folder for the files in it; of these, none where one cannot be used.
+
+        In a folder a picture and its keypoints, of the same name, are one: the pose is taken from the keypoints, all
+        else from the picture.
+        """
         found: list[Sequence[NamedFrame]] = []
         for name in names:
             if not Path(name).is_dir():
@@ -480,6 +489,11 @@ class Sampling:
                 if file.is_file()
                 and not file.name.startswith(".")
                 and file.suffix.lower() in (*PHOTOGRAPHS, *KEYPOINT_FILES)
+            ]
+            labelled = {file.stem for file in files if is_keypoint_file(file)}
+            shown = {file.stem for file in files if not is_keypoint_file(file)}
+            files = [
+                file for file in files if file.stem not in (labelled & shown) or is_keypoint_file(file) == of_poses
             ]
             if not files:
                 raise UsageError(f"no photograph and no keypoint file is in {name}")

@@ -15,12 +15,15 @@ def paste_softly(image: ByteArray, drawn: ByteArray, region: BoolArray, edge_px:
     """Return a copy of an image (H, W, 3) that shows ``drawn`` (H, W, 3) in a region (H, W).
 
     The edge is soft on the inside: the share of the drawn pixels grows from the region's border to 1, over ``edge_px``
-    or, in a narrower region, to its middle. Outside the region no pixel changes. Where the region ends with the image,
-    there is no edge.
+    or, in a narrower part of it, to that part's middle. Outside the region no pixel changes. Where the region ends with
+    the image, there is no edge.
     """
     distance = cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    width = max(1.0, min(edge_px, float(distance.max())))
-    share = np.minimum(distance / width, 1)[region][:, None]
+    parts, part = cv2.connectedComponents(region.astype(np.uint8))
+    middle = np.zeros(parts, np.float32)
+    np.maximum.at(middle, part[region], distance[region])
+    width = np.clip(middle, 1.0, edge_px)[part[region]]  # of each part its own: a thin one is drawn, too
+    share = np.minimum(distance[region] / width, 1)[:, None]
     pasted = image.copy()
     pasted[region] = np.round(share * drawn[region] + (1 - share) * image[region]).astype(np.uint8)
     return pasted

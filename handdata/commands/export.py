@@ -142,6 +142,8 @@ def dataset(
         licences=tuple(licences),
         split=split,
     )
+    if not out_url.strip():
+        raise UsageError("--out names no folder", "such as --out export")
     target = Storage(out_url)
     with ProgressLine("Exporting", None, "units") as progress:
         summary = export_dataset(

@@ -19,6 +19,7 @@ from handdata.pipeline.settings import AnnotateSettings
 from handdata.schemas import NoHandError, UsageError, hand_rows
 from handdata.trainer import presets
 from handdata.trainer.data.augment import Frame
+from handdata.trainer.pasting import paste_softly
 from handdata.trainer.presets import Preset, SamplingOptions
 from handdata.trainer.samplers import Progress
 from handdata.trainer.tasks import Sampler, load_sampler
@@ -87,6 +88,16 @@ def test_what_a_mask_does_not_mark_stays_to_the_pixel(
     np.testing.assert_array_equal(fixed[~region], before[~region])
     assert (fixed[region] != before[region]).any(axis=1).mean() > 0.9
     assert len(notes) == 1 and "drawn without keypoints" in notes[0]
+
+
+def test_a_thin_part_of_what_is_drawn_is_seen_beside_a_wide_one() -> None:
+    image, drawn = np.zeros((40, 40, 3), np.uint8), np.full((40, 40, 3), 200, np.uint8)
+    region = np.zeros((40, 40), np.bool_)
+    region[2:30, 2:30] = region[35:38, 5:30] = True
+    pasted = paste_softly(image, drawn, region, 8)
+    assert not pasted[~region].any()
+    assert (pasted[16, 16] == 200).all() and (pasted[36, 15] == 200).all()
+    assert 0 < pasted[2, 16, 0] < 200 and 0 < pasted[35, 15, 0] < 200
 
 
 def test_the_edge_of_what_is_drawn_is_soft_and_lies_inside_the_mask(

@@ -148,6 +148,8 @@ def test_pictures_are_enlarged_beside_where_the_weights_are_there(
     assert nowhere.code == 2 and "--upscale enlarges the pictures of --out-dir" in nowhere.err
     write_upscaler(tmp_path / UPSCALER)
     plain = drawn(run_command, workspace, tmp_path, *words[:-1])
+    more = run_command("sample", *words, "--steps", 2, "-w", workspace, "--out-dir", tmp_path / "pictures")
+    assert "enlarging picture 2: 0001_x4.png" in more.err
     found = drawn(run_command, workspace, tmp_path, *words)  # of what is there, too
     assert list(found) == ["0000.png", "0000_x4.png", "0001.png", "0001_x4.png"]
     assert all(found[name].tobytes() == plain[name].tobytes() for name in plain)
@@ -183,6 +185,18 @@ def test_files_of_a_folder_are_taken_in_the_order_of_their_numbers(
     words = ("gesture-transfer", "--reference", "synthetic/val/wave/000000-a", "--target", poses)
     names = list(drawn(run_command, workspace, tmp_path, *words))
     assert names == ["0000_000000-a_1.png", "0001_000000-a_2.png", "0002_000000-a_10.png"]
+
+
+def test_a_picture_of_a_folder_and_its_keypoints_are_one_target(
+    workspace: Path, tmp_path: Path, run_command: Run
+) -> None:
+    poses = tmp_path / "poses"
+    poses.mkdir()
+    for name in ("a", "b"):
+        np.save(poses / f"{name}.npy", np.random.default_rng(0).uniform(4, 28, (42, 2)))
+    Image.new("RGB", (32, 32)).save(poses / "a.png")  # shows no hand: its keypoints are taken
+    words = ("gesture-transfer", "--reference", "synthetic/val/wave/000000-a", "--target", poses)
+    assert list(drawn(run_command, workspace, tmp_path, *words)) == ["0000_000000-a_a.png", "0001_000000-a_b.png"]
 
 
 def test_inputs_are_known_by_what_they_hold() -> None:

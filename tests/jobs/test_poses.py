@@ -93,6 +93,16 @@ def test_a_file_without_a_pose_is_refused(tmp_path: Path) -> None:
         targets_in(tmp_path / "none.npy", SIDE, SCALE, no_notes)
 
 
+def test_of_several_poses_an_empty_one_is_passed_over(tmp_path: Path) -> None:
+    poses = np.random.default_rng(0).uniform(4, 28, (3, 42, 2))
+    poses[1] = 0
+    np.save(tmp_path / "poses.npy", poses)
+    notes: list[str] = []
+    found = targets_in(tmp_path / "poses.npy", SIDE, SCALE, notes.append)
+    assert [target.name.rpartition(", ")[2] for target in found] == ["pose 0", "pose 2"]
+    assert [note.rpartition(", ")[2] for note in notes] == ["pose 1: it has no keypoint"]
+
+
 def test_several_poses_of_a_file_are_several_targets(tmp_path: Path) -> None:
     np.savez(tmp_path / "film.npz", kpts=np.stack([a_pose(64, 64), a_pose(60, 60)]), frames=np.array(["0", "1"]))
     first, second = targets_in(tmp_path / "film.npz", SIDE, SCALE, no_notes)

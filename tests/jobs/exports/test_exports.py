@@ -432,6 +432,7 @@ def test_a_dataset_of_an_older_version_is_exported(tmp_path: Path) -> None:
         (("--format", "coco", "--where", "nothing > 1"), "a sample has no column 'nothing'"),
         (("--format", "coco", "--where", "sharpness > 1e9"), "no sample fulfils these conditions"),
         (("--format", "coco", "--dataset", "datasett"), "did you mean dataset?"),
+        (("--format", "coco", "--out", ""), "--out names no folder"),
         (("--format", "coco", "--push-to", "a/b"), "--push-to goes with --format huggingface"),
     ],
 )
