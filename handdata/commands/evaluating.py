@@ -41,7 +41,7 @@ _OF_SCORES = (*_OF_NETWORKS, "beside", "out_dir", "as_json")
 
 
 @evaluating_app.command(
-    epilog="Examples: handdata evaluate --run default --split test --out results, or for results that can be compared "
+    epilog="Example: handdata evaluate --run default --split test --out results. For results that can be compared: "
     "handdata evaluate --make-pair-list pairs.json --split test --pairs 1000, and with it "
     "handdata evaluate --pair-list pairs.json --images DIR --out results"
 )

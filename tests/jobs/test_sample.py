@@ -244,7 +244,7 @@ def test_drawn_images_that_cannot_be_decoded_are_passed_over_with_a_word(
         result = run_command(*words, "--seed", seed)
         assert result.code == 0, result.err
         sequences.append("passed over" in result.err)
-        assert read_image(partly_unreadable / "a.png").shape[1] == (3 if sequences[-1] else 6) * 132
+        assert rows_and_columns(partly_unreadable / "a.png")[0] == (3 if sequences[-1] else 6)
     assert set(sequences) == {True, False}
     named = ("--reference", "synthetic/val/wave/000000-a", "--target", "synthetic/val/point/000000-a")
     result = run_command("sample", "gesture-transfer", *named, "-w", partly_unreadable, "--out", pictures)

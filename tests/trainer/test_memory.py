@@ -108,7 +108,7 @@ def test_sampling_out_of_memory_says_to_draw_fewer(monkeypatch: pytest.MonkeyPat
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(tasks, "sample", full)
-    with pytest.raises(RunError, match=r"out of memory, drawing 3 images at once \(draw fewer with --n"):
+    with pytest.raises(RunError, match=r"out of memory, drawing 3 images at once \(choose a smaller --batch-size"):
         tasks.unconditional(sampler, 3)
 
 
