@@ -19,10 +19,11 @@ def paste_softly(image: ByteArray, drawn: ByteArray, region: BoolArray, edge_px:
     the image, there is no edge.
     """
     distance = cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    parts, part = cv2.connectedComponents(region.astype(np.uint8))
-    middle = np.zeros(parts, np.float32)
-    np.maximum.at(middle, part[region], distance[region])
-    width = np.clip(middle, 1.0, edge_px)[part[region]]  # of each part its own: a thin one is drawn, too
+    count, labels = cv2.connectedComponents(region.astype(np.uint8))
+    part = np.asarray(labels, dtype=np.intp)[region]
+    middle = np.zeros(count, np.float32)
+    np.maximum.at(middle, part, distance[region])
+    width = np.clip(middle, 1.0, edge_px)[part]  # of each part its own: a thin one is drawn, too
     share = np.minimum(distance[region] / width, 1)[:, None]
     pasted = image.copy()
     pasted[region] = np.round(share * drawn[region] + (1 - share) * image[region]).astype(np.uint8)
