@@ -144,6 +144,10 @@ class ProgressLine:
             left = f", {duration((self._total - done) / rate)} left" if self._total is not None and rate else ""
             err.print(f"{self._label}: {done:,}{share} {self._unit}, {rate:.1f}/s{left} {note}".rstrip())
 
+    def count(self, done: int, total: int | None) -> None:
+        """Show how many of so many units are done, as tasks call back with."""
+        self.set(done, total=total)
+
     def advance(self, units: int, note: str = "") -> None:
         """Show that more units are done."""
         self.set(self._done + units, note)

@@ -7,7 +7,6 @@ Children are planned (``jobs.children``), drawn by Ray actors and committed unit
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,13 +32,13 @@ from handdata.jobs.outputs import CheckpointOrigin
 from handdata.pipeline.annotation import watchdog
 from handdata.pipeline.quality import judge
 from handdata.pipeline.records.tombstones import read_tombstones, write_tombstones
-from handdata.pipeline.run.annotate import require_gpus, settled_state, take_over
+from handdata.pipeline.run.annotate import RunSummary, require_gpus, settled_state, take_over, without_units
 from handdata.pipeline.run.cluster import connected
 from handdata.pipeline.run.request import Cluster
 from handdata.pipeline.run.supervisor import Supervisor, WorkerPlace
 from handdata.pipeline.settings import AnnotateSettings, QualitySettings
 from handdata.pipeline.shards import Shard, license_ids, list_shards, read_row_group, read_shard_index
-from handdata.pipeline.shards.commit import remove_orphans, remove_unit, write_unit
+from handdata.pipeline.shards.commit import remove_orphans, write_unit
 from handdata.pipeline.shards.lease import Lease
 from handdata.pipeline.shards.lost import confirmed_lost, lost_error
 from handdata.pipeline.shards.markers import read_marker
@@ -109,26 +108,6 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerateSummary:
-    """What one run generated, and what the dataset now holds.
-
-    Args:
-        records: Number of images that this run took up.
-        samples: Number of samples that it wrote.
-        rejected: Those that were rejected, per reason.
-        flags: Samples of this run per flag.
-        manifest: Manifest of the whole dataset.
-
-    """
-
-    records: int
-    samples: int
-    rejected: dict[str, int]
-    flags: dict[str, int]
-    manifest: DatasetManifest
-
-
-@dataclass(frozen=True, slots=True)
 class _Drawing:
     """What a worker draws with. Travels to workers."""
 
@@ -151,7 +130,7 @@ def generate(
     on_plan: Callable[[int, int], None] | None = None,
     on_unit: Callable[[UnitMarker], None] | None = None,
     on_connect: Callable[[str], None] | None = None,
-) -> GenerateSummary:
+) -> RunSummary:
     """Generate all planned and not yet finished children.
 
     A run that finds nothing to do takes no lease, starts no cluster and changes nothing.
@@ -214,9 +193,7 @@ def generate(
         if lease is None and (lost or state.to_do([GENERATED]) or not state.is_summed_up(sum_up(state))):
             lease, state = take_over(dataset)
         if lease and lost:
-            for unit in lost:
-                remove_unit(lease, unit.marker)
-            state = state.with_markers((), [unit.marker.unit_id for unit in lost])
+            state = without_units(lease, state, lost)
         to_do = state.to_do([GENERATED])
         if on_plan:
             on_plan(
@@ -247,7 +224,7 @@ def generate(
         state = state.with_stored_plans()
         remove_orphans(lease, state)
         state = write_manifest(lease, state, sum_up(state))
-    return _summary(made, sum_up(state))
+    return RunSummary.of(made, sum_up(state))
 
 
 def _require_size(state: DatasetState, image_size: int) -> None:
@@ -342,8 +319,7 @@ def _commit_units(
     worker: Any = ray.remote(GenerateWorker)
     worker = worker.options(num_cpus=1, num_gpus=1 if cluster.gpus else 0, max_restarts=0)
     supervisor = Supervisor(partial(worker.remote, lease, drawing, cluster.stuck_after_s), max(1, cluster.gpus))
-    # The longest first, so that at the end no worker waits long for another.
-    yield from supervisor.run(sorted(units, key=lambda unit: -unit.rows))
+    yield from supervisor.run(units)
 
 
 class GenerateWorker:
@@ -482,18 +458,3 @@ def _prepared(record: HandRecord, stored: Mapping[str, pa.Table]) -> tuple[HandR
         return record, decode_frame(stored[parents["reference"].sample_id], 0), rows
     except UnreadableImageError as error:
         raise RecordError(RejectReason.FRAME_MISSING, error.message) from None
-
-
-def _summary(made: Sequence[UnitMarker], manifest: DatasetManifest) -> GenerateSummary:
-    rejected: Counter[str] = Counter()
-    flags: Counter[str] = Counter()
-    for marker in made:
-        rejected.update(marker.rejected)
-        flags.update(marker.flags)
-    return GenerateSummary(
-        records=sum(marker.records for marker in made),
-        samples=sum(marker.samples for marker in made),
-        rejected=dict(sorted(rejected.items())),
-        flags=dict(sorted(flags.items())),
-        manifest=manifest,
-    )

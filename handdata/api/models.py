@@ -362,7 +362,7 @@ class HandModel:
                 targets,
                 SamplingOptions(steps, guidance, seed, **further),
                 batch_size=batch_size,
-                progress=lambda step, total: progress.set(step, total=total),
+                progress=progress.count,
             )
         drawn = _as_pil(images)
         return drawn if isinstance(target, list) or len(drawn) > 1 else drawn[0]
@@ -432,7 +432,7 @@ class HandModel:
                 poses,
                 SamplingOptions(steps, guidance, seed, **further),
                 recent=recent,
-                progress=lambda frame, total: progress.set(frame, total=total),
+                progress=progress.count,
             )
         return _as_pil(drawn)
 
@@ -507,7 +507,7 @@ class HandModel:
                 settings.annotate,
                 settings.weights,
                 options,
-                lambda step, total: progress.set(step, total=total),
+                progress.count,
                 region=marked_region(path, marks, box),
                 on_note=say,
             )
@@ -537,7 +537,7 @@ class HandModel:
                 self._sampler,
                 count,
                 SamplingOptions(steps, seed=seed, sampler=sampler),
-                progress=lambda step, total: progress.set(step, total=total),
+                progress=progress.count,
             )
         return _as_pil(images)
 
@@ -589,7 +589,7 @@ class HandModel:
                 options,
                 task=task,
                 batch_size=batch_size,
-                progress=lambda step, total: progress.set(step, total=total),
+                progress=progress.count,
             )
         return _as_pil(images)
 

@@ -284,9 +284,7 @@ def flag(
     )
     storage = Storage(load_settings(workspace=workspace).workspace)
     with ProgressLine("Flagging", None, "units") as progress:
-        summary = run_flag(
-            Dataset(storage, dataset), thresholds, on_unit=lambda done, total: progress.set(done, total=total)
-        )
+        summary = run_flag(Dataset(storage, dataset), thresholds, on_unit=progress.count)
     _show_flagged(summary, storage.describe(dataset), as_json=as_json)
     if summary.settled.lost:
         raise lost_error(Dataset(storage, dataset), summary.settled.lost)
@@ -351,7 +349,7 @@ def drop(
             ids,
             source,
             dry_run=dry_run,
-            on_unit=lambda done, total: progress.set(done, total=total),
+            on_unit=progress.count,
         )
     where = storage.describe(tombstones_folder(summary.source))
     _show_dropped(summary, where, dry_run=dry_run, as_json=as_json)

@@ -272,9 +272,7 @@ def _evaluated(
     from handdata.jobs.evaluate import evaluate as run_evaluate
 
     with ProgressLine("Evaluating", None, "pairs") as progress:
-        return run_evaluate(
-            request, storage, weights, lambda done, total: progress.set(done, total=total), cache(say), folder
-        )
+        return run_evaluate(request, storage, weights, progress.count, cache(say), folder)
 
 
 def _write_scores(found: "Evaluation", out_dir: Path, metrics: list[dict[str, Any]] | None) -> None:

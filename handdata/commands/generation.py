@@ -10,7 +10,7 @@ from handdata.pipeline.settings import Settings
 from handdata.schemas import GENERATED, UsageError
 
 if TYPE_CHECKING:
-    from handdata.jobs.generate import GenerateSummary
+    from handdata.pipeline.run.annotate import RunSummary
     from handdata.pipeline.storage import Dataset
     from handdata.trainer.presets import SamplingOptions
 
@@ -133,7 +133,7 @@ def generate_dataset(
     _show(summary, request.dataset, settings.workspace)
 
 
-def _show(summary: "GenerateSummary", dataset: "Dataset", workspace: str) -> None:
+def _show(summary: "RunSummary", dataset: "Dataset", workspace: str) -> None:
     held = list(summary.manifest.sources.get(GENERATED, {}).values())
     samples = sum(counts.samples for counts in held)
     print_table(

@@ -65,7 +65,7 @@ def _write_dataset_card(workspace: str | None, dataset: str) -> None:
 
     stored = Dataset(Storage(load_settings(workspace=workspace).workspace), dataset)
     with ProgressLine("Reading labels", None, "shards") as progress:
-        files = write_card(stored, date.today(), lambda done, total: progress.set(done, total=total))
+        files = write_card(stored, date.today(), progress.count)
     print_table("Dataset card", {name: stored.describe(file) for name, file in files.items()})
 
 

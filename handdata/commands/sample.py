@@ -35,7 +35,7 @@ from handdata.schemas import GENERATED, UsageError
 from handdata.trainer.presets import BATCH_SIZE, GUIDANCE, SamplingOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from PIL import Image
 
@@ -127,8 +127,8 @@ def gesture_transfer(
         checkpoint,
         checkpoint_preset=preset,
         dataset=dataset,
-        references=tuple(references or ()),
-        targets=tuple(targets or ()),
+        references=references,
+        targets=targets,
         keypoints_size=keypoints_size,
         count=count,
         options=options,
@@ -137,9 +137,7 @@ def gesture_transfer(
         batch_size=batch_size,
         device=device,
     )
-    with ProgressLine("Sampling", None, "steps") as progress:
-        figure = sampling.gesture_transfer(lambda step, total: progress.set(step, total=total))
-    _write_figure(out_file, figure, out_dir)
+    _draw_figure(sampling.gesture_transfer, out_file, out_dir)
 
 
 @sample_app.command(
@@ -207,8 +205,8 @@ def domain_transfer(
         checkpoint,
         checkpoint_preset=preset,
         dataset=from_dataset,
-        references=tuple(references or ()),
-        targets=tuple(targets or ()),
+        references=references,
+        targets=targets,
         keypoints_size=keypoints_size,
         reference_source=reference_source,
         target_source=target_source,
@@ -219,9 +217,7 @@ def domain_transfer(
         batch_size=batch_size,
         device=device,
     )
-    with ProgressLine("Sampling", None, "steps") as progress:
-        figure = sampling.domain_transfer(lambda step, total: progress.set(step, total=total))
-    _write_figure(out_file, figure, out_dir)
+    _draw_figure(sampling.domain_transfer, out_file, out_dir)
 
 
 @sample_app.command(
@@ -265,8 +261,8 @@ def novel_view(
         checkpoint,
         checkpoint_preset=preset,
         dataset=dataset,
-        references=tuple(references or ()),
-        targets=tuple(targets or ()),
+        references=references,
+        targets=targets,
         keypoints_size=keypoints_size,
         turntable=turntable,
         count=count,
@@ -276,9 +272,7 @@ def novel_view(
         batch_size=batch_size,
         device=device,
     )
-    with ProgressLine("Sampling", None, "steps") as progress:
-        figure = sampling.novel_view(lambda step, total: progress.set(step, total=total))
-    _write_figure(out_file, figure, out_dir)
+    _draw_figure(sampling.novel_view, out_file, out_dir)
 
 
 @sample_app.command("video", epilog="Example: handdata sample video --reference me.jpg --target wave.mov --n 48")
@@ -354,7 +348,7 @@ def video(
         checkpoint,
         checkpoint_preset=preset,
         dataset=dataset,
-        references=tuple(references or ()),
+        references=references,
         targets=() if target is None else (target,),
         keypoints_size=keypoints_size,
         count=count,
@@ -367,7 +361,7 @@ def video(
     )
     require_place(figure_file)
     with ProgressLine("Sampling", None, "frames") as progress:
-        film = sampling.video(lambda frame, total: progress.set(frame, total=total))
+        film = sampling.video(progress.count)
     shown_fps = fps or film.fps
     if out_file.suffix.lower() == ".gif" and shown_fps > FASTEST_GIF_FPS:
         say(
@@ -428,7 +422,7 @@ def fix(
         upscale=upscale,
     )
     with ProgressLine("Repairing", None, "steps") as progress:
-        image = sampling.fix(photo, region, lambda step, total: progress.set(step, total=total))
+        image = sampling.fix(photo, region, progress.count)
     _write_picture(out_file, like_photo(photo, image), exact=True)
 
 
@@ -458,7 +452,7 @@ def keypoints_only(
         checkpoint,
         checkpoint_preset=preset,
         dataset=dataset,
-        targets=tuple(targets or ()),
+        targets=targets,
         keypoints_size=keypoints_size,
         count=count,
         options=options,
@@ -467,9 +461,7 @@ def keypoints_only(
         batch_size=batch_size,
         device=device,
     )
-    with ProgressLine("Sampling", None, "steps") as progress:
-        figure = sampling.keypoints_only(lambda step, total: progress.set(step, total=total))
-    _write_figure(out_file, figure, out_dir)
+    _draw_figure(sampling.keypoints_only, out_file, out_dir)
 
 
 @sample_app.command("unconditional", epilog="Example: handdata sample unconditional --n 16 --seed 3")
@@ -501,9 +493,7 @@ def unconditional(
         batch_size=batch_size,
         device=device,
     )
-    with ProgressLine("Sampling", None, "steps") as progress:
-        figure = sampling.unconditional(lambda step, total: progress.set(step, total=total))
-    _write_figure(out_file, figure, out_dir)
+    _draw_figure(sampling.unconditional, out_file, out_dir)
 
 
 def _sampling(
@@ -513,8 +503,8 @@ def _sampling(
     checkpoint: str | None,
     *,
     is_video: bool = False,
-    references: tuple[str, ...] = (),
-    targets: tuple[str, ...] = (),
+    references: "Sequence[str] | None" = None,
+    targets: "Sequence[str] | None" = None,
     out_dir: Path | None = None,
     upscale: bool = False,
     **request: object,
@@ -529,6 +519,7 @@ def _sampling(
         )
     if not is_video:
         require_format(out_file)
+    references, targets = tuple(references or ()), tuple(targets or ())
     _require_apart([out_file, out_dir], [*references, *targets])
     settings = load_settings(workspace=workspace)
     storage = Storage(settings.workspace)
@@ -595,16 +586,19 @@ def _trained(storage: "Storage", name: str | None) -> str:
     return url_of_run(storage, name or "default")
 
 
+def _draw_figure(draw: "Callable[[Callable[[int, int], None]], ByteArray]", file: Path, out_dir: Path | None) -> None:
+    """Write the figure of a task, which is called with what takes its progress."""
+    with ProgressLine("Sampling", None, "steps") as progress:
+        figure = draw(progress.count)
+    _write_figure(file, figure, out_dir)
+
+
 def _write_figure(file: Path, figure: "ByteArray", out_dir: Path | None) -> None:
-    _write(file, figure)
-    if out_dir is not None:
-        out.print(f"Every picture is in {out_dir.absolute()}")
-
-
-def _write(file: Path, image: "ByteArray") -> None:
     from PIL import Image
 
-    _write_picture(file, Image.fromarray(image))
+    _write_picture(file, Image.fromarray(figure))
+    if out_dir is not None:
+        out.print(f"Every picture is in {out_dir.absolute()}")
 
 
 def _write_picture(file: Path, picture: "Image.Image", *, exact: bool = False) -> None:

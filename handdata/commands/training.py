@@ -278,7 +278,7 @@ def encode(
             augmentation=chosen.augmentation,
             devices=devices,
             threads=DECODING_THREADS if devices[0].type == "cuda" else 0,
-            on_shard=lambda done, total: progress.set(done, total=total),
+            on_shard=progress.count,
         )
     table = {
         "shards": f"{summary.shards:,} ({summary.done_before:,} done before)",

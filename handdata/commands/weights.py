@@ -55,7 +55,7 @@ def weights_fetch(
             )
             require_weights(name, folder)
         with ProgressLine(f"Fetching {name}", None, "bytes") as progress:
-            found = require_weights(name, folder, lambda done, total: progress.set(done, total=total))
+            found = require_weights(name, folder, progress.count)
     elif fault := fault_of(name, found):
         again = f"fetch it from {file.url} again" if file.by_hand else "call this again"
         raise WeightsError(f"{found} is not the file of {name}: {fault}", f"remove it, and {again}")

@@ -8,8 +8,9 @@ with the records, and a unit is the only thing that a failure repeats.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 import ray
 
@@ -36,8 +37,8 @@ from handdata.schemas import DatasetManifest, UnitMarker, UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class AnnotateSummary:
-    """What one ``annotate`` run did, and what the dataset now holds.
+class RunSummary:
+    """What one run did to a dataset, and what the dataset now holds.
 
     Args:
         records: Records that this run took up.
@@ -45,7 +46,6 @@ class AnnotateSummary:
         rejected: Rejected records of this run per reason.
         flags: Samples of this run per flag.
         manifest: Manifest of the whole dataset.
-        warnings: What samples do not follow: images and labels that were replaced or removed since.
 
     """
 
@@ -54,6 +54,33 @@ class AnnotateSummary:
     rejected: dict[str, int]
     flags: dict[str, int]
     manifest: DatasetManifest
+
+    @classmethod
+    def of(cls, made: Sequence[UnitMarker], manifest: DatasetManifest) -> Self:
+        """Sum up the markers of the units that a run has committed."""
+        rejected: Counter[str] = Counter()
+        flags: Counter[str] = Counter()
+        for marker in made:
+            rejected.update(marker.rejected)
+            flags.update(marker.flags)
+        return cls(
+            records=sum(marker.records for marker in made),
+            samples=sum(marker.samples for marker in made),
+            rejected=dict(sorted(rejected.items())),
+            flags=dict(sorted(flags.items())),
+            manifest=manifest,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotateSummary(RunSummary):
+    """What one ``annotate`` run did, and what the dataset now holds.
+
+    Args:
+        warnings: What samples do not follow: images and labels that were replaced or removed since.
+
+    """
+
     warnings: tuple[str, ...] = ()
 
 
@@ -118,7 +145,7 @@ def annotate(
                 lease, state = take_over(dataset)
                 annotator = choose(state, overwrite=request.overwrite)
                 lost = lost_units(state, request, set(ingests) - set(annotator.overwritten))
-            state = _without(lease, state, lost)
+            state = without_units(lease, state, lost)
             state = _take_back(lease, state, annotator.overwritten)
         state = _planned(state, request, list(ingests), annotator.settings.image_size)
         outdated = {name: outdated_records(dataset, name, state.units.get(name, ())) for name in ingests}
@@ -165,7 +192,8 @@ def annotate(
         state = state.with_stored_plans()
         remove_orphans(lease, state)
         state = write_manifest(lease, state, sum_up(state))
-    return _summary(made, sum_up(state), tuple(warning for name in ingests for warning in outdated[name]))
+    warnings = tuple(warning for name in ingests for warning in outdated[name])
+    return replace(AnnotateSummary.of(made, sum_up(state)), warnings=warnings)
 
 
 def ingests_of(request: AnnotateRequest) -> dict[str, IngestSummary]:
@@ -273,7 +301,7 @@ def _planned(state: DatasetState, request: AnnotateRequest, sources: Sequence[st
     return state
 
 
-def _without(lease: Lease, state: DatasetState, lost: Sequence[LostUnit]) -> DatasetState:
+def without_units(lease: Lease, state: DatasetState, lost: Sequence[LostUnit]) -> DatasetState:
     """Take lost units back, so that they are done again."""
     for unit in lost:
         remove_unit(lease, unit.marker)
@@ -302,21 +330,4 @@ def _commit_units(
     sam_actors = start_sam(files, cluster.gpus, cluster.stuck_after_s)
     start = partial(start_worker, lease, settings, files, sam_actors, cluster.stuck_after_s, provenances)
     supervisor = Supervisor(start, workers)
-    # The longest first, so that at the end no worker waits long for another.
-    yield from supervisor.run(sorted(units, key=lambda unit: -unit.rows))
-
-
-def _summary(made: Sequence[UnitMarker], manifest: DatasetManifest, warnings: tuple[str, ...]) -> AnnotateSummary:
-    rejected: Counter[str] = Counter()
-    flags: Counter[str] = Counter()
-    for marker in made:
-        rejected.update(marker.rejected)
-        flags.update(marker.flags)
-    return AnnotateSummary(
-        records=sum(marker.records for marker in made),
-        samples=sum(marker.samples for marker in made),
-        rejected=dict(sorted(rejected.items())),
-        flags=dict(sorted(flags.items())),
-        manifest=manifest,
-        warnings=warnings,
-    )
+    yield from supervisor.run(units)

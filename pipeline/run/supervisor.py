@@ -201,14 +201,14 @@ class Supervisor:
         self._crashes_in_a_row = 0
 
     def run(self, units: Sequence[PlannedUnit]) -> Iterator[UnitMarker]:
-        """Yield the marker of each unit as it is finished.
+        """Yield the marker of each unit as it is finished; the longest begin first, so that none is waited for alone.
 
         Raises:
             HandDataError: An error concerns the whole run.
             RunError: Workers die whatever they do, or the cluster is lost.
 
         """
-        fresh = deque(Deferred(unit) for unit in units)
+        fresh = deque(Deferred(unit) for unit in sorted(units, key=lambda unit: -unit.rows))
         continued: deque[tuple[Attempts, Call]] = deque()
         try:
             while to_do := len(fresh) + len(continued) + len(self._busy):
