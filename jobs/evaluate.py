@@ -34,7 +34,15 @@ from handdata.trainer.data.pair_lists import ListedFrames, ListedPair, PairList,
 from handdata.trainer.data.pairs import PairDataset, open_pairs
 from handdata.trainer.data.splits import TRAINED_FIRST
 from handdata.trainer.devices import choose_device
-from handdata.trainer.evaluation import Interval, Scores, carried_references, interval, mean_image
+from handdata.trainer.evaluation import (
+    Interval,
+    Scores,
+    carried_references,
+    interval,
+    mean_image,
+    mean_scores,
+    summed_up,
+)
 from handdata.trainer.metrics import LEAST_OF_A_SET, FoundHand, flicker, pose_marks
 from handdata.trainer.presets import DataConfig, PairConfig, PairTask, Preset, SamplingOptions
 from handdata.trainer.tasks import Sampler, load_sampler
@@ -322,7 +330,8 @@ def evaluate(
         with HandDetector(model, AnnotateSettings().detection_confidence) as detector:
             marked = _marked(pairs, frames, ways, mean, detector, learned, lambda at: tell(done + at))
         done += len(pairs.pairs)
-        scores = {way: _summed_up([of_pair[way] for of_pair in marked.of_pairs], videos) for way in ways}
+        by_way = {way: [of_pair[way] for of_pair in marked.of_pairs] for way in ways}
+        scores, above = summed_up(by_way, OURS, videos)
         for way, make in ways.items():
             if marked.flicker[way]:
                 clips = [pairs.pairs[clip[0]].video for clip in pairs.clips() if len(clip) > 1]
@@ -338,12 +347,8 @@ def evaluate(
             sequences=len(set(videos)),
             motion=float(np.mean([pair.motion for pair in pairs.pairs])),
             scores=scores,
-            above={
-                way: _summed_up([_difference(of_pair[OURS], of_pair[way]) for of_pair in marked.of_pairs], videos)
-                for way in ways
-                if way != OURS
-            },
-            truth=_summed_up(marked.truth, videos),
+            above=above,
+            truth=mean_scores(marked.truth, videos),
             pair_list=pairs.model_dump(mode="json", exclude={"pairs", "format"}),
             methods={way: methods[way] for way in folders},
             region=REGION,
@@ -353,7 +358,7 @@ def evaluate(
                 PairMarks(pair.id, pair.video, pair.motion, marks)
                 for pair, marks in zip(pairs.pairs, marked.of_pairs, strict=True)
             ],
-            cases=_cases(pairs, frames, ways, [of_pair[OURS] for of_pair in marked.of_pairs]),
+            cases=_cases(pairs, frames, ways, by_way[OURS]),
             ranked_by=_RANKED_BY,
             missing=list(learned.missing),
             figure=_figure(pairs, frames, ways, request.shown),
@@ -413,8 +418,7 @@ def checkpoint_sha256(file: str) -> str:
 
     """
     if "://" in file:
-        folder, _, name = file.rpartition("/")
-        with Storage(folder).local_copy(name) as local:
+        with Storage(file).local_copy() as local:
             return sha256_of(local)
     path = Path(file).expanduser()
     if not path.is_file():
@@ -515,14 +519,6 @@ def _marked(
             for way, images in made.items():
                 marked.flicker[way].append(flicker(np.stack(images), np.stack(true)))
     return marked
-
-
-def _summed_up(marks: Sequence[Marks], videos: Sequence[str]) -> Scores:
-    return {name: interval([mark[name] for mark in marks], videos) for name in marks[0]}
-
-
-def _difference(mine: Marks, other: Marks) -> Marks:
-    return {name: 0.0 if mark == other[name] else mark - other[name] for name, mark in mine.items()}  # infinite, too
 
 
 def _cases(

@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 
 from handdata._version import __version__
 from handdata.pipeline.storage import Storage
-from handdata.pipeline.weights import UPSCALER
+from handdata.pipeline.weights import UPSCALER, sha256_of
 from handdata.schemas.arrays import BoolArray, ByteArray
 from handdata.trainer.checkpoints import averaged_weights, training_licences
 from handdata.trainer.data.augment import Frame
@@ -49,8 +49,8 @@ class CheckpointOrigin:
     def of(cls, checkpoint: str) -> "CheckpointOrigin":
         """Read the origin of a checkpoint, which may be whatever ``load_sampler`` takes."""
         file = averaged_weights(checkpoint)
-        with Storage(file).local_copy() as local, local.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        with Storage(file).local_copy() as local:
+            digest = sha256_of(local)
             licences = training_licences(file, read_stored(str(local)))
         return cls(file, digest, ", ".join(licences))
 

@@ -21,7 +21,7 @@ from handdata.jobs.films import FPS, FilmPoses, poses_of_clip, poses_of_file
 from handdata.jobs.fixing import fix_photo
 from handdata.jobs.outputs import MadeFrom, NamedFrame, PictureFolder
 from handdata.jobs.poses import KeypointsSize, NamedPair, around, is_keypoint_file, other_hands, targets_in
-from handdata.pipeline.annotation.clips import natural
+from handdata.pipeline.annotation.clips import numbered_files
 from handdata.pipeline.annotation.photo import annotate_photo
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.pipeline.shards import read_manifest
@@ -202,7 +202,7 @@ class Sampling:
             UsageError: A target is neither a file nor a sample, or the network needs a reference.
 
         """
-        targets = list(chain.from_iterable(self._loaded(self._request.targets, self._poses, of_poses=True)))
+        targets = list(chain.from_iterable(self._named_targets()))
         pairs: list[NamedPair] = [((), target) for target in targets or [target for _, target in self._drawn_pairs()]]
         return self._transferred("keypoints-only", pairs, Task.POSE_CHANGE, progress)
 
@@ -400,8 +400,7 @@ class Sampling:
         """
         if not self._names_both():
             return []
-        references = self._loaded(self._request.references, lambda name: [self._named_reference(name)])
-        targets = self._loaded(self._request.targets, self._poses, of_poses=True)
+        references, targets = self._named_references(), self._named_targets()
         count = max(len(references), len(targets))
         if not {len(references), len(targets)} <= {1, count}:
             raise UsageError(
@@ -421,14 +420,10 @@ class Sampling:
         if not self._names_both():
             return []
         references = self._moment()
-        return [
-            (references, target)
-            for target in chain.from_iterable(self._loaded(self._request.targets, self._poses, of_poses=True))
-        ]
+        return [(references, target) for target in chain.from_iterable(self._named_targets())]
 
     def _moment(self) -> tuple[NamedFrame, ...]:
-        found = self._loaded(self._request.references, lambda name: [self._named_reference(name)])
-        references = tuple(chain.from_iterable(found))
+        references = tuple(chain.from_iterable(self._named_references()))
         if not references:
             raise UsageError("no reference can be used: why is said above")
         return references
@@ -470,6 +465,12 @@ class Sampling:
         targets = around(found, side, request.turntable, size, scale, self._note)
         return [(references, target) for target in targets]
 
+    def _named_references(self) -> list[Sequence[NamedFrame]]:
+        return self._loaded(self._request.references, lambda name: [NamedFrame(name, self._reference(name))])
+
+    def _named_targets(self) -> list[Sequence[NamedFrame]]:
+        return self._loaded(self._request.targets, self._poses, of_poses=True)
+
     def _loaded(
         self, names: Sequence[str], load: Callable[[str], Sequence[NamedFrame]], of_poses: bool = False
     ) -> list[Sequence[NamedFrame]]:
@@ -483,13 +484,7 @@ class Sampling:
             if not Path(name).is_dir():
                 found.append(load(name))
                 continue
-            files = [
-                file
-                for file in sorted(Path(name).iterdir(), key=lambda file: natural(file.name))
-                if file.is_file()
-                and not file.name.startswith(".")
-                and file.suffix.lower() in (*PHOTOGRAPHS, *KEYPOINT_FILES)
-            ]
+            files = [file for file in numbered_files(Path(name), (*PHOTOGRAPHS, *KEYPOINT_FILES)) if file.is_file()]
             labelled = {file.stem for file in files if is_keypoint_file(file)}
             shown = {file.stem for file in files if not is_keypoint_file(file)}
             files = [
@@ -506,9 +501,6 @@ class Sampling:
                     self._note(f"passed over {error.message}")
                     found.append(())
         return found
-
-    def _named_reference(self, name: str) -> NamedFrame:
-        return NamedFrame(name, self._reference(name))
 
     def _poses(self, name: str) -> list[NamedFrame]:
         path, scale = Path(name), self._settings.crop_scale

@@ -134,6 +134,20 @@ def compare(
         ]
         for way, made in images.items()
     }
+    return summed_up(marks, ours, [pair.sequence for pair in pairs])
+
+
+def summed_up(
+    marks: Mapping[str, Sequence[Mapping[str, float]]], ours: str, videos: Sequence[str]
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Return the scores of each way, and by how much ``ours`` is above each other way, pair by pair.
+
+    Args:
+        marks: Marks of each pair's image, by way.
+        ours: Way that is compared with each other one.
+        videos: Video of each pair.
+
+    """
     above = {
         way: [
             {name: 0.0 if mark == other[name] else mark - other[name] for name, mark in mine.items()}  # infinite, too
@@ -143,19 +157,20 @@ def compare(
         if way != ours
     }
     return (
-        {way: _summed_up(of_way, pairs) for way, of_way in marks.items()},
-        {way: _summed_up(of_way, pairs) for way, of_way in above.items()},
+        {way: mean_scores(of_way, videos) for way, of_way in marks.items()},
+        {way: mean_scores(of_way, videos) for way, of_way in above.items()},
     )
 
 
 def pose_of_truth(pairs: Sequence[MovedPair], find_hands: FindHands) -> Scores:
     """Return how much of the pose the detector finds in the true targets: the most that a generator can reach."""
-    return _summed_up([pose_marks(pair.target.image, pair.target, find_hands) for pair in pairs], pairs)
+    marks = [pose_marks(pair.target.image, pair.target, find_hands) for pair in pairs]
+    return mean_scores(marks, [pair.sequence for pair in pairs])
 
 
-def _summed_up(marks: Sequence[Mapping[str, float]], pairs: Sequence[MovedPair]) -> Scores:
-    groups = [pair.sequence for pair in pairs]
-    return {name: interval([mark[name] for mark in marks], groups) for name in marks[0]}
+def mean_scores(marks: Sequence[Mapping[str, float]], videos: Sequence[str]) -> Scores:
+    """Return the means of the marks of some images, with intervals over their videos."""
+    return {name: interval([mark[name] for mark in marks], videos) for name in marks[0]}
 
 
 def mean_image(images: Sequence[ByteArray]) -> ByteArray:

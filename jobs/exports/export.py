@@ -160,13 +160,11 @@ def export_dataset(
             on_progress(len(exported), len(jobs), samples)
     join = _FORMATS[request.format].join
     exported = sorted((one for one in exported if one.samples), key=lambda one: (one.source, one.split, one.name))
-    if not exported:
-        if join:
-            join(out, exported)
-        out.remove_many((LICENCES_FILE, CARD, STATE))  # the folder is empty, and free for another choice
-        raise _nothing_chosen(request, dataset)
     if join:
         join(out, exported)
+    if not exported:
+        out.remove_many((LICENCES_FILE, CARD, STATE))  # the folder is empty, and free for another choice
+        raise _nothing_chosen(request, dataset)
     manifest = _manifest_of(read_manifest(dataset), exported)
     licences = sum((Counter(one.licences) for one in exported), Counter())
     terms = readme.terms_of_samples(manifest, exported)

@@ -4,6 +4,7 @@ All frames are cut with one square, around the hands of all: the surroundings, a
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -139,7 +140,12 @@ def _folder_records(path: Path, numbers: range) -> tuple[list[HandRecord], int, 
 
 def frame_files(folder: Path) -> list[Path]:
     """Return the images in a folder in the order of the numbers in their names."""
-    found = [file for file in folder.iterdir() if file.suffix.lower() in PHOTOGRAPHS and not file.name.startswith(".")]
+    return numbered_files(folder, PHOTOGRAPHS)
+
+
+def numbered_files(folder: Path, endings: Collection[str]) -> list[Path]:
+    """Return what has one of some endings in a folder, in the order of the numbers in the names."""
+    found = [file for file in folder.iterdir() if file.suffix.lower() in endings and not file.name.startswith(".")]
     return sorted(found, key=lambda file: natural(file.name))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import handdata
@@ -15,26 +14,7 @@ from handdata.adapters.synthesis.dataset import write_dataset as write_synthetic
 from handdata.jobs.films import poses_of_file
 from handdata.pipeline.annotation.photo import read_photo
 from handdata.schemas import UsageError
-from handdata.trainer import presets
-from handdata.trainer.presets import Preset
 from tests.fixtures.commands import CommandResult
-from tests.fixtures.published import published_state, small_published, write_vae
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Preset]:
-    """A small network in the published format, and its settings."""
-    folder = tmp_path_factory.mktemp("weights")
-    preset = small_published(write_vae(folder / "vae"))
-    torch.save({"ema_state_dict": published_state(preset)}, folder / "foundhand.pt")
-    return folder / "foundhand.pt", preset
-
-
-@pytest.fixture
-def checkpoint(weights: tuple[Path, Preset], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The network's file; its preset is ``foundhand-xs``."""
-    monkeypatch.setitem(presets.PRESETS, "foundhand-xs", weights[1])
-    return weights[0]
 
 
 @pytest.fixture(scope="module")

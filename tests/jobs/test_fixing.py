@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import ExifTags, Image, ImageCms
 
 import handdata
@@ -17,34 +16,16 @@ from handdata.pipeline.annotation.photo import PhotoHand, read_photo
 from handdata.pipeline.annotation.regions import marked_region, read_mask, region_of_box
 from handdata.pipeline.settings import AnnotateSettings
 from handdata.schemas import NoHandError, UsageError, hand_rows
-from handdata.trainer import presets
 from handdata.trainer.data.augment import Frame
 from handdata.trainer.pasting import paste_softly
-from handdata.trainer.presets import Preset, SamplingOptions
+from handdata.trainer.presets import SamplingOptions
 from handdata.trainer.samplers import Progress
 from handdata.trainer.tasks import Sampler, load_sampler
 from tests.fixtures.commands import CommandResult
 from tests.fixtures.photographs import encoded, photograph
-from tests.fixtures.published import published_state, small_published, write_vae
 
 SETTINGS = AnnotateSettings(image_size=64)
 STEPS = SamplingOptions(steps=2)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Preset]:
-    """A small network in the published format, and its settings."""
-    folder = tmp_path_factory.mktemp("weights")
-    preset = small_published(write_vae(folder / "vae"))
-    torch.save({"ema_state_dict": published_state(preset)}, folder / "foundhand.pt")
-    return folder / "foundhand.pt", preset
-
-
-@pytest.fixture
-def checkpoint(weights: tuple[Path, Preset], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The network's file; its preset is ``foundhand-xs``."""
-    monkeypatch.setitem(presets.PRESETS, "foundhand-xs", weights[1])
-    return weights[0]
 
 
 @pytest.fixture
